@@ -1,0 +1,38 @@
+# Every target builds .venv first when it has to. ARGS is passed on: make test ARGS="-k actions"
+
+PYTHON_IN_VENV := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1#/p' $(MAKEFILE_LIST) | awk -F '# *' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+venv: .venv/.stamp  ## install the library, its agents and its tools into .venv
+
+demo: .venv/.stamp  ## run the demo
+	$(PYTHON_IN_VENV) -m experiments.demo $(ARGS)
+
+test: .venv/.stamp  ## run the tests
+	$(PYTHON_IN_VENV) -m pytest $(ARGS)
+
+lint: .venv/.stamp  ## check style, formatting and types
+	$(PYTHON_IN_VENV) -m ruff check
+	$(PYTHON_IN_VENV) -m ruff format --check
+	$(PYTHON_IN_VENV) -m pyright
+
+format: .venv/.stamp  ## fix what ruff can fix and format
+	$(PYTHON_IN_VENV) -m ruff check --fix
+	$(PYTHON_IN_VENV) -m ruff format
+
+clean:  ## remove .venv, builds and caches
+	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A .venv whose pip runs is updated in place; any other is made anew. The stamp comes last: only after success.
+.venv/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON_IN_VENV) -m pip --version >/dev/null 2>&1 || { \
+		python=$$(sh scripts/find_python.sh) && \
+		echo "Creating .venv with $$python" && "$$python" -m venv --clear .venv; }
+	$(PYTHON_IN_VENV) -m pip install --disable-pip-version-check -e '.[agents,dev]' -c constraints.txt
+	@touch $@
