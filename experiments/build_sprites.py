@@ -66,8 +66,11 @@ def main() -> None:
         chosen = [np.flatnonzero(labels[source] == c)[start : start + count] for c in range(NUM_CLASSES)]
         arrays[split] = np.stack([sprites(images[source][index]) for index in chosen])
         assert arrays[split].shape == (NUM_CLASSES, count, 28, 28), arrays[split].shape
-    np.savez_compressed(OUTPUT, **arrays)
-    print(f"{OUTPUT.name}: {OUTPUT.stat().st_size / 2**20:.1f} MiB, " + ", ".join(f"{k} {v.shape}" for k, v in arrays.items()))
+    np.savez_compressed(OUTPUT, allow_pickle=False, **arrays)
+    print(
+        f"{OUTPUT.name}: {OUTPUT.stat().st_size / 2**20:.1f} MiB, "
+        + ", ".join(f"{k} {v.shape}" for k, v in arrays.items())
+    )
 
 
 if __name__ == "__main__":

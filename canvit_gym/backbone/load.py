@@ -1,7 +1,9 @@
 """Frozen CanViTs by name, loaded once per process and shared by every environment that asks for the same one."""
 
 import hashlib
-from contextlib import AbstractContextManager
+import io
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -12,6 +14,7 @@ import torch
 from canvit_pytorch import CanViT, CanViTForPretraining, RecurrentState, Viewpoint, sample_at_viewpoint
 from canvit_pytorch.hub import repos
 from canvit_pytorch.hub.loading import hub_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from canvit_gym.backbone.nano import register_nano
@@ -52,7 +55,7 @@ class Backbone:
     def glimpse_size_px(self) -> int:
         return self.scene_size_px // GLIMPSES_PER_SIDE
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def init_state(self, batch_size: int) -> RecurrentState:
@@ -95,6 +98,17 @@ def require_checkpoint_files(name: str, location: str, files: tuple[str, ...]) -
         )
 
 
+LOADING_ERRORS = (AssertionError, AttributeError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError)
+"""What canvit-pytorch and its loaders raise for a file that is damaged or of another kind."""
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Loading leaves no trace: the Hub mixin prints a line per checkpoint, and initialization draws random numbers."""
+    with redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
+        yield
+
+
 def sha256_of(location: str) -> str:
     return hashlib.sha256(Path(hub_file(location, "model.safetensors")).read_bytes()).hexdigest()
 
@@ -104,8 +118,9 @@ def _load(name: str, location: str, device: str, precision: Precision) -> Backbo
     require_checkpoint_files(name, location, ("config.json", "model.safetensors"))
     register_nano()
     try:
-        model = CanViTForPretraining.from_pretrained(location)
-    except (AssertionError, RuntimeError, TypeError, KeyError) as error:
+        with quiet_loading():
+            model = CanViTForPretraining.from_pretrained(location)
+    except LOADING_ERRORS as error:
         raise ValueError(
             f"checkpoint {name!r} ({location}) is not a CanViTForPretraining of canvit-pytorch 0.2: {error}. "
             "Save it with CanViTForPretraining.save_pretrained, or name another checkpoint."
@@ -120,7 +135,10 @@ def resolve_device(device: str) -> torch.device:
     """ "auto" is CUDA where there is one, else the CPU."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    resolved = torch.device(device)
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'auto'") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: PyTorch sees no CUDA device. Use device='cpu' or 'auto'.")
     return resolved

@@ -100,7 +100,7 @@ def _doubled(field: NDArray[np.int16], axis: int) -> NDArray[np.int16]:
 
 
 def _octaves(draws: _Draws, *, channels: int, finest: int, roughness: int) -> NDArray[np.int16]:
-    """[channels, 128, 128] multi-scale noise, about [-256, 256]; roughness (of 16) is an octave's gain over the last."""
+    """[channels, 128, 128] multi-scale noise, about [-256, 256]; roughness / 16 is an octave's gain over the last."""
     size, gain = 4, 32
     field = draws.noise(channels, size)
     while size < SCENE_SIZE_PX:
@@ -167,9 +167,11 @@ def _place(draws: _Draws, side: int, boxes: list[tuple[int, int, int]]) -> tuple
         top = draws.between(_MARGIN_PX, SCENE_SIZE_PX - _MARGIN_PX - side)
         left = draws.between(_MARGIN_PX, SCENE_SIZE_PX - _MARGIN_PX - side)
         if all(
-            top + side + _MARGIN_PX <= t or t + s + _MARGIN_PX <= top
-            or left + side + _MARGIN_PX <= l or l + s + _MARGIN_PX <= left
-            for t, l, s in boxes
+            top + side + _MARGIN_PX <= t
+            or t + s + _MARGIN_PX <= top
+            or left + side + _MARGIN_PX <= x
+            or x + s + _MARGIN_PX <= left
+            for t, x, s in boxes
         ):
             return top, left
     return None
@@ -185,8 +187,13 @@ def _draw_sprite(draws: _Draws, sprites: NDArray[np.uint8]) -> tuple[int, NDArra
 def generate_scene(flavour: Flavour, split: Split, index: int) -> FashionScene:
     """Scene `index` (any integer in [0, 2^63)) of a split.
 
-    Flavour "segmentation" holds 3 to 5 whole items that do not overlap, "classification" exactly one among
-    more fragments. Fragments are small crops of other items, painted below the items; they are background.
+    Flavour "segmentation" holds 3 to 5 whole items that do not overlap (2 where a third finds no room, one
+    scene in a hundred), "classification" exactly one among more fragments. Fragments are small crops of other
+    items, painted below the items; they are background.
+
+    >>> scene = generate_scene("classification", "test", 0)
+    >>> scene.image.shape, len(scene.items), 0 <= scene.class_index < 10
+    ((128, 128, 3), 1, True)
     """
     if not 0 <= index < 2**63:
         raise ValueError(f"scene index must be in [0, 2^63), got {index}")
@@ -203,12 +210,20 @@ def generate_scene(flavour: Flavour, split: Split, index: int) -> FashionScene:
         row = size // 4 + draws.below(size // 2) - height // 2
         col = size // 4 + draws.below(size // 2) - width // 2
         grey, alpha = _resample(
-            sprite, size=size, height=height, width=width,
-            top=min(max(row, 0), size - height), left=min(max(col, 0), size - width),
+            sprite,
+            size=size,
+            height=height,
+            width=width,
+            top=min(max(row, 0), size - height),
+            left=min(max(col, 0), size - width),
         )
         _paint(
-            canvas, draws, grey=grey, alpha=alpha,
-            top=draws.below(SCENE_SIZE_PX - height), left=draws.below(SCENE_SIZE_PX - width),
+            canvas,
+            draws,
+            grey=grey,
+            alpha=alpha,
+            top=draws.below(SCENE_SIZE_PX - height),
+            left=draws.below(SCENE_SIZE_PX - width),
         )
 
     items: list[tuple[int, int, int, int]] = []

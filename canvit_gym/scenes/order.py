@@ -4,13 +4,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def check_shard(shard: tuple[int, int]) -> None:
+    """Raise ValueError where `shard` is not (i, n) with 0 <= i < n."""
+    whole = isinstance(shard, tuple) and len(shard) == 2 and all(type(value) is int for value in shard)
+    if not (whole and 0 <= shard[0] < shard[1]):
+        raise ValueError(f"shard must be (i, n), two ints with 0 <= i < n, got {shard!r}")
+
+
 class SceneOrder:
-    """An endless sequence of scene indices: every pass holds each scene of the shard exactly once."""
+    """An endless sequence of scene indices: every pass holds each scene of the shard exactly once.
+
+    >>> order = SceneOrder(num_scenes=5, shard=(1, 2), shuffle=False)
+    >>> order.take(3, np.random.default_rng(0)).tolist()
+    [1, 3, 1]
+    """
 
     def __init__(self, *, num_scenes: int, shard: tuple[int, int], shuffle: bool) -> None:
+        check_shard(shard)
         index, count = shard
-        if not (count >= 1 and 0 <= index < count):
-            raise ValueError(f"shard must be (i, n) with 0 <= i < n, got {shard}")
         self._scenes = np.arange(index, num_scenes, count)
         if not len(self._scenes):
             raise ValueError(f"shard {shard} of {num_scenes} scenes is empty; use at most {num_scenes} shards")

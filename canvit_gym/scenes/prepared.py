@@ -10,6 +10,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -45,15 +46,19 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "canvit_gym"
 
 
+def _cannot_prepare(path: Path, error: OSError) -> OSError:
+    return OSError(
+        f"cannot prepare FashionScenes in {path.parent}: {error.strerror}. "
+        "Set $CANVIT_GYM_CACHE to a writable directory with enough room (64 KiB a scene)."
+    )
+
+
 def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
     except OSError as error:
-        raise OSError(
-            f"cannot prepare FashionScenes in {path.parent}: {error.strerror}. "
-            "Set $CANVIT_GYM_CACHE to a writable directory."
-        ) from error
+        raise _cannot_prepare(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
             bar = tqdm(
@@ -71,14 +76,22 @@ def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> Non
                 record["class"] = scene.class_index
                 file.write(record.tobytes())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _cannot_prepare(path, error) from error
         raise
 
 
 @dataclass(frozen=True)
 class FashionScenes:
-    """The first `num_scenes` scenes of a split, prepared on disk at first use (about 800 scenes/s)."""
+    """The first `num_scenes` scenes of a split, prepared on disk at first use (about 800 scenes/s).
+
+    >>> scenes = FashionScenes("segmentation", "test", 16)
+    >>> batch = scenes.load(np.array([3, 0]))
+    >>> tuple(batch.images.shape), tuple(batch.labels.shape), len(scenes.classes)
+    ((2, 3, 128, 128), (2, 128, 128), 11)
+    """
 
     flavour: Flavour
     split: Split
@@ -89,6 +102,9 @@ class FashionScenes:
     def __post_init__(self) -> None:
         if self.num_scenes < 1:
             raise ValueError(f"num_scenes must be at least 1, got {self.num_scenes}")
+        for name, value, choices in (("flavour", self.flavour, Flavour), ("split", self.split, Split)):
+            if value not in get_args(choices):
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(get_args(choices))}")
         path = cache_dir() / f"fashion-v{GENERATOR_VERSION}-{self.flavour}-{self.split}-{self.num_scenes}.bin"
         size = self.num_scenes * _RECORD.itemsize
         if not path.exists() or path.stat().st_size != size:

@@ -19,10 +19,16 @@ class SceneBatch:
 class SceneSource(Protocol):
     """Scenes 0 .. num_scenes - 1 of one split."""
 
-    name: str
-    """Data set, split and version, as recorded with results."""
-    classes: tuple[str, ...]
-    scene_size_px: int
+    @property
+    def name(self) -> str:
+        """Data set, split and version, as recorded with results."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def scene_size_px(self) -> int: ...
 
     def __len__(self) -> int: ...
 

@@ -5,7 +5,14 @@ import torch.nn.functional as F
 from canvit_pytorch import CanViTForImageClassification, RecurrentState
 from torch import Tensor
 
-from canvit_gym.backbone.load import Backbone, checkpoint_location, require_checkpoint_files, sha256_of
+from canvit_gym.backbone.load import (
+    LOADING_ERRORS,
+    Backbone,
+    checkpoint_location,
+    quiet_loading,
+    require_checkpoint_files,
+    sha256_of,
+)
 
 
 def load_classifier(name: str, location: str, backbone: Backbone, *, num_classes: int) -> CanViTForImageClassification:
@@ -17,10 +24,11 @@ def load_classifier(name: str, location: str, backbone: Backbone, *, num_classes
     """
     require_checkpoint_files(name, location, ("model.safetensors",))
     try:
-        model = CanViTForImageClassification.from_pretrained_with_probe(
-            pretrained_repo=checkpoint_location(backbone.name), probe_repo=location
-        )
-    except (AssertionError, RuntimeError, TypeError, KeyError) as error:
+        with quiet_loading():
+            model = CanViTForImageClassification.from_pretrained_with_probe(
+                pretrained_repo=checkpoint_location(backbone.name), probe_repo=location
+            )
+    except LOADING_ERRORS as error:
         raise ValueError(
             f"probe {name!r} ({location}) does not fit checkpoint {backbone.name!r}: {error}. A classification probe "
             f"holds weight [classes, {backbone.pretrained.teacher_dim}] and bias [classes]."

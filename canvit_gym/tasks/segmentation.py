@@ -6,7 +6,7 @@ from canvit_pytorch import CanViTForSemanticSegmentation, RecurrentState, Segmen
 from canvit_pytorch.benchmarks.ade20k import per_image_confusion
 from torch import Tensor
 
-from canvit_gym.backbone.load import Backbone, require_checkpoint_files, sha256_of
+from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading, require_checkpoint_files, sha256_of
 
 IGNORE_LABEL = 255
 """Pixels with this label count neither in the loss nor in the score (canvit-pytorch's convention)."""
@@ -24,9 +24,12 @@ def load_probe(name: str, location: str, backbone: Backbone, *, num_classes: int
     """
     require_checkpoint_files(name, location, ("config.json", "model.safetensors"))
     try:
-        probe = SegmentationProbe.from_pretrained(location)
-    except (AssertionError, RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(f"probe {name!r} ({location}) is not a SegmentationProbe of canvit-pytorch: {error}") from error
+        with quiet_loading():
+            probe = SegmentationProbe.from_pretrained(location)
+    except LOADING_ERRORS as error:
+        raise ValueError(
+            f"probe {name!r} ({location}) is not a SegmentationProbe of canvit-pytorch: {error}"
+        ) from error
     if probe.embed_dim != backbone.canvit.canvas_dim:
         raise ValueError(
             f"probe {name!r} reads {probe.embed_dim} channels, but the canvas of checkpoint {backbone.name!r} has "
@@ -41,7 +44,7 @@ def load_probe(name: str, location: str, backbone: Backbone, *, num_classes: int
 
 
 def fused_probe(probe: SegmentationProbe) -> tuple[Tensor, Tensor]:
-    """(W [K, D], b [K]): in evaluation mode the LayerNorm's affine part, BatchNorm and convolution are one affine map."""
+    """(W [K, D], b [K]): in evaluation mode LayerNorm's affine part, BatchNorm and convolution are one affine map."""
     bn = probe.bn
     assert bn.running_mean is not None and bn.running_var is not None
     weight = probe.conv.weight.double().flatten(1)  # [K, D]
@@ -61,7 +64,9 @@ class SegmentationTask:
     name = "segmentation"
     is_dense = True
 
-    def __init__(self, *, backbone: Backbone, probe: SegmentationProbe, classes: tuple[str, ...], location: str) -> None:
+    def __init__(
+        self, *, backbone: Backbone, probe: SegmentationProbe, classes: tuple[str, ...], location: str
+    ) -> None:
         self.classes = classes
         self.probe_sha256 = sha256_of(location)
         self.model = CanViTForSemanticSegmentation(canvit=backbone.canvit, probe=probe).eval()
@@ -78,9 +83,7 @@ class SegmentationTask:
             raise ValueError(f"label maps of {size} px do not divide into {grid} canvas cells")
         labels = labels.to(self._backbone.device)
         cells = labels.view(n, grid, cell, grid, cell)
-        shares = torch.stack(
-            [(cells == c).sum(dim=(2, 4), dtype=torch.int32) for c in range(len(self.classes))], dim=1
-        )
+        shares = torch.stack([(cells == c).sum(dim=(2, 4), dtype=torch.int32) for c in range(len(self.classes))], dim=1)
         return {"labels": labels, "shares": shares.float() / cell**2}
 
     def read(self, state: RecurrentState, canvas_norm: Tensor | None = None) -> Tensor:

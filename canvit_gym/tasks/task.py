@@ -6,7 +6,6 @@ report (mIoU, accuracy). Both are per scene.
 
 from typing import Any, Protocol
 
-import numpy as np
 from canvit_pytorch import RecurrentState
 from torch import Tensor
 
@@ -42,8 +41,3 @@ class Task(Protocol):
     def predict(self, logits: Tensor) -> Any:
         """Dense: [B, H, W] labels at scene size; else [B, K] probabilities."""
         ...
-
-
-def truth_rows(truth: dict[str, Tensor], rows: np.ndarray) -> dict[str, Tensor]:
-    """The truth of some of the batch's scenes."""
-    return {name: value[rows] for name, value in truth.items()}
