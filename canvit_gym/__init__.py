@@ -1,0 +1,12 @@
+"""Gymnasium environments for active vision with a frozen CanViT: choose where to look, build up a canvas.
+
+>>> import gymnasium as gym
+>>> import canvit_gym
+>>> env = gym.make("CanViT/FashionSegmentation-v0")
+"""
+
+from canvit_gym.registration import ENVIRONMENTS, register_environments
+
+__all__ = ["ENVIRONMENTS", "register_environments"]
+
+register_environments()

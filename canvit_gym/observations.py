@@ -1,0 +1,107 @@
+"""Observations: what an agent is shown of what the backbone knows.
+
+An observation is a Dict of the keys asked for; nothing is computed for the others. It never carries the
+label, the score, or pixels that no glimpse has seen.
+
+| key | shape | range | meaning |
+| --- | --- | --- | --- |
+| `canvas` | [D, g, g] | [-sqrt(D), sqrt(D)] | canvas tokens, layer-normalized, mean-pooled to g x g |
+| `uncertainty` | [1, m, m], or [1] where the task is not dense | [0, 1] | the probe's predictive entropy / log K |
+| `acuity` | [1, m, m] | [0, 1] | the finest scale at which each cell has been seen, 0 where never |
+| `cls` | [D_b] | [-sqrt(D_b), sqrt(D_b)] | recurrent CLS token, layer-normalized |
+| `viewpoint` | [3] | [-1, 1] | the last (row, col, scale); zeros before the first |
+| `time` | [1] | [0, 1] | share of the budget left |
+| `glimpse` | [3, px, px] uint8 | [0, 255] | what the backbone saw last; zeros before the first |
+
+D and D_b are the widths of the canvas and of the backbone, g is `canvas_size`, m is `map_size`.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from canvit_pytorch.policies.entropy import predictive_entropy
+from canvit_pytorch.viewpoint import Viewpoint, grid_coords
+from gymnasium import spaces
+from torch import Tensor
+
+ObservationKey = Literal["canvas", "uncertainty", "acuity", "cls", "viewpoint", "time", "glimpse"]
+FloatDtype = Literal["float32", "float16"]
+
+DEFAULT_KEYS: tuple[ObservationKey, ...] = ("canvas", "uncertainty", "acuity", "viewpoint", "time")
+
+
+@dataclass(frozen=True)
+class ObservationLayout:
+    """Which keys, at which sizes: what a policy is built for, and what it records to refuse another."""
+
+    keys: tuple[ObservationKey, ...]
+    canvas_size: int
+    map_size: int
+    dtype: FloatDtype
+    canvas_dim: int
+    backbone_dim: int
+    canvas_grid: int
+    glimpse_size_px: int
+    is_dense: bool
+
+    def __post_init__(self) -> None:
+        known = get_args(ObservationKey)
+        if not self.keys or len(set(self.keys)) != len(self.keys) or not set(self.keys) <= set(known):
+            raise ValueError(
+                f"observations must be distinct keys out of {', '.join(known)}, at least one; got {list(self.keys)}"
+            )
+        if self.dtype not in get_args(FloatDtype):
+            raise ValueError(f"observation_dtype must be one of {', '.join(get_args(FloatDtype))}, got {self.dtype!r}")
+        for name, size in (("canvas_size", self.canvas_size), ("map_size", self.map_size)):
+            if size < 1 or self.canvas_grid % size:
+                raise ValueError(f"{name} must divide the canvas grid of {self.canvas_grid} cells, got {size}")
+
+    @property
+    def space(self) -> spaces.Dict:
+        dtype = np.dtype(self.dtype).type
+
+        def box(low: float, high: float, *shape: int) -> spaces.Box:
+            return spaces.Box(low, high, shape, dtype)
+
+        # LayerNorm bounds a token's entries by sqrt(D - 1); the rest is room for rounding.
+        canvas_bound, cls_bound = (math.ceil(math.sqrt(dim)) for dim in (self.canvas_dim, self.backbone_dim))
+        size = self.map_size
+        pixels = (3, self.glimpse_size_px, self.glimpse_size_px)
+        every: dict[str, spaces.Space] = {
+            "canvas": box(-canvas_bound, canvas_bound, self.canvas_dim, self.canvas_size, self.canvas_size),
+            "uncertainty": box(0, 1, 1, size, size) if self.is_dense else box(0, 1, 1),
+            "acuity": box(0, 1, 1, size, size),
+            "cls": box(-cls_bound, cls_bound, self.backbone_dim),
+            "viewpoint": box(-1, 1, 3),
+            "time": box(0, 1, 1),
+            "glimpse": spaces.Box(0, 255, pixels, np.uint8),
+        }
+        return spaces.Dict({key: every[key] for key in self.keys})
+
+
+def pooled_canvas(canvas_norm: Tensor, *, size: int) -> Tensor:
+    """Layer-normalized patches [B, G*G, D] -> [B, D, size, size], mean-pooled."""
+    grid = math.isqrt(canvas_norm.shape[1])
+    cells = canvas_norm.transpose(1, 2).unflatten(2, (grid, grid))
+    return F.avg_pool2d(cells, grid // size) if size < grid else cells.contiguous()
+
+
+def uncertainty(logits: Tensor, *, size: int) -> Tensor:
+    """[B, K, G, G] -> [B, 1, size, size], or [B, K] -> [B, 1]: predictive entropy as a share of log K."""
+    entropy = (predictive_entropy(logits) / math.log(logits.shape[1])).clamp(0, 1).unsqueeze(1)
+    if entropy.ndim == 2 or size == entropy.shape[-1]:
+        return entropy
+    return F.avg_pool2d(entropy, entropy.shape[-1] // size)
+
+
+def sharpened(acuity: Tensor, viewpoint: Viewpoint) -> Tensor:
+    """The acuity map [B, m, m] after a glimpse: a cell whose center the crop covers has been seen at its scale."""
+    cells = grid_coords(size=acuity.shape[-1], device=acuity.device)
+    offset = (cells - viewpoint.centers.view(-1, 1, 1, 2)).abs().amax(dim=-1)
+    scale = viewpoint.scales.view(-1, 1, 1)
+    before = torch.where(acuity == 0, torch.ones_like(acuity), acuity)
+    return torch.where(offset <= scale, torch.minimum(before, scale), acuity)

@@ -1,0 +1,418 @@
+"""GlimpseVectorEnv: N scenes stepped through one batched CanViT forward. Everything happens here."""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from canvit_pytorch import RecurrentState
+from canvit_pytorch.policies.random import random_viewpoints
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from canvit_gym.actions import validated
+from canvit_gym.config import (
+    EnvConfig,
+    build_actions,
+    build_backbone,
+    build_layout,
+    build_scenes,
+    build_task,
+    config_from_kwargs,
+)
+from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows
+from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
+from canvit_gym.rewards import potential_reward, uses_score
+from canvit_gym.scenes.order import SceneOrder
+
+Observation = dict[str, NDArray[Any]]
+Info = dict[str, Any]
+
+FULL_SCENE = np.array([0, 0, 1], dtype=np.float32)
+
+_AUTORESET = {
+    "next_step": AutoresetMode.NEXT_STEP,
+    "same_step": AutoresetMode.SAME_STEP,
+    "disabled": AutoresetMode.DISABLED,
+}
+_OPTIONS = ("scene", "reset_mask")
+_RENDER_MODES = ("rgb_array", "human")
+RENDER_MODES = list(_RENDER_MODES if display_exists() else _RENDER_MODES[:1])
+"""What this machine can do: "human" opens a window where one exists."""
+
+
+def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
+    if isinstance(mode, AutoresetMode):
+        return mode
+    if not isinstance(mode, str) or mode not in _AUTORESET:
+        raise ValueError(f"unknown autoreset_mode {mode!r}; choose one of {', '.join(_AUTORESET)}")
+    return _AUTORESET[mode]
+
+
+def _after_each_glimpse(
+    curve: NDArray[np.float32], glimpses: NDArray[np.int64], ended: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """[N, budget + 1] by glimpses taken -> [N, budget] after each; an episode stopped early keeps its last value.
+
+    No NaN: two infos that hold the same must compare equal, as Gymnasium's checkers do. Rows not ended are zero.
+    """
+    taken = np.minimum(np.arange(1, curve.shape[1]), glimpses[:, None])
+    return np.where(ended[:, None], np.take_along_axis(curve, taken, axis=1), 0)
+
+
+class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
+    """Active vision on `num_envs` scenes at a time: an action is a viewpoint, an observation what the canvas holds.
+
+    ## Description
+    Each scene is seen through a sequence of glimpses by a frozen CanViT, which remembers what it saw on a
+    scene-wide canvas. After each glimpse a frozen linear probe reads the canvas; the reward is how much better
+    it reads. The agent decides where the next glimpse is taken.
+
+    ## Action Space
+    See canvit_gym.actions. `grid`: Discrete over grid_scales x grid_centers x grid_centers; `continuous`:
+    Box(-1, 1, (3,)); `quadtree`: Discrete over the tiles of levels 0..quadtree_levels. With allow_stop, one
+    more action (or number) ends the episode at no cost.
+
+    ## Observation Space
+    A Dict of the keys asked for: see canvit_gym.observations.
+
+    ## Rewards
+    See canvit_gym.rewards.
+
+    ## Starting State
+    A scene with an empty canvas, then the first glimpse (the full scene by default) taken before the agent acts.
+
+    ## Episode End
+    Terminated when the budget is spent (the first glimpse counts) or the agent stops. Never truncated: the
+    budget is part of the task, and `time` shows it.
+
+    ## Arguments
+    - `dataset`: "fashion-segmentation" or "fashion-classification"; `split`: training (a shuffled pass without
+      replacement), validation or test (in order); `num_scenes` of it; `shard=(i, n)`: every n-th scene from i.
+    - `checkpoint`: "nano", "flagship", a Hub id or a directory; `probe`: a directory, or None for the
+      checkpoint's own; `device`: "auto", "cpu", "cuda"; `precision`: "float32" or "bfloat16" (autocast).
+    - `budget`: glimpses per episode; `first_glimpse`: "full", "random", (row, col, scale), or None (the agent's).
+    - `action`, `min_scale` (continuous), `grid_scales`, `grid_centers` (grid), `quadtree_levels` (quadtree),
+      `allow_stop`, `glimpse_cost`.
+    - `reward`, `observations`, `canvas_size`, `map_size` (None: the canvas grid), `observation_dtype`.
+    - `track_score`: put the score into every info. A segmentation's score costs an upsampling to scene size, so
+      it is computed only where the reward or this asks for it; a classification's is always there.
+    - `autoreset_mode`: "next_step" (Gymnasium's default), "same_step" or "disabled".
+
+    ## Info
+    `scene` (index), `viewpoint` (row, col, scale), `glimpses` (taken), `loss`, `score` (where tracked); when an
+    episode ends also `loss_curve` and `score_curve`, [budget] after each glimpse (an episode that was stopped
+    early keeps its last value to the end of the curve).
+
+    ## Reset options
+    `{"scene": index or [num_envs] indices}` picks scenes; `{"reset_mask": [num_envs] booleans}` resets some.
+
+    ## Examples
+    >>> import gymnasium as gym
+    >>> import canvit_gym
+    >>> envs = gym.make_vec("CanViT/FashionSegmentation-v0", num_envs=3, num_scenes=16, split="test", budget=2)
+    >>> observation, info = envs.reset(seed=0)
+    >>> info["scene"].tolist(), info["glimpses"].tolist()
+    ([0, 1, 2], [1, 1, 1])
+
+    NEXT_STEP: episodes end, and the step after that only begins the next scenes.
+
+    >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
+    >>> terminated.tolist(), info["_loss_curve"].tolist()
+    ([True, True, True], [True, True, True])
+    >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
+    >>> reward.tolist(), terminated.tolist(), info["scene"].tolist()
+    ([0.0, 0.0, 0.0], [False, False, False], [3, 4, 5])
+
+    An action is a viewpoint, and back.
+
+    >>> viewpoints, stop = envs.unwrapped.actions.decode(envs.action_space.sample())
+    >>> viewpoints.shape, stop.tolist()
+    ((3, 3), [False, False, False])
+    >>> top_left_quarter = envs.unwrapped.actions.encode(np.array([[-0.5, -0.5, 0.5]]))
+    >>> envs.unwrapped.actions.decode(top_left_quarter)[0].tolist()
+    [[-0.5, -0.5, 0.5]]
+
+    Choose scenes, and reset some environments only.
+
+    >>> observation, info = envs.reset(options={"scene": 7})
+    >>> info["scene"].tolist()
+    [7, 7, 7]
+    >>> mask = np.array([False, True, False])
+    >>> observation, info = envs.reset(options={"scene": [7, 9, 7], "reset_mask": mask})
+    >>> info["scene"].tolist(), info["_scene"].tolist()
+    ([7, 9, 7], [False, True, False])
+    >>> envs.close()
+
+    ## Version History
+    v0: first release.
+    """
+
+    metadata: dict[str, Any] = {
+        "render_modes": RENDER_MODES,
+        "render_fps": 2,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        render_mode: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < 1:
+            raise ValueError(f"num_envs must be a whole number >= 1, got {num_envs!r}")
+        if render_mode is not None and render_mode not in _RENDER_MODES:
+            raise ValueError(f"unknown render_mode {render_mode!r}; choose one of {', '.join(_RENDER_MODES)}")
+        self.config: EnvConfig = config_from_kwargs(kwargs)
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+
+        self.backbone = build_backbone(self.config)
+        self.scenes = build_scenes(self.config)
+        if self.scenes.scene_size_px != self.backbone.scene_size_px:
+            raise ValueError(
+                f"checkpoint {self.config.checkpoint!r} expects scenes of {self.backbone.scene_size_px} px, "
+                f"but those of {self.config.dataset} have {self.scenes.scene_size_px} px"
+            )
+        self.task = build_task(self.config, self.backbone, self.scenes.classes)
+        self.actions = build_actions(self.config)
+        self.layout = build_layout(self.config, self.backbone, is_dense=self.task.is_dense)
+        self.tracks_score = self.config.track_score or uses_score(self.config.reward) or not self.task.is_dense
+        self.episodes = EpisodeBatch(
+            num=num_envs,
+            backbone=self.backbone,
+            task=self.task,
+            layout=self.layout,
+            scenes=self.scenes,
+            budget=self.config.budget,
+            with_score=self.tracks_score or render_mode is not None,  # for the curve drawn
+        )
+        self._order = SceneOrder(
+            num_scenes=len(self.scenes), shard=self.config.shard, shuffle=self.config.split == "training"
+        )
+        self.single_action_space = self.actions.space
+        self.single_observation_space = self.layout.space
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._started = False
+        self._ended = np.zeros(num_envs, dtype=np.bool_)
+        self._window = None
+        if render_mode == "human":
+            self._window = Window(self.scenes.name, fps=self.metadata["render_fps"])
+
+    @property
+    def state(self) -> RecurrentState:
+        """The backbone's state of every scene. Valid until the next step or reset; clone to keep it."""
+        self._require_open()
+        self._require_started()
+        return cast(RecurrentState, self.episodes.state)
+
+    def reset(  # type: ignore[override]
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, Info]:
+        """Begin new episodes in every environment, or in those of `options["reset_mask"]`.
+
+        The same seed gives the same scenes, observations and rewards.
+        """
+        self._require_open()
+        rows, scene = self._reset_options({} if options is None else options)
+        super().reset(seed=seed)
+        if seed is not None:
+            self._order.restart()
+        self._begin(rows, scene)
+        look = self._first_viewpoints(len(rows))
+        if look is not None:
+            self.episodes.look(rows, look)
+        self._started = True
+        self._ended[rows] = False
+        self._show()
+        return self._observation(), self._infos(np.isin(self.episodes.all_rows, rows), ended=None)
+
+    def step(self, actions: NDArray[Any]) -> tuple[Observation, NDArray[Any], NDArray[Any], NDArray[Any], Info]:
+        """Take one glimpse in every environment, all in one forward; see autoreset_mode for those that ended."""
+        self._require_open()
+        self._require_started()
+        if self.autoreset_mode == AutoresetMode.DISABLED and self._ended.any():
+            raise RuntimeError(
+                f"environments {np.flatnonzero(self._ended).tolist()} have ended: call "
+                'reset(options={"reset_mask": terminations | truncations}) before step, or use another autoreset_mode'
+            )
+        # Ended environments are left only in NEXT_STEP mode: their scene is replaced in this step, whatever the action.
+        fresh = self._ended.copy()
+        chosen = validated(self.single_action_space, actions, num_envs=self.num_envs, ignored=fresh)
+        viewpoints, stop = self.actions.decode(chosen)
+        stop &= ~fresh
+        looking = ~stop
+        if fresh.any():
+            rows = np.flatnonzero(fresh)
+            self._begin(rows, None)
+            first = self._first_viewpoints(len(rows))
+            if first is None:
+                looking &= ~fresh
+            else:
+                viewpoints[rows] = first
+
+        episodes = self.episodes
+        before = (episodes.loss.copy(), episodes.score.copy())
+        if looking.any():
+            rows = np.flatnonzero(looking)
+            episodes.look(rows, viewpoints if len(rows) == self.num_envs else viewpoints[rows])
+        terminated = ((episodes.glimpses >= self.config.budget) | stop) & ~fresh
+        rewards = potential_reward(
+            self.config.reward,
+            loss=(before[0], episodes.loss),
+            score=(before[1], episodes.score),
+            ended=terminated,
+        )
+        rewards -= self.config.glimpse_cost * looking
+        rewards[fresh] = 0
+
+        self._ended = terminated.copy()
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and terminated.any():
+            info = self._replace_ended(terminated)
+        else:
+            info = self._infos(np.ones(self.num_envs, dtype=np.bool_), ended=terminated)
+        self._show()
+        return self._observation(), rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), info
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:  # type: ignore[override]
+        """One RGB frame per environment for "rgb_array"; "human" shows them at every reset and step."""
+        if self.render_mode is None:
+            raise ValueError('render() needs a render mode: make the environment with render_mode="rgb_array"')
+        self._require_open()
+        self._require_started()
+        return None if self.render_mode == "human" else self._frames()
+
+    def _frames(self) -> tuple[NDArray[np.uint8], ...]:
+        colours = canvas_colours(self.backbone, self.scenes)
+        return tuple(draw_frame(self.view(row), colours=colours) for row in range(self.num_envs))
+
+    def _show(self) -> None:
+        if self._window is not None:
+            self._window.show(tile_frames(self._frames()))
+
+    def view(self, row: int) -> EpisodeView:
+        """What a picture of environment `row` shows; holds the truth."""
+        self._require_open()
+        self._require_started()
+        return self.episodes.view(row)
+
+    def observation_tensors(self) -> dict[str, torch.Tensor]:
+        """The current observation as fresh tensors where they were made, without a copy to the host."""
+        self._require_open()
+        self._require_started()
+        return self.episodes.observe()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        if self._window is not None:
+            self._window.close()
+        del self.episodes
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise RuntimeError("this environment is closed; make a new one")
+
+    def _require_started(self) -> None:
+        if not self._started:
+            raise RuntimeError("the environment has no scene yet: call reset() first")
+
+    def _reset_options(self, options: dict[str, Any]) -> tuple[Rows, NDArray[np.int64] | None]:
+        """(rows to reset, their scenes or None)."""
+        if not isinstance(options, dict):
+            raise TypeError(f"options must be a dict with keys out of {', '.join(_OPTIONS)}, got {options!r}")
+        if unknown := sorted(str(key) for key in options if key not in _OPTIONS):
+            raise ValueError(f"unknown reset option {', '.join(unknown)}; there are: {', '.join(_OPTIONS)}")
+        rows = self.episodes.all_rows
+        if "reset_mask" in options:
+            mask = np.asarray(options["reset_mask"])
+            if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
+                raise ValueError(
+                    f"options['reset_mask'] must be {self.num_envs} booleans, at least one true; "
+                    f"got {mask.dtype} of shape {mask.shape}: {mask}"
+                )
+            rows = np.flatnonzero(mask)
+            if not self._started and len(rows) < self.num_envs:
+                raise RuntimeError(
+                    f"options['reset_mask'] leaves out environments {np.flatnonzero(~mask).tolist()}, which have no "
+                    "scene yet: call reset() without it first"
+                )
+        if "scene" not in options:
+            return rows, None
+        try:
+            scene = np.asarray(options["scene"])
+        except ValueError:  # a ragged list, refused below
+            scene = np.zeros(0)
+        if not np.issubdtype(scene.dtype, np.integer) or scene.shape not in ((), (self.num_envs,)):
+            raise ValueError(
+                f"options['scene'] must be one scene index or {self.num_envs} of them, got {options['scene']!r}"
+            )
+        scene = np.broadcast_to(scene, (self.num_envs,)).astype(np.int64)[rows]
+        if ((scene < 0) | (scene >= len(self.scenes))).any():
+            raise ValueError(f"options['scene'] must lie in [0, {len(self.scenes) - 1}], got {options['scene']!r}")
+        return rows, scene
+
+    def _begin(self, rows: Rows, scene: NDArray[np.int64] | None) -> None:
+        if scene is None:
+            scene = self._order.take(len(rows), self.np_random)
+        self.episodes.begin(rows, scene, read=self.config.first_glimpse is None)
+
+    def _first_viewpoints(self, count: int) -> NDArray[np.float32] | None:
+        first = self.config.first_glimpse
+        if first is None:
+            return None
+        if first == "random":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(self.np_random.integers(2**63)))
+                viewpoint = random_viewpoints(batch_size=count, device=torch.device("cpu"))
+            return torch.cat([viewpoint.centers, viewpoint.scales.unsqueeze(1)], dim=1).numpy()
+        row = FULL_SCENE if first == "full" else np.array(first, dtype=np.float32)
+        return np.tile(row, (count, 1))
+
+    def _observation(self, rows: Rows | None = None) -> Observation:
+        return {key: value.cpu().numpy() for key, value in self.episodes.observe(rows).items()}
+
+    def _infos(self, mask: NDArray[np.bool_], *, ended: NDArray[np.bool_] | None) -> Info:
+        """Gymnasium's vector infos: arrays over environments, each with the mask `_key` of where it holds."""
+        episodes = self.episodes
+        last = np.maximum(episodes.glimpses - 1, 0)
+        values: Info = {
+            "scene": episodes.scene.copy(),
+            "viewpoint": episodes.viewpoints[episodes.all_rows, last],
+            "glimpses": episodes.glimpses.copy(),
+            "loss": episodes.loss.copy(),
+        }
+        if self.tracks_score:
+            values["score"] = episodes.score.copy()
+        masks = dict.fromkeys(values, mask)
+        if ended is not None and ended.any():
+            values["loss_curve"] = _after_each_glimpse(episodes.loss_curve, episodes.glimpses, ended)
+            if self.tracks_score:
+                values["score_curve"] = _after_each_glimpse(episodes.score_curve, episodes.glimpses, ended)
+            masks |= {key: ended for key in ("loss_curve", "score_curve") if key in values}
+        return values | {f"_{key}": held.copy() for key, held in masks.items()}
+
+    def _replace_ended(self, ended: NDArray[np.bool_]) -> Info:
+        """SAME_STEP: keep the last observation and info of ended episodes, then begin new ones in their place."""
+        rows = np.flatnonzero(ended)
+        last = self._observation(rows)
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        for i, row in enumerate(rows):
+            final_obs[row] = {key: value[i] for key, value in last.items()}
+        final_info = self._infos(ended, ended=ended)
+        self._begin(rows, None)
+        first = self._first_viewpoints(len(rows))
+        if first is not None:
+            self.episodes.look(rows, first)
+        self._ended[rows] = False
+        info = self._infos(np.ones(self.num_envs, dtype=np.bool_), ended=None)
+        return info | {
+            "final_obs": final_obs,
+            "_final_obs": ended.copy(),
+            "final_info": final_info,
+            "_final_info": ended.copy(),
+        }
