@@ -1,0 +1,121 @@
+"""Hyperparameters of PPO by environment id: agents/hyperparameters.yml, and overrides."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agents.callbacks import EntropyFloor
+from canvit_gym.config import EnvConfig
+
+FILE = Path(__file__).with_name("hyperparameters.yml")
+POLICY_KWARGS = ("channels", "context_dim", "blocks", "upsample", "log_std_init")
+ENTROPY_FLOOR = ("start", "end", "low", "high", "rate")
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """One entry of the file; see there for what they mean."""
+
+    total_timesteps: int
+    env_kwargs: dict[str, Any]
+    n_envs: int
+    n_steps: int
+    batch_size: int
+    n_epochs: int
+    learning_rate: float | str
+    clip_range: float | str
+    gamma: float
+    gae_lambda: float
+    vf_coef: float
+    max_grad_norm: float
+    normalize_advantage: bool
+    target_kl: float | None
+    normalize_reward: bool
+    ent_coef: float
+    entropy_floor: dict[str, float] | None
+    policy_kwargs: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for name in ("total_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"hyperparameter {name} must be a whole number >= 1, got {value!r}")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"hyperparameter {name} must lie in [0, 1], got {getattr(self, name)!r}")
+        for name in ("learning_rate", "clip_range"):
+            schedule(getattr(self, name), name=name)
+        if unknown := sorted(set(self.policy_kwargs) - set(POLICY_KWARGS)):
+            raise ValueError(f"unknown policy_kwargs {', '.join(unknown)}; there are: {', '.join(POLICY_KWARGS)}")
+        if self.entropy_floor is not None:
+            if set(self.entropy_floor) != set(ENTROPY_FLOOR):
+                raise ValueError(
+                    f"entropy_floor must be null or hold {', '.join(ENTROPY_FLOOR)}; got {self.entropy_floor}"
+                )
+            EntropyFloor(**self.entropy_floor)
+        if (self.n_envs * self.n_steps) % self.batch_size or self.batch_size < 2:
+            raise ValueError(
+                f"batch_size must be at least 2 and divide a rollout of n_envs * n_steps = {self.n_envs} * "
+                f"{self.n_steps} = {self.n_envs * self.n_steps} decisions, got {self.batch_size}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def schedule(value: float | str, *, name: str) -> Callable[[float], float]:
+    """A constant, or "lin_x": x at the beginning (progress remaining 1), 0 at the end."""
+    linear = isinstance(value, str) and value.startswith("lin_")
+    try:
+        number = float(value.removeprefix("lin_") if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if (isinstance(value, str) and not linear) or not 0 < number < float("inf"):
+        raise ValueError(f'hyperparameter {name} must be a number > 0 or "lin_" and one, got {value!r}')
+    return (lambda remaining: number * remaining) if linear else (lambda _: number)
+
+
+def load_hyperparameters(env_id: str, overrides: dict[str, Any] | None = None) -> Hyperparameters:
+    """The file's entry for `env_id`, with overrides; dicts are merged one level deep.
+
+    Raises:
+        ValueError: no entry for the environment, an unknown hyperparameter, or a bad value.
+    """
+    entries = yaml.safe_load(FILE.read_text())
+    if env_id not in entries or env_id == "default":
+        there = ", ".join(key for key in entries if key != "default")
+        raise ValueError(f"{FILE} has no entry for {env_id!r}; there are: {there}. Add one to train on it.")
+    known = [field.name for field in fields(Hyperparameters)]
+    values = dict(entries[env_id])
+    for name, value in (overrides or {}).items():
+        if name not in known:
+            raise ValueError(f"unknown hyperparameter {name!r}; there are: {', '.join(known)}")
+        both = isinstance(value, dict) and isinstance(values[name], dict)
+        values[name] = values[name] | value if both else value
+    return Hyperparameters(**values)
+
+
+def num_decisions(config: EnvConfig) -> int:
+    """Of an episode that is not stopped early."""
+    return config.budget - (config.first_glimpse is not None)
+
+
+def ends_with_rollouts(config: EnvConfig) -> bool:
+    """Whether a rollout of whole episodes ends with every scene replaced, and its successor's state is a
+    function of
+    the scene alone."""
+    return not config.allow_stop and config.first_glimpse != "random"
+
+
+def check_fit(hyper: Hyperparameters, config: EnvConfig) -> None:
+    """Raise ValueError where rollouts would end in the middle of episodes."""
+    decisions = num_decisions(config)
+    if ends_with_rollouts(config) and hyper.n_steps % decisions:
+        raise ValueError(
+            f"n_steps must be a multiple of the {decisions} decisions of an episode (budget "
+            f"{config.budget}), so that rollouts hold whole episodes; got {hyper.n_steps}. Try --hyper "
+            f"'{{\"n_steps\": {max(1, round(hyper.n_steps / decisions)) * decisions}}}'"
+        )

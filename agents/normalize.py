@@ -1,0 +1,74 @@
+"""Rewards standardized per time step.
+
+How much a glimpse brings depends most on how many came before it. Statistics per decision take that out, so
+that every decision of an episode teaches on the same scale.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from agents.policy import require_finite
+
+
+class PerStepNormalize(VecEnvWrapper):
+    """(reward - mean) / standard deviation, both running, of the rewards of that decision of an episode (0,
+    1, ...).
+
+    With center=False only the scale changes: for agents that may stop, to whom the reward's sign says whether
+    a glimpse is worth its cost.
+    """
+
+    def __init__(
+        self,
+        venv: VecEnv,
+        *,
+        num_decisions: int,
+        center: bool = True,
+        clip: float = 5.0,
+        epsilon: float = 1e-8,
+    ) -> None:
+        super().__init__(venv)
+        self.center, self.clip, self.epsilon = center, clip, epsilon
+        self.count = np.zeros(num_decisions)
+        self.mean = np.zeros(num_decisions)
+        self.squares = np.zeros(num_decisions)
+        """Sums of squared deviations from the mean."""
+        self._decision = np.zeros(self.num_envs, dtype=np.int64)
+
+    def reset(self) -> VecEnvObs:
+        self._decision[:] = 0
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observation, rewards, dones, infos = self.venv.step_wait()
+        require_finite({"the environment's reward": rewards})
+        self._update(rewards)
+        normalized = self.normalize(rewards, self._decision)
+        self._decision = np.where(dones, 0, self._decision + 1)
+        return observation, normalized, dones, infos
+
+    def normalize(self, rewards: NDArray[np.float32], decision: NDArray[np.int64]) -> NDArray[np.float32]:
+        """[N] rewards of decisions [N] by the statistics so far."""
+        deviation = np.sqrt(self.squares / np.maximum(self.count, 1) + self.epsilon)[decision]
+        centered = rewards - self.mean[decision] if self.center else rewards
+        return np.clip(centered / deviation, -self.clip, self.clip).astype(np.float32)
+
+    def _update(self, rewards: NDArray[np.float32]) -> None:
+        """Chan's parallel update, one decision at a time."""
+        for index in np.unique(self._decision):
+            batch = rewards[self._decision == index].astype(np.float64)
+            n, delta = len(batch), batch.mean() - self.mean[index]
+            total = self.count[index] + n
+            self.mean[index] += delta * n / total
+            self.squares[index] += ((batch - batch.mean()) ** 2).sum() + delta**2 * self.count[index] * n / total
+            self.count[index] = total
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("count", "mean", "squares")}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value.numpy().copy())

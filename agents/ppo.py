@@ -1,0 +1,62 @@
+"""PPO that stops at the first number that is not finite, before it reaches a parameter."""
+
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import DictRolloutBuffer
+from torch import Tensor
+
+from agents.policy import require_finite
+
+
+class GradientWatch:
+    """Names the parameter whose gradient is not finite, as the backward pass made it (before clipping mixes
+    them).
+
+    The sums of all gradients are looked at together, once per optimizer step: one synchronization on a GPU.
+    """
+
+    def __init__(self, policy: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._sums: dict[str, Tensor] = {}
+        for name, parameter in policy.named_parameters():
+            parameter.register_post_accumulate_grad_hook(self._watcher(name))
+        optimizer.register_step_pre_hook(self._before_step)
+
+    def _watcher(self, name: str) -> Any:
+        def watch(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            self._sums[name] = parameter.grad.sum()
+
+        return watch
+
+    def _before_step(self, *_: Any) -> None:
+        sums, self._sums = self._sums, {}
+        finite = torch.stack(list(sums.values())).isfinite()
+        if not bool(finite.all()):
+            bad = [name for name, ok in zip(sums, finite.tolist(), strict=True) if not ok]
+            raise FloatingPointError(f"the gradient of {', '.join(bad[:3])} is not finite")
+
+
+class GlimpsePPO(PPO):
+    """Stable-Baselines3's PPO, with checks.
+
+    Raises:
+        FloatingPointError: rewards, advantages, logits, values, losses or gradients hold a NaN or an
+        infinity.
+            Names the tensor; the parameters are those of before the offending optimizer step.
+    """
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._watch = GradientWatch(self.policy, self.policy.optimizer)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_watch"]
+
+    def train(self) -> None:
+        buffer = self.rollout_buffer
+        assert isinstance(buffer, DictRolloutBuffer)
+        names = ("rewards", "values", "log_probs", "advantages", "returns")
+        require_finite({f"rollout buffer {name}": getattr(buffer, name) for name in names})
+        super().train()

@@ -1,0 +1,109 @@
+"""What a policy was trained on, recorded beside its weights so that it refuses anything else."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from canvit_gym.actions import Actions, ContinuousActions, DiscreteActions
+from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.observations import ObservationLayout
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What must be the same for a policy's weights to mean anything; plain JSON values."""
+
+    backbone_sha256: str
+    probe_sha256: str
+    layout: dict[str, Any]
+    actions: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PolicyRecord:
+    """Plain JSON values, but for the environment's configuration."""
+
+    env_id: str
+    env: EnvConfig
+    inputs: Inputs
+    network: dict[str, Any]
+    """Keyword arguments of ViewpointPolicy beyond what the environment decides."""
+    hyperparameters: dict[str, Any]
+    provenance: dict[str, Any]
+    training: dict[str, Any]
+    """Decisions trained for, and what evaluation found."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"env": self.env.to_json()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "PolicyRecord":
+        return cls(**values | {"env": EnvConfig(**values["env"]), "inputs": Inputs(**values["inputs"])})
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return json.loads(json.dumps(value))
+
+
+def describe_layout(layout: ObservationLayout) -> dict[str, Any]:
+    return _plain(asdict(layout))
+
+
+def describe_actions(actions: Actions) -> dict[str, Any]:
+    if isinstance(actions, DiscreteActions):
+        table = hashlib.sha256(np.ascontiguousarray(actions.viewpoints, dtype="<f4").tobytes()).hexdigest()
+        return {
+            "kind": "discrete",
+            "n": int(actions.space.n),
+            "stop": actions.allow_stop,
+            "table_sha256": table,
+        }
+    assert isinstance(actions, ContinuousActions), actions
+    return {"kind": "continuous", "min_scale": actions.min_scale, "stop": actions.allow_stop}
+
+
+def describe_inputs(config: EnvConfig) -> Inputs:
+    """The inputs that an environment of this configuration has, with the checkpoints as they are now."""
+    backbone = build_backbone(config)
+    # One scene: all that is asked of the data set here is its classes.
+    task = build_task(config, backbone, build_scenes(replace(config, num_scenes=1, shard=(0, 1))).classes)
+    return Inputs(
+        backbone_sha256=backbone.sha256,
+        probe_sha256=task.probe_sha256,
+        layout=describe_layout(build_layout(config, backbone, is_dense=task.is_dense)),
+        actions=describe_actions(build_actions(config)),
+    )
+
+
+def require_same(trained: Inputs, found: Inputs, *, who: str) -> None:
+    """Raise ValueError where a policy trained on `trained` would be given something else.
+
+    The probe counts only where the policy sees it, through `uncertainty`.
+    """
+    differences: list[str] = []
+    if trained.backbone_sha256 != found.backbone_sha256:
+        differences.append(
+            f"the backbone: trained on sha256 {trained.backbone_sha256}, found {found.backbone_sha256} "
+            "(use that checkpoint, or train a policy on this one)"
+        )
+    if "uncertainty" in trained.layout["keys"] and trained.probe_sha256 != found.probe_sha256:
+        differences.append(
+            f"the probe behind `uncertainty`: trained on sha256 {trained.probe_sha256}, found "
+            f"{found.probe_sha256} (use that probe, or train a policy on this one)"
+        )
+    for what, ours, theirs in (
+        ("observation layout", trained.layout, found.layout),
+        ("action space", trained.actions, found.actions),
+    ):
+        for name in sorted(set(ours) | set(theirs)):
+            if ours.get(name) != theirs.get(name):
+                differences.append(
+                    f"the {what}: trained on {name}={ours.get(name)!r}, found {theirs.get(name)!r} "
+                    "(make the environment with the keyword arguments in the policy's policy.json)"
+                )
+    if differences:
+        raise ValueError(f"{who} does not fit this environment. It differs in " + "; in ".join(differences))

@@ -1,0 +1,140 @@
+"""The state of a training run between two updates: all that the next one depends on.
+
+Tensors, numbers and strings only: written by torch.save and read with weights_only=True, so that nothing is
+ever unpickled. A run restored from it goes on as if it had never stopped, to the bit on the CPU.
+
+Environments are restored in one of two ways. Where every rollout ends with its episodes (no stop action, a
+first glimpse that draws no random number), the scenes that all environments have just begun are recorded and
+begun again. Elsewhere episodes are cut: the scene order and the random generator are recorded, then every
+environment is reset, in the run that goes on exactly as in the one that resumes.
+"""
+
+import copy
+import json
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.hyperparameters import ends_with_rollouts
+from agents.normalize import PerStepNormalize
+from agents.ppo import GlimpsePPO
+from canvit_gym.sb3 import GlimpseVecEnv
+
+State = dict[str, Any]
+
+
+def random_state() -> State:
+    """Of every global generator that PyTorch, NumPy and Python's random draw from."""
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, words, next_gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
+        "python": [version, list(words), next_gauss],
+    }
+
+
+def set_random_state(state: State) -> None:
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, words, next_gauss = state["python"]
+    random.setstate((version, tuple(words), next_gauss))
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Whatever is drawn inside, the generators go on as if nothing had been."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+def _glimpse_env(model: GlimpsePPO) -> GlimpseVecEnv:
+    assert model.env is not None
+    env = model.env.unwrapped
+    assert isinstance(env, GlimpseVecEnv), env
+    return env
+
+
+def _normalizer(model: GlimpsePPO) -> PerStepNormalize | None:
+    return model.env if isinstance(model.env, PerStepNormalize) else None
+
+
+def begin_episodes(model: GlimpsePPO) -> None:
+    """Reset every environment; the next rollout begins there."""
+    assert model.env is not None
+    model._last_obs = model.env.reset()  # type: ignore[assignment]
+    model._last_episode_starts = np.ones(model.env.num_envs, dtype=np.bool_)
+
+
+def capture(model: GlimpsePPO) -> State:
+    """The state at a rollout's beginning. Where episodes are cut there, this cuts them (see above)."""
+    env = _glimpse_env(model)
+    envs, normalizer = env.glimpse_envs, _normalizer(model)
+    whole = ends_with_rollouts(envs.config)
+    state: State = {
+        "num_timesteps": model.num_timesteps,
+        "n_updates": model._n_updates,
+        "policy": {k: v.detach().clone() for k, v in model.policy.state_dict().items()},
+        "optimizer": copy.deepcopy(model.policy.optimizer.state_dict()),
+        "ent_coef": model.ent_coef,
+        "normalizer": normalizer.state_dict() if normalizer is not None else {},
+        "random": random_state(),
+        "scene_order": {
+            "generator": json.dumps(envs.np_random.bit_generator.state),
+            "pass": torch.from_numpy(envs._order._pass.copy()),
+        },
+        "scenes": envs.episodes.scene.tolist() if whole else [],
+    }
+    if whole:
+        begun = int(envs.config.first_glimpse is not None)
+        assert (envs.episodes.glimpses == begun).all(), f"a rollout ended within episodes: {envs.episodes.glimpses}"
+    else:
+        begin_episodes(model)
+    return state
+
+
+def restore(model: GlimpsePPO, state: State) -> None:
+    """Make a fresh model of the same configuration the one that `capture` saw."""
+    env, normalizer = _glimpse_env(model), _normalizer(model)
+    model.num_timesteps = state["num_timesteps"]
+    model._n_updates = state["n_updates"]
+    model.policy.load_state_dict(state["policy"])
+    model.policy.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+    model.ent_coef = state["ent_coef"]
+    if normalizer is not None:
+        normalizer.load_state_dict(state["normalizer"])
+    env.seed(0)  # makes a generator of the right kind, whose state is replaced below
+    if state["scenes"]:
+        env.set_options([{"scene": scene} for scene in state["scenes"]])
+    begin_episodes(model)
+    env.glimpse_envs.np_random.bit_generator.state = json.loads(state["scene_order"]["generator"])
+    env.glimpse_envs._order._pass = state["scene_order"]["pass"].numpy().copy()
+    set_random_state(state["random"])
+
+
+def save_state(path: Path, state: State) -> None:
+    """Atomically."""
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def load_state(path: Path) -> State:
+    return torch.load(path, map_location="cpu", weights_only=True)

@@ -1,0 +1,146 @@
+"""GlimpseVectorEnv as a Stable-Baselines3 VecEnv. The one module of the library that imports an RL library.
+
+The native vector env steps all scenes in one batched forward; this adapter only rearranges what it returns
+into SB3's conventions: the observation of an ended episode goes to its info's `terminal_observation`, the
+returned one is already the next scene's first, and `reset_infos` holds that scene's info.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from canvit_gym.vector_env import GlimpseVectorEnv, Observation
+
+# What a single environment calls by these names.
+_SINGLE = {"action_space": "single_action_space", "observation_space": "single_observation_space"}
+_WHOLE_BATCH_METHODS = ("reset", "step", "close")
+
+
+def make_sb3_env(env_id: str, num_envs: int, **kwargs: Any) -> "GlimpseVecEnv":
+    """`num_envs` scenes of a registered id as one VecEnv; kwargs are the environment's."""
+    envs = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", autoreset_mode="same_step", **kwargs)
+    return GlimpseVecEnv(envs)
+
+
+def _rows(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
+    """Gymnasium's dict of arrays with `_key` masks -> one dict per environment."""
+    columns = {key: value for key, value in info.items() if not key.startswith("_")}
+    if all(info[f"_{key}"].all() for key in columns):
+        lists = [value.tolist() if value.ndim == 1 else list(value) for value in columns.values()]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
+    rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+    for key, value in columns.items():
+        held = np.flatnonzero(info[f"_{key}"])
+        for row, entry in zip(held, value[held].tolist() if value.ndim == 1 else value[held], strict=True):
+            rows[row][key] = entry
+    return rows
+
+
+class GlimpseVecEnv(VecEnv):
+    """A GlimpseVectorEnv in SAME_STEP mode, wrapped or not, as SB3 sees it.
+
+    The environments are one object: `get_attr` gives every index the same value, `set_attr` and `env_method`
+    act on all of them. Seeds: `seed(s)` seeds the whole batch with s at the next reset.
+    """
+
+    actions: NDArray[Any]
+
+    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+        inner = envs.unwrapped
+        if not isinstance(inner, GlimpseVectorEnv):
+            raise TypeError(f"GlimpseVecEnv adapts a GlimpseVectorEnv, got {type(inner).__name__}")
+        if inner.autoreset_mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                "SB3 needs an environment whose ended episodes are replaced within the step, but "
+                "autoreset_mode is "
+                f'{inner.autoreset_mode}: make it with autoreset_mode="same_step", or use make_sb3_env'
+            )
+        self.envs = envs
+        self.glimpse_envs = inner
+        super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+
+    def reset(self) -> Observation:  # type: ignore[override]
+        """New scenes everywhere, with the seed and options set by seed() and set_options()."""
+        observation, info = self.envs.reset(seed=self._seeds[0], options=self._merged_options())
+        self.reset_infos = _rows(info, self.num_envs)
+        self._reset_seeds()
+        self._reset_options()
+        return observation
+
+    def _merged_options(self) -> dict[str, Any] | None:
+        """SB3 keeps options per environment; the vector env takes one dict, with a list of scenes."""
+        if not any(self._options):
+            return None
+        if bad := sorted({key for options in self._options for key in options} - {"scene"}):
+            raise ValueError(f"unknown reset option {', '.join(bad)}; through SB3 there is one: scene")
+        missing = [i for i, options in enumerate(self._options) if "scene" not in options]
+        if missing:
+            raise ValueError(f"environments {missing} have no scene in their options: give every environment one")
+        return {"scene": [options["scene"] for options in self._options]}
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        self.actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observation, rewards, terminated, truncated, info = self.envs.step(self.actions)
+        dones = terminated | truncated
+        final_obs, final_info = info.pop("final_obs", None), info.pop("final_info", None)
+        infos = _rows({k: v for k, v in info.items() if not k.startswith("_final")}, self.num_envs)
+        if dones.any():
+            ended = _rows(cast(dict[str, Any], final_info), self.num_envs)
+            for row in np.flatnonzero(dones):
+                self.reset_infos[row] = infos[row]
+                infos[row] = ended[row] | {"terminal_observation": cast(Any, final_obs)[row]}
+        for row_info in infos:
+            row_info["TimeLimit.truncated"] = False  # the budget is part of the task
+        return observation, rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        self.envs.close()
+
+    def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
+        """One RGB frame per environment; needs render_mode="rgb_array"."""
+        return cast(Sequence[NDArray[np.uint8]], self.envs.render())
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        value = getattr(self.glimpse_envs, _SINGLE.get(attr_name, attr_name))
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        self._require_all(f"set_attr({attr_name!r})", indices)
+        setattr(self.glimpse_envs, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """`render` gives every index its frame; any other method runs once, for all indices."""
+        if method_name in _WHOLE_BATCH_METHODS:
+            raise ValueError(
+                f"env_method({method_name!r}) would {method_name} single environments, but these advance "
+                "together: "
+                f"call {method_name}() of the VecEnv"
+            )
+        result = getattr(self.glimpse_envs, method_name)(*method_args, **method_kwargs)
+        return [result[i] if method_name == "render" else result for i in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Whether a Gymnasium vector wrapper of that class lies around the environments."""
+        found, envs = False, self.envs
+        while isinstance(envs, VectorWrapper):
+            found = found or isinstance(envs, cast(type, wrapper_class))
+            envs = envs.env
+        return [found for _ in self._get_indices(indices)]
+
+    def _require_all(self, what: str, indices: VecEnvIndices) -> None:
+        if len(set(self._get_indices(indices))) < self.num_envs:
+            raise ValueError(
+                f"{what} for environments {list(self._get_indices(indices))} only: the {self.num_envs} "
+                "environments "
+                "are one object, so leave indices out"
+            )

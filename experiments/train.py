@@ -1,0 +1,495 @@
+"""Train a PPO agent to choose viewpoints.
+
+    python -m experiments.train --env CanViT/FashionSegmentation-v0 --run-dir runs/segmentation
+    python -m experiments.train --run-dir runs/segmentation --resume
+
+A run directory holds best/ and last/ (policies: see agents.checkpoint), config.json, provenance.json (one
+entry per start), training_state.pt (what --resume goes on from), tensorboard/ and, once finished,
+result.json. The best policy is the one with the least validation loss after the last glimpse.
+
+Ctrl-C saves the state after the last complete update. A resumed run equals an uninterrupted one, to the bit
+on the CPU. Numbers of decisions count one per environment and step: a rollout of 64 environments and 8 steps
+has 512.
+"""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import tyro
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from tqdm import tqdm
+
+import canvit_gym
+from agents.callbacks import EntropyFloor, ViewpointStatistics
+from agents.checkpoint import replace_file, save_policy
+from agents.hyperparameters import (
+    Hyperparameters,
+    check_fit,
+    load_hyperparameters,
+    num_decisions,
+    schedule,
+)
+from agents.learned import LearnedPolicy
+from agents.normalize import PerStepNormalize
+from agents.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo import GlimpsePPO
+from agents.record import PolicyRecord, describe_inputs
+from agents.training_state import (
+    State,
+    begin_episodes,
+    capture,
+    load_state,
+    preserved_random_state,
+    restore,
+    save_state,
+)
+from canvit_gym.backbone.load import resolve_device
+from canvit_gym.config import EnvConfig, build_actions, config_from_kwargs
+from canvit_gym.evaluation import evaluate
+from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
+from experiments.provenance import provenance
+
+log = logging.getLogger(__name__)
+
+CONFIG, PROVENANCE, STATE, RESULT = "config.json", "provenance.json", "training_state.pt", "result.json"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    run_dir: Path
+    """Policies, logs and the training state go here."""
+    env: str = "CanViT/FashionSegmentation-v0"
+    """Environment id."""
+    env_kwargs: str = "{}"
+    """Keyword arguments of the environment, as JSON: '{"action": "continuous"}'."""
+    total_timesteps: int | None = None
+    """Decisions to train for. None: as in agents/hyperparameters.yml."""
+    seed: int = 0
+    hyper: str = "{}"
+    """Overrides of agents/hyperparameters.yml, as JSON: '{"n_epochs": 4, "learning_rate": "lin_5e-4"}'."""
+    eval_every: int = 20_000
+    """Decisions between evaluations on validation scenes (and one at the end). 0: never."""
+    eval_scenes: int | None = None
+    """Validation scenes to evaluate on. None: all."""
+    checkpoint_every: int = 20_000
+    """Decisions between saved training states. Ctrl-C saves one in any case."""
+    resume: bool = False
+    """Go on with the run in run_dir, with its settings; a larger --total-timesteps extends it."""
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    run_dir: Path
+    num_timesteps: int
+    interrupted: bool
+    """By Ctrl-C or a callback; go on with resume=True."""
+    best_policy_dir: Path
+    last_policy_dir: Path
+    evaluations: list[dict[str, Any]]
+    """In order: num_timesteps, score and loss after every glimpse."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the outcome of a run; recorded in config.json."""
+
+    env: str
+    env_kwargs: dict[str, Any]
+    total_timesteps: int
+    seed: int
+    hyper: dict[str, Any]
+    eval_every: int
+    eval_scenes: int | None
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    """All of them, as resolved when the run began: a resumed run does not follow later edits of the file."""
+
+
+def json_object(text: str, *, option: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} must be a JSON object such as '{{\"seed\": 1}}', got {text!r}: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{option} must be a JSON object such as '{{\"seed\": 1}}', got {text!r}")
+    return value
+
+
+def env_config(env_id: str, env_kwargs: dict[str, Any]) -> EnvConfig:
+    """The configuration of a registered id with keyword arguments.
+
+    Raises:
+        ValueError: unknown id, or a bad value. TypeError: unknown keyword.
+    """
+    if env_id not in canvit_gym.ENVIRONMENTS:
+        raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(canvit_gym.ENVIRONMENTS)}")
+    return config_from_kwargs({**gym.spec(env_id).kwargs, **env_kwargs})
+
+
+def make_training_env(env_id: str, config: EnvConfig, hyper: Hyperparameters, env_kwargs: dict[str, Any]) -> VecEnv:
+    """GlimpseVecEnv, VecMonitor (returns as the environment pays them), PerStepNormalize."""
+    envs = VecMonitor(make_sb3_env(env_id, hyper.n_envs, **env_kwargs))
+    if not hyper.normalize_reward:
+        return envs
+    return PerStepNormalize(envs, num_decisions=num_decisions(config), center=not config.allow_stop)
+
+
+def make_model(env: VecEnv, config: EnvConfig, hyper: Hyperparameters, *, seed: int) -> GlimpsePPO:
+    glimpse_env = env.unwrapped
+    assert isinstance(glimpse_env, GlimpseVecEnv)
+    return GlimpsePPO(
+        ViewpointPolicy,
+        env,
+        learning_rate=schedule(hyper.learning_rate, name="learning_rate"),
+        n_steps=hyper.n_steps,
+        batch_size=hyper.batch_size,
+        n_epochs=hyper.n_epochs,
+        gamma=hyper.gamma,
+        gae_lambda=hyper.gae_lambda,
+        clip_range=schedule(hyper.clip_range, name="clip_range"),
+        normalize_advantage=hyper.normalize_advantage,
+        ent_coef=hyper.ent_coef,
+        vf_coef=hyper.vf_coef,
+        max_grad_norm=hyper.max_grad_norm,
+        target_kl=hyper.target_kl,
+        policy_kwargs={**policy_kwargs_for(glimpse_env.glimpse_envs.actions), **hyper.policy_kwargs},
+        seed=seed,
+        device=resolve_device(config.device),
+    )
+
+
+def ppo_for_throughput(env_id: str, *, num_envs: int, env_kwargs: dict[str, Any]) -> GlimpsePPO:
+    """The model that `train` makes, with `num_envs` scenes, ready to learn, logging nowhere."""
+    hyper = load_hyperparameters(env_id)
+    hyper = replace(hyper, n_envs=num_envs, batch_size=min(hyper.batch_size, num_envs * hyper.n_steps))
+    env_kwargs = {**hyper.env_kwargs, **env_kwargs}
+    config = env_config(env_id, env_kwargs)
+    check_fit(hyper, config)
+    model = make_model(make_training_env(env_id, config, hyper, env_kwargs), config, hyper, seed=0)
+    model.set_logger(Logger(None, []))
+    return model
+
+
+class Run(BaseCallback):
+    """What happens between updates: evaluation, snapshots, checkpoints. And the progress bar."""
+
+    def __init__(self, config: TrainConfig, settings: Settings, env: EnvConfig, record: PolicyRecord) -> None:
+        super().__init__()
+        self.config, self.settings, self.env, self.record = config, settings, env, record
+        self.evaluations: list[dict[str, Any]] = []
+        self.snapshot: State | None = None
+        """The state after the last complete update."""
+        self.saved_at = -1
+        self.bar: tqdm[Any] | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.run_dir
+
+    def resume_from(self, state: State) -> None:
+        self.evaluations = json.loads(state["evaluations"])
+        self.saved_at = state["num_timesteps"]
+
+    def _on_training_start(self) -> None:
+        self.bar = tqdm(
+            total=self.settings.total_timesteps,
+            initial=self.model.num_timesteps,
+            desc="Training",
+            unit="decision",
+            unit_scale=True,
+            mininterval=0.5,
+            disable=None if self.config.progress else True,
+        )
+
+    def _on_step(self) -> bool:
+        if self.bar is not None:
+            self.bar.update(self.training_env.num_envs)
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self._between_updates(finished=False)
+
+    def _on_training_end(self) -> None:
+        if self.model.num_timesteps >= self.settings.total_timesteps:  # else a callback ended it within a rollout
+            self._between_updates(finished=True)
+
+    def _between_updates(self, *, finished: bool) -> None:
+        assert isinstance(self.model, GlimpsePPO)
+        now = self.model.num_timesteps
+        self._show_progress()
+        self.snapshot = capture(self.model) | {"evaluations": json.dumps(self.evaluations)}
+        every = self.settings.eval_every
+        last = self.evaluations[-1]["num_timesteps"] if self.evaluations else 0
+        if every and (now // every > last // every or (finished and now > last)):
+            self._evaluate()
+            self.snapshot["evaluations"] = json.dumps(self.evaluations)
+        if (
+            finished
+            or self.saved_at < 0
+            or now // self.config.checkpoint_every > self.saved_at // self.config.checkpoint_every
+        ):
+            self.save()
+        if finished:
+            self.logger.dump(now)
+
+    def save(self) -> None:
+        """The snapshot and its policy, to disk."""
+        if self.snapshot is None or (
+            self.saved_at == self.snapshot["num_timesteps"] and (self.run_dir / "last").exists()
+        ):
+            return
+        policy = self.model.policy
+        assert isinstance(policy, ViewpointPolicy)
+        policy.load_state_dict(self.snapshot["policy"])  # Ctrl-C may have come within an update
+        save_policy(self.run_dir / "last", policy, self._record(self.snapshot["num_timesteps"]))
+        save_state(self.run_dir / STATE, self.snapshot)
+        self.saved_at = self.snapshot["num_timesteps"]
+
+    def _record(self, num_timesteps: int) -> PolicyRecord:
+        evaluations = [e for e in self.evaluations if e["num_timesteps"] == num_timesteps]
+        validation = evaluations[-1] if evaluations else None
+        return replace(self.record, training={"num_timesteps": num_timesteps, "validation": validation})
+
+    def _evaluate(self) -> None:
+        """Every validation scene once, with the most likely viewpoints; keeps the policy if best so far."""
+        policy = self.model.policy
+        assert isinstance(policy, ViewpointPolicy)
+        policy.set_training_mode(False)
+        policy.record = self.record
+        with preserved_random_state():
+            result = evaluate(
+                LearnedPolicy(policy),
+                config=replace(self.env, split="validation", num_scenes=self.settings.eval_scenes),
+            )
+        score, loss = result.score(), result.mean_loss()
+        best = min((e["loss"][-1] for e in self.evaluations), default=float("inf"))
+        self.evaluations.append(
+            {
+                "num_timesteps": self.num_timesteps,
+                "metric": result.metric,
+                "score": score.tolist(),
+                "loss": loss.tolist(),
+            }
+        )
+        for t in range(len(score)):
+            self.logger.record(f"eval/{result.metric}_glimpse_{t + 1}", float(score[t]))
+            self.logger.record(f"eval/loss_glimpse_{t + 1}", float(loss[t]))
+        self.logger.dump(self.num_timesteps)
+        if loss[-1] < best:
+            save_policy(self.run_dir / "best", policy, self._record(self.num_timesteps))
+        if self.bar is not None:
+            self.bar.write(
+                f"{self.num_timesteps:>9,} decisions: validation {result.metric} {100 * score[-1]:.2f} %, "
+                f"loss {loss[-1]:.4f} after glimpse {len(score)}"
+            )
+
+    def _show_progress(self) -> None:
+        assert isinstance(self.model, GlimpsePPO)
+        if self.bar is None or self.model.ep_info_buffer is None:
+            return
+        returns = [info["r"] for info in self.model.ep_info_buffer]
+        values = {"reward": np.mean(returns) if returns else None} | {
+            short: self.logger.name_to_value.get(name)
+            for short, name in (("entropy", "rollout/entropy"), ("loss", "train/loss"))
+        }
+        self.bar.set_postfix({k: f"{v:.3f}" for k, v in values.items() if v is not None}, refresh=False)
+
+
+def _prepare(config: TrainConfig) -> tuple[Settings, State | None]:
+    """The run's settings, and the state to resume from. Refuses what is wrong before touching anything."""
+    for name, least in (("eval_every", 0), ("checkpoint_every", 1)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    run_dir = config.run_dir
+    settings = _fresh_settings(config)
+    begun, finished = (run_dir / CONFIG).exists(), (run_dir / RESULT).exists()
+    if not config.resume:
+        if finished:
+            done = json.loads((run_dir / RESULT).read_text())["num_timesteps"]
+            raise FileExistsError(
+                f"{run_dir} holds a finished run of {done:,} decisions. Choose another run directory, or "
+                f"extend this run with --resume and --total-timesteps above {done}."
+            )
+        if begun:
+            raise FileExistsError(
+                f"{run_dir} holds an unfinished run. Go on with it with --resume, or choose another run directory."
+            )
+        return settings, None
+    if not begun:
+        raise FileNotFoundError(
+            f"{run_dir} holds no run to resume: {CONFIG} is missing. Leave out --resume to begin one."
+        )
+    settings = _resumed_settings(config, settings, Settings(**json.loads((run_dir / CONFIG).read_text())))
+    state = load_state(run_dir / STATE) if (run_dir / STATE).exists() else None
+    if state is not None and finished and state["num_timesteps"] >= settings.total_timesteps:
+        raise ValueError(
+            f"{run_dir} holds a finished run of {state['num_timesteps']:,} decisions: to extend it, ask for "
+            f"--total-timesteps above {state['num_timesteps']} (got {settings.total_timesteps})"
+        )
+    return settings, state
+
+
+def _fresh_settings(config: TrainConfig) -> Settings:
+    env_kwargs = json_object(config.env_kwargs, option="--env-kwargs")
+    overrides = json_object(config.hyper, option="--hyper")
+    env_config(config.env, env_kwargs)  # an unknown id is named before the lack of hyperparameters for it
+    hyper = load_hyperparameters(config.env, overrides)
+    total = hyper.total_timesteps if config.total_timesteps is None else config.total_timesteps
+    if total < 1:
+        raise ValueError(f"total_timesteps must be at least 1, got {total}")
+    env = env_config(config.env, {**hyper.env_kwargs, **env_kwargs})
+    if env.split != "training":
+        raise ValueError(
+            f"agents train on split='training', got {env.split!r}: validation scenes choose the best "
+            "policy, and test scenes are for experiments that compare policies"
+        )
+    check_fit(hyper, env)
+    return Settings(
+        env=config.env,
+        env_kwargs=env_kwargs,
+        total_timesteps=total,
+        seed=config.seed,
+        hyper=overrides,
+        eval_every=config.eval_every,
+        eval_scenes=config.eval_scenes,
+        hyperparameters=hyper.to_json(),
+    )
+
+
+def _resumed_settings(config: TrainConfig, asked: Settings, saved: Settings) -> Settings:
+    """The run's own; whatever else was asked for must agree with them, but for the number of decisions."""
+    defaults = TrainConfig(run_dir=config.run_dir)
+    for name in ("env", "env_kwargs", "seed", "hyper", "eval_every", "eval_scenes"):
+        given = getattr(config, name) != getattr(defaults, name)
+        if given and getattr(asked, name) != getattr(saved, name):
+            raise ValueError(
+                f"the run in {config.run_dir} was begun with {name}={getattr(saved, name)!r}, not "
+                f"{getattr(asked, name)!r}: leave it out to go on with that run, or choose another run "
+                "directory"
+            )
+    return replace(saved, total_timesteps=config.total_timesteps or saved.total_timesteps)
+
+
+def _begin_run_dir(config: TrainConfig, settings: Settings, origin: dict[str, Any]) -> None:
+    run_dir = config.run_dir
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        previous = json.loads((run_dir / PROVENANCE).read_text()) if (run_dir / PROVENANCE).exists() else []
+        replace_file(run_dir / PROVENANCE, (json.dumps([*previous, origin], indent=2) + "\n").encode())
+        replace_file(run_dir / CONFIG, (json.dumps(asdict(settings), indent=2) + "\n").encode())
+        (run_dir / RESULT).unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the run directory {run_dir}: {error.strerror or error}. Choose another with --run-dir."
+        ) from error
+
+
+def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> TrainResult:
+    """Train, or go on training. `callbacks` are SB3's, called after this function's own.
+
+    Raises:
+        FileExistsError, FileNotFoundError, OSError: the run directory holds a run (or none, to resume), or
+        cannot be
+            written.
+        ValueError, TypeError: unknown environment, keyword or hyperparameter, or bad values.
+        FloatingPointError: a NaN or an infinity; the last checkpoint is kept.
+    """
+    settings, state = _prepare(config)
+    hyper = Hyperparameters(**settings.hyperparameters)
+    env_kwargs = {**hyper.env_kwargs, **settings.env_kwargs}
+    env_cfg = env_config(settings.env, env_kwargs)
+    check_fit(hyper, env_cfg)
+    origin = provenance()
+    _begin_run_dir(config, settings, origin)
+    run_dir = config.run_dir
+    record = PolicyRecord(
+        env_id=settings.env,
+        env=env_cfg,
+        inputs=describe_inputs(env_cfg),
+        network=hyper.policy_kwargs,
+        hyperparameters=settings.hyperparameters,
+        provenance=origin,
+        training={},
+    )
+    env = make_training_env(settings.env, env_cfg, hyper, env_kwargs)
+    model = make_model(env, env_cfg, hyper, seed=settings.seed)
+    folder = str(run_dir / "tensorboard")
+    model.set_logger(Logger(folder, [TensorBoardOutputFormat(folder)]))
+    run = Run(config, settings, env_cfg, record)
+    if state is None:
+        begin_episodes(model)
+    else:
+        restore(model, state)
+        run.resume_from(state)
+    learning: list[BaseCallback] = [run, ViewpointStatistics(build_actions(env_cfg))]
+    if hyper.entropy_floor is not None:
+        learning.append(EntropyFloor(**hyper.entropy_floor))
+
+    began, interrupted = time.monotonic(), False
+    try:
+        # SB3 counts from num_timesteps on, so that total_timesteps is what remains.
+        remaining = settings.total_timesteps - model.num_timesteps
+        model.learn(remaining, callback=[*learning, *callbacks], reset_num_timesteps=False)
+        interrupted = model.num_timesteps < settings.total_timesteps  # a callback said so
+    except KeyboardInterrupt:
+        interrupted = True
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"training stopped at decision {model.num_timesteps:,}, optimizer epoch {model._n_updates}: "
+            f"{error}. The last "
+            f"good checkpoint, of decision {max(run.saved_at, 0):,}, is kept in {run_dir} ({STATE} and "
+            "last/). A smaller "
+            "learning_rate or max_grad_norm may help: begin a new run with --hyper."
+        ) from error
+    finally:
+        if run.bar is not None:
+            run.bar.close()
+        model.logger.close()
+        env.close()
+    if interrupted:
+        run.save()
+    last, best = run_dir / "last", run_dir / "best"
+    done = run.snapshot["num_timesteps"] if run.snapshot is not None else model.num_timesteps
+    result = TrainResult(
+        run_dir=run_dir,
+        num_timesteps=done,
+        interrupted=interrupted,
+        best_policy_dir=best if best.exists() else last,
+        last_policy_dir=last,
+        evaluations=run.evaluations,
+    )
+    if not interrupted:
+        summary = {"num_timesteps": done, "seconds": time.monotonic() - began, "evaluations": run.evaluations}
+        replace_file(run_dir / RESULT, (json.dumps(summary, indent=2) + "\n").encode())
+    return result
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = tyro.cli(TrainConfig, description=__doc__)
+    try:
+        result = train(config)
+    except (OSError, ValueError, TypeError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    if result.interrupted:
+        log.info(
+            "Interrupted after %s decisions; all but the update that was under way is in %s. Go on with:\n"
+            "  python -m experiments.train --run-dir %s --resume",
+            f"{result.num_timesteps:,}", result.run_dir, result.run_dir,
+        )  # fmt: skip
+        sys.exit(130)
+    log.info("Best policy: %s. TensorBoard: tensorboard --logdir %s", result.best_policy_dir, result.run_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,353 @@
+"""Policies read the map, learn from it, and are kept without pickles."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+
+from agents.callbacks import EntropyFloor, decision_index, normalized_entropy
+from agents.checkpoint import load_policy, save_policy
+from agents.hyperparameters import check_fit, load_hyperparameters, schedule
+from agents.learned import LearnedPolicy
+from agents.networks import ViewpointHead, interpolation_matrix
+from agents.normalize import PerStepNormalize
+from agents.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo import GlimpsePPO
+from agents.record import PolicyRecord, describe_inputs
+from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
+from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.evaluation import evaluate
+
+SPACE = spaces.Dict(
+    {
+        "canvas": spaces.Box(-12, 12, (16, 8, 8)),
+        "uncertainty": spaces.Box(0, 1, (1, 16, 16)),
+        "acuity": spaces.Box(0, 1, (1, 16, 16)),
+        "viewpoint": spaces.Box(-1, 1, (3,)),
+        "time": spaces.Box(0, 1, (1,)),
+    }
+)
+ACTIONS = {
+    "grid": DiscreteActions(grid_viewpoints(scales=(0.5, 0.25), centers=5)),
+    "quadtree": DiscreteActions(quadtree_viewpoints(levels=2), allow_stop=True),
+    "continuous": ContinuousActions(allow_stop=True),
+}
+
+
+def make_policy(space: spaces.Dict, actions: Any, **kwargs: Any) -> ViewpointPolicy:
+    torch.manual_seed(0)
+    return ViewpointPolicy(space, actions.space, lambda _: 1e-3, **policy_kwargs_for(actions), **kwargs)
+
+
+def observations(space: spaces.Dict, count: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {key: torch.rand(count, *(box.shape or ()), generator=generator) for key, box in space.items()}
+
+
+def test_interpolation_is_bilinear_and_row_first() -> None:
+    """A map that is linear in row and column is sampled exactly, away from the border."""
+    size = 8
+    cells = (2 * np.arange(size) + 1) / size - 1
+    plane = torch.from_numpy(3 * cells[:, None] - cells[None, :]).float().flatten()
+    centers = np.array([[0, 0], [0.3, -0.5], [-0.8, 0.1]], dtype=np.float32)
+    sampled = interpolation_matrix(centers, size=size) @ plane
+    np.testing.assert_allclose(sampled, 3 * centers[:, 0] - centers[:, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_logits_follow_the_table(shuffled: bool) -> None:
+    """Whatever the order of the table: each row's logit comes from its own scale's map at its own center."""
+    table = quadtree_viewpoints(levels=2)
+    if shuffled:
+        table = table[np.random.default_rng(0).permutation(len(table))]
+    head = ViewpointHead(table, channels=4, grid=8, upsample=2, allow_stop=True)
+    features = torch.randn(3, 4, 8, 8)
+    with torch.no_grad():
+        logits = head(features)
+        maps = torch.nn.functional.pixel_shuffle(head.score_maps(features), 2)
+        bias = head.scale_bias(features.mean(dim=(2, 3)))
+        scales = list(dict.fromkeys(table[:, 2].tolist()))
+        for row, viewpoint in enumerate(table):
+            index = scales.index(viewpoint[2].item())
+            where = torch.tensor([[[[viewpoint[1], viewpoint[0]]]]]).expand(3, -1, -1, -1)
+            sampled = torch.nn.functional.grid_sample(
+                maps[:, index : index + 1], where, padding_mode="border", align_corners=False
+            )
+            torch.testing.assert_close(logits[:, row], sampled[:, 0, 0, 0] + bias[:, index])
+        torch.testing.assert_close(logits[:, -1], bias[:, -1])
+    assert logits.shape == (3, len(table) + 1)
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_every_action_kind_acts_and_learns(kind: str) -> None:
+    actions = ACTIONS[kind]
+    policy = make_policy(SPACE, actions)
+    given = observations(SPACE, 6)
+    chosen, values, log_prob = policy(given)
+    assert values.shape == (6, 1) and log_prob.shape == (6,)
+    assert chosen.shape == (6, *(actions.space.shape or ()))
+    _, log_prob, entropy = policy.evaluate_actions(given, chosen.detach())
+    assert entropy is not None
+    (log_prob.sum() + values.sum() + entropy.sum()).backward()
+    silent = [name for name, p in policy.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not silent, silent
+    with torch.no_grad():
+        policy.action_net.get_submodule("mean" if kind == "continuous" else "score_maps").weight.mul_(100)  # type: ignore[operator, union-attr]
+    other = given | {"uncertainty": given["uncertainty"].flip(-1)}
+
+    def parameters(given: dict[str, torch.Tensor]) -> torch.Tensor:
+        inner = policy.get_distribution(given).distribution
+        return inner.mean if kind == "continuous" else inner.logits  # type: ignore[union-attr]
+
+    assert not torch.allclose(parameters(given), parameters(other), atol=1e-3)
+
+
+@pytest.mark.parametrize("key", [*SPACE.spaces, "everything but time"])
+def test_any_key_may_be_left_out(key: str) -> None:
+    keep = ["time"] if key == "everything but time" else [k for k in SPACE.spaces if k != key]
+    space = spaces.Dict({k: SPACE[k] for k in keep})
+    actions, _, _ = make_policy(space, ACTIONS["grid"])(observations(space, 2))
+    assert actions.shape == (2,)
+
+
+def test_pixels_are_refused() -> None:
+    space = spaces.Dict({**SPACE.spaces, "glimpse": spaces.Box(0, 255, (3, 32, 32), np.uint8)})
+    with pytest.raises(ValueError, match="leave 'glimpse' out"):
+        make_policy(space, ACTIONS["grid"])
+
+
+class MarkedCell(VecEnv):
+    """One-step episodes: one cell of `uncertainty` is marked; reward 1 for a viewpoint close to it."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.render_mode = None
+        self.table = grid_viewpoints(scales=(0.25,), centers=8)
+        space = spaces.Dict({"uncertainty": spaces.Box(0, 1, (1, 16, 16)), "time": spaces.Box(0, 1, (1,))})
+        super().__init__(num_envs, space, spaces.Discrete(len(self.table)))
+        self.rng = np.random.default_rng(0)
+
+    def reset(self) -> Any:
+        self.target = self.rng.integers(len(self.table), size=self.num_envs)
+        marked = np.zeros((self.num_envs, 1, 16, 16), dtype=np.float32)
+        row, col = ((self.table[self.target, :2] + 1) * 8).astype(int).T
+        marked[np.arange(self.num_envs), 0, row, col] = 1
+        return {"uncertainty": marked, "time": np.ones((self.num_envs, 1), dtype=np.float32)}
+
+    def step_async(self, actions: Any) -> None:
+        self.chosen = actions
+
+    def step_wait(self) -> Any:
+        distance = np.abs(self.table[self.chosen, :2] - self.table[self.target, :2]).max(axis=1)
+        rewards = (distance < 0.25).astype(np.float32)
+        infos = [{"TimeLimit.truncated": False} for _ in rewards]
+        return self.reset(), rewards, np.ones(self.num_envs, dtype=bool), infos
+
+    def close(self) -> None: ...
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        return [getattr(self, attr_name)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None: ...
+
+    def env_method(self, method_name: str, *args: Any, **kwargs: Any) -> list[Any]:
+        return []
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: VecEnvIndices = None) -> list[bool]:
+        return [False] * self.num_envs
+
+
+def ppo(env: VecEnv, actions: Any, **kwargs: Any) -> GlimpsePPO:
+    defaults: dict[str, Any] = dict(n_steps=4, batch_size=64, n_epochs=4, gamma=0.0, learning_rate=3e-3, device="cpu")
+    return GlimpsePPO(
+        ViewpointPolicy,
+        env,
+        seed=0,
+        policy_kwargs=policy_kwargs_for(actions) | {"channels": 16},
+        **defaults | kwargs,
+    )
+
+
+def test_ppo_finds_the_marked_cell() -> None:
+    env = MarkedCell(32)
+    model = ppo(env, DiscreteActions(env.table))
+    model.learn(8_000)
+    observation = env.reset()
+    chosen, _ = model.predict(observation, deterministic=True)
+    env.step_async(chosen)
+    assert env.step_wait()[1].mean() > 0.8  # about 0.1 by chance
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_parameters() -> None:
+    env = MarkedCell(8)
+    model = ppo(env, DiscreteActions(env.table), batch_size=32)
+    head = model.policy.action_net.get_submodule("score_maps")
+    head.weight.register_hook(lambda grad: torch.full_like(grad, float("nan")))  # type: ignore[operator, union-attr]
+    before = {k: v.clone() for k, v in model.policy.state_dict().items()}
+    with pytest.raises(FloatingPointError, match=r"gradient of action_net.score_maps.weight is not finite"):
+        model.learn(32)
+    assert all(torch.equal(v, before[k]) for k, v in model.policy.state_dict().items())
+
+
+def test_rewards_are_standardized_per_decision() -> None:
+    class TwoStep(MarkedCell):
+        """Decision 0 pays N(10, 1), decision 1 pays N(0, 5)."""
+
+        def step_wait(self) -> Any:
+            second = getattr(self, "second", np.zeros(self.num_envs, dtype=bool))
+            noise = self.rng.standard_normal(self.num_envs)
+            rewards = np.where(second, 5 * noise, 10 + noise).astype(np.float32)
+            self.second = ~second
+            return self.reset(), rewards, second, [{} for _ in rewards]
+
+    for center in (True, False):
+        env = PerStepNormalize(TwoStep(64), num_decisions=2, center=center)
+        env.reset()
+        rewards = np.stack([env.step(np.zeros(64, dtype=int))[1] for _ in range(100)])[20:]
+        np.testing.assert_allclose(env.mean, [10, 0], atol=0.3)
+        np.testing.assert_allclose(np.sqrt(env.squares / env.count), [1, 5], rtol=0.05)
+        for decision, mean in ((0, 0 if center else 5), (1, 0)):  # 10 deviations are clipped to 5
+            assert rewards[decision::2].mean() == pytest.approx(mean, abs=0.1)
+        assert rewards[1::2].std() == pytest.approx(1, rel=0.1)
+        other = PerStepNormalize(TwoStep(2), num_decisions=2)
+        other.load_state_dict(env.state_dict())
+        np.testing.assert_array_equal(other.mean, env.mean)
+
+
+def test_entropy_is_one_for_uniform_distributions() -> None:
+    discrete, box = spaces.Discrete(64), spaces.Box(-1, 1, (3,))
+    assert normalized_entropy(np.full((4, 4), -np.log(64)), discrete) == pytest.approx(1)
+    assert normalized_entropy(np.full((4, 4), -3 * np.log(2)), box) == pytest.approx(1)
+    starts = np.array([[1, 1], [0, 1], [0, 0], [1, 0]])
+    np.testing.assert_array_equal(decision_index(starts), [[0, 0], [1, 0], [2, 1], [0, 2]])
+
+
+def test_entropy_floor_pushes_both_ways() -> None:
+    env = MarkedCell(8)
+    model = ppo(env, DiscreteActions(env.table), batch_size=32, ent_coef=0.01)
+    with torch.no_grad():  # the fresh policy is nearly uniform; this one is not
+        model.policy.get_parameter("action_net.score_maps.weight").mul_(300)
+    for start, factor in ((1.0, 1.5), (0.0, 1 / 1.5)):
+        model.ent_coef = 0.01
+        model.learn(32, callback=EntropyFloor(start=start, end=start, low=1e-4, high=1, rate=1.5))
+        assert model.ent_coef == pytest.approx(0.01 * factor)
+    with pytest.raises(ValueError, match="end <= start"):
+        EntropyFloor(start=0.1, end=0.5, low=1e-4, high=1, rate=1.5)
+
+
+CONFIG = EnvConfig(split="validation", num_scenes=6, device="cpu", grid_centers=4, budget=3)
+
+
+def saved(directory: Path, config: EnvConfig = CONFIG) -> ViewpointPolicy:
+    actions = build_actions(config)
+    inputs = describe_inputs(config)
+    torch.manual_seed(0)
+    layout = build_layout(config, build_backbone(config), is_dense=inputs.layout["is_dense"])
+    policy = ViewpointPolicy(layout.space, actions.space, lambda _: 0.0, channels=8, **policy_kwargs_for(actions))
+    record = PolicyRecord(
+        env_id="CanViT/FashionSegmentation-v0", env=config, inputs=inputs, network={"channels": 8},
+        hyperparameters={}, provenance={}, training={},
+    )  # fmt: skip
+    policy.record = record
+    save_policy(directory, policy, record)
+    return policy
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"action": "continuous"},
+        {"action": "quadtree", "allow_stop": True},
+        {"first_glimpse": None},
+        {"dataset": "fashion-classification"},
+        {"observation_dtype": "float16", "observations": ("canvas", "cls")},
+    ],
+    ids=str,
+)
+def test_saved_policies_act_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    config = replace(CONFIG, **changes)
+    policy = saved(tmp_path, config)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("unpickled")
+
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    monkeypatch.setattr(torch, "load", refuse)
+    loaded = load_policy(tmp_path, device="cpu")
+    for deterministic in (True, False):
+        results = [evaluate(LearnedPolicy(p, deterministic=deterministic), config=config) for p in (policy, loaded)]
+        assert np.array_equal(results[0].viewpoints, results[1].viewpoints)
+    viewpoints = results[0].viewpoints
+    if config.first_glimpse == "full":
+        assert (viewpoints[:, 0] == (0, 0, 1)).all()
+    assert (np.abs(viewpoints[..., :2]).max(axis=-1) <= 1 - viewpoints[..., 2] + 1e-6).all()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["policy.json", "policy.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"canvas_size": 4}, r"observation layout: trained on canvas_size=8, found 4"),
+        ({"observations": ("canvas", "time")}, r"observation layout: trained on keys="),
+        ({"grid_centers": 8}, r"action space: trained on n=32, found 128"),
+        ({"grid_scales": (0.5, 0.3)}, r"action space: trained on table_sha256="),
+        ({"action": "continuous"}, r"action space: trained on kind='discrete', found 'continuous'"),
+    ],
+)
+def test_another_environment_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    policy = saved(tmp_path)
+    other = replace(CONFIG, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_policy(tmp_path, config=other)
+    if "layout" in message:
+        with pytest.raises(ValueError, match=message):
+            evaluate(LearnedPolicy(policy), config=other)
+
+
+@pytest.mark.parametrize("what", ["backbone", "probe"])
+def test_other_weights_are_refused(tmp_path: Path, what: str) -> None:
+    saved(tmp_path)
+    record = json.loads((tmp_path / "policy.json").read_text())
+    record["inputs"][f"{what}_sha256"] = "0" * 64
+    (tmp_path / "policy.json").write_text(json.dumps(record))
+    found = getattr(describe_inputs(CONFIG), f"{what}_sha256")
+    with pytest.raises(ValueError, match=f"{what}.*trained on sha256 {'0' * 64}, found {found}"):
+        load_policy(tmp_path)
+
+
+def test_damaged_policies_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no policy\.safetensors"):
+        load_policy(tmp_path)
+    saved(tmp_path)
+    (tmp_path / "policy.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match="does not hold the weights"):
+        load_policy(tmp_path)
+
+
+def test_hyperparameters() -> None:
+    hyper = load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epochs": 7, "policy_kwargs": {"blocks": 1}})
+    assert hyper.n_epochs == 7
+    assert hyper.policy_kwargs == {"channels": 32, "context_dim": 64, "blocks": 1, "upsample": 2}
+    assert [schedule("lin_2e-3", name="x")(p) for p in (1.0, 0.5)] == [2e-3, 1e-3]
+    with pytest.raises(ValueError, match=r"unknown hyperparameter 'n_epoch'; there are: .*n_epochs"):
+        load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epoch": 7})
+    with pytest.raises(ValueError, match="batch_size must be at least 2 and divide"):
+        load_hyperparameters("CanViT/FashionSegmentation-v0", {"batch_size": 100})
+    with pytest.raises(ValueError, match="unknown policy_kwargs width; there are: channels"):
+        load_hyperparameters("CanViT/FashionSegmentation-v0", {"policy_kwargs": {"width": 3}})
+    with pytest.raises(ValueError, match="entropy_floor must be null or hold start"):
+        load_hyperparameters("CanViT/FashionSegmentation-v0", {"entropy_floor": {"begin": 3}})
+    assert load_hyperparameters("CanViT/FashionSegmentation-v0", {"entropy_floor": None}).entropy_floor is None
+    with pytest.raises(ValueError, match="no entry for 'CanViT/Unknown-v0'"):
+        load_hyperparameters("CanViT/Unknown-v0")
+    with pytest.raises(ValueError, match=r'multiple of the 3 decisions.*"n_steps": 9'):
+        check_fit(hyper, replace(CONFIG, budget=4))

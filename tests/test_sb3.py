@@ -1,0 +1,140 @@
+"""The Stable-Baselines3 adapter says what the vector env says, in SB3's words."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize
+
+import canvit_gym
+from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
+
+SEGMENTATION = "CanViT/FashionSegmentation-v0"
+KWARGS: dict[str, Any] = {"num_scenes": 16, "device": "cpu", "budget": 3}
+NUM = 3
+
+
+def adapter(env_id: str = SEGMENTATION, **kwargs: Any) -> GlimpseVecEnv:
+    return make_sb3_env(env_id, NUM, **KWARGS | kwargs)
+
+
+def vector(env_id: str = SEGMENTATION, **kwargs: Any) -> gym.vector.VectorEnv:
+    return gym.make_vec(env_id, NUM, autoreset_mode="same_step", **KWARGS | kwargs)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+@pytest.mark.parametrize("env_id", canvit_gym.ENVIRONMENTS)
+@pytest.mark.parametrize("kwargs", [{}, {"action": "continuous", "allow_stop": True}], ids=["grid", "stop"])
+def test_steps_are_those_of_the_vector_env(env_id: str, kwargs: dict[str, Any]) -> None:
+    ours, theirs = adapter(env_id, **kwargs), vector(env_id, **kwargs)
+    ours.seed(5)
+    observation, info = theirs.reset(seed=5)
+    assert_same(ours.reset(), observation)
+    assert [i["scene"] for i in ours.reset_infos] == info["scene"].tolist()
+    rng = np.random.default_rng(0)
+    ended = 0
+    for _ in range(6):
+        if kwargs:
+            actions = rng.uniform(-1, 1, (NUM, 4)).astype(np.float32)
+        else:
+            actions = rng.integers(theirs.single_action_space.n, size=NUM)  # type: ignore[attr-defined]
+        observation, rewards, dones, infos = ours.step(actions)
+        expected, paid, terminated, _, info = theirs.step(actions)
+        assert_same(observation, expected)
+        np.testing.assert_array_equal(rewards, paid.astype(np.float32))
+        assert rewards.dtype == np.float32 and dones.dtype == np.bool_
+        np.testing.assert_array_equal(dones, terminated)
+        for row in range(NUM):
+            assert infos[row]["TimeLimit.truncated"] is False
+            source = info["final_info"] if terminated[row] else info
+            np.testing.assert_array_equal(infos[row]["viewpoint"], source["viewpoint"][row])
+            assert infos[row]["scene"] == source["scene"][row]
+            assert infos[row]["loss"] == source["loss"][row]
+            assert ("terminal_observation" in infos[row]) == ("loss_curve" in infos[row]) == terminated[row]
+            if terminated[row]:
+                ended += 1
+                assert_same(infos[row]["terminal_observation"], info["final_obs"][row])
+                assert ours.reset_infos[row]["scene"] == info["scene"][row]
+                np.testing.assert_array_equal(infos[row]["loss_curve"], source["loss_curve"][row])
+    assert ended >= NUM
+    ours.close()
+
+
+def test_wrappers_of_sb3() -> None:
+    monitored = VecMonitor(adapter())
+    envs = VecNormalize(VecFrameStack(monitored, 2), norm_obs_keys=["canvas"])
+    observation = envs.reset()
+    assert isinstance(observation, dict)
+    assert observation["viewpoint"].shape == (NUM, 6)
+    raw = np.zeros(NUM)
+    episodes = []
+    for _ in range(4):
+        observation, _, dones, infos = envs.step(np.array([envs.action_space.sample() for _ in range(NUM)]))
+        assert isinstance(observation, dict) and all(np.isfinite(v).all() for v in observation.values())
+        raw += envs.get_original_reward()
+        for row in np.flatnonzero(dones):
+            episode = infos[row]["episode"]
+            assert episode["l"] == 2
+            assert episode["r"] == pytest.approx(raw[row], abs=1e-5)
+            assert infos[row]["terminal_observation"]["viewpoint"].shape == (6,)
+            raw[row] = 0
+            episodes.append(episode)
+    assert len(episodes) == 2 * NUM
+
+
+def test_attributes_methods_and_options() -> None:
+    envs = adapter()
+    assert envs.get_attr("action_space") == [envs.action_space] * NUM
+    assert [c.budget for c in envs.get_attr("config", indices=[0, 2])] == [3, 3]
+    assert envs.has_attr("layout") and not envs.has_attr("no_such_thing")
+    envs.set_attr("note", "hello")
+    assert envs.get_attr("note", indices=1) == ["hello"]
+    with pytest.raises(ValueError, match="one object"):
+        envs.set_attr("note", "bye", indices=[0])
+    assert envs.env_is_wrapped(gym.Wrapper) == [False] * NUM
+    envs.set_options([{"scene": 4}, {"scene": 9}, {"scene": 1}])
+    envs.reset()
+    assert [info["scene"] for info in envs.reset_infos] == [4, 9, 1]
+    assert sorted(envs.env_method("observation_tensors", indices=0)[0]) == sorted(envs.observation_space)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="call reset"):
+        envs.env_method("reset")
+    envs.set_options([{"scene": 4}, {}, {}])
+    with pytest.raises(ValueError, match=r"environments \[1, 2\] have no scene"):
+        envs.reset()
+    envs.set_options({"colour": 1})
+    with pytest.raises(ValueError, match="unknown reset option colour"):
+        envs.reset()
+
+
+def test_seed_decides_the_scenes() -> None:
+    def scenes(seed: int) -> list[int]:
+        envs = adapter()
+        envs.seed(seed)
+        envs.reset()
+        return [info["scene"] for info in envs.reset_infos]
+
+    assert scenes(1) == scenes(1) != scenes(2)
+
+
+def test_refuses_other_autoreset_modes_and_environments() -> None:
+    with pytest.raises(ValueError, match='autoreset_mode="same_step"'):
+        GlimpseVecEnv(gym.make_vec(SEGMENTATION, 2, **KWARGS))
+    with pytest.raises(TypeError, match="GlimpseVectorEnv"):
+        GlimpseVecEnv(gym.make_vec("CartPole-v1", 2))
+
+
+def test_render_tiles_the_frames() -> None:
+    pytest.importorskip("canvit_gym.rendering")
+    envs = adapter(render_mode="rgb_array")
+    envs.reset()
+    frames = envs.get_images()
+    assert len(frames) == NUM and frames[0] is not None
+    tiled = envs.render("rgb_array")
+    assert tiled is not None and tiled.size >= NUM * frames[0].size
+    np.testing.assert_array_equal(envs.env_method("render", indices=1)[0], frames[1])

@@ -1,0 +1,297 @@
+"""Training runs: resumed ones equal uninterrupted ones, and nothing is lost or overwritten by mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from stable_baselines3.common.callbacks import BaseCallback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agents.checkpoint import load_policy, load_record
+from agents.learned import LearnedPolicy
+from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import evaluate
+from canvit_gym.sb3 import GlimpseVecEnv
+from experiments.provenance import provenance
+from experiments.train import TrainConfig, ppo_for_throughput, train
+
+ENV_KWARGS: dict[str, Any] = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 4}
+HYPER: dict[str, Any] = {
+    "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 2,
+    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+}  # fmt: skip
+ROLLOUT = 16
+
+
+def tiny(run_dir: Path, *, updates: int = 5, **changes: Any) -> TrainConfig:
+    env_kwargs, hyper = ENV_KWARGS | changes.pop("env_kwargs", {}), HYPER | changes.pop("hyper", {})
+    defaults: dict[str, Any] = dict(
+        env_kwargs=json.dumps(env_kwargs), hyper=json.dumps(hyper), total_timesteps=updates * ROLLOUT,
+        eval_every=2 * ROLLOUT, eval_scenes=4, checkpoint_every=2 * ROLLOUT, progress=False,
+    )  # fmt: skip
+    return TrainConfig(run_dir, **defaults | changes)
+
+
+class Interrupt(BaseCallback):
+    """Ctrl-C (or another end) at a step; at=-1: while the update after the third rollout is under way."""
+
+    def __init__(self, at: int, error: BaseException | None = None) -> None:
+        super().__init__()
+        self.at, self.error = at, error or KeyboardInterrupt()
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps == self.at:
+            raise self.error
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.at == -1 and self.num_timesteps == 3 * ROLLOUT:
+            optimizer, updates = self.model.policy.optimizer, []
+
+            def second_minibatch(*_: Any) -> None:
+                updates.append(1)
+                if len(updates) == 2:
+                    raise self.error
+
+            optimizer.register_step_post_hook(second_minibatch)
+
+
+def assert_same_runs(a: Path, b: Path) -> None:
+    for policy in ("last", "best"):
+        ours, theirs = (load_file(run / policy / "policy.safetensors") for run in (a, b))
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert torch.equal(ours[name], theirs[name]), (policy, name)
+    results = [json.loads((run / "result.json").read_text()) for run in (a, b)]
+    assert results[0]["evaluations"] == results[1]["evaluations"]
+    states = [torch.load(run / "training_state.pt", weights_only=True) for run in (a, b)]
+    assert states[0]["ent_coef"] == states[1]["ent_coef"]
+    assert states[0]["scenes"] == states[1]["scenes"]
+    for name, value in states[0]["normalizer"].items():
+        assert torch.equal(value, states[1]["normalizer"][name])
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "grid": {},
+    "continuous": {"action": "continuous"},
+    "stop": {"allow_stop": True, "glimpse_cost": 0.01},
+    "random first glimpse": {"first_glimpse": "random"},
+    "classification": {},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_resumed_equals_uninterrupted(tmp_path: Path, kind: str) -> None:
+    """Ctrl-C in a rollout, then in an update, against a run that nothing disturbed, bit for bit."""
+    env = "CanViT/FashionClassification-v0" if kind == "classification" else "CanViT/FashionSegmentation-v0"
+    whole = tiny(tmp_path / "whole", env=env, env_kwargs=KINDS[kind])
+    result = train(whole)
+    assert not result.interrupted and result.num_timesteps == 5 * ROLLOUT
+    broken = replace(whole, run_dir=tmp_path / "broken")
+    result = train(broken, callbacks=[Interrupt(at=ROLLOUT + 8)])
+    assert result.interrupted and result.num_timesteps == ROLLOUT
+    # The run's settings are its own: none has to be repeated.
+    resume = TrainConfig(broken.run_dir, resume=True, progress=False)
+    result = train(resume, callbacks=[Interrupt(at=-1)])
+    assert result.interrupted and result.num_timesteps == 2 * ROLLOUT
+    assert load_policy(result.last_policy_dir).record.training["num_timesteps"] == 2 * ROLLOUT  # type: ignore[union-attr]
+    result = train(resume)
+    assert not result.interrupted and result.num_timesteps == 5 * ROLLOUT
+    assert_same_runs(whole.run_dir, broken.run_dir)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    """No chance to save anything: what is on disk must do."""
+    whole = tiny(tmp_path / "whole")
+    train(whole)
+    killed = replace(whole, run_dir=tmp_path / "killed")
+    with pytest.raises(ZeroDivisionError):
+        train(killed, callbacks=[Interrupt(at=3 * ROLLOUT + 4, error=ZeroDivisionError())])
+    assert torch.load(killed.run_dir / "training_state.pt", weights_only=True)["num_timesteps"] == 2 * ROLLOUT
+    train(replace(killed, resume=True))
+    assert_same_runs(whole.run_dir, killed.run_dir)
+
+
+def test_evaluation_and_checkpoints_do_not_disturb_training(tmp_path: Path) -> None:
+    runs = [
+        train(tiny(tmp_path / "often", eval_every=ROLLOUT, checkpoint_every=ROLLOUT)),
+        train(tiny(tmp_path / "never", eval_every=0, checkpoint_every=10**9)),
+    ]
+    often, never = (load_file(run.last_policy_dir / "policy.safetensors") for run in runs)
+    assert all(torch.equal(often[name], never[name]) for name in often)
+    assert [e["num_timesteps"] for e in runs[0].evaluations] == [ROLLOUT * k for k in range(1, 6)]
+    assert runs[1].evaluations == [] and runs[1].best_policy_dir == runs[1].last_policy_dir
+
+
+def test_a_finished_run(tmp_path: Path) -> None:
+    """What it leaves, that it is not overwritten, and that it can be extended."""
+    config = tiny(tmp_path / "run", updates=4)
+    result = train(config)
+    assert [e["num_timesteps"] for e in result.evaluations] == [2 * ROLLOUT, 4 * ROLLOUT]
+    validation = EnvConfig(split="validation", **ENV_KWARGS | {"num_scenes": 4})
+    again = evaluate(LearnedPolicy(load_policy(result.best_policy_dir, config=validation)), config=validation)
+    best = min(result.evaluations, key=lambda e: e["loss"][-1])
+    np.testing.assert_array_equal(again.mean_loss(), best["loss"])
+    record = load_record(result.best_policy_dir)
+    assert record.training == {"num_timesteps": best["num_timesteps"], "validation": best}
+    assert record.hyperparameters["n_epochs"] == 2 and record.env.reward == "relative_loss_reduction"
+
+    events = EventAccumulator(str(config.run_dir / "tensorboard")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {
+        "rollout/ep_rew_mean",
+        "rollout/ep_len_mean",
+        "train/loss",
+        "train/approx_kl",
+        "train/ent_coef",
+    } <= tags
+    assert {"time/fps", "eval/loss_glimpse_3", "eval/mIoU_glimpse_1"} <= tags
+    assert {"viewpoint/entropy_t1", "viewpoint/entropy_t2", "viewpoint/mean_scale_t2"} <= tags
+    assert "viewpoint/entropy_t3" not in tags
+    assert 0.9 < events.Scalars("viewpoint/entropy_t1")[0].value <= 1.02
+
+    before = (config.run_dir / "last" / "policy.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r"holds a finished run of 64 decisions.*another run directory.*--resume"):
+        train(config)
+    with pytest.raises(ValueError, match=r"finished run of 64 decisions.*--total-timesteps above 64"):
+        train(replace(config, resume=True))
+    with pytest.raises(ValueError, match=r"begun with seed=0, not 3"):
+        train(replace(config, resume=True, seed=3, total_timesteps=96))
+    assert (config.run_dir / "last" / "policy.safetensors").read_bytes() == before
+    extended = train(TrainConfig(config.run_dir, resume=True, total_timesteps=6 * ROLLOUT, progress=False))
+    assert extended.num_timesteps == 6 * ROLLOUT and len(extended.evaluations) == 3
+    assert len(json.loads((config.run_dir / "provenance.json").read_text())) == 2
+
+
+def test_an_unfinished_run_is_not_begun_again(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run")
+    train(config, callbacks=[Interrupt(at=8)])
+    with pytest.raises(FileExistsError, match=r"unfinished run.*--resume"):
+        train(config)
+    with pytest.raises(FileNotFoundError, match=r"no run to resume.*Leave out --resume"):
+        train(replace(config, run_dir=tmp_path / "nothing", resume=True))
+
+
+def test_a_callback_may_end_training(tmp_path: Path) -> None:
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < ROLLOUT + 8
+
+    config = tiny(tmp_path / "run")
+    result = train(config, callbacks=[Stop()])
+    assert result.interrupted and result.num_timesteps == ROLLOUT
+    assert not (config.run_dir / "result.json").exists()
+
+
+@pytest.mark.parametrize("where", ["reward", "gradient"])
+def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tmp_path / "run")
+
+    class Poison(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_end(self) -> None:
+            if where == "gradient" and self.num_timesteps == 3 * ROLLOUT:
+                bias = self.model.policy.get_parameter("value_net.net.2.bias")
+                bias.register_hook(lambda grad: grad / 0)
+
+    if where == "reward":
+        step_wait = GlimpseVecEnv.step_wait
+        steps: list[int] = []
+
+        def poisoned(self: GlimpseVecEnv) -> Any:
+            observation, rewards, dones, infos = step_wait(self)
+            steps.append(1)
+            return observation, rewards * (np.nan if len(steps) > 3 * ROLLOUT // 4 - 2 else 1), dones, infos
+
+        monkeypatch.setattr(GlimpseVecEnv, "step_wait", poisoned)
+    names = {"reward": "the environment's reward", "gradient": r"the gradient of value_net\.net\.2\.bias"}
+    with pytest.raises(
+        FloatingPointError,
+        match=rf"stopped at decision 4.*{names[where]} is not finite.*of decision 32, is kept",
+    ):
+        train(config, callbacks=[Poison()])
+    assert torch.load(config.run_dir / "training_state.pt", weights_only=True)["num_timesteps"] == 2 * ROLLOUT
+    weights = load_file(config.run_dir / "last" / "policy.safetensors")
+    assert all(value.isfinite().all() for value in weights.values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"env": "CanViT/Fashion-v0"}, ValueError, "unknown environment 'CanViT/Fashion-v0'; there are: "),
+        ({"env": "CartPole-v1"}, ValueError, "unknown environment"),
+        ({"env_kwargs": {"colour": 1}}, TypeError, "unknown environment keyword colour; there are: "),
+        ({"env_kwargs": {"split": "test"}}, ValueError, "agents train on split='training'"),
+        ({"env_kwargs": {"budget": 4}}, ValueError, "n_steps must be a multiple of the 3 decisions"),
+        ({"hyper": {"n_epoch": 1}}, ValueError, "unknown hyperparameter 'n_epoch'; there are: "),
+        ({"hyper": {"learning_rate": "quick"}}, ValueError, "learning_rate must be a number > 0"),
+        ({"total_timesteps": 0}, ValueError, "total_timesteps must be at least 1, got 0"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_bad_input(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        train(tiny(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_json_options_must_be_objects(tmp_path: Path) -> None:
+    for text in ("{action: continuous}", "3"):
+        with pytest.raises(ValueError, match=r"--env-kwargs must be a JSON object"):
+            train(TrainConfig(tmp_path / "run", env_kwargs=text))
+
+
+def test_unwritable_run_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"cannot write to the run directory .*file/run.*--run-dir"):
+        train(tiny(tmp_path / "file" / "run"))
+
+
+def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", updates=100_000, eval_every=0)
+    command = [sys.executable, "-m", "experiments.train", "--run-dir", str(config.run_dir), "--no-progress"]
+    for name in ("env_kwargs", "hyper", "total_timesteps", "eval_every", "checkpoint_every"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    try:
+        deadline = time.monotonic() + 120
+        while not (config.run_dir / "training_state.pt").exists():
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert f"--run-dir {config.run_dir} --resume" in errors and "Traceback" not in errors
+    load_policy(config.run_dir / "last")
+    assert os.listdir(config.run_dir / "last")
+    state = torch.load(config.run_dir / "training_state.pt", weights_only=True)
+    result = train(
+        TrainConfig(config.run_dir, resume=True, total_timesteps=state["num_timesteps"] + ROLLOUT, progress=False)
+    )
+    assert result.num_timesteps == state["num_timesteps"] + ROLLOUT and not result.interrupted
+
+
+def test_the_model_for_throughput_learns() -> None:
+    model = ppo_for_throughput("CanViT/FashionSegmentation-v0", num_envs=2, env_kwargs=ENV_KWARGS | {"budget": 5})
+    model.learn(16, reset_num_timesteps=False)
+    assert model.num_timesteps == 16
+
+
+def test_provenance_is_json() -> None:
+    found = json.loads(json.dumps(provenance()))
+    assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["machine"]["cores"] >= 1 and found["machine"]["cpu"]
