@@ -1,0 +1,172 @@
+"""Install a pretrained nano and its probes as the package's assets, measure them, and write their model card.
+
+    python -m experiments.ship_nano --model-dir runs/nano/model --probes-dir runs/probes
+
+The measurements are on test scenes, with canvit-pytorch's own policies: C2F over 21 glimpses, the greedy oracle
+over 5 (on the first --oracle-scenes scenes, C2F beside it on the same ones), classification under C2F, and the
+passive teacher as the ceiling.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from canvit_gym.backbone.load import asset_dir, load_backbone
+from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.policies import GreedyOracle, PaperPolicy
+from experiments.provenance import provenance
+
+LONG, SHORT = 21, 5
+"""Glimpses: C2F's three quadtree levels, and the environments' default budget."""
+
+
+@dataclass(frozen=True)
+class ShippingConfig:
+    model_dir: Path
+    """`model/` of a run of experiments.pretrain_nano."""
+    probes_dir: Path
+    """Output directory of experiments.fit_probe."""
+    oracle_scenes: int = 200
+    seed: int = 0
+
+
+def install(source: Path, destination: Path) -> None:
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors", "training.json"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, destination / name)
+
+
+def percent(result: Evaluation) -> list[float]:
+    return [round(100 * v, 2) for v in result.score().tolist()]
+
+
+def measure(config: ShippingConfig, teacher: dict[str, float]) -> dict[str, Any]:
+    segmentation = EnvConfig(dataset="fashion-segmentation", split="test")
+    classification = EnvConfig(dataset="fashion-classification", split="test")
+    few = EnvConfig(dataset="fashion-segmentation", split="test", num_scenes=config.oracle_scenes)
+
+    def c2f(env: EnvConfig, glimpses: int) -> Evaluation:
+        policy = PaperPolicy("coarse_to_fine", num_glimpses=glimpses)
+        return evaluate(policy, config=env, num_glimpses=glimpses, seed=config.seed, progress=f"C2F, {env.dataset}")
+
+    def paper(name: Any) -> list[float]:
+        policy = PaperPolicy(name, num_glimpses=SHORT)
+        return percent(evaluate(policy, config=segmentation, num_glimpses=SHORT, seed=config.seed, progress=name))
+
+    long = c2f(segmentation, LONG)
+    oracle = evaluate(GreedyOracle(), config=few, num_glimpses=SHORT, progress="greedy oracle")
+    curve, top1 = percent(long), percent(c2f(classification, LONG))
+    oracle_curve, c2f_few = percent(oracle), percent(c2f(few, SHORT))
+    gain = c2f_few[-1] - c2f_few[0]
+    return dict(
+        c2f_miou=curve,
+        c2f_cross_entropy=[round(v, 4) for v in long.mean_loss().tolist()],
+        c2f_top1=top1,
+        others_miou_5={name: paper(name) for name in ("random", "full_then_random", "entropy_coarse_to_fine")},
+        oracle_miou=oracle_curve,
+        c2f_miou_on_oracle_scenes=c2f_few,
+        teacher_miou=round(100 * teacher["test_miou"], 2),
+        teacher_top1=round(100 * teacher["test_top1"], 2),
+        goals={
+            "C2F rises from glimpse 1 to 5 by >= 6 points": round(curve[4] - curve[0], 2),
+            "C2F does not fall from glimpse 5 to 21 (change)": round(curve[20] - curve[4], 2),
+            "oracle's gain by glimpse 5 is >= 2 times C2F's": round((oracle_curve[-1] - oracle_curve[0]) / gain, 2),
+            "C2F at 21 >= 0.80 of the teacher": round(curve[20] / (100 * teacher["test_miou"]), 3),
+            "C2F top-1 at 21 >= 80": top1[20],
+        },
+    )
+
+
+def card(record: dict[str, Any]) -> str:
+    training, metrics, made = record["training"], record["metrics"], record["provenance"]
+    shown = (1, 2, 3, 4, 5, 9, 13, 17, 21)
+    header = " | ".join(str(t) for t in shown)
+
+    def row(name: str, curve: list[float]) -> str:
+        return f"| {name} | " + " | ".join(f"{curve[t - 1]:.1f}" if t <= len(curve) else "" for t in shown) + " |"
+
+    goals = "\n".join(f"| {goal} | {value} |" for goal, value in metrics["goals"].items())
+    pretraining = training["config"]
+    teacher = training["teacher"]
+    return f"""---
+library_name: canvit-pytorch
+license: mit
+---
+
+# nano
+
+A CanViT of {record["parameters"] / 1e6:.2f} million parameters for 128 px scenes: 32 px glimpses, a 16 x 16 canvas
+of 128 channels. It ships with canvit_gym so that its environments run without a network or a GPU; it knows
+FashionScenes and nothing else.
+
+- **Data**: {pretraining["num_segmentation"]} segmentation and {pretraining["num_classification"]} classification
+  scenes of FashionScenes' training split (Fashion-MNIST sprites, MIT licence, Zalando SE).
+- **Teacher**: a passive convolutional network at full resolution (`experiments/teacher.py`),
+  {teacher["config"]["steps"]} steps, {teacher["seconds"] / 60:.0f} minutes.
+- **Recipe**: `experiments/pretrain_nano.py`: {pretraining["token_steps"]} steps of glimpse-stream learning, then
+  {training["steps"]} steps of passive-to-active dense distillation by canvit-pytorch's training step, F-IID and
+  R-IID in turn, {training["glimpses"]:,} glimpses, batch {pretraining["batch_size"]}, AdamW at
+  {pretraining["peak_lr"]} with linear decay, seed {pretraining["seed"]}, {training["seconds"] / 60:.0f} minutes in all.
+- **Probes**: `experiments/fit_probe.py` on the frozen model.
+- **Made with**: torch {training["torch"]}, canvit-pytorch {made["versions"]["canvit-pytorch"]},
+  on {made["machine"]["cpu"]} ({made["machine"]["cores"]} cores).
+- **Commands**:
+
+      python -m experiments.teacher --run-dir runs/teacher
+      python -m experiments.pretrain_nano --run-dir runs/nano --teacher-dir runs/teacher
+      python -m experiments.fit_probe --checkpoint runs/nano/model --output-dir runs/probes
+      {made["command"]}
+
+## On test scenes
+
+1,000 scenes of each flavour; the oracle, and C2F beside it, on the first {record["oracle_scenes"]}.
+
+| after glimpse | {header} |
+| --- {"| --- " * len(shown)}|
+{row("C2F, mIoU %", metrics["c2f_miou"])}
+{row("EG-C2F, mIoU %", metrics["others_miou_5"]["entropy_coarse_to_fine"])}
+{row("F-IID, mIoU %", metrics["others_miou_5"]["full_then_random"])}
+{row("R-IID, mIoU %", metrics["others_miou_5"]["random"])}
+{row("greedy oracle over 74 candidates, mIoU %", metrics["oracle_miou"])}
+{row("C2F on the oracle's scenes, mIoU %", metrics["c2f_miou_on_oracle_scenes"])}
+{row("C2F, top-1 %", metrics["c2f_top1"])}
+
+The passive teacher reaches {metrics["teacher_miou"]} mIoU and {metrics["teacher_top1"]} % top-1.
+
+| goal | reached |
+| --- | --- |
+{goals}
+"""
+
+
+def main(config: ShippingConfig) -> None:
+    began = time.monotonic()
+    install(config.model_dir, asset_dir("nano"))
+    for kind in ("segmentation", "classification"):
+        install(config.probes_dir / f"{kind}-probe", asset_dir(f"nano-{kind}-probe"))
+    training = json.loads((config.model_dir / "training.json").read_text())
+    backbone = load_backbone("nano", device="cpu")
+    record = dict(
+        training=training,
+        parameters=sum(p.numel() for p in backbone.pretrained.parameters()),
+        sha256=backbone.sha256,
+        oracle_scenes=config.oracle_scenes,
+        metrics=measure(config, training["teacher"]),
+        provenance=provenance(),
+        seconds=time.monotonic() - began,
+    )
+    (asset_dir("nano") / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+    (asset_dir("nano") / "README.md").write_text(card(record))
+    for goal, value in record["metrics"]["goals"].items():
+        print(f"{goal}: {value}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(ShippingConfig, description=__doc__))
