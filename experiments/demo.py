@@ -1,0 +1,148 @@
+"""The main job, end to end: train a PPO agent to look, then compare it on test scenes with hand-coded policies.
+
+    python -m experiments.demo
+
+Trains on FashionSegmentation's training scenes, chooses the best policy on validation scenes, evaluates once on
+all test scenes against the paper's R-IID, F-IID, C2F and EG-C2F at the same budget, prints the table, and writes
+`results.json` and `gaze.png` into the run directory.
+"""
+
+import json
+import logging
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from canvit_pytorch.policies import PolicyName
+from numpy.typing import NDArray
+
+from agents.checkpoint import load_policy
+from agents.learned import LearnedPolicy
+from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import Evaluation, evaluate, paired_bootstrap, record_views
+from canvit_gym.policies import GlimpsePolicy, PaperPolicy
+from experiments.gaze_picture import draw_gaze
+from experiments.provenance import provenance
+from experiments.train import TrainConfig, train
+
+ENV_ID = "CanViT/FashionSegmentation-v0"
+OPPONENTS: tuple[PolicyName, ...] = ("random", "full_then_random", "coarse_to_fine", "entropy_coarse_to_fine")
+AGENT, SAMPLED = "PPO agent", "PPO agent, sampled"
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    run_dir: Path = Path("runs/demo")
+    """Where the policy, the results and the picture go. Must not hold a finished run."""
+    total_timesteps: int = 200_000
+    """Decisions to train for."""
+    num_training_scenes: int | None = None
+    """None: all of the training split."""
+    num_test_scenes: int | None = None
+    """None: all of the test split."""
+    num_pictures: int = 12
+    seed: int = 0
+
+
+def compare(results: dict[str, Evaluation], *, reference: str) -> dict[str, dict[str, object]]:
+    """The agent's paired differences to `reference` after the last glimpse, with 95% intervals over scenes."""
+    agent, other = results[AGENT], results[reference]
+    num_scenes = len(agent.scene)
+
+    def loss(scenes: NDArray[np.int64]) -> float:
+        return float((agent.loss[scenes, -1] - other.loss[scenes, -1]).mean())
+
+    def score(scenes: NDArray[np.int64]) -> float:
+        return float(100 * (agent.score(scenes)[-1] - other.score(scenes)[-1]))
+
+    everything = np.arange(num_scenes)
+    return {
+        name: dict(difference=statistic(everything), interval=paired_bootstrap(statistic, num_scenes=num_scenes))
+        for name, statistic in (("cross_entropy", loss), ("miou", score))
+    }
+
+
+def table(results: dict[str, Evaluation]) -> str:
+    """Markdown: mIoU (%) and cross-entropy (nats) after every glimpse."""
+    num_glimpses = next(iter(results.values())).loss.shape[1]
+    header = " | ".join(f"{t + 1}" for t in range(num_glimpses))
+    lines = [f"| mIoU % after glimpse | {header} |", "| --- " * (num_glimpses + 1) + "|"]
+    for name, result in results.items():
+        lines.append(f"| {name} | " + " | ".join(f"{100 * v:.1f}" for v in result.score()) + " |")
+    lines += ["", f"| cross-entropy after glimpse | {header} |", "| --- " * (num_glimpses + 1) + "|"]
+    for name, result in results.items():
+        lines.append(f"| {name} | " + " | ".join(f"{v:.4f}" for v in result.mean_loss()) + " |")
+    return "\n".join(lines)
+
+
+def main(config: DemoConfig) -> dict[str, object]:
+    began = time.monotonic()
+    env_kwargs: dict[str, object] = {}
+    if config.num_training_scenes is not None:
+        env_kwargs["num_scenes"] = config.num_training_scenes
+    print(f"1/3 Training a PPO agent on {ENV_ID} ({config.total_timesteps:,} decisions)")
+    trained = train(
+        TrainConfig(
+            env=ENV_ID,
+            run_dir=config.run_dir,
+            total_timesteps=config.total_timesteps,
+            seed=config.seed,
+            env_kwargs=json.dumps(env_kwargs),
+        )
+    )
+    training_seconds = time.monotonic() - began
+
+    print("2/3 Evaluating on test scenes")
+    test = EnvConfig(dataset="fashion-segmentation", split="test", num_scenes=config.num_test_scenes)
+    agent = load_policy(trained.best_policy_dir, config=test)
+    policies: dict[str, GlimpsePolicy] = {}
+    for name in OPPONENTS:
+        policy = PaperPolicy(name, num_glimpses=test.budget)
+        policies[policy.info.paper_name] = policy
+    policies[AGENT] = LearnedPolicy(agent, deterministic=True)
+    policies[SAMPLED] = LearnedPolicy(agent, deterministic=False)
+    results = {
+        name: evaluate(policy, config=test, seed=config.seed, progress=name) for name, policy in policies.items()
+    }
+    print(f"\n{len(results[AGENT].scene)} test scenes, {test.budget} glimpses\n\n{table(results)}\n")
+
+    opponents = [name for name in results if name not in (AGENT, SAMPLED)]
+    by_score = max(opponents, key=lambda name: results[name].score()[-1])
+    by_loss = min(opponents, key=lambda name: results[name].mean_loss()[-1])
+    differences = {reference: compare(results, reference=reference) for reference in {by_score, by_loss}}
+    for reference, difference in differences.items():
+        for metric, entry in difference.items():
+            print(f"{AGENT} minus {reference}, {metric}: {entry['difference']:+.4f}, 95% interval {entry['interval']}")
+
+    print("3/3 Drawing the agent's gaze")
+    rows = np.arange(min(config.num_pictures, len(results[AGENT].scene)))
+    picture = config.run_dir / "gaze.png"
+    draw_gaze(record_views(policies[AGENT], config=test, rows=rows), picture)
+
+    record: dict[str, object] = dict(
+        environment=ENV_ID,
+        config=test.to_json(),
+        miou={name: result.score().tolist() for name, result in results.items()},
+        cross_entropy={name: result.mean_loss().tolist() for name, result in results.items()},
+        agent_minus=differences,
+        training_seconds=training_seconds,
+        seconds=time.monotonic() - began,
+        peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        num_threads=torch.get_num_threads(),
+        provenance=provenance(),
+    )
+    (config.run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    print(
+        f"Done in {(time.monotonic() - began) / 60:.1f} minutes, peak memory {record['peak_gib']:.1f} GiB. "
+        f"Picture: {picture}. TensorBoard: tensorboard --logdir {config.run_dir}"
+    )
+    return record
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    main(tyro.cli(DemoConfig, description=__doc__))

@@ -1,0 +1,78 @@
+"""The main job end to end, and the throughput script, at a tiny size."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agents.checkpoint import load_policy
+from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import Evaluation
+from experiments import demo, throughput
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("demo") / "run"
+    demo.main(
+        demo.DemoConfig(
+            run_dir=run_dir, total_timesteps=1024, num_training_scenes=64, num_test_scenes=16, num_pictures=2
+        )
+    )
+    return run_dir
+
+
+def test_results_hold_every_policy_and_glimpse_with_provenance(run_dir: Path) -> None:
+    record = json.loads((run_dir / "results.json").read_text())
+    assert set(record["miou"]) == {"R-IID", "F-IID", "C2F", "EG-C2F", demo.AGENT, demo.SAMPLED}
+    assert all(len(curve) == 5 for metric in ("miou", "cross_entropy") for curve in record[metric].values())
+    full_first = {record["miou"][name][0] for name in ("F-IID", "C2F", "EG-C2F", demo.AGENT)}
+    assert len(full_first) == 1, "all of them begin with the full scene"
+    assert record["peak_gib"] < 4 and record["provenance"]["versions"]["canvit-pytorch"]
+    for differences in record["agent_minus"].values():
+        low, high = differences["cross_entropy"]["interval"]
+        assert low <= differences["cross_entropy"]["difference"] <= high
+
+
+def test_picture_is_drawn(run_dir: Path) -> None:
+    pixels = np.asarray(Image.open(run_dir / "gaze.png").convert("RGB"))
+    assert pixels.shape[0] > 200 and pixels.shape[1] > 400 and pixels.std() > 10
+
+
+def test_policy_is_kept(run_dir: Path) -> None:
+    config = EnvConfig(dataset="fashion-segmentation", split="test", num_scenes=16)
+    assert load_policy(run_dir / "best", config=config) is not None
+
+
+def test_comparison_is_paired() -> None:
+    """The agent loses exactly 0.1 nats less on every scene: the interval has no width, however scenes vary."""
+    rng = np.random.default_rng(0)
+    loss = rng.uniform(0, 5, (50, 1)).astype(np.float32)
+    counts = rng.integers(1, 9, (50, 1, 2))
+
+    def result(values: np.ndarray) -> Evaluation:
+        return Evaluation(
+            scene=np.arange(50),
+            viewpoints=np.zeros((50, 1, 3), np.float32),
+            loss=values,
+            intersection=counts,
+            union=counts + 2,
+            metric="mIoU",
+        )
+
+    both = demo.compare({demo.AGENT: result(loss - 0.1), "C2F": result(loss)}, reference="C2F")
+    assert np.allclose([both["cross_entropy"]["difference"], *both["cross_entropy"]["interval"]], -0.1, atol=1e-5)
+    assert both["miou"]["difference"] == 0 and both["miou"]["interval"] == (0, 0)
+
+
+def test_throughput_measures_every_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "throughput.json"
+    throughput.main(
+        throughput.ThroughputConfig(num_envs=8, num_scenes=32, repeats=1, rounds=1, device="cpu", output=output)
+    )
+    record = json.loads(output.read_text())
+    assert len(record["median"]) == 6 and all(rate > 0 for rate in record["median"].values())
+    assert record["ratio_to_bare_loop"]["run_episode, bare loop"] == 1
+    assert "PPO end to end" in capsys.readouterr().out
