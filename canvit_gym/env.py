@@ -8,7 +8,7 @@ from canvit_pytorch import RecurrentState
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from canvit_gym.vector_env import GlimpseVectorEnv, Info, Observation
+from canvit_gym.vector_env import RENDER_MODES, GlimpseVectorEnv, Info, Observation
 
 
 def _first(values: dict[str, Any]) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def _first(values: dict[str, Any]) -> dict[str, Any]:
 class GlimpseEnv(gym.Env[Observation, Any]):
     """One scene at a time. Actions, observations, rewards and arguments are those of GlimpseVectorEnv."""
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 2}
+    metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         if vector_only := sorted({"num_envs", "autoreset_mode"} & set(kwargs)):
@@ -68,7 +68,7 @@ class GlimpseEnv(gym.Env[Observation, Any]):
         )
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """An RGB frame, where render_mode is "rgb_array"."""
+        """An RGB frame where render_mode is "rgb_array"; None in "human" mode, whose window follows every step."""
         frames = self.envs.render()
         return None if frames is None else frames[0]
 

@@ -24,7 +24,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class EpisodeView:
-    """One episode as it stands, on the host: all that a picture of it needs. Holds the truth, so it is no observation."""
+    """One episode as it stands, on the host: all that a picture of it needs. Holds the truth: no observation."""
 
     image: NDArray[np.uint8]  # [H, W, 3]
     glimpse: NDArray[np.uint8]  # [px, px, 3], the last one; zeros before the first

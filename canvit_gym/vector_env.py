@@ -242,11 +242,11 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
                 f"environments {np.flatnonzero(self._ended).tolist()} have ended: call "
                 'reset(options={"reset_mask": terminations | truncations}) before step, or use another autoreset_mode'
             )
-        # Ended environments are left only in NEXT_STEP mode: their scene is replaced in this step, whatever the action.
+        # Ended environments are left only in NEXT_STEP mode: their scene is replaced in this step, whatever the action,
+        # which comes back as zeros (never a stop).
         fresh = self._ended.copy()
         chosen = validated(self.single_action_space, actions, num_envs=self.num_envs, ignored=fresh)
         viewpoints, stop = self.actions.decode(chosen)
-        stop &= ~fresh
         looking = ~stop
         if fresh.any():
             rows = np.flatnonzero(fresh)

@@ -97,7 +97,7 @@ def fit(
     *,
     flavour: Flavour,
 ) -> float:
-    """Train `probe` in place on `loss_of(canvas, cls, labels)`; returns its best validation loss, and keeps it there."""
+    """Train `probe` in place on `loss_of(canvas, cls, labels)`; returns its best validation loss, keeps it there."""
     optimizer = torch.optim.AdamW(probe.parameters(), lr=config.peak_lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.peak_lr, total_steps=config.steps)
     best, best_state = float("inf"), {k: v.clone() for k, v in probe.state_dict().items()}

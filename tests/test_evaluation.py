@@ -20,8 +20,13 @@ from canvit_gym.tasks.segmentation import SegmentationTask
 CONFIG = EnvConfig(split="validation", num_scenes=20, device="cpu")
 CLASSIFICATION = replace(CONFIG, dataset="fashion-classification")
 PAPER: list[PolicyName] = [
-    "full_then_random", "random", "coarse_to_fine", "fine_to_coarse", "entropy_coarse_to_fine", "repeated_full_scene",
-]  # fmt: skip
+    "full_then_random",
+    "random",
+    "coarse_to_fine",
+    "fine_to_coarse",
+    "entropy_coarse_to_fine",
+    "repeated_full_scene",
+]
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -29,9 +34,12 @@ def test_segmentation_numbers_are_canvit_pytorchs_own(name: PolicyName) -> None:
     """The same seed and batches, once through `evaluate`, once through run_episode, its probe and its MeanIoU."""
     batch_size, num_glimpses = 8, 6
     ours = evaluate(
-        PaperPolicy(name, num_glimpses=num_glimpses), config=CONFIG, num_glimpses=num_glimpses,
-        batch_size=batch_size, seed=3,
-    )  # fmt: skip
+        PaperPolicy(name, num_glimpses=num_glimpses),
+        config=CONFIG,
+        num_glimpses=num_glimpses,
+        batch_size=batch_size,
+        seed=3,
+    )
     backbone, scenes = build_backbone(CONFIG), build_scenes(CONFIG)
     task = build_task(CONFIG, backbone, scenes.classes)
     assert isinstance(task, SegmentationTask)
@@ -42,18 +50,28 @@ def test_segmentation_numbers_are_canvit_pytorchs_own(name: PolicyName) -> None:
         for indices in np.array_split(np.arange(20), [8, 16]):
             batch = scenes.load(indices)
             policy = make_policy(
-                name, batch_size=len(indices), device=torch.device("cpu"), num_glimpses=num_glimpses,
-                canvas_grid_size=16, canvas_logits=task.model.logits,
-            )  # fmt: skip
+                name,
+                batch_size=len(indices),
+                device=torch.device("cpu"),
+                num_glimpses=num_glimpses,
+                canvas_grid_size=16,
+                canvas_logits=task.model.logits,
+            )
             steps = run_episode(
-                canvit=backbone.canvit, images=imagenet_normalize(batch.images.float() / 255), policy=policy,
-                num_glimpses=num_glimpses, glimpse_size_px=32, initial_state=backbone.init_state(len(indices)),
-            )  # fmt: skip
+                canvit=backbone.canvit,
+                images=imagenet_normalize(batch.images.float() / 255),
+                policy=policy,
+                num_glimpses=num_glimpses,
+                glimpse_size_px=32,
+                initial_state=backbone.init_state(len(indices)),
+            )
             for step in steps:
                 logits = task.model.logits(step.state.canvas)
                 up = F.interpolate(logits, size=(128, 128), mode="bilinear", align_corners=False)
                 mious[step.t].update(up.argmax(dim=1), batch.labels.long())
-            viewpoints.append(torch.stack([torch.cat([s.viewpoint.centers, s.viewpoint.scales[:, None]], 1) for s in steps], 1))  # fmt: skip
+            viewpoints.append(
+                torch.stack([torch.cat([s.viewpoint.centers, s.viewpoint.scales[:, None]], 1) for s in steps], 1)
+            )
     assert np.array_equal(ours.viewpoints, torch.cat(viewpoints).numpy())
     # Two float32 orders of the same sums: a pixel on a class border may change sides.
     np.testing.assert_allclose(ours.score(), [m.compute() for m in mious], atol=1e-4)
@@ -71,9 +89,13 @@ def test_classification_numbers_are_canvit_pytorchs_own() -> None:
             "coarse_to_fine", batch_size=20, device=torch.device("cpu"), num_glimpses=5, canvas_grid_size=16
         )
         steps = run_episode(
-            canvit=backbone.canvit, images=imagenet_normalize(batch.images.float() / 255), policy=policy,
-            num_glimpses=5, glimpse_size_px=32, initial_state=backbone.init_state(20),
-        )  # fmt: skip
+            canvit=backbone.canvit,
+            images=imagenet_normalize(batch.images.float() / 255),
+            policy=policy,
+            num_glimpses=5,
+            glimpse_size_px=32,
+            initial_state=backbone.init_state(20),
+        )
         logits = [task.model.classify(s.state.recurrent_cls) for s in steps]
     top1 = [(step.argmax(dim=1) == batch.labels).float().mean().item() for step in logits]
     loss = [F.cross_entropy(step, batch.labels).item() for step in logits]
@@ -121,9 +143,13 @@ def test_score_of_resampled_scenes_and_paired_interval() -> None:
     intersection = np.array([[[1, 0]], [[3, 2]]])
     union = np.array([[[2, 0]], [[3, 4]]])
     result = Evaluation(
-        scene=np.arange(2), viewpoints=np.zeros((2, 1, 3), np.float32), loss=np.zeros((2, 1), np.float32),
-        intersection=intersection, union=union, metric="mIoU",
-    )  # fmt: skip
+        scene=np.arange(2),
+        viewpoints=np.zeros((2, 1, 3), np.float32),
+        loss=np.zeros((2, 1), np.float32),
+        intersection=intersection,
+        union=union,
+        metric="mIoU",
+    )
     assert result.score()[0] == pytest.approx((4 / 5 + 2 / 4) / 2)
     assert result.score(np.array([0, 0]))[0] == pytest.approx(1 / 2)  # the absent class does not count
     values = np.linspace(0, 1, 400)

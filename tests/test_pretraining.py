@@ -21,9 +21,19 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def nano_run(run_dir: Path, teacher_dir: Path, *, save_every: int = 1) -> pretrain_nano.PretrainingConfig:
     return pretrain_nano.PretrainingConfig(
-        run_dir=run_dir, teacher_dir=teacher_dir, token_steps=2, steps=2, finish_steps=2, finish_batch_size=4, save_every=save_every, validate_every=100,
-        validation_scenes=4, standardizer_scenes=16, compile=False, **TINY,
-    )  # fmt: skip
+        run_dir=run_dir,
+        teacher_dir=teacher_dir,
+        token_steps=2,
+        steps=2,
+        finish_steps=2,
+        finish_batch_size=4,
+        save_every=save_every,
+        validate_every=100,
+        validation_scenes=4,
+        standardizer_scenes=16,
+        compile=False,
+        **TINY,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +87,7 @@ def test_probes_are_read_by_canvit_pytorch(nano_dir: Path, tmp_path: Path) -> No
             num_glimpses=2,
             validate_every=1,
             device="cpu",
-        )  # fmt: skip
+        )
     )
     segmentation = CanViTForSemanticSegmentation.from_pretrained_with_probe(
         pretrained_repo=checkpoint, probe_repo=str(tmp_path / "segmentation-probe")

@@ -60,8 +60,7 @@ def load_sprites(split: Split) -> NDArray[np.uint8]:
 class _Draws:
     """Bounded integers and bytes from one Philox stream, in the order they are asked for."""
 
-    def __init__(self, *key: int) -> None:
-        flavour, split, index = key
+    def __init__(self, flavour: int, split: int, index: int) -> None:
         self._philox = np.random.Philox(key=[(GENERATOR_VERSION << 32) | (flavour << 8) | split, index])
         self._words: list[int] = self._philox.random_raw(192).tolist()
         self._next = 0

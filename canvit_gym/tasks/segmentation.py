@@ -1,5 +1,6 @@
 """Semantic segmentation: a linear probe reads class logits from every canvas cell."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from canvit_pytorch import CanViTForSemanticSegmentation, RecurrentState, SegmentationProbe
@@ -81,10 +82,14 @@ class SegmentationTask:
         cell = size // grid
         if cell * grid != size:
             raise ValueError(f"label maps of {size} px do not divide into {grid} canvas cells")
-        labels = labels.to(self._backbone.device)
-        cells = labels.view(n, grid, cell, grid, cell)
-        shares = torch.stack([(cells == c).sum(dim=(2, 4), dtype=torch.int32) for c in range(len(self.classes))], dim=1)
-        return {"labels": labels, "shares": shares.float() / cell**2}
+        # On the host, where the labels are: byte comparisons cost a third of a bincount, and nothing of the device.
+        cells = labels.numpy().reshape(n, grid, cell, grid, cell).transpose(0, 1, 3, 2, 4).reshape(-1, cell**2)
+        counts = np.empty((len(self.classes), len(cells)), dtype=np.int32)
+        for label in range(len(self.classes)):
+            np.add.reduce(cells == label, axis=1, dtype=np.int32, out=counts[label])
+        shares = torch.from_numpy(counts).view(-1, n, grid, grid).transpose(0, 1).float() / cell**2
+        device = self._backbone.device
+        return {"labels": labels.to(device), "shares": shares.to(device)}
 
     def read(self, state: RecurrentState, canvas_norm: Tensor | None = None) -> Tensor:
         """[B, K, G, G] logits, equal to `self.model.logits` up to rounding."""
@@ -111,6 +116,8 @@ class SegmentationTask:
     def predict(self, logits: Tensor, size_px: int | None = None) -> Tensor:
         """[B, size_px, size_px] int64 labels: bilinear upsampling, then argmax. Default size: the scene's."""
         size = size_px or self._backbone.scene_size_px
+        # Classes innermost: on a CPU the argmax over them is then several times faster, with the same result.
+        logits = logits.contiguous(memory_format=torch.channels_last)
         return torch.cat(
             [
                 F.interpolate(chunk, size=(size, size), mode="bilinear", align_corners=False).argmax(dim=1)

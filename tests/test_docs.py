@@ -1,0 +1,95 @@
+"""The documentation is true: doctest examples run, and the pages tell every argument with its default."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from conftest import ENV_IDS, SMALL
+
+import canvit_gym
+from canvit_gym.config import EnvConfig
+from canvit_gym.scenes.prepared import DEFAULT_NUM_SCENES
+from canvit_gym.vector_env import GlimpseVectorEnv
+
+MODULES = [info.name for info in pkgutil.walk_packages(canvit_gym.__path__, "canvit_gym.")]
+PACKAGE = Path(canvit_gym.__file__).parent
+PAGE = [
+    "Description",
+    "Action Space",
+    "Observation Space",
+    "Rewards",
+    "Starting State",
+    "Episode End",
+    "Arguments",
+    "Vectorized environment",
+    "Version History",
+]
+"""Gymnasium's order."""
+
+
+def page(env_id: str) -> str:
+    env = gym.make(env_id, **SMALL).unwrapped
+    env.close()
+    assert env.__doc__ is not None
+    return inspect.cleandoc(env.__doc__)
+
+
+@pytest.mark.parametrize("module", ["canvit_gym", *MODULES])
+def test_examples_run(module: str) -> None:
+    if module == "canvit_gym.sb3":
+        pytest.importorskip("stable_baselines3")
+    result = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_pages_are_in_gymnasiums_order(env_id: str) -> None:
+    assert re.findall(r"^## (.*)$", page(env_id), flags=re.MULTILINE) == PAGE
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_every_part_of_a_page_has_an_example_or_a_table(env_id: str) -> None:
+    sections = re.split(r"^## .*$", page(env_id), flags=re.MULTILINE)[1:]
+    for title, text in zip(PAGE, sections, strict=True):
+        assert ">>>" in text or title in ("Arguments", "Version History"), title
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_pages_tell_every_argument_and_its_default(env_id: str) -> None:
+    """A page's Arguments and EnvConfig cannot drift apart."""
+    text = page(env_id).partition("## Arguments")[2].partition("## Vectorized")[0]
+    told = " ".join(text.split())
+    own = canvit_gym.ENVIRONMENTS[env_id]
+    for field in fields(EnvConfig):
+        assert f"`{field.name}`" in told, f"{env_id} does not tell {field.name}"
+        default = own.get(field.name, field.default)
+        written = f'"{default}"' if isinstance(default, str) else re.sub("'", '"', str(default))
+        start = told.index(f"`{field.name}`")
+        assert written in told[start : start + 420], f"{env_id}: the default of {field.name} is {written}"
+    assert ", ".join(str(n) for n in DEFAULT_NUM_SCENES.values()).replace(", 1000", " or 1000") in told
+
+
+def test_pages_tell_nothing_that_is_no_argument() -> None:
+    known = {field.name for field in fields(EnvConfig)} | {"render_mode", "autoreset_mode"}
+    for env_id in ENV_IDS:
+        arguments = page(env_id).partition("## Arguments")[2].partition("Every argument")[0]
+        assert set(re.findall(r"`(\w+)`", arguments)) <= known
+
+
+def test_the_vector_page_tells_every_argument() -> None:
+    assert GlimpseVectorEnv.__doc__ is not None
+    for field in fields(EnvConfig):
+        assert f"`{field.name}" in GlimpseVectorEnv.__doc__, field.name
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_every_module_says_what_it_is(path: Path) -> None:
+    source = path.read_text().strip()
+    assert not source or ast.get_docstring(ast.parse(source))

@@ -1,0 +1,295 @@
+"""Observations: every key in its space, nothing computed that was not asked for, nothing told that was not seen."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from canvit_pytorch import Viewpoint, sample_at_viewpoint
+from conftest import ENV_IDS
+from torch.utils.flop_counter import FlopCounterMode
+
+from canvit_gym import episodes as episodes_module
+from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, sharpened
+from canvit_gym.scenes.source import SceneBatch
+from canvit_gym.vector_env import GlimpseVectorEnv
+
+MakeVec = Callable[..., GlimpseVectorEnv]
+KEYS: tuple[ObservationKey, ...] = get_args(ObservationKey)
+SUBSETS = [(key,) for key in KEYS] + [DEFAULT_KEYS, KEYS, ("cls", "time"), ("canvas", "glimpse")]
+
+
+def trajectory(envs: GlimpseVectorEnv, *, seed: int = 0, steps: int = 6) -> list[dict[str, np.ndarray]]:
+    envs.action_space.seed(seed)
+    observations = [envs.reset(seed=seed)[0]]
+    return observations + [envs.step(envs.action_space.sample())[0] for _ in range(steps)]
+
+
+@pytest.mark.parametrize("dtype", get_args(FloatDtype))
+@pytest.mark.parametrize("keys", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_any_subset_lies_in_its_space(
+    make_vec: MakeVec, env_id: str, keys: tuple[ObservationKey, ...], dtype: str
+) -> None:
+    envs = make_vec(3, env_id, observations=keys, observation_dtype=dtype, first_glimpse=None, budget=3)
+    for observation in trajectory(envs):
+        assert set(observation) == set(keys)
+        assert envs.observation_space.contains(observation)
+        assert all(np.isfinite(value).all() for value in observation.values())
+        assert all(value.dtype == (np.uint8 if key == "glimpse" else dtype) for key, value in observation.items())
+
+
+@pytest.mark.parametrize(("canvas_size", "map_size"), [(1, 1), (2, 16), (16, 4), (8, None)])
+def test_any_pooled_size(make_vec: MakeVec, canvas_size: int, map_size: int | None) -> None:
+    """Pooled maps are means of the full ones; acuity is computed at the size asked for."""
+    pooled = make_vec(3, canvas_size=canvas_size, map_size=map_size)
+    full = make_vec(3, canvas_size=16, map_size=16)
+    map_size = map_size or 16
+    for small, large in zip(trajectory(pooled), trajectory(full), strict=True):
+        assert pooled.observation_space.contains(small)
+        for key, size in (("canvas", canvas_size), ("uncertainty", map_size)):
+            expected = F.avg_pool2d(torch.from_numpy(large[key]), 16 // size).numpy()
+            np.testing.assert_allclose(small[key], expected, atol=1e-5, err_msg=key)
+        assert small["acuity"].shape == (3, 1, map_size, map_size)
+
+
+def test_canvas_is_the_layer_normalized_canvas(make_vec: MakeVec) -> None:
+    envs = make_vec(3, canvas_size=16)
+    observation, _ = envs.reset(seed=0)
+    tokens = envs.state.canvas[:, -256:].float()
+    expected = F.layer_norm(tokens, (tokens.shape[-1],)).transpose(1, 2).reshape(3, -1, 16, 16)
+    np.testing.assert_allclose(observation["canvas"], expected.numpy(), atol=1e-6)
+
+
+def test_cls_is_the_layer_normalized_recurrent_cls(make_vec: MakeVec) -> None:
+    envs = make_vec(3, observations=["cls"])
+    observation, _ = envs.reset(seed=0)
+    token = envs.state.recurrent_cls[:, 0]
+    np.testing.assert_allclose(observation["cls"], F.layer_norm(token, token.shape[-1:]).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_uncertainty_is_the_probes_entropy(make_vec: MakeVec, env_id: str) -> None:
+    envs = make_vec(3, env_id)
+    observation, _ = envs.reset(seed=0)
+    logits = envs.episodes.logits
+    assert logits is not None
+    p = torch.softmax(logits.double(), dim=1)
+    entropy = -(p * p.log()).sum(dim=1) / math.log(logits.shape[1])
+    np.testing.assert_allclose(observation["uncertainty"][:, 0], entropy.numpy(), atol=1e-5)
+
+
+def test_acuity_is_the_finest_scale_seen(make_vec: MakeVec) -> None:
+    """Against the definition, cell by cell."""
+    envs = make_vec(1, action="continuous", first_glimpse=None, budget=6, autoreset_mode="disabled")
+    envs.action_space.seed(3)
+    observation, _ = envs.reset(seed=0)
+    assert not observation["acuity"].any()
+    seen: list[np.ndarray] = []
+    for _ in range(6):
+        observation, *_, info = envs.step(envs.action_space.sample())
+        seen.append(info["viewpoint"][0])
+        expected = np.zeros((16, 16), dtype=np.float32)
+        for i, j in itertools.product(range(16), repeat=2):
+            center = np.array([(2 * i + 1) / 16 - 1, (2 * j + 1) / 16 - 1])
+            scales = [v[2] for v in seen if np.abs(center - v[:2]).max() <= v[2]]
+            expected[i, j] = min(scales, default=0)
+        np.testing.assert_allclose(observation["acuity"][0, 0], expected)
+
+
+def test_acuity_never_gets_coarser() -> None:
+    fine = Viewpoint(centers=torch.zeros(1, 2), scales=torch.tensor([0.25]))
+    coarse = Viewpoint(centers=torch.zeros(1, 2), scales=torch.tensor([1.0]))
+    after = sharpened(sharpened(torch.zeros(1, 8, 8), fine), coarse)
+    assert after[0, 4, 4] == 0.25 and after[0, 0, 0] == 1
+
+
+def test_viewpoint_and_time(make_vec: MakeVec) -> None:
+    envs = make_vec(3, budget=4, autoreset_mode="disabled")
+    observation, info = envs.reset(seed=0)
+    times = [observation["time"]]
+    for _ in range(3):
+        observation, *_, info = envs.step(envs.action_space.sample())
+        assert np.array_equal(observation["viewpoint"], info["viewpoint"])
+        times.append(observation["time"])
+    np.testing.assert_allclose(np.stack(times)[:, :, 0], np.tile([[0.75], [0.5], [0.25], [0]], (1, 3)))
+
+
+def test_before_the_first_glimpse_there_is_nothing_to_see(make_vec: MakeVec) -> None:
+    envs = make_vec(3, first_glimpse=None, observations=KEYS)
+    observation, info = envs.reset(seed=0)
+    assert not observation["acuity"].any() and not observation["glimpse"].any()
+    assert not observation["viewpoint"].any() and (observation["time"] == 1).all()
+    assert (info["glimpses"] == 0).all()
+    for key, value in observation.items():
+        assert (value == value[0]).all(), f"{key} differs between scenes that have not been seen"
+
+
+def test_glimpse_is_what_the_backbone_saw(make_vec: MakeVec) -> None:
+    envs = make_vec(2, observations=["glimpse"])
+    observation, info = envs.reset(seed=0)
+    images = envs.scenes.load(info["scene"]).images.float()
+    seen = sample_at_viewpoint(
+        spatial=images, viewpoint=Viewpoint.full_scene(batch_size=2, device=None), glimpse_size_px=32
+    )
+    assert np.abs(observation["glimpse"].astype(float) - seen.numpy()).max() <= 1
+
+
+class OtherLabels:
+    """A scene source with the same pixels and other labels."""
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def load(self, indices: np.ndarray) -> SceneBatch:
+        batch, others = self._source.load(indices), self._source.load((indices + 1) % len(self))
+        return SceneBatch(images=batch.images, labels=others.labels)
+
+
+@pytest.mark.parametrize("mode", ["next_step", "same_step"])
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_observations_carry_no_label(make_vec: MakeVec, env_id: str, mode: str) -> None:
+    """Under other labels all observations are identical, while the losses are not."""
+    kwargs = {"observations": KEYS, "budget": 3, "autoreset_mode": mode, "track_score": True, "reward": "score_gain"}
+    envs, relabelled = make_vec(4, env_id, **kwargs), make_vec(4, env_id, **kwargs)
+    relabelled.episodes.scenes = OtherLabels(relabelled.scenes)  # pyright: ignore[reportAttributeAccessIssue]
+    for one, other in zip(trajectory(envs, steps=8), trajectory(relabelled, steps=8), strict=True):
+        for key in KEYS:
+            assert np.array_equal(one[key], other[key]), key
+    assert not np.array_equal(envs.episodes.loss, relabelled.episodes.loss)
+
+
+class UnseenPixelsChanged(OtherLabels):
+    """A scene source in which every pixel that `seen` [num_scenes, H, W] leaves out is another."""
+
+    def __init__(self, source: Any, seen: torch.Tensor) -> None:
+        super().__init__(source)
+        self._seen = seen
+
+    def load(self, indices: np.ndarray) -> SceneBatch:
+        batch = self._source.load(indices)
+        images = torch.where(self._seen[indices].unsqueeze(1), batch.images, 255 - batch.images)
+        return SceneBatch(images=images, labels=batch.labels)
+
+
+def test_pixels_that_no_glimpse_saw_change_nothing(make_vec: MakeVec) -> None:
+    """The footprint of a glimpse is where its gradient with respect to the scene is not zero."""
+    kwargs = {"observations": KEYS, "budget": 3, "autoreset_mode": "disabled", "first_glimpse": [0.5, 0.5, 0.25]}
+    envs = make_vec(4, action="quadtree", **kwargs)
+    envs.action_space.seed(0)
+    actions = [np.array([9, 12, 20, 14]), np.array([7, 8, 20, 11])]
+    expected, info = envs.reset(seed=0)
+    scenes, viewpoints, observations = info["scene"], [info["viewpoint"]], [expected]
+    for action in actions:
+        observation, *_, info = envs.step(action)
+        viewpoints.append(info["viewpoint"])
+        observations.append(observation)
+    footprint = torch.zeros(4, 1, 128, 128, requires_grad=True)
+    for rows in viewpoints:
+        table = torch.from_numpy(rows)
+        viewpoint = Viewpoint(centers=table[:, :2].contiguous(), scales=table[:, 2].contiguous())
+        sample_at_viewpoint(spatial=footprint, viewpoint=viewpoint, glimpse_size_px=32).sum().backward()
+    assert footprint.grad is not None
+    seen = torch.ones(16, 128, 128, dtype=torch.bool)
+    seen[scenes] = footprint.grad[:, 0] != 0
+    assert 0.05 < seen[scenes].float().mean() < 0.5
+
+    changed = make_vec(4, action="quadtree", **kwargs)
+    source = UnseenPixelsChanged(changed.scenes, seen)
+    changed.episodes.scenes = source  # pyright: ignore[reportAttributeAccessIssue]
+    assert not torch.equal(source.load(scenes).images, changed.scenes.load(scenes).images)
+    again = [changed.reset(seed=0)[0]] + [changed.step(action)[0] for action in actions]
+    for one, other in zip(observations, again, strict=True):
+        for key in KEYS:
+            assert np.array_equal(one[key], other[key]), key
+
+
+def flops(envs: GlimpseVectorEnv) -> int:
+    envs.reset(seed=0)
+    action = envs.action_space.sample()
+    with FlopCounterMode(display=False) as counter:
+        envs.step(action)
+    return counter.get_total_flops()
+
+
+def test_a_step_is_one_forward_of_the_backbone(make_vec: MakeVec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FLOPs of a step beside those of the bare forward: the probe on every cell is all that is added."""
+    envs = make_vec(4)
+    envs.reset(seed=0)
+    images, state = torch.zeros(4, 3, 128, 128), envs.state
+    viewpoint = Viewpoint.full_scene(batch_size=4, device=None)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        envs.backbone.step(envs.backbone.glimpse(images, viewpoint), state, viewpoint)
+    probe = 2 * 4 * 256 * 128 * 11
+    assert flops(envs) == counter.get_total_flops() + probe
+    assert flops(make_vec(4, observations=["time"])) == flops(envs)
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_nothing_is_computed_for_keys_not_asked_for(
+    make_vec: MakeVec, env_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every function behind a key is counted; the layer-normalized canvas is what a dense probe reads anyway."""
+    calls: dict[str, int] = {}
+
+    def counted(name: str) -> None:
+        original = getattr(episodes_module, name)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            calls[name] = calls.get(name, 0) + 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(episodes_module, name, wrapper)
+
+    behind = {"canvas": "pooled_canvas", "uncertainty": "uncertainty", "acuity": "sharpened", "glimpse": "_to_uint8"}
+    for name in {*behind.values(), "normalized_canvas"}:
+        counted(name)
+    is_dense = env_id == ENV_IDS[0]
+    for keys in [("time",), ("viewpoint", "cls"), *[(key,) for key in behind]]:
+        calls.clear()
+        envs = make_vec(2, env_id, observations=keys, autoreset_mode="disabled")
+        envs.reset(seed=0)
+        envs.step(envs.action_space.sample())
+        expected = {behind[key]: 2 for key in keys if key in behind}
+        if is_dense or "canvas" in keys:
+            expected["normalized_canvas"] = 2
+        assert calls == expected, keys
+
+
+def test_the_score_is_computed_only_where_asked_for(make_vec: MakeVec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segmentation's score upsamples to scene size, which costs as much as much of a step."""
+    for kwargs, expected in (({}, 0), ({"track_score": True}, 2), ({"reward": "score_gain"}, 2)):
+        envs = make_vec(2, autoreset_mode="disabled", **kwargs)
+        count = 0
+        score = envs.task.score
+
+        def counted(*args: Any, score: Any = score) -> Any:
+            nonlocal count
+            count += 1
+            return score(*args)
+
+        monkeypatch.setattr(envs.task, "score", counted)
+        _, info = envs.reset(seed=0)
+        envs.step(envs.action_space.sample())
+        assert count == expected
+        assert ("score" in info) == bool(expected)
+
+
+def test_observation_tensors_are_the_observation(make_vec: MakeVec) -> None:
+    envs = make_vec(2, observations=KEYS)
+    observation, _ = envs.reset(seed=0)
+    tensors = envs.observation_tensors()
+    for key, value in tensors.items():
+        assert np.array_equal(value.numpy(), observation[key])
+        value.zero_()
+    assert all(np.array_equal(value.numpy(), observation[key]) for key, value in envs.observation_tensors().items())
