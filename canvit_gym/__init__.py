@@ -2,7 +2,7 @@
 
 >>> import gymnasium as gym
 >>> import canvit_gym
->>> env = gym.make("CanViT/FashionSegmentation-v0")
+>>> env = gym.make("CanViT/FashionSegmentation-v0", num_scenes=16)
 """
 
 from canvit_gym.registration import ENVIRONMENTS, register_environments

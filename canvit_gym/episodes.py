@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from canvit_pytorch import RecurrentState, Viewpoint
-from canvit_pytorch.preprocess import imagenet_denormalize, imagenet_normalize
+from canvit_pytorch.preprocess import IMAGENET_MEAN, IMAGENET_STD, imagenet_denormalize
 from numpy.typing import NDArray
 from torch import Tensor
 
+from canvit_gym.actions import FULL_SCENE
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.observations import ObservationLayout, pooled_canvas, sharpened, uncertainty
 from canvit_gym.scenes.source import SceneSource
@@ -68,6 +69,9 @@ class EpisodeBatch:
         self.budget = budget
         self.with_score = with_score
         self.all_rows: Rows = np.arange(num)
+        self._mean, self._std = (
+            torch.tensor(values, device=backbone.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+        )
 
         self.scene = np.full(num, -1, dtype=np.int64)
         self.glimpses = np.zeros(num, dtype=np.int64)
@@ -90,13 +94,16 @@ class EpisodeBatch:
         """Put scenes [len(rows)] in rows, with an empty canvas; `read` decodes the empty canvas."""
         device = self.backbone.device
         batch = self.scenes.load(scene)
-        images = imagenet_normalize(batch.images.to(device).float().div_(255))
+        # In place: fresh buffers of this size cost more than the arithmetic. The operations and their order are
+        # those of canvit-pytorch's imagenet_normalize, so the pixels are its to the bit.
+        images = batch.images.to(device).float().div_(255).sub_(self._mean).div_(self._std)
         self.images = _assign(self.images, rows, images, self.num)
         for name, value in self.task.truth(batch.labels).items():
             self.truth[name] = _assign(self.truth.get(name), rows, value, self.num)
         state = self.backbone.init_state(len(rows))
         # init_state expands one token over the batch; rows that are replaced later need memory of their own.
-        self._set_state(rows, RecurrentState(canvas=state.canvas, recurrent_cls=state.recurrent_cls.contiguous()))
+        state = RecurrentState(canvas=state.canvas, recurrent_cls=state.recurrent_cls.contiguous())
+        self._set_state(rows, state)
 
         self.scene[rows] = scene
         self.glimpses[rows] = 0
@@ -112,7 +119,7 @@ class EpisodeBatch:
             zeros = torch.zeros(len(rows), 3, px, px, dtype=torch.uint8, device=device)
             self._pixels = _assign(self._pixels, rows, zeros, self.num)
         if read:
-            self._read(rows)
+            self._read(rows, state)
 
     @torch.no_grad()
     def look(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
@@ -120,12 +127,16 @@ class EpisodeBatch:
         assert self.images is not None and self.state is not None, "begin() comes first"
         table = torch.from_numpy(viewpoints).to(self.backbone.device)
         viewpoint = Viewpoint(centers=table[:, :2].contiguous(), scales=table[:, 2].contiguous())
-        images, state = self.images, self.state
-        if len(rows) < self.num:
-            images = images[rows]
-            state = RecurrentState(canvas=state.canvas[rows], recurrent_cls=state.recurrent_cls[rows])
-        glimpse = self.backbone.glimpse(images, viewpoint)
-        self._set_state(rows, self.backbone.step(glimpse, state, viewpoint))
+        if len(rows) == self.num:
+            glimpse = self.backbone.glimpse(self.images, viewpoint)
+        else:
+            # Sampling every scene and dropping some glimpses is cheaper than copying the scenes of some.
+            everywhere = torch.tensor(FULL_SCENE, device=self.backbone.device).repeat(self.num, 1)
+            everywhere[rows] = table
+            centers, scales = everywhere[:, :2].contiguous(), everywhere[:, 2].contiguous()
+            glimpse = self.backbone.glimpse(self.images, Viewpoint(centers=centers, scales=scales))[rows]
+        state = self.backbone.step(glimpse, self._state_rows(rows), viewpoint)
+        self._set_state(rows, state)
 
         self.viewpoints[rows, self.glimpses[rows]] = viewpoints
         self.glimpses[rows] += 1
@@ -134,7 +145,7 @@ class EpisodeBatch:
             self._acuity = _assign(self._acuity, rows, sharpened(acuity, viewpoint), self.num)
         if self._pixels is not None:
             self._pixels = _assign(self._pixels, rows, _to_uint8(glimpse), self.num)
-        self._read(rows)
+        self._read(rows, state)
 
     def _set_state(self, rows: Rows, state: RecurrentState) -> None:
         if self.state is None or len(rows) == self.num:
@@ -149,9 +160,8 @@ class EpisodeBatch:
             return self.state
         return RecurrentState(canvas=self.state.canvas[rows], recurrent_cls=self.state.recurrent_cls[rows])
 
-    def _read(self, rows: Rows) -> None:
-        """Decode the states of rows: logits, loss, score where asked for, and the pooled canvas."""
-        state = self._state_rows(rows)
+    def _read(self, rows: Rows, state: RecurrentState) -> None:
+        """Decode the state of rows: logits, loss, score where asked for, and the pooled canvas."""
         truth = self.truth if len(rows) == self.num else {k: v[rows] for k, v in self.truth.items()}
         wants_canvas = "canvas" in self.layout.keys
         canvas_norm = normalized_canvas(self.backbone, state) if wants_canvas or self.task.is_dense else None

@@ -55,7 +55,7 @@ def evaluate(
     progress: str | None = None,
     on_glimpse: Callable[[int, EpisodeBatch], None] | None = None,
 ) -> Evaluation:
-    """Roll `policy` out on every scene of `config.split`, num_glimpses each (default: the budget).
+    """Roll `policy` out on every scene of `config.split` (of `config.shard`), num_glimpses each (default: the budget).
 
     The policy chooses every viewpoint, the first included. PyTorch's global generator is seeded for the
     rollouts and restored afterwards. `on_glimpse(t, episodes)` is called after every glimpse; `progress`
@@ -70,10 +70,12 @@ def evaluate(
     backbone, scenes = build_backbone(config), build_scenes(config)
     task = build_task(config, backbone, scenes.classes)
     layout = build_layout(config, backbone, is_dense=task.is_dense)
-    order = np.arange(len(scenes))
+    order = np.arange(config.shard[0], len(scenes), config.shard[1])
+    if not len(order):
+        raise ValueError(f"shard {config.shard} of {len(scenes)} scenes is empty; use at most {len(scenes)} shards")
     parts: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]] = []
     bar = tqdm(total=len(order), desc=progress, unit="scene", disable=None if progress else True)
-    with bar, torch.random.fork_rng(devices=[backbone.device] if backbone.device.type == "cuda" else []):
+    with bar, torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]

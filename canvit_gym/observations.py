@@ -57,8 +57,8 @@ class ObservationLayout:
         if self.dtype not in get_args(FloatDtype):
             raise ValueError(f"observation_dtype must be one of {', '.join(get_args(FloatDtype))}, got {self.dtype!r}")
         for name, size in (("canvas_size", self.canvas_size), ("map_size", self.map_size)):
-            if size < 1 or self.canvas_grid % size:
-                raise ValueError(f"{name} must divide the canvas grid of {self.canvas_grid} cells, got {size}")
+            if not 1 <= size <= self.canvas_grid:
+                raise ValueError(f"{name} must lie in [1, {self.canvas_grid}], the side of the canvas; got {size}")
 
     @property
     def space(self) -> spaces.Dict:
@@ -83,11 +83,17 @@ class ObservationLayout:
         return spaces.Dict({key: every[key] for key in self.keys})
 
 
+def _pooled(maps: Tensor, *, size: int) -> Tensor:
+    """[B, C, G, G] -> [B, C, size, size] by averaging; where size does not divide G, windows overlap by a cell."""
+    grid = maps.shape[-1]
+    return F.avg_pool2d(maps, grid // size) if grid % size == 0 else F.adaptive_avg_pool2d(maps, size)
+
+
 def pooled_canvas(canvas_norm: Tensor, *, size: int) -> Tensor:
     """Layer-normalized patches [B, G*G, D] -> [B, D, size, size], mean-pooled."""
     grid = math.isqrt(canvas_norm.shape[1])
     cells = canvas_norm.transpose(1, 2).unflatten(2, (grid, grid))
-    return F.avg_pool2d(cells, grid // size) if size < grid else cells.contiguous()
+    return _pooled(cells, size=size) if size < grid else cells.contiguous()
 
 
 def uncertainty(logits: Tensor, *, size: int) -> Tensor:
@@ -95,7 +101,7 @@ def uncertainty(logits: Tensor, *, size: int) -> Tensor:
     entropy = (predictive_entropy(logits) / math.log(logits.shape[1])).clamp(0, 1).unsqueeze(1)
     if entropy.ndim == 2 or size == entropy.shape[-1]:
         return entropy
-    return F.avg_pool2d(entropy, entropy.shape[-1] // size)
+    return _pooled(entropy, size=size)
 
 
 def sharpened(acuity: Tensor, viewpoint: Viewpoint) -> Tensor:

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from canvit_gym.actions import validated
+from canvit_gym.actions import FULL_SCENE, validated
 from canvit_gym.config import (
     EnvConfig,
     build_actions,
@@ -27,8 +27,6 @@ from canvit_gym.scenes.order import SceneOrder
 
 Observation = dict[str, NDArray[Any]]
 Info = dict[str, Any]
-
-FULL_SCENE = np.array([0, 0, 1], dtype=np.float32)
 
 _AUTORESET = {
     "next_step": AutoresetMode.NEXT_STEP,
@@ -367,7 +365,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             return None
         if first == "random":
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(self.np_random.integers(2**63)))
+                # torch.manual_seed would seed every GPU as well, which the fork does not restore.
+                torch.random.default_generator.manual_seed(int(self.np_random.integers(2**63)))
                 viewpoint = random_viewpoints(batch_size=count, device=torch.device("cpu"))
             return torch.cat([viewpoint.centers, viewpoint.scales.unsqueeze(1)], dim=1).numpy()
         row = FULL_SCENE if first == "full" else np.array(first, dtype=np.float32)

@@ -10,9 +10,11 @@ all test scenes against the paper's R-IID, F-IID, C2F and EG-C2F at the same bud
 import json
 import logging
 import resource
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ from canvit_gym.evaluation import Evaluation, evaluate, paired_bootstrap, record
 from canvit_gym.policies import GlimpsePolicy, PaperPolicy
 from experiments.gaze_picture import draw_gaze
 from experiments.provenance import provenance
-from experiments.train import TrainConfig, train
+from experiments.train import CONFIG, RESULT, TrainConfig, train
 
 ENV_ID = "CanViT/FashionSegmentation-v0"
 OPPONENTS: tuple[PolicyName, ...] = ("random", "full_then_random", "coarse_to_fine", "entropy_coarse_to_fine")
@@ -48,16 +50,18 @@ class DemoConfig:
     seed: int = 0
 
 
-def compare(results: dict[str, Evaluation], *, reference: str) -> dict[str, dict[str, object]]:
+def compare(results: dict[str, Evaluation], *, reference: str) -> dict[str, dict[str, Any]]:
     """The agent's paired differences to `reference` after the last glimpse, with 95% intervals over scenes."""
     agent, other = results[AGENT], results[reference]
     num_scenes = len(agent.scene)
+
+    last = [replace(r, intersection=r.intersection[:, -1:], union=r.union[:, -1:]) for r in (agent, other)]
 
     def loss(scenes: NDArray[np.int64]) -> float:
         return float((agent.loss[scenes, -1] - other.loss[scenes, -1]).mean())
 
     def score(scenes: NDArray[np.int64]) -> float:
-        return float(100 * (agent.score(scenes)[-1] - other.score(scenes)[-1]))
+        return float(100 * (last[0].score(scenes)[-1] - last[1].score(scenes)[-1]))
 
     everything = np.arange(num_scenes)
     return {
@@ -79,12 +83,15 @@ def table(results: dict[str, Evaluation]) -> str:
     return "\n".join(lines)
 
 
-def main(config: DemoConfig) -> dict[str, object]:
-    began = time.monotonic()
-    env_kwargs: dict[str, object] = {}
-    if config.num_training_scenes is not None:
-        env_kwargs["num_scenes"] = config.num_training_scenes
-    print(f"1/3 Training a PPO agent on {ENV_ID} ({config.total_timesteps:,} decisions)")
+def trained_policy(config: DemoConfig) -> Path:
+    """The best policy's directory: of a finished run in run_dir, of one that goes on there, or of a new one."""
+    if (config.run_dir / RESULT).exists():
+        print(f"1/3 {config.run_dir} holds a finished run: evaluating its policy (to train anew, remove it)")
+        return config.run_dir / "best"
+    env_kwargs = {} if config.num_training_scenes is None else {"num_scenes": config.num_training_scenes}
+    resume = (config.run_dir / CONFIG).exists()
+    verb = "Going on with" if resume else "Training"
+    print(f"1/3 {verb} a PPO agent on {ENV_ID} ({config.total_timesteps:,} decisions)")
     trained = train(
         TrainConfig(
             env=ENV_ID,
@@ -92,13 +99,23 @@ def main(config: DemoConfig) -> dict[str, object]:
             total_timesteps=config.total_timesteps,
             seed=config.seed,
             env_kwargs=json.dumps(env_kwargs),
+            resume=resume,
         )
     )
+    if trained.interrupted:
+        print("Interrupted. The same command goes on from here.")
+        raise SystemExit(130)
+    return trained.best_policy_dir
+
+
+def main(config: DemoConfig) -> dict[str, object]:
+    began = time.monotonic()
+    policy_dir = trained_policy(config)
     training_seconds = time.monotonic() - began
 
     print("2/3 Evaluating on test scenes")
     test = EnvConfig(dataset="fashion-segmentation", split="test", num_scenes=config.num_test_scenes)
-    agent = load_policy(trained.best_policy_dir, config=test)
+    agent = load_policy(policy_dir, config=test)
     policies: dict[str, GlimpsePolicy] = {}
     for name in OPPONENTS:
         policy = PaperPolicy(name, num_glimpses=test.budget)
@@ -113,10 +130,20 @@ def main(config: DemoConfig) -> dict[str, object]:
     opponents = [name for name in results if name not in (AGENT, SAMPLED)]
     by_score = max(opponents, key=lambda name: results[name].score()[-1])
     by_loss = min(opponents, key=lambda name: results[name].mean_loss()[-1])
-    differences = {reference: compare(results, reference=reference) for reference in {by_score, by_loss}}
+    differences = {reference: compare(results, reference=reference) for reference in dict.fromkeys((by_score, by_loss))}
     for reference, difference in differences.items():
         for metric, entry in difference.items():
-            print(f"{AGENT} minus {reference}, {metric}: {entry['difference']:+.4f}, 95% interval {entry['interval']}")
+            low, high = entry["interval"]
+            print(f"{AGENT} minus {reference}, {metric}: {entry['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
+
+    wins = {
+        "miou": results[AGENT].score()[-1] > results[by_score].score()[-1],
+        "cross_entropy": differences[by_loss]["cross_entropy"]["interval"][1] < 0,
+    }
+    print(
+        f"Beats the best of the four in mIoU: {'yes' if wins['miou'] else 'no'}; in cross-entropy, with an interval "
+        f"clear of zero: {'yes' if wins['cross_entropy'] else 'no'}\n"
+    )
 
     print("3/3 Drawing the agent's gaze")
     rows = np.arange(min(config.num_pictures, len(results[AGENT].scene)))
@@ -129,6 +156,7 @@ def main(config: DemoConfig) -> dict[str, object]:
         miou={name: result.score().tolist() for name, result in results.items()},
         cross_entropy={name: result.mean_loss().tolist() for name, result in results.items()},
         agent_minus=differences,
+        beats_best_of_four={metric: bool(won) for metric, won in wins.items()},
         training_seconds=training_seconds,
         seconds=time.monotonic() - began,
         peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
@@ -145,4 +173,8 @@ def main(config: DemoConfig) -> dict[str, object]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
-    main(tyro.cli(DemoConfig, description=__doc__))
+    demo_config = tyro.cli(DemoConfig, description=__doc__)
+    try:
+        main(demo_config)
+    except (OSError, ValueError, TypeError, FloatingPointError) as error:
+        sys.exit(f"demo: {error}")

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from canvit_gym.backbone.load import Backbone, load_backbone
 from canvit_gym.scenes.fashion import Flavour, Split
 from canvit_gym.scenes.prepared import FashionScenes
+from experiments.provenance import plain
 from experiments.teacher import cell_fractions, normalized
 
 log = logging.getLogger(__name__)
@@ -177,7 +178,7 @@ def main(config: ProbeConfig) -> None:
         directory, began = config.output_dir / f"{kind}-probe", time.monotonic()
         best = fit_kind(backbone, config, directory)
         record = dict(
-            config=json.loads(json.dumps(asdict(config), default=str)),
+            config=plain(asdict(config)) | {"checkpoint": Path(config.checkpoint).name},
             checkpoint_sha256=backbone.sha256,
             validation_loss=best,
             seconds=round(time.monotonic() - began, 1),

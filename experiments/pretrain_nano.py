@@ -48,6 +48,7 @@ from tqdm import tqdm
 
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX, nano_config
 from canvit_gym.scenes.prepared import FashionScenes
+from experiments.provenance import plain
 from experiments.teacher import (
     TEACHER_DIM,
     MixedScenes,
@@ -290,7 +291,7 @@ def finishing_step(
 
 def record_start(config: PretrainingConfig, *, step: int) -> None:
     """Every start of a run with its settings: what a resumed run was really trained with."""
-    entry = dict(step=step, config=json.loads(json.dumps(asdict(config), default=str)))
+    entry = dict(step=step, config=plain(asdict(config)))
     with (config.run_dir / "starts.jsonl").open("a") as file:
         file.write(json.dumps(entry) + "\n")
 
@@ -397,9 +398,6 @@ def train(config: PretrainingConfig) -> None:
             writer.add_scalar("train/grad_norm", norm.item(), step)
             writer.add_scalar("train/glimpses", glimpses, step)
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-        if (step + 1) % config.save_every == 0 or step + 1 == last:
-            seconds = time.monotonic() - began
-            _save_state(checkpoint, model, optimizer, step=step + 1, seconds=seconds, glimpses=glimpses)
         if (step + 1) % config.validate_every == 0 or step + 1 == last:
             model.canvit.forward = forward  # type: ignore[method-assign]
             results = validate(model, num_glimpses=21, num_scenes=config.validation_scenes, device=device)
@@ -410,6 +408,10 @@ def train(config: PretrainingConfig) -> None:
                 for t in (1, 5, 21):
                     writer.add_scalar(f"validation/{key}_glimpse_{t}", curve[t - 1], step + 1)
             _save(model, config, steps=step + 1, glimpses=glimpses, seconds=time.monotonic() - began, results=results)
+        # The state comes last: a run interrupted before it repeats the validation, and no model is left unwritten.
+        if (step + 1) % config.save_every == 0 or step + 1 == last:
+            seconds = time.monotonic() - began
+            _save_state(checkpoint, model, optimizer, step=step + 1, seconds=seconds, glimpses=glimpses)
 
 
 def _save_state(path: Path, model: CanViTForPretraining, optimizer: torch.optim.Optimizer, **progress: float) -> None:
@@ -427,7 +429,8 @@ def _save(model: Any, config: PretrainingConfig, *, results: dict[str, Any], **p
         model.canvit.forward = compiled
     teacher = json.loads((config.teacher_dir / "teacher.json").read_text())
     record = dict(
-        config=json.loads(json.dumps(asdict(config), default=str)),
+        config=plain(asdict(config)),
+        starts=[json.loads(line) for line in (config.run_dir / "starts.jsonl").read_text().splitlines()],
         teacher=teacher,
         **progress,
         validation=results,

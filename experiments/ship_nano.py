@@ -20,7 +20,7 @@ from canvit_gym.backbone.load import asset_dir, load_backbone
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import GreedyOracle, PaperPolicy
-from experiments.provenance import provenance
+from experiments.provenance import plain, provenance
 
 LONG, SHORT = 21, 5
 """Glimpses: C2F's three quadtree levels, and the environments' default budget."""
@@ -41,6 +41,7 @@ def install(source: Path, destination: Path) -> None:
     for name in ("config.json", "model.safetensors", "training.json"):
         if (source / name).exists():
             shutil.copyfile(source / name, destination / name)
+    (destination / "README.md").unlink(missing_ok=True)  # the card of an earlier model
 
 
 def percent(result: Evaluation) -> list[float]:
@@ -110,10 +111,12 @@ FashionScenes and nothing else.
   scenes of FashionScenes' training split (Fashion-MNIST sprites, MIT licence, Zalando SE).
 - **Teacher**: a passive convolutional network at full resolution (`experiments/teacher.py`),
   {teacher["config"]["steps"]} steps, {teacher["seconds"] / 60:.0f} minutes.
-- **Recipe**: `experiments/pretrain_nano.py`: {pretraining["token_steps"]} steps of glimpse-stream learning, then
-  {training["steps"]} steps of passive-to-active dense distillation by canvit-pytorch's training step, F-IID and
-  R-IID in turn, {training["glimpses"]:,} glimpses, batch {pretraining["batch_size"]}, AdamW at
-  {pretraining["peak_lr"]} with linear decay, seed {pretraining["seed"]}, {training["seconds"] / 60:.0f} minutes in all.
+- **Recipe**: `experiments/pretrain_nano.py`: {pretraining["token_steps"]} steps of glimpse-stream learning;
+  {pretraining["steps"]} steps of passive-to-active dense distillation by canvit-pytorch's training step, batch
+  {pretraining["batch_size"]}; {training["steps"] - pretraining["steps"]} steps on the cross-entropy of class shares,
+  batch {pretraining["finish_batch_size"]}; F-IID and R-IID rollouts in turn, {training["glimpses"]:,} glimpses,
+  AdamW at {pretraining["peak_lr"]}, seed {pretraining["seed"]}, {training["seconds"] / 60:.0f} minutes in all.
+  The run was started {len(training["starts"])} times, some with other settings: `training.json` has each.
 - **Probes**: `experiments/fit_probe.py` on the frozen model.
 - **Made with**: torch {training["torch"]}, canvit-pytorch {made["versions"]["canvit-pytorch"]},
   on {made["machine"]["cpu"]} ({made["machine"]["cores"]} cores).
@@ -151,7 +154,8 @@ def main(config: ShippingConfig) -> None:
     install(config.model_dir, asset_dir("nano"))
     for kind in ("segmentation", "classification"):
         install(config.probes_dir / f"{kind}-probe", asset_dir(f"nano-{kind}-probe"))
-    training = json.loads((config.model_dir / "training.json").read_text())
+    training = plain(json.loads((config.model_dir / "training.json").read_text()))
+    (asset_dir("nano") / "training.json").write_text(json.dumps(training, indent=2) + "\n")
     backbone = load_backbone("nano", device="cpu")
     record = dict(
         training=training,

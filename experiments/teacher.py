@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from canvit_gym.scenes.fashion import SEGMENTATION_CLASSES, Split
 from canvit_gym.scenes.prepared import FashionScenes
+from experiments.provenance import plain
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +226,7 @@ def train(config: TeacherConfig) -> dict[str, float]:
             writer.add_scalar("teacher/scene_loss", scene_loss.item(), step)
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             seconds = time.monotonic() - began
+            partial = checkpoint.with_suffix(".partial")
             torch.save(
                 dict(
                     teacher=teacher.state_dict(),
@@ -233,8 +235,9 @@ def train(config: TeacherConfig) -> dict[str, float]:
                     step=step + 1,
                     seconds=seconds,
                 ),
-                checkpoint,
+                partial,
             )
+            partial.replace(checkpoint)
             metrics = evaluate(teacher, split="validation", num_scenes=config.validation_scenes, device=device)
             log.info("step %d: %s", step + 1, metrics)
             for name, value in metrics.items():
@@ -242,7 +245,7 @@ def train(config: TeacherConfig) -> dict[str, float]:
     save_file({k: v.contiguous() for k, v in teacher.state_dict().items()}, config.run_dir / "teacher.safetensors")
     test = evaluate(teacher, split="test", num_scenes=config.test_scenes, device=device)
     metrics = {f"test_{k}": v for k, v in test.items()}
-    record = dict(config=json.loads(json.dumps(asdict(config), default=str)), seconds=seconds, **metrics)
+    record = dict(config=plain(asdict(config)), seconds=seconds, **metrics)
     (config.run_dir / "teacher.json").write_text(json.dumps(record, indent=2) + "\n")
     log.info("Teacher: %s", metrics)
     return metrics

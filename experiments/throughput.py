@@ -28,7 +28,7 @@ import canvit_gym
 from canvit_gym.backbone.load import load_backbone
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from canvit_gym.vector_env import GlimpseVectorEnv
-from experiments.provenance import provenance
+from experiments.provenance import plain, provenance
 from experiments.teacher import normalized
 from experiments.train import ppo_for_throughput
 
@@ -203,7 +203,7 @@ def main(config: ThroughputConfig) -> None:
     if config.output is not None:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         record = dict(
-            config=json.loads(json.dumps(asdict(config), default=str)),
+            config=plain(asdict(config)),
             glimpses_per_second=rates,
             median=medians,
             ratio_to_bare_loop={name: median / bare for name, median in medians.items()},

@@ -1,5 +1,6 @@
 """Shared by all tests: one CPU thread (results do not depend on the machine's cores) and small environments."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 import canvit_gym
 from canvit_gym.config import EnvConfig, build_backbone
 from canvit_gym.vector_env import GlimpseVectorEnv
+
+os.environ.setdefault("CANVIT_GYM_CACHE", str(Path(__file__).parents[1] / ".cache"))  # not the user's own
 
 ENV_IDS = list(canvit_gym.ENVIRONMENTS)
 

@@ -94,7 +94,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
         "glimpse_cost": draw(st.sampled_from([0.0, 0.125])),
         "observations": draw(st.lists(st.sampled_from(get_args(ObservationKey)), min_size=1, unique=True)),
         "observation_dtype": draw(st.sampled_from(["float32", "float16"])),
-        "canvas_size": draw(st.sampled_from([1, 4, 16])),
+        "canvas_size": draw(st.sampled_from([1, 4, 5, 16])),
         "autoreset_mode": draw(st.sampled_from(["next_step", "same_step", "disabled"])),
         "split": draw(st.sampled_from(["training", "test"])),
         "track_score": True,

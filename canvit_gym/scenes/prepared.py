@@ -53,6 +53,21 @@ def _cannot_prepare(path: Path, error: OSError) -> OSError:
     )
 
 
+def _file(flavour: Flavour, split: Split, num_scenes: int | str) -> Path:
+    return cache_dir() / f"fashion-v{GENERATOR_VERSION}-{flavour}-{split}-{num_scenes}.bin"
+
+
+def _prepared_file(flavour: Flavour, split: Split, num_scenes: int) -> Path | None:
+    """A complete file that begins with the scenes wanted: scene k does not depend on how many there are."""
+    pattern = _file(flavour, split, "*")
+    for path in pattern.parent.glob(pattern.name):
+        count = path.stem.rsplit("-", 1)[-1]
+        complete = count.isdecimal() and path.stat().st_size == int(count) * _RECORD.itemsize
+        if complete and int(count) >= num_scenes:
+            return path
+    return None
+
+
 def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,9 +120,9 @@ class FashionScenes:
         for name, value, choices in (("flavour", self.flavour, Flavour), ("split", self.split, Split)):
             if value not in get_args(choices):
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(get_args(choices))}")
-        path = cache_dir() / f"fashion-v{GENERATOR_VERSION}-{self.flavour}-{self.split}-{self.num_scenes}.bin"
-        size = self.num_scenes * _RECORD.itemsize
-        if not path.exists() or path.stat().st_size != size:
+        path = _prepared_file(self.flavour, self.split, self.num_scenes)
+        if path is None:
+            path = _file(self.flavour, self.split, self.num_scenes)
             _prepare(path, self.flavour, self.split, self.num_scenes)
         object.__setattr__(self, "_records", np.memmap(path, dtype=_RECORD, mode="r", shape=(self.num_scenes,)))
 
@@ -124,17 +139,13 @@ class FashionScenes:
 
     def load(self, indices: NDArray[np.int64]) -> SceneBatch:
         """The scenes at `indices`; see SceneSource."""
-        records = self._records[indices]
-        labels = records["labels"] if self.flavour == "segmentation" else records["class"].astype(np.int64)
-        return SceneBatch(
-            images=torch.from_numpy(np.ascontiguousarray(records["image"])),
-            labels=torch.from_numpy(np.ascontiguousarray(labels)),
-        )
+        records = self._records  # a field first, then its rows: one copy
+        labels = records["labels"][indices] if self.flavour == "segmentation" else records["class"][indices]
+        if self.flavour == "classification":
+            labels = labels.astype(np.int64)
+        return SceneBatch(images=torch.from_numpy(records["image"][indices]), labels=torch.from_numpy(labels))
 
     def load_with_maps(self, indices: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """(images [n, 3, H, W], label maps [n, H, W]), uint8, of either flavour: what pretraining needs."""
-        records = self._records[indices]
-        return (
-            torch.from_numpy(np.ascontiguousarray(records["image"])),
-            torch.from_numpy(np.ascontiguousarray(records["labels"])),
-        )
+        images, labels = (self._records[name][indices] for name in ("image", "labels"))
+        return torch.from_numpy(images), torch.from_numpy(labels)
