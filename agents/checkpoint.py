@@ -63,8 +63,7 @@ def load_policy(directory: Path, *, device: str = "auto", config: EnvConfig | No
 
     Raises:
         FileNotFoundError: no policy there.
-        ValueError: the environment's backbone, probe, observation layout or action space are others than
-        those it
+        ValueError: the environment's backbone, probe, observation layout or action space are others than those it
             was trained on, or the weights do not fit the record.
     """
     directory = Path(directory)

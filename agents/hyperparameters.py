@@ -67,7 +67,10 @@ class Hyperparameters:
 
 
 def schedule(value: float | str, *, name: str) -> Callable[[float], float]:
-    """A constant, or "lin_x": x at the beginning (progress remaining 1), 0 at the end."""
+    """A constant, or "lin_x": x at the beginning (progress remaining 1), 0 at the end.
+
+    SB3's progress remaining falls below 0 where the last rollout goes beyond the total; a rate never does.
+    """
     linear = isinstance(value, str) and value.startswith("lin_")
     try:
         number = float(value.removeprefix("lin_") if isinstance(value, str) else value)
@@ -75,7 +78,7 @@ def schedule(value: float | str, *, name: str) -> Callable[[float], float]:
         number = -1.0
     if (isinstance(value, str) and not linear) or not 0 < number < float("inf"):
         raise ValueError(f'hyperparameter {name} must be a number > 0 or "lin_" and one, got {value!r}')
-    return (lambda remaining: number * remaining) if linear else (lambda _: number)
+    return (lambda remaining: number * max(remaining, 0.0)) if linear else (lambda _: number)
 
 
 def load_hyperparameters(env_id: str, overrides: dict[str, Any] | None = None) -> Hyperparameters:
@@ -104,9 +107,9 @@ def num_decisions(config: EnvConfig) -> int:
 
 
 def ends_with_rollouts(config: EnvConfig) -> bool:
-    """Whether a rollout of whole episodes ends with every scene replaced, and its successor's state is a
-    function of
-    the scene alone."""
+    """Whether a rollout of whole episodes ends with every scene replaced, and its successor's state is a function of
+    the scene alone.
+    """
     return not config.allow_stop and config.first_glimpse != "random"
 
 

@@ -1,7 +1,7 @@
 """Rewards standardized per time step.
 
-How much a glimpse brings depends most on how many came before it. Statistics per decision take that out, so
-that every decision of an episode teaches on the same scale.
+How much a glimpse brings depends most on how many came before it. Statistics per decision take that out, so that
+every decision of an episode teaches on the same scale.
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from agents.policy import require_finite
+from canvit_gym.wrappers import RunningMoments
 
 
 class PerStepNormalize(VecEnvWrapper):
-    """(reward - mean) / standard deviation, both running, of the rewards of that decision of an episode (0,
-    1, ...).
+    """(reward - mean) / standard deviation, both running, of the rewards of that decision of an episode (0, 1, ...).
 
-    With center=False only the scale changes: for agents that may stop, to whom the reward's sign says whether
-    a glimpse is worth its cost.
+    With center=False only the scale changes: for agents that may stop, to whom the reward's sign says whether a
+    glimpse is worth its cost.
     """
 
     def __init__(
@@ -32,11 +32,21 @@ class PerStepNormalize(VecEnvWrapper):
     ) -> None:
         super().__init__(venv)
         self.center, self.clip, self.epsilon = center, clip, epsilon
-        self.count = np.zeros(num_decisions)
-        self.mean = np.zeros(num_decisions)
-        self.squares = np.zeros(num_decisions)
-        """Sums of squared deviations from the mean."""
+        self._moments = RunningMoments(num_decisions)
         self._decision = np.zeros(self.num_envs, dtype=np.int64)
+
+    @property
+    def count(self) -> NDArray[np.int64]:
+        return self._moments.count
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        return self._moments.mean
+
+    @property
+    def squares(self) -> NDArray[np.float64]:
+        """Sums of squared deviations from the mean."""
+        return self._moments.squares
 
     def reset(self) -> VecEnvObs:
         self._decision[:] = 0
@@ -45,30 +55,20 @@ class PerStepNormalize(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         observation, rewards, dones, infos = self.venv.step_wait()
         require_finite({"the environment's reward": rewards})
-        self._update(rewards)
+        self._moments.update(self._decision, rewards)
         normalized = self.normalize(rewards, self._decision)
         self._decision = np.where(dones, 0, self._decision + 1)
         return observation, normalized, dones, infos
 
     def normalize(self, rewards: NDArray[np.float32], decision: NDArray[np.int64]) -> NDArray[np.float32]:
         """[N] rewards of decisions [N] by the statistics so far."""
-        deviation = np.sqrt(self.squares / np.maximum(self.count, 1) + self.epsilon)[decision]
+        deviation = np.sqrt(self._moments.var + self.epsilon)[decision]
         centered = rewards - self.mean[decision] if self.center else rewards
         return np.clip(centered / deviation, -self.clip, self.clip).astype(np.float32)
-
-    def _update(self, rewards: NDArray[np.float32]) -> None:
-        """Chan's parallel update, one decision at a time."""
-        for index in np.unique(self._decision):
-            batch = rewards[self._decision == index].astype(np.float64)
-            n, delta = len(batch), batch.mean() - self.mean[index]
-            total = self.count[index] + n
-            self.mean[index] += delta * n / total
-            self.squares[index] += ((batch - batch.mean()) ** 2).sum() + delta**2 * self.count[index] * n / total
-            self.count[index] = total
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("count", "mean", "squares")}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         for name, value in state.items():
-            setattr(self, name, value.numpy().copy())
+            setattr(self._moments, name, value.numpy().astype(getattr(self._moments, name).dtype))

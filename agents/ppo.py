@@ -11,8 +11,7 @@ from agents.policy import require_finite
 
 
 class GradientWatch:
-    """Names the parameter whose gradient is not finite, as the backward pass made it (before clipping mixes
-    them).
+    """Names the parameter whose gradient is not finite, as the backward pass made it (before clipping mixes them).
 
     The sums of all gradients are looked at together, once per optimizer step: one synchronization on a GPU.
     """
@@ -39,11 +38,10 @@ class GradientWatch:
 
 
 class GlimpsePPO(PPO):
-    """Stable-Baselines3's PPO, with checks.
+    """Stable-Baselines3's PPO, with checks, and schedules that every update learns by.
 
     Raises:
-        FloatingPointError: rewards, advantages, logits, values, losses or gradients hold a NaN or an
-        infinity.
+        FloatingPointError: rewards, advantages, logits, values, losses or gradients hold a NaN or an infinity.
             Names the tensor; the parameters are those of before the offending optimizer step.
     """
 
@@ -53,6 +51,14 @@ class GlimpsePPO(PPO):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_watch"]
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """As it was when the rollout began: above 0 in the last update too.
+
+        SB3 counts the rollout that is about to be learned from as done, so that a linear schedule makes the last
+        update, which is the only one of a run of one rollout, with a learning rate of 0 or less.
+        """
+        super()._update_current_progress_remaining(num_timesteps - self.n_envs * self.n_steps, total_timesteps)
 
     def train(self) -> None:
         buffer = self.rollout_buffer

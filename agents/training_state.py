@@ -10,6 +10,7 @@ environment is reset, in the run that goes on exactly as in the one that resumes
 """
 
 import copy
+import io
 import json
 import random
 from collections.abc import Iterator
@@ -137,4 +138,23 @@ def save_state(path: Path, state: State) -> None:
 
 
 def load_state(path: Path) -> State:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    """
+    Raises:
+        ValueError: the file is damaged.
+    """
+    content = io.BytesIO(path.read_bytes())  # what is wrong from here on is the content, OSError included
+    try:
+        state = torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged files make PyTorch raise nearly anything
+        raise ValueError(_damaged(path)) from error
+    if not isinstance(state, dict) or "num_timesteps" not in state:
+        raise ValueError(_damaged(path))
+    return state
+
+
+def _damaged(path: Path) -> str:
+    return (
+        f"{path} is damaged: it does not hold a training state. Put a copy of the intact file in its place; or delete "
+        "it and --resume to train from the beginning with the same settings; or choose another run directory. The "
+        "policies beside it, best/ and last/, may be intact still."
+    )

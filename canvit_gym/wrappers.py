@@ -7,6 +7,38 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
 
+class RunningMoments:
+    """Count, mean and spread of all values so far, by group 0, 1, ...; there are as many groups as were seen.
+
+    Attributes:
+        count, mean, squares: [groups] each; `squares` sums the squared deviations from the mean.
+    """
+
+    def __init__(self, num_groups: int = 0) -> None:
+        self.count = np.zeros(num_groups, dtype=np.int64)
+        self.mean = np.zeros(num_groups)
+        self.squares = np.zeros(num_groups)
+
+    @property
+    def var(self) -> NDArray[np.float64]:
+        """[groups] population variances; 0 for a group without values."""
+        return self.squares / np.maximum(self.count, 1)
+
+    def update(self, groups: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Merge values [N] of groups [N] (Chan et al. 1979)."""
+        if (missing := int(groups.max(initial=-1)) + 1 - len(self.count)) > 0:
+            self.count = np.concatenate([self.count, np.zeros(missing, dtype=np.int64)])
+            self.mean = np.concatenate([self.mean, np.zeros(missing)])
+            self.squares = np.concatenate([self.squares, np.zeros(missing)])
+        for group in np.unique(groups):
+            new = values[groups == group].astype(np.float64)
+            old, total = self.count[group], self.count[group] + len(new)
+            delta = new.mean() - self.mean[group]
+            self.mean[group] += delta * len(new) / total
+            self.squares[group] += ((new - new.mean()) ** 2).sum() + delta**2 * old * len(new) / total
+            self.count[group] = total
+
+
 class NormalizeRewardPerStep(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
     """Standardize rewards with a running mean and standard deviation for every step of the episode.
 
@@ -48,10 +80,20 @@ class NormalizeRewardPerStep(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
         self._epsilon = epsilon
         self._step = np.zeros(self.num_envs, dtype=np.int64)
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        self._moments = RunningMoments()
         self.update_statistics = True
-        self.count = np.zeros(0, dtype=np.int64)
-        self.mean = np.zeros(0)
-        self.var = np.zeros(0)
+
+    @property
+    def count(self) -> NDArray[np.int64]:
+        return self._moments.count
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        return self._moments.mean
+
+    @property
+    def var(self) -> NDArray[np.float64]:
+        return self._moments.var
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset; statistics stay."""
@@ -68,7 +110,7 @@ class NormalizeRewardPerStep(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
         observation, rewards, terminated, truncated, info = self.env.step(actions)
         acted = ~self._ended if self._mode == AutoresetMode.NEXT_STEP else np.ones(self.num_envs, dtype=np.bool_)
         if self.update_statistics:
-            self._update(self._step[acted], np.asarray(rewards, dtype=np.float64)[acted])
+            self._moments.update(self._step[acted], np.asarray(rewards, dtype=np.float64)[acted])
         rewards = np.where(acted, self._standardized(np.asarray(rewards, dtype=np.float64)), rewards)
 
         ended = np.logical_or(terminated, truncated)
@@ -78,22 +120,6 @@ class NormalizeRewardPerStep(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
         else:
             self._ended = ended
         return observation, rewards, terminated, truncated, info
-
-    def _update(self, steps: NDArray[np.int64], rewards: NDArray[np.float64]) -> None:
-        """Merge this step's rewards into the statistics of their steps (Chan et al. 1979)."""
-        if not len(steps):
-            return
-        if (missing := int(steps.max()) + 1 - len(self.count)) > 0:
-            self.count = np.concatenate([self.count, np.zeros(missing, dtype=np.int64)])
-            self.mean = np.concatenate([self.mean, np.zeros(missing)])
-            self.var = np.concatenate([self.var, np.zeros(missing)])
-        for step in np.unique(steps):
-            new = rewards[steps == step]
-            old, total = self.count[step], self.count[step] + len(new)
-            delta = new.mean() - self.mean[step]
-            self.var[step] = (self.var[step] * old + new.var() * len(new) + delta**2 * old * len(new) / total) / total
-            self.mean[step] += delta * len(new) / total
-            self.count[step] = total
 
     def _standardized(self, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
         """A step with fewer than two rewards behind it has no scale yet: its rewards stay as they are."""

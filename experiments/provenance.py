@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ PACKAGES = ("canvit-gym", "canvit-pytorch", "gymnasium", "stable-baselines3", "t
 def provenance() -> dict[str, Any]:
     """Plain JSON values, to be saved with every result."""
     return {
-        "command": sys.orig_argv,
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git": _revision(),
         "machine": {
@@ -29,6 +30,15 @@ def provenance() -> dict[str, Any]:
         },
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def plain(value: Any) -> Any:
+    """A configuration as JSON values, without the directories of the machine that ran it."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items() if not isinstance(v, Path) and not k.endswith("_dir")}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
 
 
 def _version(package: str) -> str | None:
@@ -49,9 +59,7 @@ def _cpu() -> str:
 
 
 def _revision() -> dict[str, Any] | None:
-    """The commit of this checkout and whether files differ from it; None outside git or before the first
-    commit.
-    """
+    """The commit of this checkout and whether files differ from it; None outside git or before the first commit."""
 
     def git(*arguments: str) -> str:
         where = Path(__file__).parent

@@ -3,20 +3,21 @@
     python -m experiments.train --env CanViT/FashionSegmentation-v0 --run-dir runs/segmentation
     python -m experiments.train --run-dir runs/segmentation --resume
 
-A run directory holds best/ and last/ (policies: see agents.checkpoint), config.json, provenance.json (one
-entry per start), training_state.pt (what --resume goes on from), tensorboard/ and, once finished,
-result.json. The best policy is the one with the least validation loss after the last glimpse.
+A run directory holds best/ and last/ (policies: see agents.checkpoint), config.json, provenance.json (one entry per
+start), training_state.pt (what --resume goes on from), tensorboard/ and, once finished, result.json. The best policy
+is the one with the least validation loss after the last glimpse.
 
-Ctrl-C saves the state after the last complete update. A resumed run equals an uninterrupted one, to the bit
-on the CPU. Numbers of decisions count one per environment and step: a rollout of 64 environments and 8 steps
-has 512.
+Ctrl-C saves the state after the last complete update. A resumed run equals an uninterrupted one, to the bit on the
+CPU. Numbers of decisions count one per environment and step: a rollout of 64 environments and 8 steps has 512.
 """
 
 import json
 import logging
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,24 +62,29 @@ from experiments.provenance import provenance
 
 log = logging.getLogger(__name__)
 
+DEFAULT_ENV = "CanViT/FashionSegmentation-v0"
+
 CONFIG, PROVENANCE, STATE, RESULT = "config.json", "provenance.json", "training_state.pt", "result.json"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """What is None was not given: a new run takes the default, a resumed one its own value."""
+
     run_dir: Path
     """Policies, logs and the training state go here."""
-    env: str = "CanViT/FashionSegmentation-v0"
-    """Environment id."""
-    env_kwargs: str = "{}"
-    """Keyword arguments of the environment, as JSON: '{"action": "continuous"}'."""
+    env: str | None = None
+    """Environment id. None: CanViT/FashionSegmentation-v0."""
+    env_kwargs: str | None = None
+    """Keyword arguments of the environment, as JSON: '{"action": "continuous"}'. None: {}."""
     total_timesteps: int | None = None
-    """Decisions to train for. None: as in agents/hyperparameters.yml."""
-    seed: int = 0
-    hyper: str = "{}"
-    """Overrides of agents/hyperparameters.yml, as JSON: '{"n_epochs": 4, "learning_rate": "lin_5e-4"}'."""
-    eval_every: int = 20_000
-    """Decisions between evaluations on validation scenes (and one at the end). 0: never."""
+    """Decisions to train for; the last rollout is completed. None: as in agents/hyperparameters.yml."""
+    seed: int | None = None
+    """None: 0."""
+    hyper: str | None = None
+    """Overrides of agents/hyperparameters.yml, as JSON: '{"n_epochs": 4, "learning_rate": "lin_5e-4"}'. None: {}."""
+    eval_every: int | None = None
+    """Decisions between evaluations on validation scenes (and one at the end). 0: never. None: 20,000."""
     eval_scenes: int | None = None
     """Validation scenes to evaluate on. None: all."""
     checkpoint_every: int = 20_000
@@ -115,7 +121,10 @@ class Settings:
     """All of them, as resolved when the run began: a resumed run does not follow later edits of the file."""
 
 
-def json_object(text: str, *, option: str) -> dict[str, Any]:
+def json_object(text: str | None, *, option: str) -> dict[str, Any]:
+    """The option's value; empty where it was not given."""
+    if text is None:
+        return {}
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -269,7 +278,7 @@ class Run(BaseCallback):
         with preserved_random_state():
             result = evaluate(
                 LearnedPolicy(policy),
-                config=replace(self.env, split="validation", num_scenes=self.settings.eval_scenes),
+                config=replace(self.env, split="validation", num_scenes=self.settings.eval_scenes, shard=(0, 1)),
             )
         score, loss = result.score(), result.mean_loss()
         best = min((e["loss"][-1] for e in self.evaluations), default=float("inf"))
@@ -307,11 +316,11 @@ class Run(BaseCallback):
 
 def _prepare(config: TrainConfig) -> tuple[Settings, State | None]:
     """The run's settings, and the state to resume from. Refuses what is wrong before touching anything."""
-    for name, least in (("eval_every", 0), ("checkpoint_every", 1)):
-        if getattr(config, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    for name, least in (("total_timesteps", 1), ("eval_every", 0), ("checkpoint_every", 1)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
     run_dir = config.run_dir
-    settings = _fresh_settings(config)
     begun, finished = (run_dir / CONFIG).exists(), (run_dir / RESULT).exists()
     if not config.resume:
         if finished:
@@ -324,12 +333,12 @@ def _prepare(config: TrainConfig) -> tuple[Settings, State | None]:
             raise FileExistsError(
                 f"{run_dir} holds an unfinished run. Go on with it with --resume, or choose another run directory."
             )
-        return settings, None
+        return _fresh_settings(config), None
     if not begun:
         raise FileNotFoundError(
             f"{run_dir} holds no run to resume: {CONFIG} is missing. Leave out --resume to begin one."
         )
-    settings = _resumed_settings(config, settings, Settings(**json.loads((run_dir / CONFIG).read_text())))
+    settings = _resumed_settings(config, Settings(**json.loads((run_dir / CONFIG).read_text())))
     state = load_state(run_dir / STATE) if (run_dir / STATE).exists() else None
     if state is not None and finished and state["num_timesteps"] >= settings.total_timesteps:
         raise ValueError(
@@ -342,12 +351,10 @@ def _prepare(config: TrainConfig) -> tuple[Settings, State | None]:
 def _fresh_settings(config: TrainConfig) -> Settings:
     env_kwargs = json_object(config.env_kwargs, option="--env-kwargs")
     overrides = json_object(config.hyper, option="--hyper")
-    env_config(config.env, env_kwargs)  # an unknown id is named before the lack of hyperparameters for it
-    hyper = load_hyperparameters(config.env, overrides)
-    total = hyper.total_timesteps if config.total_timesteps is None else config.total_timesteps
-    if total < 1:
-        raise ValueError(f"total_timesteps must be at least 1, got {total}")
-    env = env_config(config.env, {**hyper.env_kwargs, **env_kwargs})
+    env_id = DEFAULT_ENV if config.env is None else config.env
+    env_config(env_id, env_kwargs)  # an unknown id is named before the lack of hyperparameters for it
+    hyper = load_hyperparameters(env_id, overrides)
+    env = env_config(env_id, {**hyper.env_kwargs, **env_kwargs})
     if env.split != "training":
         raise ValueError(
             f"agents train on split='training', got {env.split!r}: validation scenes choose the best "
@@ -355,53 +362,63 @@ def _fresh_settings(config: TrainConfig) -> Settings:
         )
     check_fit(hyper, env)
     return Settings(
-        env=config.env,
+        env=env_id,
         env_kwargs=env_kwargs,
-        total_timesteps=total,
-        seed=config.seed,
+        total_timesteps=hyper.total_timesteps if config.total_timesteps is None else config.total_timesteps,
+        seed=0 if config.seed is None else config.seed,
         hyper=overrides,
-        eval_every=config.eval_every,
+        eval_every=20_000 if config.eval_every is None else config.eval_every,
         eval_scenes=config.eval_scenes,
         hyperparameters=hyper.to_json(),
     )
 
 
-def _resumed_settings(config: TrainConfig, asked: Settings, saved: Settings) -> Settings:
+def _resumed_settings(config: TrainConfig, saved: Settings) -> Settings:
     """The run's own; whatever else was asked for must agree with them, but for the number of decisions."""
-    defaults = TrainConfig(run_dir=config.run_dir)
     for name in ("env", "env_kwargs", "seed", "hyper", "eval_every", "eval_scenes"):
-        given = getattr(config, name) != getattr(defaults, name)
-        if given and getattr(asked, name) != getattr(saved, name):
+        asked, own = getattr(config, name), getattr(saved, name)
+        if asked is not None and isinstance(own, dict):
+            asked = json_object(asked, option="--" + name.replace("_", "-"))
+        if asked is not None and asked != own:
             raise ValueError(
-                f"the run in {config.run_dir} was begun with {name}={getattr(saved, name)!r}, not "
-                f"{getattr(asked, name)!r}: leave it out to go on with that run, or choose another run "
-                "directory"
+                f"the run in {config.run_dir} was begun with {name}={own!r}, not {asked!r}: leave it out to go on "
+                "with that run, or choose another run directory"
             )
     return replace(saved, total_timesteps=config.total_timesteps or saved.total_timesteps)
 
 
-def _begin_run_dir(config: TrainConfig, settings: Settings, origin: dict[str, Any]) -> None:
-    run_dir = config.run_dir
+@contextmanager
+def _writing_to(run_dir: Path) -> Iterator[None]:
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        previous = json.loads((run_dir / PROVENANCE).read_text()) if (run_dir / PROVENANCE).exists() else []
-        replace_file(run_dir / PROVENANCE, (json.dumps([*previous, origin], indent=2) + "\n").encode())
-        replace_file(run_dir / CONFIG, (json.dumps(asdict(settings), indent=2) + "\n").encode())
-        (run_dir / RESULT).unlink(missing_ok=True)
+        yield
     except OSError as error:
         raise OSError(
             f"cannot write to the run directory {run_dir}: {error.strerror or error}. Choose another with --run-dir."
         ) from error
 
 
+def _check_writable(run_dir: Path) -> None:
+    """Before anything slow; leaves the directory, made where missing, as a new run may find it."""
+    with _writing_to(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=run_dir).close()
+
+
+def _begin_run_dir(run_dir: Path, settings: Settings, origin: dict[str, Any]) -> None:
+    with _writing_to(run_dir):
+        previous = json.loads((run_dir / PROVENANCE).read_text()) if (run_dir / PROVENANCE).exists() else []
+        replace_file(run_dir / PROVENANCE, (json.dumps([*previous, origin], indent=2) + "\n").encode())
+        replace_file(run_dir / CONFIG, (json.dumps(asdict(settings), indent=2) + "\n").encode())
+        (run_dir / RESULT).unlink(missing_ok=True)
+
+
 def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> TrainResult:
     """Train, or go on training. `callbacks` are SB3's, called after this function's own.
 
     Raises:
-        FileExistsError, FileNotFoundError, OSError: the run directory holds a run (or none, to resume), or
-        cannot be
+        FileExistsError, FileNotFoundError, OSError: the run directory holds a run (or none, to resume), or cannot be
             written.
-        ValueError, TypeError: unknown environment, keyword or hyperparameter, or bad values.
+        ValueError, TypeError: unknown environment, keyword or hyperparameter, bad values, or a damaged state.
         FloatingPointError: a NaN or an infinity; the last checkpoint is kept.
     """
     settings, state = _prepare(config)
@@ -409,28 +426,29 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
     env_kwargs = {**hyper.env_kwargs, **settings.env_kwargs}
     env_cfg = env_config(settings.env, env_kwargs)
     check_fit(hyper, env_cfg)
-    origin = provenance()
-    _begin_run_dir(config, settings, origin)
     run_dir = config.run_dir
+    _check_writable(run_dir)
     record = PolicyRecord(
         env_id=settings.env,
         env=env_cfg,
         inputs=describe_inputs(env_cfg),
         network=hyper.policy_kwargs,
         hyperparameters=settings.hyperparameters,
-        provenance=origin,
+        provenance=provenance(),
         training={},
     )
     env = make_training_env(settings.env, env_cfg, hyper, env_kwargs)
     model = make_model(env, env_cfg, hyper, seed=settings.seed)
-    folder = str(run_dir / "tensorboard")
-    model.set_logger(Logger(folder, [TensorBoardOutputFormat(folder)]))
     run = Run(config, settings, env_cfg, record)
     if state is None:
         begin_episodes(model)
     else:
         restore(model, state)
         run.resume_from(state)
+    # Only now: a run that cannot be built leaves a directory in which the corrected command may begin.
+    _begin_run_dir(run_dir, settings, record.provenance)
+    folder = str(run_dir / "tensorboard")
+    model.set_logger(Logger(folder, [TensorBoardOutputFormat(folder)]))
     learning: list[BaseCallback] = [run, ViewpointStatistics(build_actions(env_cfg))]
     if hyper.entropy_floor is not None:
         learning.append(EntropyFloor(**hyper.entropy_floor))
@@ -445,11 +463,9 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
         interrupted = True
     except FloatingPointError as error:
         raise FloatingPointError(
-            f"training stopped at decision {model.num_timesteps:,}, optimizer epoch {model._n_updates}: "
-            f"{error}. The last "
-            f"good checkpoint, of decision {max(run.saved_at, 0):,}, is kept in {run_dir} ({STATE} and "
-            "last/). A smaller "
-            "learning_rate or max_grad_norm may help: begin a new run with --hyper."
+            f"training stopped at decision {model.num_timesteps:,}, optimizer epoch {model._n_updates}: {error}. The "
+            f"last good checkpoint, of decision {max(run.saved_at, 0):,}, is kept in {run_dir} ({STATE} and last/). A "
+            "smaller learning_rate or max_grad_norm may help: begin a new run with --hyper."
         ) from error
     finally:
         if run.bar is not None:

@@ -185,6 +185,18 @@ def test_ppo_finds_the_marked_cell() -> None:
     assert env.step_wait()[1].mean() > 0.8  # about 0.1 by chance
 
 
+@pytest.mark.parametrize(("total", "progress"), [(1, [1.0]), (128, [1.0]), (300, [1.0, 1 - 128 / 300, 1 - 256 / 300])])
+def test_every_update_of_a_linear_schedule_learns(total: int, progress: list[float]) -> None:
+    """Rollouts of 128 decisions: also where the total is less than one, or no multiple of them."""
+    env = MarkedCell(32)
+    model = ppo(env, DiscreteActions(env.table), learning_rate=schedule("lin_0.01", name="learning_rate"))
+    rates: list[float] = []
+    optimizer = model.policy.optimizer
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    model.learn(total)
+    np.testing.assert_allclose(rates[:: len(rates) // len(progress)], 0.01 * np.array(progress))
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_parameters() -> None:
     env = MarkedCell(8)
     model = ppo(env, DiscreteActions(env.table), batch_size=32)
@@ -337,7 +349,7 @@ def test_hyperparameters() -> None:
     hyper = load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epochs": 7, "policy_kwargs": {"blocks": 1}})
     assert hyper.n_epochs == 7
     assert hyper.policy_kwargs == {"channels": 32, "context_dim": 64, "blocks": 1, "upsample": 2}
-    assert [schedule("lin_2e-3", name="x")(p) for p in (1.0, 0.5)] == [2e-3, 1e-3]
+    assert [schedule("lin_2e-3", name="x")(p) for p in (1.0, 0.5, 0.0, -0.2)] == [2e-3, 1e-3, 0, 0]
     with pytest.raises(ValueError, match=r"unknown hyperparameter 'n_epoch'; there are: .*n_epochs"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epoch": 7})
     with pytest.raises(ValueError, match="batch_size must be at least 2 and divide"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", updates=4)
     result = train(config)
     assert [e["num_timesteps"] for e in result.evaluations] == [2 * ROLLOUT, 4 * ROLLOUT]
-    validation = EnvConfig(split="validation", **ENV_KWARGS | {"num_scenes": 4})
+    validation = replace(EnvConfig(split="validation", **ENV_KWARGS), num_scenes=4)
     again = evaluate(LearnedPolicy(load_policy(result.best_policy_dir, config=validation)), config=validation)
     best = min(result.evaluations, key=lambda e: e["loss"][-1])
     np.testing.assert_array_equal(again.mean_loss(), best["loss"])
@@ -167,6 +168,10 @@ def test_a_finished_run(tmp_path: Path) -> None:
         train(replace(config, resume=True))
     with pytest.raises(ValueError, match=r"begun with seed=0, not 3"):
         train(replace(config, resume=True, seed=3, total_timesteps=96))
+    with pytest.raises(ValueError, match=r"begun with eval_every=32, not 20000"):  # the default, but asked for
+        train(TrainConfig(config.run_dir, resume=True, eval_every=20_000, total_timesteps=96))
+    with pytest.raises(ValueError, match=r"begun with env_kwargs=\{.*, not \{\}"):
+        train(TrainConfig(config.run_dir, resume=True, env_kwargs="{}", total_timesteps=96))
     assert (config.run_dir / "last" / "policy.safetensors").read_bytes() == before
     extended = train(TrainConfig(config.run_dir, resume=True, total_timesteps=6 * ROLLOUT, progress=False))
     assert extended.num_timesteps == 6 * ROLLOUT and len(extended.evaluations) == 3
@@ -180,6 +185,39 @@ def test_an_unfinished_run_is_not_begun_again(tmp_path: Path) -> None:
         train(config)
     with pytest.raises(FileNotFoundError, match=r"no run to resume.*Leave out --resume"):
         train(replace(config, run_dir=tmp_path / "nothing", resume=True))
+
+
+def test_a_run_that_cannot_be_built_does_not_block_the_corrected_one(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", updates=1, eval_every=0)
+    pixels = tiny(config.run_dir, updates=1, eval_every=0, env_kwargs={"observations": ["canvas", "glimpse"]})
+    with pytest.raises(ValueError, match="leave 'glimpse' out"):
+        train(pixels)
+    assert list(config.run_dir.iterdir()) == []
+    assert train(config).num_timesteps == ROLLOUT
+
+
+@pytest.mark.parametrize("content", ["truncated", "empty", "rubbish", "another"])
+def test_a_damaged_state_is_named(tmp_path: Path, content: str) -> None:
+    config = tiny(tmp_path / "run", updates=1, eval_every=0)
+    train(config)
+    path = config.run_dir / "training_state.pt"
+    whole = path.read_bytes()
+    if content == "another":
+        torch.save(torch.zeros(2), path)
+    else:
+        path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "rubbish": b"rubbish" * 99}[content])
+    resume = replace(config, resume=True, total_timesteps=2 * ROLLOUT)
+    with pytest.raises(ValueError, match=r"training_state\.pt is damaged.*delete it and --resume"):
+        train(resume)
+    path.unlink()
+    assert train(resume).num_timesteps == 2 * ROLLOUT
+
+
+def test_validation_does_not_follow_the_shard_of_training(tmp_path: Path) -> None:
+    result = train(tiny(tmp_path / "run", updates=1, env_kwargs={"shard": [1, 2]}))
+    validation = replace(EnvConfig(split="validation", **ENV_KWARGS), num_scenes=4)
+    again = evaluate(LearnedPolicy(load_policy(result.last_policy_dir, config=validation)), config=validation)
+    np.testing.assert_array_equal(again.mean_loss(), result.evaluations[-1]["loss"])
 
 
 def test_a_callback_may_end_training(tmp_path: Path) -> None:
@@ -293,5 +331,6 @@ def test_the_model_for_throughput_learns() -> None:
 
 def test_provenance_is_json() -> None:
     found = json.loads(json.dumps(provenance()))
+    assert shlex.split(found["command"]) == ["python", *sys.orig_argv[1:]]
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["machine"]["cores"] >= 1 and found["machine"]["cpu"]
