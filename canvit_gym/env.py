@@ -200,7 +200,7 @@ class FashionSegmentationEnv(GlimpseEnv):
       (default) or "float16".
     - `track_score`: whether every info holds the score; default False. A segmentation's score costs an
       upsampling to scene size.
-    - `render_mode`: None (default) or "rgb_array".
+    - `render_mode`: None (default), "rgb_array", or "human" where there is a display.
 
     Every argument is plain JSON, so that `env.spec.to_json()` works.
 
@@ -345,7 +345,7 @@ class FashionClassificationEnv(GlimpseEnv):
       (default) or "float16".
     - `track_score`: whether every info holds the score; default False. A classification's always does, at no
       cost.
-    - `render_mode`: None (default) or "rgb_array".
+    - `render_mode`: None (default), "rgb_array", or "human" where there is a display.
 
     Every argument is plain JSON, so that `env.spec.to_json()` works.
 
