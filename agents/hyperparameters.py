@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -33,7 +33,7 @@ class Hyperparameters:
     max_grad_norm: float
     normalize_advantage: bool
     target_kl: float | None
-    normalize_reward: bool
+    normalize_reward: Literal["per_step", "pooled"] | None
     ent_coef: float
     entropy_floor: dict[str, float] | None
     policy_kwargs: dict[str, Any]

@@ -18,7 +18,8 @@ class PerStepNormalize(VecEnvWrapper):
     """(reward - mean) / standard deviation, both running, of the rewards of that decision of an episode (0, 1, ...).
 
     With center=False only the scale changes: for agents that may stop, to whom the reward's sign says whether a
-    glimpse is worth its cost.
+    glimpse is worth its cost. Decisions from `num_decisions` on share the last statistics; with one for all, an
+    episode's rewards still add up to the difference of its potential, as agents with a discount near 1 need.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class PerStepNormalize(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         observation, rewards, dones, infos = self.venv.step_wait()
         require_finite({"the environment's reward": rewards})
-        self._moments.update(self._decision, rewards)
-        normalized = self.normalize(rewards, self._decision)
+        decision = np.minimum(self._decision, len(self.count) - 1)
+        self._moments.update(decision, rewards)
+        normalized = self.normalize(rewards, decision)
         self._decision = np.where(dones, 0, self._decision + 1)
         return observation, normalized, dones, infos
 

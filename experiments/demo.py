@@ -22,9 +22,8 @@ import tyro
 from canvit_pytorch.policies import PolicyName
 from numpy.typing import NDArray
 
-from agents.checkpoint import load_policy
+from agents.checkpoint import load_policy, load_record
 from agents.learned import LearnedPolicy
-from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate, paired_bootstrap, record_views
 from canvit_gym.policies import GlimpsePolicy, PaperPolicy
 from experiments.gaze_picture import draw_gaze
@@ -40,7 +39,7 @@ AGENT, SAMPLED = "PPO agent", "PPO agent, sampled"
 class DemoConfig:
     run_dir: Path = Path("runs/demo")
     """Where the policy, the results and the picture go. Must not hold a finished run."""
-    total_timesteps: int = 200_000
+    total_timesteps: int = 160_000
     """Decisions to train for."""
     num_training_scenes: int | None = None
     """None: all of the training split."""
@@ -114,7 +113,8 @@ def main(config: DemoConfig) -> dict[str, object]:
     training_seconds = time.monotonic() - began
 
     print("2/3 Evaluating on test scenes")
-    test = EnvConfig(dataset="fashion-segmentation", split="test", num_scenes=config.num_test_scenes)
+    # The environment that the policy was trained in, but for the scenes.
+    test = replace(load_record(policy_dir).env, split="test", num_scenes=config.num_test_scenes)
     agent = load_policy(policy_dir, config=test)
     policies: dict[str, GlimpsePolicy] = {}
     for name in OPPONENTS:

@@ -148,8 +148,10 @@ def env_config(env_id: str, env_kwargs: dict[str, Any]) -> EnvConfig:
 def make_training_env(env_id: str, config: EnvConfig, hyper: Hyperparameters, env_kwargs: dict[str, Any]) -> VecEnv:
     """GlimpseVecEnv, VecMonitor (returns as the environment pays them), PerStepNormalize."""
     envs = VecMonitor(make_sb3_env(env_id, hyper.n_envs, **env_kwargs))
-    if not hyper.normalize_reward:
+    if hyper.normalize_reward is None:
         return envs
+    if hyper.normalize_reward == "pooled":
+        return PerStepNormalize(envs, num_decisions=1, center=False)
     return PerStepNormalize(envs, num_decisions=num_decisions(config), center=not config.allow_stop)
 
 

@@ -1,14 +1,14 @@
 """The main job end to end, and the throughput script, at a tiny size."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from agents.checkpoint import load_policy
-from canvit_gym.config import EnvConfig
+from agents.checkpoint import load_policy, load_record
 from canvit_gym.evaluation import Evaluation
 from experiments import demo, throughput
 
@@ -42,7 +42,7 @@ def test_picture_is_drawn(run_dir: Path) -> None:
 
 
 def test_policy_is_kept(run_dir: Path) -> None:
-    config = EnvConfig(dataset="fashion-segmentation", split="test", num_scenes=16)
+    config = replace(load_record(run_dir / "best").env, split="test", num_scenes=16)
     assert load_policy(run_dir / "best", config=config) is not None
 
 
