@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from canvit_core.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from canvit_pytorch import RecurrentState, Viewpoint
-from canvit_pytorch.preprocess import IMAGENET_MEAN, IMAGENET_STD, imagenet_denormalize
+from canvit_pytorch.preprocess import imagenet_denormalize
 from numpy.typing import NDArray
 from torch import Tensor
 

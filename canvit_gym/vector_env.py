@@ -371,7 +371,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         if first == "random":
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would seed every GPU as well, which the fork does not restore.
-                torch.random.default_generator.manual_seed(int(self.np_random.integers(2**63)))
+                torch.default_generator.manual_seed(int(self.np_random.integers(2**63)))
                 viewpoint = random_viewpoints(batch_size=count, device=torch.device("cpu"))
             return torch.cat([viewpoint.centers, viewpoint.scales.unsqueeze(1)], dim=1).numpy()
         row = FULL_SCENE if first == "full" else np.array(first, dtype=np.float32)

@@ -70,13 +70,15 @@ class PretrainingConfig:
     """Checkpoints, TensorBoard log and the final model go here."""
     teacher_dir: Path
     """Run directory of experiments.teacher."""
+    init_from: Path | None = None
+    """Begin with this model directory's weights, such as canvit_gym/assets/nano, instead of from scratch."""
     token_steps: int = 1_500
     """Steps of glimpse-stream learning before the rollouts."""
     token_glimpses: int = 4
     """Random glimpses per scene in such a step."""
-    steps: int = 2_400
+    steps: int = 1_400
     """Distillation steps, at a constant learning rate."""
-    finish_steps: int = 1_800
+    finish_steps: int = 1_600
     """Steps on the cross-entropy, over which the learning rate falls linearly."""
     finish_batch_size: int = 48
     finish_stop_probability: float = 0.25
@@ -328,10 +330,13 @@ def train(config: PretrainingConfig) -> None:
         log.info("Resuming at step %d", start)
         writer = SummaryWriter(str(config.run_dir))
     else:
-        fit_standardizers(config, model, teacher, scenes, device)
         writer = SummaryWriter(str(config.run_dir))
         started = time.monotonic()
-        train_tokens(config, model, teacher, scenes, writer, device)
+        if config.init_from is not None:
+            model.load_state_dict(CanViTForPretraining.from_pretrained(str(config.init_from)).state_dict())
+        else:
+            fit_standardizers(config, model, teacher, scenes, device)
+            train_tokens(config, model, teacher, scenes, writer, device)
         seconds = time.monotonic() - started
         _save_state(checkpoint, model, optimizer, step=0, seconds=seconds, glimpses=0)
 

@@ -1,5 +1,6 @@
 """Teacher, nano and probes train, resume to the bit, and are read back by canvit-pytorch; all at a tiny size."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,13 @@ def test_interrupted_pretraining_resumes_to_the_bit(
     pretrain_nano.train(nano_run(tmp_path, teacher_dir))
     ours, theirs = (load_file(d / "model" / "model.safetensors") for d in (tmp_path, nano_dir))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_pretraining_goes_on_from_a_shipped_model(nano_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
+    config = replace(nano_run(tmp_path, teacher_dir), init_from=nano_dir / "model", steps=0, finish_steps=1, peak_lr=0)
+    pretrain_nano.train(config)
+    ours, theirs = (load_file(d / "model" / "model.safetensors") for d in (tmp_path, nano_dir))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs), "without a learning rate nothing moves"
 
 
 def test_non_finite_gradients_stop_the_run_and_keep_the_last_state(
