@@ -44,8 +44,13 @@ def _assign(target: Tensor | None, rows: Rows, value: Tensor, num: int) -> Tenso
     """`target` with `value` at `rows`; the value itself where it covers every row."""
     if target is None or len(rows) == num:
         return value
-    target[rows] = value
+    target[_index(rows, target)] = value
     return target
+
+
+def _index(rows: Rows, like: Tensor) -> Tensor:
+    """Rows as a tensor beside `like`: indexing with it is twice as fast as with the array."""
+    return torch.from_numpy(rows).to(like.device)
 
 
 class EpisodeBatch:
@@ -152,18 +157,20 @@ class EpisodeBatch:
         if self.state is None or len(rows) == self.num:
             self.state = state
         else:
-            self.state.canvas[rows] = state.canvas
-            self.state.recurrent_cls[rows] = state.recurrent_cls
+            index = _index(rows, state.canvas)
+            self.state.canvas[index] = state.canvas
+            self.state.recurrent_cls[index] = state.recurrent_cls
 
     def _state_rows(self, rows: Rows) -> RecurrentState:
         assert self.state is not None
         if len(rows) == self.num:
             return self.state
-        return RecurrentState(canvas=self.state.canvas[rows], recurrent_cls=self.state.recurrent_cls[rows])
+        index = _index(rows, self.state.canvas)
+        return RecurrentState(canvas=self.state.canvas[index], recurrent_cls=self.state.recurrent_cls[index])
 
     def _read(self, rows: Rows, state: RecurrentState) -> None:
         """Decode the state of rows: logits, loss, score where asked for, and the pooled canvas."""
-        truth = self.truth if len(rows) == self.num else {k: v[rows] for k, v in self.truth.items()}
+        truth = self.truth if len(rows) == self.num else {k: v[_index(rows, v)] for k, v in self.truth.items()}
         wants_canvas = "canvas" in self.layout.keys
         canvas_norm = normalized_canvas(self.backbone, state) if wants_canvas or self.task.is_dense else None
         logits = self.task.read(state, canvas_norm)

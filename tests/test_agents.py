@@ -361,5 +361,5 @@ def test_hyperparameters() -> None:
     assert load_hyperparameters("CanViT/FashionSegmentation-v0", {"entropy_floor": None}).entropy_floor is None
     with pytest.raises(ValueError, match="no entry for 'CanViT/Unknown-v0'"):
         load_hyperparameters("CanViT/Unknown-v0")
-    with pytest.raises(ValueError, match=r'multiple of the 3 decisions.*"n_steps": 9'):
+    with pytest.raises(ValueError, match=r'multiple of the 3 decisions.*"n_steps": 15'):
         check_fit(hyper, replace(CONFIG, budget=4))

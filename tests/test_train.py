@@ -20,7 +20,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.checkpoint import load_policy, load_record
 from agents.learned import LearnedPolicy
-from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.sb3 import GlimpseVecEnv
 from experiments.provenance import provenance
@@ -139,13 +138,13 @@ def test_a_finished_run(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", updates=4)
     result = train(config)
     assert [e["num_timesteps"] for e in result.evaluations] == [2 * ROLLOUT, 4 * ROLLOUT]
-    validation = replace(EnvConfig(split="validation", **ENV_KWARGS), num_scenes=4)
+    validation = replace(load_record(result.best_policy_dir).env, split="validation", num_scenes=4)
     again = evaluate(LearnedPolicy(load_policy(result.best_policy_dir, config=validation)), config=validation)
     best = min(result.evaluations, key=lambda e: e["loss"][-1])
     np.testing.assert_array_equal(again.mean_loss(), best["loss"])
     record = load_record(result.best_policy_dir)
     assert record.training == {"num_timesteps": best["num_timesteps"], "validation": best}
-    assert record.hyperparameters["n_epochs"] == 2 and record.env.reward == "relative_loss_reduction"
+    assert record.hyperparameters["n_epochs"] == 2 and record.env.reward == "loss_reduction"
 
     events = EventAccumulator(str(config.run_dir / "tensorboard")).Reload()
     tags = set(events.Tags()["scalars"])
@@ -215,7 +214,9 @@ def test_a_damaged_state_is_named(tmp_path: Path, content: str) -> None:
 
 def test_validation_does_not_follow_the_shard_of_training(tmp_path: Path) -> None:
     result = train(tiny(tmp_path / "run", updates=1, env_kwargs={"shard": [1, 2]}))
-    validation = replace(EnvConfig(split="validation", **ENV_KWARGS), num_scenes=4)
+    trained = load_record(result.last_policy_dir).env
+    assert trained.shard == (1, 2)
+    validation = replace(trained, split="validation", num_scenes=4, shard=(0, 1))
     again = evaluate(LearnedPolicy(load_policy(result.last_policy_dir, config=validation)), config=validation)
     np.testing.assert_array_equal(again.mean_loss(), result.evaluations[-1]["loss"])
 
@@ -325,8 +326,9 @@ def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
 
 def test_the_model_for_throughput_learns() -> None:
     model = ppo_for_throughput("CanViT/FashionSegmentation-v0", num_envs=2, env_kwargs=ENV_KWARGS | {"budget": 5})
-    model.learn(16, reset_num_timesteps=False)
-    assert model.num_timesteps == 16
+    rollout = model.n_steps * 2
+    model.learn(rollout, reset_num_timesteps=False)
+    assert model.num_timesteps == rollout
 
 
 def test_provenance_is_json() -> None:
