@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from canvit_pytorch.policies.random import random_viewpoints
 from numpy.typing import NDArray
 from stable_baselines3.common.distributions import CategoricalDistribution
 
@@ -11,6 +10,7 @@ from agents.record import Inputs, describe_layout, require_same
 from canvit_gym.config import build_actions
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies import PolicyInfo
+from canvit_gym.viewpoints import first_viewpoints
 
 
 class LearnedPolicy:
@@ -43,12 +43,8 @@ class LearnedPolicy:
         if t == 0:
             self._require_same(episodes)
             first = self.record.env.first_glimpse
-            if first == "random":
-                viewpoint = random_viewpoints(batch_size=episodes.num, device=torch.device("cpu"))
-                return torch.cat([viewpoint.centers, viewpoint.scales.unsqueeze(1)], dim=1).numpy()
             if first is not None:
-                row = (0.0, 0.0, 1.0) if first == "full" else first
-                return np.tile(np.array(row, dtype=np.float32), (episodes.num, 1))
+                return first_viewpoints(first, episodes.num)
         observation = {key: value.to(self.policy.device) for key, value in episodes.observe().items()}
         distribution = self.policy.get_distribution(observation)
         if isinstance(distribution, CategoricalDistribution) and self.record.env.allow_stop:

@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 
 ActionKind = Literal["grid", "continuous", "quadtree"]
 
-FULL_SCENE = np.array([0, 0, 1], dtype=np.float32)
-"""The viewpoint (row, col, scale) that covers the scene."""
-
 
 class Actions(Protocol):
     """A single environment's actions; arrays carry a leading batch dimension [N, ...]."""

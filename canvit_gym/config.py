@@ -13,6 +13,7 @@ from canvit_gym.scenes.prepared import DEFAULT_NUM_SCENES, FashionScenes
 from canvit_gym.scenes.source import SceneSource
 from canvit_gym.tasks.classification import ClassificationTask, load_classifier
 from canvit_gym.tasks.segmentation import SegmentationTask, load_probe
+from canvit_gym.viewpoints import FirstGlimpse
 
 Dataset = Literal["fashion-segmentation", "fashion-classification"]
 
@@ -48,7 +49,7 @@ class EnvConfig:
     device: str = "auto"
     precision: Precision = "float32"
     budget: int = 5
-    first_glimpse: Literal["full", "random"] | tuple[float, float, float] | None = "full"
+    first_glimpse: FirstGlimpse | None = "full"
     action: ActionKind = "grid"
     min_scale: float = 0.125
     grid_scales: tuple[float, ...] = (0.5, 0.25)

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from canvit_core.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from canvit_pytorch import RecurrentState, Viewpoint
+from canvit_pytorch import RecurrentState
 from canvit_pytorch.preprocess import imagenet_denormalize
 from numpy.typing import NDArray
 from torch import Tensor
 
-from canvit_gym.actions import FULL_SCENE
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.observations import ObservationLayout, pooled_canvas, sharpened, uncertainty
 from canvit_gym.scenes.source import SceneSource
 from canvit_gym.tasks.segmentation import normalized_canvas
 from canvit_gym.tasks.task import Task
+from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
 Rows = NDArray[np.int64]
 
@@ -131,16 +131,14 @@ class EpisodeBatch:
     def look(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
         assert self.images is not None and self.state is not None, "begin() comes first"
-        table = torch.from_numpy(viewpoints).to(self.backbone.device)
-        viewpoint = Viewpoint(centers=table[:, :2].contiguous(), scales=table[:, 2].contiguous())
+        viewpoint = to_viewpoint(viewpoints, self.backbone.device)
         if len(rows) == self.num:
             glimpse = self.backbone.glimpse(self.images, viewpoint)
         else:
             # Sampling every scene and dropping some glimpses is cheaper than copying the scenes of some.
-            everywhere = torch.tensor(FULL_SCENE, device=self.backbone.device).repeat(self.num, 1)
-            everywhere[rows] = table
-            centers, scales = everywhere[:, :2].contiguous(), everywhere[:, 2].contiguous()
-            glimpse = self.backbone.glimpse(self.images, Viewpoint(centers=centers, scales=scales))[rows]
+            everywhere = np.tile(FULL_SCENE, (self.num, 1))
+            everywhere[rows] = viewpoints
+            glimpse = self.backbone.glimpse(self.images, to_viewpoint(everywhere, self.backbone.device))[rows]
         state = self.backbone.step(glimpse, self._state_rows(rows), viewpoint)
         self._set_state(rows, state)
 
@@ -244,8 +242,7 @@ class EpisodeBatch:
         image = self.images[row : row + 1]
         glimpse = np.zeros((self.layout.glimpse_size_px, self.layout.glimpse_size_px, 3), dtype=np.uint8)
         if taken:
-            table = torch.from_numpy(self.viewpoints[row, taken - 1 : taken]).to(self.backbone.device)
-            viewpoint = Viewpoint(centers=table[:, :2].contiguous(), scales=table[:, 2].contiguous())
+            viewpoint = to_viewpoint(self.viewpoints[row, taken - 1 : taken], self.backbone.device)
             glimpse = _to_uint8(self.backbone.glimpse(image, viewpoint))[0].permute(1, 2, 0).cpu().numpy()
         score_curve = self.score_curve[row].copy()
         score_curve[taken] = self.task.score(logits, truth).item()

@@ -5,12 +5,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from canvit_pytorch import RecurrentState
-from canvit_pytorch.policies.random import random_viewpoints
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from canvit_gym.actions import FULL_SCENE, validated
+from canvit_gym.actions import validated
 from canvit_gym.config import (
     EnvConfig,
     build_actions,
@@ -24,6 +23,7 @@ from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows
 from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
 from canvit_gym.rewards import potential_reward, uses_score
 from canvit_gym.scenes.order import SceneOrder
+from canvit_gym.viewpoints import first_viewpoints
 
 Observation = dict[str, NDArray[Any]]
 Info = dict[str, Any]
@@ -372,10 +372,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             with torch.random.fork_rng(devices=[]):
                 # torch.manual_seed would seed every GPU as well, which the fork does not restore.
                 torch.default_generator.manual_seed(int(self.np_random.integers(2**63)))
-                viewpoint = random_viewpoints(batch_size=count, device=torch.device("cpu"))
-            return torch.cat([viewpoint.centers, viewpoint.scales.unsqueeze(1)], dim=1).numpy()
-        row = FULL_SCENE if first == "full" else np.array(first, dtype=np.float32)
-        return np.tile(row, (count, 1))
+                return first_viewpoints(first, count)
+        return first_viewpoints(first, count)
 
     def _observation(self, rows: Rows | None = None) -> Observation:
         return {key: value.cpu().numpy() for key, value in self.episodes.observe(rows).items()}

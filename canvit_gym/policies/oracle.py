@@ -5,9 +5,10 @@ import torch
 from canvit_pytorch import Viewpoint
 from numpy.typing import NDArray
 
-from canvit_gym.actions import FULL_SCENE, grid_viewpoints
+from canvit_gym.actions import grid_viewpoints
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.protocol import PolicyInfo
+from canvit_gym.viewpoints import FULL_SCENE
 
 
 def oracle_candidates() -> NDArray[np.float32]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.protocol import PolicyInfo
 from canvit_gym.tasks.segmentation import SegmentationTask
+from canvit_gym.viewpoints import to_rows
 
 
 class PaperPolicy:
@@ -45,7 +46,7 @@ class PaperPolicy:
             )
         assert episodes.state is not None
         viewpoint = self._policy.step(t, episodes.state)
-        return torch.cat([viewpoint.centers, viewpoint.scales.unsqueeze(1)], dim=1).cpu().numpy()
+        return to_rows(viewpoint)
 
     def _canvas_logits(self, episodes: EpisodeBatch) -> Callable[[torch.Tensor], torch.Tensor] | None:
         if not self.info.needs_segmentation_probe:

@@ -1,0 +1,32 @@
+"""Viewpoints as rows: [N, 3] float32 (row, col, scale) on the host, canvit-pytorch's Viewpoint on the device."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from canvit_pytorch import Viewpoint
+from canvit_pytorch.policies.random import random_viewpoints
+from numpy.typing import NDArray
+
+FirstGlimpse = Literal["full", "random"] | tuple[float, float, float]
+
+FULL_SCENE = np.array([0, 0, 1], dtype=np.float32)
+"""The viewpoint (row, col, scale) that covers the scene."""
+
+
+def to_rows(viewpoint: Viewpoint) -> NDArray[np.float32]:
+    """[N, 3], on the host."""
+    return torch.cat([viewpoint.centers, viewpoint.scales.unsqueeze(1)], dim=1).cpu().numpy()
+
+
+def to_viewpoint(rows: NDArray[np.float32], device: torch.device) -> Viewpoint:
+    """The inverse of to_rows."""
+    table = torch.from_numpy(rows).to(device)
+    return Viewpoint(centers=table[:, :2].contiguous(), scales=table[:, 2].contiguous())
+
+
+def first_viewpoints(first: FirstGlimpse, count: int) -> NDArray[np.float32]:
+    """[count, 3]: where a first glimpse is taken. "random" draws from PyTorch's global CPU generator."""
+    if first == "random":
+        return to_rows(random_viewpoints(batch_size=count, device=torch.device("cpu")))
+    return np.tile(FULL_SCENE if first == "full" else np.array(first, dtype=np.float32), (count, 1))
