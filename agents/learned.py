@@ -1,23 +1,33 @@
 """A learned policy behind the protocol of the hand-coded ones."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.distributions import CategoricalDistribution
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from agents.checkpoint import RECORD, load_policy
 from agents.policy import ViewpointPolicy
 from agents.record import Inputs, describe_layout, require_same
-from canvit_gym.config import build_actions
+from canvit_gym.actions import DiscreteActions
+from canvit_gym.config import EnvConfig, build_actions
 from canvit_gym.episodes import EpisodeBatch
-from canvit_gym.policies import PolicyInfo
-from canvit_gym.viewpoints import first_viewpoints
+from canvit_gym.policies import PolicyInfo, check_supported
+from canvit_gym.policies.flops import probe_flops
+from canvit_gym.policies.streams import scene_seeds, scene_uniforms
+from canvit_gym.viewpoints import FirstGlimpse, first_viewpoints
 
 
 class LearnedPolicy:
     """A ViewpointPolicy with its record, as a GlimpsePolicy.
 
     Glimpse 0 is the one its environment takes before the agent acts, if it does. Evaluation takes a fixed
-    number of glimpses, so a policy that may stop is asked where it would look if it went on.
+    number of glimpses, so a policy that may stop is asked where it would look if it went on. What is sampled for
+    a scene is a function of (seed, scene, t) and what the policy sees.
     """
 
     def __init__(self, policy: ViewpointPolicy, *, deterministic: bool = True) -> None:
@@ -28,33 +38,21 @@ class LearnedPolicy:
         self.policy, self.record, self.deterministic = policy, policy.record, deterministic
         self.actions = build_actions(self.record.env)
         how = "most likely viewpoint" if deterministic else "sampled viewpoints"
+        keys = self.record.inputs.layout["keys"]
+        dense = self.record.inputs.layout["is_dense"]
         self.info = PolicyInfo(
             name="learned",
             paper_name="PPO",
             description=f"PPO trained on {self.record.env_id}, {how}",
-            deterministic=deterministic,
+            deterministic=deterministic and self.record.env.first_glimpse != "random",
+            needs_segmentation_probe=dense and "uncertainty" in keys,
+            tasks=("segmentation",) if dense else ("classification",),
+            observations=tuple(keys),
         )
+        self._network_flops: int | None = None
 
-    def begin(self, batch_size: int, device: torch.device) -> None:
-        """Nothing is remembered between glimpses: the canvas remembers."""
-
-    @torch.no_grad()
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
-        if t == 0:
-            self._require_same(episodes)
-            first = self.record.env.first_glimpse
-            if first is not None:
-                return first_viewpoints(first, episodes.num)
-        observation = {key: value.to(self.policy.device) for key, value in episodes.observe().items()}
-        distribution = self.policy.get_distribution(observation)
-        if isinstance(distribution, CategoricalDistribution) and self.record.env.allow_stop:
-            distribution.proba_distribution(distribution.distribution.logits[:, :-1])
-        chosen = distribution.get_actions(deterministic=self.deterministic).cpu().numpy()
-        if not isinstance(distribution, CategoricalDistribution):
-            chosen = np.clip(chosen, -1, 1)
-        return self.actions.decode(chosen)[0]
-
-    def _require_same(self, episodes: EpisodeBatch) -> None:
+    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+        check_supported(self.info, episodes.task.name, episodes.backbone.canvas_grid)
         found = Inputs(
             backbone_sha256=episodes.backbone.sha256,
             probe_sha256=episodes.task.probe_sha256,
@@ -62,3 +60,78 @@ class LearnedPolicy:
             actions=self.record.inputs.actions,
         )
         require_same(self.record.inputs, found, who=f"the policy trained on {self.record.env_id}")
+        self._seed = seed
+
+    @torch.no_grad()
+    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+        first = self.record.env.first_glimpse
+        if t == 0 and first is not None:
+            return self._first_viewpoints(first, episodes)
+        observation = {key: value.to(self.policy.device) for key, value in episodes.observe().items()}
+        chosen = self._most_likely(observation) if self.deterministic else self._sampled(observation, t, episodes)
+        return self.actions.decode(chosen)[0]
+
+    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+        """The network's, counted once by PyTorch, and the probe's where the observation carries its uncertainty."""
+        if self._network_flops is None:
+            observation, _ = self.policy.obs_to_tensor(self.policy.observation_space.sample())
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                self.policy.get_distribution(observation)
+            self._network_flops = counter.get_total_flops()
+        reads = "uncertainty" in self.record.inputs.layout["keys"]
+        return self._network_flops + (probe_flops(episodes) if reads else 0)
+
+    def _first_viewpoints(self, first: FirstGlimpse, episodes: EpisodeBatch) -> NDArray[np.float32]:
+        if first != "random":
+            return first_viewpoints(first, episodes.num)
+        drawn = []
+        with torch.random.fork_rng(devices=[]):
+            for scene_seed in scene_seeds(self._seed, episodes.scene):
+                torch.default_generator.manual_seed(scene_seed)
+                drawn.append(first_viewpoints(first, 1))
+        return np.concatenate(drawn)
+
+    def _most_likely(self, observation: dict[str, Tensor]) -> NDArray[Any]:
+        """[B, ...] actions."""
+        if isinstance(self.actions, DiscreteActions):
+            return self._probabilities(observation).argmax(axis=1)
+        return np.clip(self.policy.get_distribution(observation).get_actions(deterministic=True).cpu().numpy(), -1, 1)
+
+    def _sampled(self, observation: dict[str, Tensor], t: int, episodes: EpisodeBatch) -> NDArray[Any]:
+        """[B, ...] actions."""
+        if isinstance(self.actions, DiscreteActions):
+            cumulative = self._probabilities(observation).cumsum(axis=1)
+            below = cumulative[:, :-1] <= scene_uniforms(self._seed, episodes.scene, t)[:, None] * cumulative[:, -1:]
+            return below.sum(axis=1)
+        # Whatever the distribution: one row at a time, each under its scene's own seed.
+        device, rows = self.policy.device, []
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for row, scene_seed in enumerate(scene_seeds(self._seed, episodes.scene, t)):
+                torch.manual_seed(scene_seed)
+                distribution = self.policy.get_distribution({k: v[row : row + 1] for k, v in observation.items()})
+                rows.append(distribution.get_actions(deterministic=False))
+        return np.clip(torch.cat(rows).cpu().numpy(), -1, 1)
+
+    def _probabilities(self, observation: dict[str, Tensor]) -> NDArray[np.float64]:
+        """[B, A] of the viewpoints; "stop", the last action where there is one, is left out."""
+        distribution = self.policy.get_distribution(observation)
+        assert isinstance(distribution, CategoricalDistribution) and isinstance(self.actions, DiscreteActions)
+        probabilities = distribution.distribution.probs
+        return probabilities[:, : len(self.actions.viewpoints)].double().cpu().numpy()
+
+
+def policy_directory(directory: Path) -> Path:
+    """The directory of the policy that a run directory stands for: its best; any other directory as it is."""
+    best = Path(directory) / "best"
+    return best if (best / RECORD).is_file() and not (Path(directory) / RECORD).is_file() else Path(directory)
+
+
+def load_learned(directory: Path, *, config: EnvConfig, deterministic: bool = True) -> LearnedPolicy:
+    """The policy in `directory`, or the best one of a run directory, for the environment `config`.
+
+    Raises:
+        FileNotFoundError: no policy there.
+        ValueError: it was trained on another backbone, probe, observation layout or action space.
+    """
+    policy = load_policy(policy_directory(directory), device=config.device, config=config)
+    return LearnedPolicy(policy, deterministic=deterministic)

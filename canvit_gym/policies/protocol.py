@@ -1,35 +1,82 @@
-"""What a glimpse policy is, hand-coded or learned."""
+"""What a glimpse policy is, hand-coded or learned, and what it says about itself.
+
+Viewpoints are rows (row, col, scale) in scene coordinates: [B, 3] float32 on the host.
+"""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-import torch
+from canvit_pytorch.policies.entropy import canvas_grid_supported
 from numpy.typing import NDArray
 
 from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.observations import ObservationKey
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """What a table or a plot says about a policy, and where it can be used."""
+
+    name: str
+    paper_name: str
+    """How tables call it: the name in the CanViT paper, or the source of the idea."""
+    description: str
+    deterministic: bool
+    """Whether two seeds give the same viewpoints."""
+    needs_segmentation_probe: bool = False
+    uses_labels: bool = False
+    """A ceiling, not an opponent: it chooses with the truth at hand."""
+    tasks: tuple[str, ...] = ("segmentation", "classification")
+    canvas_grids: Literal["any", "power of two"] = "any"
+    observations: tuple[ObservationKey, ...] = ()
+    """Keys that the policy reads with `episodes.observe()`: evaluation computes no others, and where there are none
+    it reads the canvas only after a glimpse."""
 
 
 class GlimpsePolicy(Protocol):
     """Chooses the viewpoints of a batch of concurrent episodes, one glimpse at a time."""
 
-    def begin(self, batch_size: int, device: torch.device) -> None:
-        """A new batch of episodes starts; forget the last."""
+    @property
+    def info(self) -> PolicyInfo: ...
+
+    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+        """A new batch of episodes starts, its scenes at `episodes.scene`; forget the last.
+
+        Random draws are a function of the seed, the scene's index and t, so that no result depends on how scenes
+        are batched.
+
+        Raises:
+            ValueError: the policy does not support the task, the canvas or the number of glimpses.
+        """
         ...
 
     def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
-        """[B, 3] viewpoints (row, col, scale) of glimpse t (0-based), given the episodes as they stand."""
+        """[B, 3] viewpoints of glimpse t (0-based), given the episodes as they stand."""
+        ...
+
+    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+        """FLOPs of choosing one viewpoint of one scene, without the backbone's forward of the glimpse itself.
+
+        Counted as canvit_pytorch.flops counts: matrix products and convolutions, two per multiply-accumulate.
+        """
         ...
 
 
-@dataclass(frozen=True)
-class PolicyInfo:
-    """What a table or a plot says about a policy."""
-
-    name: str
-    paper_name: str
-    description: str
-    deterministic: bool
-    needs_segmentation_probe: bool = False
-    uses_labels: bool = False
-    """A ceiling, not an opponent: it chooses with the truth at hand."""
+def check_supported(info: PolicyInfo, task_name: str, canvas_grid: int) -> None:
+    """
+    Raises:
+        ValueError: the policy does not support the task, or a canvas of this many cells on a side.
+    """
+    if task_name not in info.tasks:
+        raise ValueError(
+            f"policy {info.name!r} supports {' and '.join(info.tasks)}, not {task_name}"
+            + (", for it decodes every canvas cell with a segmentation probe" if info.needs_segmentation_probe else "")
+            + "; choose another policy, or an environment of such a task"
+        )
+    if info.canvas_grids == "power of two" and not canvas_grid_supported(canvas_grid):
+        raise ValueError(
+            f"policy {info.name!r} aligns quadtree tiles with canvas cells, which needs a canvas grid that is a power "
+            f"of two, but this one has {canvas_grid} cells on a side; choose another policy (entropy_greedy works on "
+            "any grid) or another checkpoint"
+        )

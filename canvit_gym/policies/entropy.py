@@ -1,0 +1,150 @@
+"""Policies that look where the segmentation decoded from the canvas is uncertain, beyond the paper's EG-C2F."""
+
+import numpy as np
+import torch
+from canvit_pytorch.policies.entropy import predictive_entropy, tile_masks
+from canvit_pytorch.policies.quadtree import levels_covering, quadtree_level
+from numpy.typing import NDArray
+from torch import Tensor
+
+from canvit_gym.actions import grid_viewpoints
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.observations import sharpened
+from canvit_gym.policies.flops import probe_flops
+from canvit_gym.policies.protocol import PolicyInfo, check_supported
+from canvit_gym.policies.sequences import Scales, checked_scales
+from canvit_gym.policies.windows import Windows, sums_flops
+from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
+
+
+class EntropyGreedy:
+    """The full scene, then the window that adds most where the reading is uncertain.
+
+    A window's worth is the predictive entropy in it, in nats, each cell weighted by the octaves of resolution that
+    the window adds there (see `canvit_gym.policies.windows`). Once no window adds anything, the window of the
+    finest scale with the highest mean entropy is taken.
+    """
+
+    info = PolicyInfo(
+        name="entropy_greedy",
+        paper_name="entropy-greedy windows",
+        description="The full scene, then the window of any place and scale that adds most resolution where the "
+        "decoded segmentation is uncertain (entropy in the window times octaves of resolution added).",
+        deterministic=True,
+        needs_segmentation_probe=True,
+        tasks=("segmentation",),
+    )
+
+    def __init__(self, *, scale: Scales = (0.5, 0.25), centers: int = 16) -> None:
+        self.candidates = grid_viewpoints(scales=checked_scales(scale), centers=centers)
+
+    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+        grid, device = episodes.backbone.canvas_grid, episodes.backbone.device
+        check_supported(self.info, episodes.task.name, grid)
+        self._windows = Windows(self.candidates, size=grid, device=device)
+        self._finest = torch.from_numpy(self.candidates[:, 2] == self.candidates[:, 2].min()).to(device)
+        self._seen_at = torch.zeros(episodes.num, grid, grid, device=device)
+
+    @torch.no_grad()
+    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+        if t == 0:
+            return np.tile(FULL_SCENE, (episodes.num, 1))
+        assert episodes.logits is not None
+        last = to_viewpoint(episodes.viewpoints[:, t - 1], episodes.backbone.device)
+        self._seen_at = sharpened(self._seen_at, last)
+        entropy = predictive_entropy(episodes.logits)
+        added = self._windows.added(entropy, self._seen_at)
+        mean = (self._windows.sums(entropy) / self._windows.area).masked_fill(~self._finest, -torch.inf)
+        worth = torch.where(added.amax(dim=1, keepdim=True) > 0, added, mean)
+        return self.candidates[worth.argmax(dim=1).cpu().numpy()]
+
+    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+        grid = episodes.backbone.canvas_grid
+        return probe_flops(episodes) + 2 * sums_flops(num_windows=len(self.candidates), size=grid)
+
+
+class QuadtreeBeam:
+    """EG-C2F that descends only into the most uncertain tiles, as QuadTree Attention does (Tang et al. 2022).
+
+    At each level the `width` most uncertain tiles are looked at, one by one, the entropy decoded anew after each;
+    only their children stand for choice at the next level. From the finest level the beam starts over at the
+    first with what has not been looked at. Tiles of canvit-pytorch's quadtree, level l with 2^l x 2^l of scale 2^-l.
+    """
+
+    info = PolicyInfo(
+        name="quadtree_beam",
+        paper_name="quadtree beam (Tang et al. 2022)",
+        description="The full scene, then down the quadtree, at each level only into the few tiles where the decoded "
+        "segmentation is least certain.",
+        deterministic=True,
+        needs_segmentation_probe=True,
+        tasks=("segmentation",),
+        canvas_grids="power of two",
+    )
+
+    def __init__(self, *, num_glimpses: int, width: int = 2, levels: int = 2) -> None:
+        """levels: below the full scene; more are added where num_glimpses exceeds their tiles."""
+        for name, value in (("num_glimpses", num_glimpses), ("width", width), ("levels", levels)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        self._num_glimpses = num_glimpses
+        self._num_levels = max(levels, levels_covering(num_glimpses) - 1)
+        self._schedule = _beam_schedule(num_levels=self._num_levels, width=width)[: num_glimpses - 1]
+
+    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+        grid, device = episodes.backbone.canvas_grid, episodes.backbone.device
+        check_supported(self.info, episodes.task.name, grid)
+        if episodes.budget > self._num_glimpses:
+            raise ValueError(
+                f"{self.info.name} was made for {self._num_glimpses} glimpses and cannot take {episodes.budget}; "
+                f"make it with num_glimpses={episodes.budget}"
+            )
+        levels = [quadtree_level(level) for level in range(self._num_levels + 1)]
+        self._tiles = [np.array(tiles, dtype=np.float32) for tiles in levels]
+        masks = [tile_masks(tiles, canvas_grid_size=grid, device=device).flatten(1).float() for tiles in levels]
+        self._means = [mask / mask.sum(dim=1, keepdim=True).clamp(min=1) for mask in masks]  # [n_tiles, G*G]
+        self._visited = [torch.zeros(episodes.num, len(tiles), dtype=torch.bool, device=device) for tiles in levels]
+        self._open = self._visited[0]  # [B, n_tiles] of the level being visited: which tiles stand for choice
+        self._taken = self._visited[0]  # [B, n_tiles] of it: which were looked at since the level was entered
+
+    @torch.no_grad()
+    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+        if t == 0:
+            return np.tile(FULL_SCENE, (episodes.num, 1))
+        assert episodes.logits is not None
+        level, entered, descends = self._schedule[t - 1]
+        visited = self._visited[level]
+        if entered:
+            self._open = _children(self._taken) if descends else torch.ones_like(visited)
+            self._taken = torch.zeros_like(visited)
+        entropy = predictive_entropy(episodes.logits).flatten(1) @ self._means[level].T
+        chosen = entropy.masked_fill(~self._open | visited, -torch.inf).argmax(dim=1, keepdim=True)
+        visited.scatter_(1, chosen, True)
+        self._taken.scatter_(1, chosen, True)
+        return self._tiles[level][chosen[:, 0].cpu().numpy()]
+
+    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+        return probe_flops(episodes)
+
+
+def _beam_schedule(*, num_levels: int, width: int) -> list[tuple[int, bool, bool]]:
+    """Per glimpse after the first (level, whether the level is entered, whether from the beam one level up).
+
+    How many tiles there are to choose from is the same for every scene, whichever they are.
+    """
+    left = [0] + [4**level for level in range(1, num_levels + 1)]  # tiles not looked at
+    schedule: list[tuple[int, bool, bool]] = []
+    while any(left):
+        above = 0  # tiles looked at one level up in this descent
+        for level in range(1, num_levels + 1):
+            take = min(width, 4 * above if above else left[level])
+            schedule += [(level, i == 0, above > 0) for i in range(take)]
+            left[level] -= take
+            above = take
+    return schedule
+
+
+def _children(tiles: Tensor) -> Tensor:
+    """[B, n * n] of a level -> [B, 2n * 2n] of the next: the tiles that lie in a marked one."""
+    side = int(tiles.shape[1] ** 0.5)
+    return tiles.view(-1, side, side).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).flatten(1)

@@ -1,0 +1,281 @@
+"""The best fixed sequence: the viewpoints that are best on average over training scenes, whatever the scene shows.
+
+A greedy search finds it: the full scene first, then at each glimpse the candidate after which the mean loss over
+training scenes is lowest, given those before it. So a prefix is the result for a smaller budget. A learned policy
+that cannot beat it has learned a prior, not to look.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from canvit_gym.backbone.load import Backbone
+from canvit_gym.config import EnvConfig, build_backbone, build_layout, build_scenes, build_task, require_scene_size
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.policies.lookahead import losses_after
+from canvit_gym.policies.oracle import oracle_candidates
+from canvit_gym.policies.protocol import PolicyInfo
+from canvit_gym.scenes.source import StreamedSource
+from canvit_gym.tasks.task import Task
+from canvit_gym.viewpoints import FULL_SCENE
+
+BATCH_SIZE = 64
+
+MIN_SHORTLIST = 8
+
+
+@dataclass(frozen=True)
+class SearchedOn:
+    """What a sequence is good for: another checkpoint, probe, data set or size of canvas has another best one."""
+
+    dataset: str
+    classes_sha256: str
+    checkpoint_sha256: str
+    probe_sha256: str
+    canvas_grid: int
+    scene_size_px: int
+
+
+@dataclass(frozen=True)
+class FixedSequence:
+    """T viewpoints with what they were searched on; JSON on disk."""
+
+    viewpoints: NDArray[np.float32]  # [T, 3] (row, col, scale)
+    loss: NDArray[np.float64]  # [T] mean cross-entropy over the search's scenes after each glimpse, in nats
+    searched_on: SearchedOn
+    checkpoint: str
+    scenes: str
+    """The training scenes, as their source names them."""
+    num_scenes: int
+    num_candidates: int
+    candidates_sha256: str
+
+    def save(self, path: Path) -> None:
+        """An interruption leaves the old file or the new one, never half of it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        values = asdict(self) | {"viewpoints": self.viewpoints.tolist(), "loss": self.loss.tolist()}
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a fixed sequence.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no fixed sequence at {path}; save one with search_fixed_sequence(...).save(path), or leave the path "
+                "out to search now"
+            )
+        try:
+            values = json.loads(path.read_text())
+            return cls(
+                **values
+                | {
+                    "viewpoints": np.array(values["viewpoints"], dtype=np.float32).reshape(-1, 3),
+                    "loss": np.array(values["loss"], dtype=np.float64),
+                    "searched_on": SearchedOn(**values["searched_on"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a fixed sequence as FixedSequence.save writes it: {error!r}") from error
+
+    def require_same(self, found: SearchedOn) -> None:
+        """Raise ValueError where the sequence would be used on something else than it was searched on."""
+        ours, theirs = asdict(self.searched_on), asdict(found)
+        differences = [f"{k}: searched on {ours[k]!r}, found {theirs[k]!r}" for k in ours if ours[k] != theirs[k]]
+        if differences:
+            raise ValueError(
+                f"the fixed sequence of {self.checkpoint!r} on {self.scenes} does not fit: {'; '.join(differences)}. "
+                "Search one here with canvit_gym.policies.search_fixed_sequence"
+            )
+
+
+class BestFixedSequence:
+    """Takes the viewpoints of a FixedSequence, on every scene alike."""
+
+    info = PolicyInfo(
+        name="best_fixed_sequence",
+        paper_name="best fixed sequence",
+        description="The sequence of viewpoints that a greedy search on training scenes found best on average; it sees "
+        "no image.",
+        deterministic=True,
+    )
+
+    def __init__(self, sequence: FixedSequence) -> None:
+        self.sequence = sequence
+
+    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+        if episodes.budget > len(self.sequence.viewpoints):
+            raise ValueError(
+                f"this best fixed sequence has {len(self.sequence.viewpoints)} glimpses and cannot take "
+                f"{episodes.budget}; make the policy, or search, with num_glimpses={episodes.budget}"
+            )
+        # Episodes know their data set by its classes only.
+        dataset = self.sequence.searched_on.dataset
+        self.sequence.require_same(_searched_on(dataset, episodes.backbone, episodes.task))
+
+    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+        return np.tile(self.sequence.viewpoints[t], (episodes.num, 1))
+
+    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+        return 0
+
+
+def search_fixed_sequence(
+    config: EnvConfig,
+    num_glimpses: int,
+    num_scenes: int = 256,
+    candidates: NDArray[np.float32] | None = None,
+    progress: bool = False,
+    *,
+    known: FixedSequence | None = None,
+    on_glimpse: Callable[[FixedSequence], None] | None = None,
+) -> FixedSequence:
+    """Search on num_scenes training scenes of `config`'s data set, whatever its split.
+
+    Successive halving: a quarter of the scenes rules out three quarters of the candidates (at least eight are kept),
+    the rest is compared on all scenes. States are kept between glimpses, so each candidate costs one forward.
+
+    candidates: the table [A, 3]; default: the greedy oracle's. known: a shorter result of the same search, which is
+    gone on from. on_glimpse is given what is found so far, after each glimpse.
+
+    Raises:
+        ValueError: sizes below 1, or `known` is of another search.
+    """
+    for name, value in (("num_glimpses", num_glimpses), ("num_scenes", num_scenes)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+    candidates = oracle_candidates() if candidates is None else candidates
+    if candidates.ndim != 2 or candidates.shape[1] != 3 or not len(candidates):
+        raise ValueError(f"candidates must be a table [A, 3] of at least one viewpoint, got shape {candidates.shape}")
+    batches, found = _training_episodes(config, num_glimpses, num_scenes, candidates)
+    if known is not None:
+        known.require_same(found.searched_on)
+        if (known.num_scenes, known.candidates_sha256) != (found.num_scenes, found.candidates_sha256):
+            raise ValueError("the known sequence is of another search, with other scenes or candidates")
+        found = known
+        for viewpoint in known.viewpoints:
+            _look(batches, viewpoint)
+    first_round = max(1, len(batches) // 4)
+    shortlist = max(MIN_SHORTLIST, math.ceil(len(candidates) / 4))
+    bar = tqdm(
+        total=(num_glimpses - max(1, len(found.viewpoints)))
+        * (len(candidates) * first_round + min(shortlist, len(candidates)) * (len(batches) - first_round)),
+        desc=f"best fixed sequence on {found.num_scenes} training scenes",
+        unit="batch",
+        disable=None if progress else True,
+    )
+    with bar:
+        while len(found.viewpoints) < num_glimpses:
+            viewpoint = FULL_SCENE
+            if len(found.viewpoints):
+                losses = _total_losses(batches[:first_round], candidates, bar)
+                kept = np.sort(losses.argsort(kind="stable")[:shortlist])
+                totals = losses[kept] + _total_losses(batches[first_round:], candidates[kept], bar)
+                viewpoint = candidates[kept[totals.argmin()]]
+            _look(batches, viewpoint)
+            loss = np.concatenate([episodes.loss for episodes in batches]).mean(dtype=np.float64)
+            found = replace(
+                found, viewpoints=np.vstack([found.viewpoints, viewpoint[None]]), loss=np.append(found.loss, loss)
+            )
+            if on_glimpse is not None:
+                on_glimpse(found)
+    return found
+
+
+def _training_episodes(
+    config: EnvConfig, num_glimpses: int, num_scenes: int, candidates: NDArray[np.float32]
+) -> tuple[list[EpisodeBatch], FixedSequence]:
+    """Batches of training scenes before any glimpse, and the sequence of length 0."""
+    training = replace(config, split="training", num_scenes=num_scenes, shard=(0, 1))
+    backbone, scenes = build_backbone(training), build_scenes(training)
+    require_scene_size(training, backbone, scenes)
+    task = build_task(training, backbone, scenes.classes)
+    # Only the loss is asked of these episodes.
+    layout = build_layout(replace(training, observations=("time",)), backbone, is_dense=task.is_dense)
+    order = np.arange(len(scenes))
+    streamed = scenes if isinstance(scenes, StreamedSource) else None
+    if streamed:
+        streamed.prefetch(order)
+        if streamed.skips_unreadable:
+            order = order[streamed.readable(order)]
+    if not len(order):
+        raise ValueError(f"{scenes.name}: no training scene to search on; choose another root")
+    batches = []
+    for start in range(0, len(order), BATCH_SIZE):
+        chosen = order[start : start + BATCH_SIZE]
+        episodes = EpisodeBatch(
+            num=len(chosen),
+            backbone=backbone,
+            task=task,
+            layout=layout,
+            scenes=scenes,
+            budget=num_glimpses,
+            with_score=False,
+        )
+        episodes.begin(episodes.all_rows, chosen, read=False)
+        batches.append(episodes)
+    if streamed:
+        streamed.close()
+    nothing = FixedSequence(
+        viewpoints=np.zeros((0, 3), dtype=np.float32),
+        loss=np.zeros(0),
+        searched_on=_searched_on(config.dataset, backbone, task),
+        checkpoint=config.checkpoint,
+        scenes=scenes.name,
+        num_scenes=len(order),
+        num_candidates=len(candidates),
+        candidates_sha256=candidates_sha256(candidates),
+    )
+    return batches, nothing
+
+
+def searched_on(config: EnvConfig) -> SearchedOn:
+    """What a search for this environment is of, with the checkpoints as they are now."""
+    backbone = build_backbone(config)
+    task = build_task(config, backbone, build_scenes(config).classes)
+    return _searched_on(config.dataset, backbone, task)
+
+
+def _searched_on(dataset: str, backbone: Backbone, task: Task) -> SearchedOn:
+    return SearchedOn(
+        dataset=dataset,
+        classes_sha256=hashlib.sha256("\n".join(task.classes).encode()).hexdigest(),
+        checkpoint_sha256=backbone.sha256,
+        probe_sha256=task.probe_sha256,
+        canvas_grid=backbone.canvas_grid,
+        scene_size_px=backbone.scene_size_px,
+    )
+
+
+def candidates_sha256(candidates: NDArray[np.float32]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(candidates, dtype="<f4").tobytes()).hexdigest()
+
+
+def _look(batches: list[EpisodeBatch], viewpoint: NDArray[np.float32]) -> None:
+    for episodes in batches:
+        episodes.look(episodes.all_rows, np.tile(viewpoint, (episodes.num, 1)))
+
+
+def _total_losses(
+    batches: list[EpisodeBatch], candidates: NDArray[np.float32], bar: "tqdm[Any]"
+) -> NDArray[np.float64]:
+    """[A]: summed over the scenes of all batches."""
+    total = np.zeros(len(candidates))
+    for episodes in batches:
+        total += losses_after(episodes, candidates, progress=bar).sum(axis=1, dtype=np.float64)
+    return total

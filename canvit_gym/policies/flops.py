@@ -1,0 +1,24 @@
+"""FLOPs of what policies compute, per scene: canvit_pytorch.flops on the parts an episode holds."""
+
+from canvit_pytorch.flops import glimpse_flops, linear_flops, segmentation_probe_flops
+
+from canvit_gym.episodes import EpisodeBatch
+
+
+def probe_flops(episodes: EpisodeBatch) -> int:
+    """One reading of a state by the task's probe."""
+    backbone, num_classes = episodes.backbone, len(episodes.task.classes)
+    if episodes.task.is_dense:
+        return segmentation_probe_flops(
+            grid_size=backbone.canvas_grid, embed_dim=backbone.canvit.canvas_dim, num_classes=num_classes
+        )
+    return linear_flops(num_tokens=1, in_dim=backbone.canvit.backbone_dim, out_dim=num_classes)
+
+
+def trial_flops(episodes: EpisodeBatch) -> int:
+    """One glimpse tried out and read: what an oracle pays for every candidate."""
+    backbone = episodes.backbone
+    glimpse = glimpse_flops(
+        backbone.canvit.config, glimpse_size_px=backbone.glimpse_size_px, canvas_grid_size=backbone.canvas_grid
+    )
+    return glimpse + probe_flops(episodes)

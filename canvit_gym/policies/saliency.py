@@ -1,0 +1,98 @@
+"""Classical saliency: spectral residual of the first glimpse (Hou & Zhang, CVPR 2007), with inhibition of return."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from canvit_gym.actions import grid_viewpoints
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.policies.protocol import PolicyInfo
+from canvit_gym.policies.sequences import Scales, checked_scales
+from canvit_gym.policies.windows import Windows, sums_flops
+from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
+
+MAP_SIZE_PX = 64
+"""Side of the map, as in the publication; a smaller glimpse keeps its size."""
+
+BLUR_SHARE = 2.5 / 64
+"""Standard deviation of the final blur over the map's side, as in the authors' code."""
+
+INHIBITION = 0.1
+"""What remains of the saliency of a place looked at. Not zero: the gaze returns once everything has been seen."""
+
+
+class SpectralResidualSaliency:
+    """The full scene, then the window that holds most of what stands out in it and has not been looked at.
+
+    The map is made once, from the pixels of the first glimpse and no others. Windows of several scales are
+    compared by the saliency in them times the octaves of resolution that they add to the full scene's (see
+    `canvit_gym.policies.windows`); with one scale that is the saliency itself.
+    """
+
+    info = PolicyInfo(
+        name="saliency",
+        paper_name="spectral residual (Hou & Zhang 2007)",
+        description="The full scene, then the windows that stand out in its spectral-residual saliency map, each "
+        "suppressed once looked at.",
+        deterministic=True,
+    )
+
+    def __init__(self, *, scale: Scales = 0.5, centers: int = 16) -> None:
+        scales = checked_scales(scale)
+        if 1 in scales:
+            raise ValueError(f"saliency looks closer than the full scene: scales must be below 1, got {scales}")
+        self.candidates = grid_viewpoints(scales=scales, centers=centers)
+
+    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+        size = _map_size(episodes)
+        self._windows = Windows(self.candidates, size=size, device=episodes.backbone.device)
+        self._octaves = -torch.log2(torch.from_numpy(self.candidates[:, 2]).to(episodes.backbone.device))
+
+    @torch.no_grad()
+    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+        everywhere = np.tile(FULL_SCENE, (episodes.num, 1))
+        if t == 0:
+            return everywhere
+        if t == 1:
+            assert episodes.images is not None
+            glimpse = episodes.backbone.glimpse(episodes.images, to_viewpoint(everywhere, episodes.backbone.device))
+            self._saliency = spectral_residual(glimpse.float().mean(dim=1), size=_map_size(episodes))
+        worth = self._windows.sums(self._saliency) * self._octaves
+        chosen = worth.argmax(dim=1)
+        self._saliency = self._saliency * (1 - (1 - INHIBITION) * self._windows.coverage(chosen))
+        return self.candidates[chosen.cpu().numpy()]
+
+    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+        """The windows' sums. The map is made once an episode, of Fourier transforms, which the count leaves out."""
+        return sums_flops(num_windows=len(self.candidates), size=_map_size(episodes))
+
+
+def _map_size(episodes: EpisodeBatch) -> int:
+    return min(MAP_SIZE_PX, episodes.backbone.glimpse_size_px)
+
+
+def spectral_residual(gray: Tensor, *, size: int) -> Tensor:
+    """Brightness [B, n, n] -> saliency [B, size, size], summing to 1 in each scene.
+
+    The log amplitude spectrum of natural images is smooth; what sticks out of it, put back into the image domain
+    with the original phase, is what is unusual in the scene.
+    """
+    small = F.interpolate(gray.unsqueeze(1), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
+    spectrum = torch.fft.fft2(small)
+    amplitude = spectrum.abs().clamp(min=1e-6).log()
+    smooth = F.avg_pool2d(F.pad(amplitude, (1, 1, 1, 1), mode="circular"), 3, stride=1)
+    residual = torch.fft.ifft2(torch.polar((amplitude - smooth).exp(), spectrum.angle())).abs().square()
+    blurred = _blurred(residual, sigma=BLUR_SHARE * size)[:, 0]
+    return blurred / blurred.sum(dim=(1, 2), keepdim=True)
+
+
+def _blurred(maps: Tensor, *, sigma: float) -> Tensor:
+    """Gaussian blur of [B, 1, n, n], borders continued."""
+    radius = max(1, round(3 * sigma))
+    offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    padded = F.pad(maps, (radius, radius, radius, radius), mode="replicate")
+    return F.conv2d(F.conv2d(padded, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))

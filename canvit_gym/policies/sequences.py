@@ -1,0 +1,73 @@
+"""Policies that see no image: repeated central crops, and row-major tiles. Viewpoints are rows (row, col, scale)."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from canvit_gym.actions import grid_viewpoints
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.policies.protocol import PolicyInfo
+from canvit_gym.viewpoints import FULL_SCENE
+
+Scales = float | tuple[float, ...]
+
+
+class CycledViewpoints:
+    """The full scene, then the rows of a table [n, 3] in order, over and over; the same for every scene."""
+
+    def __init__(self, table: NDArray[np.float32], *, info: PolicyInfo) -> None:
+        self.table = table
+        self.info = info
+
+    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+        """Nothing is remembered between glimpses."""
+
+    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+        row = FULL_SCENE if t == 0 else self.table[(t - 1) % len(self.table)]
+        return np.tile(row, (episodes.num, 1))
+
+    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+        return 0
+
+
+def center(scale: Scales = 0.55) -> CycledViewpoints:
+    """Central crops of the scales in turn."""
+    scales = checked_scales(scale)
+    return CycledViewpoints(
+        np.array([(0, 0, s) for s in scales], dtype=np.float32),
+        info=PolicyInfo(
+            name="center",
+            paper_name=f"center {_listed(scales)}",
+            description=f"The full scene, then central crops of scale {_listed(scales)} again and again.",
+            deterministic=True,
+        ),
+    )
+
+
+def raster(scale: Scales = 0.25) -> CycledViewpoints:
+    """Row-major tiles of each scale in turn: the fewest that cover the scene, evenly spread."""
+    scales = checked_scales(scale)
+    return CycledViewpoints(
+        # Rounded first: 1 / 0.05 is 20 tiles, not 21.
+        np.concatenate([grid_viewpoints(scales=(s,), centers=math.ceil(round(1 / s, 6))) for s in scales]),
+        info=PolicyInfo(
+            name="raster",
+            paper_name=f"raster {_listed(scales)}",
+            description=f"The full scene, then tiles of scale {_listed(scales)} in reading order, over and over.",
+            deterministic=True,
+        ),
+    )
+
+
+def checked_scales(scale: Scales) -> tuple[float, ...]:
+    """One or several scales in (0, 1], as a tuple."""
+    scales = scale if isinstance(scale, tuple) else (scale,)
+    valid = all(isinstance(s, int | float) and not isinstance(s, bool) and 0 < s <= 1 for s in scales)
+    if not scales or not valid:
+        raise ValueError(f"scale must be a number in (0, 1], or a tuple of such numbers, got {scale!r}")
+    return tuple(float(s) for s in scales)
+
+
+def _listed(scales: tuple[float, ...]) -> str:
+    return ", ".join(f"{s:g}" for s in scales)

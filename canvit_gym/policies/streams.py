@@ -1,0 +1,16 @@
+"""Random numbers that are a function of (seed, scene, t): what is drawn for a scene does not depend on its batch."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def scene_seeds(seed: int, scenes: NDArray[np.int64], t: int = 0) -> list[int]:
+    """A 63-bit seed per scene, for PyTorch's generators."""
+    return [
+        int(np.random.SeedSequence((seed, scene, t)).generate_state(1, np.uint64)[0] >> 1) for scene in scenes.tolist()
+    ]
+
+
+def scene_uniforms(seed: int, scenes: NDArray[np.int64], t: int) -> NDArray[np.float64]:
+    """[len(scenes)], uniform in [0, 1)."""
+    return np.array([value >> 10 for value in scene_seeds(seed, scenes, t)]) / 2**53

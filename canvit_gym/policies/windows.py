@@ -1,0 +1,64 @@
+"""Sums of a map over many candidate windows at once, and how to compare windows of different scales.
+
+Windows are viewpoints (row, col, scale); maps are [B, n, n] over the scene. A cell that a window covers in part
+counts in part, so windows need not align with cells.
+
+A window is worth what it covers times what it adds: the amount of something (predictive entropy, saliency) in it,
+each cell weighted by the octaves of resolution that the window adds there, log2(finest scale seen / scale). Doubling
+the resolution is one octave wherever it happens, so a window half as wide has to hold more than half as much to
+be worth the same: from the full scene, scale 1/4 adds two octaves on 1/16 of the scene, scale 1/2 one octave on
+1/4 of it. Where a cell has been seen at the window's scale or finer there is nothing to add.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Windows:
+    """A table of candidate viewpoints [A, 3] over maps of n x n cells."""
+
+    def __init__(self, table: NDArray[np.float32], *, size: int, device: torch.device) -> None:
+        self.table = table
+        viewpoints = torch.from_numpy(table).to(device)
+        self.rows = _covered(viewpoints[:, 0], viewpoints[:, 2], size=size)  # [A, n]
+        self.cols = _covered(viewpoints[:, 1], viewpoints[:, 2], size=size)  # [A, n]
+        self.area = self.rows.sum(dim=1) * self.cols.sum(dim=1)  # [A], in cells
+        self._of_scale = [  # (scale, indices into the table)
+            (float(scale), torch.from_numpy(np.flatnonzero(table[:, 2] == scale)).to(device))
+            for scale in np.unique(table[:, 2])
+        ]
+
+    def sums(self, maps: Tensor) -> Tensor:
+        """[B, n, n] -> [B, A]: what each window holds."""
+        return _sums(maps, self.rows, self.cols)
+
+    def added(self, maps: Tensor, finest_seen: Tensor) -> Tensor:
+        """[B, A]: each window's worth, given amounts [B, n, n] and the finest scale each cell was seen at [B, n, n]."""
+        worth = torch.empty(len(maps), len(self.table), device=maps.device)
+        for scale, chosen in self._of_scale:
+            octaves = torch.log2(finest_seen / scale).clamp(min=0)
+            worth[:, chosen] = _sums(maps * octaves, self.rows[chosen], self.cols[chosen])
+        return worth
+
+    def coverage(self, chosen: Tensor) -> Tensor:
+        """Rows of the table [B] -> [B, n, n]: the share of each cell that the window covers."""
+        return self.rows[chosen].unsqueeze(2) * self.cols[chosen].unsqueeze(1)
+
+
+def sums_flops(*, num_windows: int, size: int) -> int:
+    """Of the sums over one scene's map of size x size cells."""
+    return 2 * num_windows * size * (size + 1)
+
+
+def _sums(maps: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    return (torch.matmul(maps, cols.T) * rows.T).sum(dim=1)
+
+
+def _covered(centers: Tensor, scales: Tensor, *, size: int) -> Tensor:
+    """[A, size]: how much of each of `size` equal intervals of [-1, 1] lies in [center - scale, center + scale]."""
+    edges = torch.linspace(-1, 1, size + 1, device=centers.device)
+    low = torch.maximum(edges[:-1], (centers - scales).unsqueeze(1))
+    high = torch.minimum(edges[1:], (centers + scales).unsqueeze(1))
+    return ((high - low) * (size / 2)).clamp(0, 1)

@@ -1,0 +1,131 @@
+"""Learned policies behind the protocol: from a directory, on the environment they fit, sampled scene by scene."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.checkpoint import save_policy
+from agents.learned import LearnedPolicy, load_learned
+from agents.policy import ViewpointPolicy, policy_kwargs_for
+from agents.record import PolicyRecord, describe_inputs
+from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.evaluation import evaluate
+
+CONFIG = EnvConfig(split="validation", num_scenes=8, device="cpu", grid_centers=4, budget=3)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "grid": {},
+    "grid with stop": {"allow_stop": True},
+    "continuous": {"action": "continuous"},
+    "continuous with stop": {"action": "continuous", "allow_stop": True},
+    "random first glimpse": {"first_glimpse": "random"},
+    "own first glimpse": {"first_glimpse": None},
+    "classification": {"dataset": "fashion-classification"},
+}
+
+
+def save_untrained(directory: Path, config: EnvConfig) -> None:
+    actions, inputs = build_actions(config), describe_inputs(config)
+    layout = build_layout(config, build_backbone(config), is_dense=inputs.layout["is_dense"])
+    torch.manual_seed(0)
+    policy = ViewpointPolicy(layout.space, actions.space, lambda _: 0.0, channels=8, **policy_kwargs_for(actions))
+    record = PolicyRecord(
+        env_id="CanViT/FashionSegmentation-v0", env=config, inputs=inputs, network={"channels": 8},
+        hyperparameters={}, provenance={}, training={},
+    )  # fmt: skip
+    save_policy(directory, policy, record)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sampled_viewpoints_are_a_function_of_seed_and_scene(tmp_path: Path, variant: str) -> None:
+    config = replace(CONFIG, **VARIANTS[variant])
+    save_untrained(tmp_path, config)
+    policy = load_learned(tmp_path, config=config, deterministic=False)
+    assert not policy.info.deterministic
+    one, five, eight = (evaluate(policy, config=config, batch_size=size, seed=5).viewpoints for size in (1, 5, 8))
+    np.testing.assert_allclose(one, five, atol=1e-4)
+    np.testing.assert_allclose(one, eight, atol=1e-4)
+    assert not np.allclose(one, evaluate(policy, config=config, seed=6).viewpoints, atol=1e-4)
+    # An untrained policy prefers nothing: all scenes and glimpses differ because their numbers do.
+    assert len({row.tobytes() for row in one}) == 8 and not np.allclose(one[:, 1], one[:, 2], atol=1e-4)
+    if config.first_glimpse == "full":
+        assert (one[:, 0] == (0, 0, 1)).all()
+
+
+@pytest.mark.parametrize("action", ["grid", "continuous"])
+def test_most_likely_viewpoints_do_not_depend_on_the_seed(tmp_path: Path, action: Any) -> None:
+    config = replace(CONFIG, action=action)
+    save_untrained(tmp_path, config)
+    policy = load_learned(tmp_path, config=config)
+    assert policy.info.deterministic and policy.info.observations == config.observations
+    one, other = (
+        evaluate(policy, config=config, seed=seed, batch_size=size).viewpoints for seed, size in ((0, 8), (1, 3))
+    )
+    np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def test_samples_follow_the_distribution(tmp_path: Path) -> None:
+    """Over many seeds every action comes up about as often as its probability says."""
+    save_untrained(tmp_path, CONFIG)
+    policy = load_learned(tmp_path, config=CONFIG, deterministic=False)
+    with torch.no_grad():
+        policy.policy.get_parameter("action_net.score_maps.weight").mul_(100)
+    drawn: list[np.ndarray] = []
+    probabilities: list[np.ndarray] = []
+
+    def keep(t: int, episodes: EpisodeBatch) -> None:
+        if t == 0:
+            distribution = policy.policy.get_distribution(episodes.observe()).distribution
+            probabilities.append(distribution.probs.detach().numpy())  # type: ignore[union-attr]
+            for seed in range(400):
+                policy.begin(episodes, seed=seed)
+                drawn.append(policy.actions.encode(policy.viewpoints(1, episodes)))
+
+    evaluate(policy, config=replace(CONFIG, num_scenes=4), on_glimpse=keep)
+    (expected,) = probabilities  # [4, A]
+    frequency = np.stack([(np.stack(drawn) == action).mean(axis=0) for action in range(expected.shape[1])], axis=1)
+    assert expected.max() > 2 / expected.shape[1], "nothing to tell from uniform"
+    np.testing.assert_allclose(frequency, expected, atol=5 * np.sqrt(expected.max() / 400))
+    assert np.corrcoef(frequency.ravel(), expected.ravel())[0, 1] > 0.9
+
+
+def test_flops_are_the_networks_and_the_probes(tmp_path: Path) -> None:
+    """The uncertainty has to be decoded first: 16 x 16 cells, 128 channels, 11 classes."""
+    counts: list[int] = []
+    for name, observations in (("sees", CONFIG.observations), ("blind", ("canvas", "acuity", "viewpoint", "time"))):
+        config = replace(CONFIG, observations=observations, num_scenes=1)
+        save_untrained(tmp_path / name, config)
+        policy = load_learned(tmp_path / name, config=config)
+
+        def count(t: int, episodes: EpisodeBatch, policy: LearnedPolicy = policy) -> None:
+            if t == 0:
+                counts.append(policy.flops_per_decision(episodes))
+                assert policy.flops_per_decision(episodes) == counts[-1]
+
+        evaluate(policy, config=config, num_glimpses=2, on_glimpse=count)
+    sees, blind = counts
+    assert sees - blind > 2 * 16 * 16 * 128 * 11 * 0.99 and blind > 1e5
+
+
+def test_a_run_directory_stands_for_its_best_policy(tmp_path: Path) -> None:
+    save_untrained(tmp_path / "best", CONFIG)
+    policies = [load_learned(path, config=CONFIG) for path in (tmp_path, tmp_path / "best")]
+    one, other = (evaluate(policy, config=CONFIG).viewpoints for policy in policies)
+    assert np.array_equal(one, other)
+
+
+def test_another_environment_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no policy.safetensors"):
+        load_learned(tmp_path, config=CONFIG)
+    save_untrained(tmp_path, CONFIG)
+    with pytest.raises(ValueError, match=r"action space: trained on n=32, found 50"):
+        load_learned(tmp_path, config=replace(CONFIG, grid_centers=5))
+    policy = load_learned(tmp_path, config=CONFIG)
+    with pytest.raises(ValueError, match=r"policy 'learned' supports segmentation, not classification"):
+        evaluate(policy, config=replace(CONFIG, dataset="fashion-classification"))
+    with pytest.raises(ValueError, match=r"observation layout: trained on canvas_size=8, found 4"):
+        evaluate(policy, config=replace(CONFIG, canvas_size=4))
