@@ -2,24 +2,55 @@
 
 Segmentation is reported as data-set mIoU (intersections and unions summed over scenes, then averaged over
 classes, as canvit-pytorch's MeanIoU does) of the logits upsampled to the scene before the argmax;
-classification as top-1 accuracy; both with the mean cross-entropy. Per-scene counts are kept, so that any
-statistic can be recomputed and bootstrapped over scenes without a rerun.
+classification as top-1 and top-5 accuracy; both with the mean cross-entropy and the FLOPs it took. What was counted
+on each scene is kept and can be saved, so that any statistic (canvit_gym.statistics) can be computed without a rerun.
+
+The numbers do not depend on the batch size, up to float32 rounding: matrix products of other shapes add in another
+order, so a pixel whose two best classes tie may change sides, and a policy that compares such numbers may look
+elsewhere.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from canvit_pytorch.benchmarks.ade20k import per_image_confusion
+from canvit_pytorch.flops import glimpse_flops
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
-from canvit_gym.config import EnvConfig, build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.config import (
+    EnvConfig,
+    build_backbone,
+    build_layout,
+    build_scenes,
+    build_task,
+    require_scene_size,
+)
+from canvit_gym.confusion import QuadLabels, count_confusion
 from canvit_gym.episodes import EpisodeBatch, EpisodeView
 from canvit_gym.policies.protocol import GlimpsePolicy
+from canvit_gym.scenes.order import batches_ahead
+from canvit_gym.scenes.source import SceneSource, StreamedSource
+from canvit_gym.statistics import Mean, MeanIoU, area_under_curve, mean_iou
 from canvit_gym.tasks.segmentation import SegmentationTask
+
+FORMAT = 1
+"""Of a saved evaluation."""
+
+_PACKAGES = ("canvit-gym", "canvit-pytorch", "torch", "numpy")
+_ARRAYS = ("scene", "viewpoints", "loss", "intersection", "union", "rank", "gflops")
 
 
 @dataclass(frozen=True)
@@ -29,22 +60,128 @@ class Evaluation:
     scene: NDArray[np.int64]  # [N]
     viewpoints: NDArray[np.float32]  # [N, T, 3]
     loss: NDArray[np.float32]  # [N, T] cross-entropy in nats
-    intersection: NDArray[np.int64]  # [N, T, K] pixels; classification: 1 where correct, K = 1
-    union: NDArray[np.int64]  # [N, T, K] pixels; classification: ones
+    intersection: NDArray[np.integer]  # [N, T, K] pixels; classification: [N, T, 1], 1 where correct
+    union: NDArray[np.integer]  # [N, T, K] pixels; classification: ones
+    rank: NDArray[np.uint16] | None  # classification: [N, T] classes that come before the true one; 0 is correct
+    gflops: NDArray[np.float64]  # [T] per scene up to and with each glimpse: the backbone's and the policy's own
     metric: Literal["mIoU", "top-1"]
+    seed: int
+    record: dict[str, Any]
+    """JSON values: the policy, the configuration, scenes, checkpoint, probe, class names and versions."""
 
     def score(self, scenes: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float64]:
-        """[T] mIoU or top-1 of the split, or of a choice of its scenes (with repetition, for a bootstrap)."""
-        intersection, union = self.intersection[scenes].sum(axis=0), self.union[scenes].sum(axis=0)
-        present = union > 0
-        return np.where(present, intersection / np.maximum(union, 1), 0).sum(axis=1) / present.sum(axis=1)
+        """[T] mIoU or top-1 accuracy of the split, or of a choice of its scenes (with repetition)."""
+        return mean_iou(self.intersection[scenes].sum(axis=0), self.union[scenes].sum(axis=0))
+
+    def top5(self) -> NDArray[np.float64]:
+        """[T] share of scenes whose class is among the five most likely."""
+        if self.rank is None:
+            raise ValueError("top-5 accuracy is of classification; this is an evaluation of a segmentation")
+        return (self.rank < 5).mean(axis=0)
 
     def mean_loss(self) -> NDArray[np.float64]:
         """[T]"""
         return self.loss.mean(axis=0, dtype=np.float64)
 
+    def scene_score(self) -> NDArray[np.float64]:
+        """[N, T] each scene's own mIoU, or 1 where its class is the most likely one and 0 elsewhere."""
+        return mean_iou(self.intersection, self.union)
 
-@torch.no_grad()
+    def area_under_curve(self) -> float:
+        """Of the score over glimpses, on the score's scale: see canvit_gym.statistics.area_under_curve."""
+        return float(area_under_curve(self.score()))
+
+    def save(self, path: Path) -> None:
+        """A compressed npz of the arrays and a JSON header. An interruption leaves no file, or the whole one."""
+        header = {"format": FORMAT, "metric": self.metric, "seed": self.seed, "record": self.record}
+        arrays = {name: value for name in _ARRAYS if (value := getattr(self, name)) is not None}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> "Evaluation":
+        """What `save` wrote. Nothing in the file is executed.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a damaged file, or one of another format.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+                header = json.loads(str(found.pop("header")))
+                written = header["format"]
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no evaluation at {path}; Evaluation.save writes one") from None
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{path} is not a saved evaluation, or damaged ({error}): delete it and evaluate again"
+            ) from (error)
+        if written != FORMAT:
+            raise ValueError(
+                f"{path} is of format {written}, this version of canvit_gym reads format {FORMAT}: evaluate again, or "
+                "use the version that wrote it"
+            )
+        try:
+            del header["format"]
+            evaluation = cls(rank=found.pop("rank", None), **found, **header)
+            evaluation._check_shapes()
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): delete it and evaluate again") from error
+        return evaluation
+
+    def _check_shapes(self) -> None:
+        num_scenes, num_glimpses = self.loss.shape
+        num_classes = self.union.shape[-1]
+        expected = {
+            "scene": (num_scenes,),
+            "viewpoints": (num_scenes, num_glimpses, 3),
+            "intersection": (num_scenes, num_glimpses, num_classes),
+            "union": (num_scenes, num_glimpses, num_classes),
+            "gflops": (num_glimpses,),
+        }
+        if self.metric == "top-1":
+            expected["rank"] = (num_scenes, num_glimpses)
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ValueError(f"{name} has shape {getattr(self, name).shape} where {shape} is expected")
+
+
+def score_statistic(runs: Sequence[Evaluation], *, run: Sequence[int] | None = None) -> MeanIoU | Mean:
+    """The data set's mIoU, or top-1 accuracy, of several runs on the same scenes: for canvit_gym.statistics."""
+    _require_same_scenes(runs)
+    if runs[0].metric == "mIoU":
+        counts = (np.stack([getattr(e, name) for e in runs]) for name in ("intersection", "union"))
+        return MeanIoU(*counts, run=run)
+    return Mean(np.stack([e.scene_score() for e in runs]), run=run)
+
+
+def loss_statistic(runs: Sequence[Evaluation], *, run: Sequence[int] | None = None) -> Mean:
+    """The mean cross-entropy of several runs on the same scenes: for canvit_gym.statistics."""
+    _require_same_scenes(runs)
+    return Mean(np.stack([e.loss for e in runs]), run=run)
+
+
+def _require_same_scenes(runs: Sequence[Evaluation]) -> None:
+    if not runs:
+        raise ValueError("no evaluations given; evaluate the policy first")
+    first = runs[0]
+    for other in runs[1:]:
+        if (first.record["scenes"], first.metric) != (other.record["scenes"], other.metric) or not np.array_equal(
+            first.scene, other.scene
+        ):
+            raise ValueError(
+                f"these evaluations are not on the same scenes: {len(first.scene)} of {first.record['scenes']} "
+                f"({first.metric}) and {len(other.scene)} of {other.record['scenes']} ({other.metric})"
+            )
+
+
 def evaluate(
     policy: GlimpsePolicy,
     *,
@@ -59,26 +196,63 @@ def evaluate(
 
     The policy chooses every viewpoint, the first included. PyTorch's global generator is seeded for the
     rollouts and restored afterwards. `on_glimpse(t, episodes)` is called after every glimpse; `progress`
-    names a progress bar.
+    names a progress bar. Of a data set on disk with unreadable="skip", scenes that cannot be read are left out.
 
     Raises:
-        ValueError: batch_size or num_glimpses below 1, or a policy that does not fit the task.
+        ValueError: batch_size or num_glimpses below 1, no scenes, or a policy that does not fit the task.
+        FloatingPointError: a reading that is not finite.
     """
-    num_glimpses = config.budget if num_glimpses is None else num_glimpses
-    if batch_size < 1 or num_glimpses < 1:
-        raise ValueError(f"batch_size and num_glimpses must be at least 1, got {batch_size} and {num_glimpses}")
-    backbone, scenes = build_backbone(config), build_scenes(config)
-    task = build_task(config, backbone, scenes.classes)
-    layout = build_layout(config, backbone, is_dense=task.is_dense)
+    scenes = build_scenes(config)
+    if not len(scenes):
+        raise ValueError(f"{scenes.name} holds no scenes; choose another split or another root")
     order = np.arange(config.shard[0], len(scenes), config.shard[1])
     if not len(order):
         raise ValueError(f"shard {config.shard} of {len(scenes)} scenes is empty; use at most {len(scenes)} shards")
-    parts: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]] = []
+    return _roll_out(
+        policy,
+        config=config,
+        scenes=scenes,
+        order=order,
+        num_glimpses=config.budget if num_glimpses is None else num_glimpses,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+        on_glimpse=on_glimpse,
+    )
+
+
+@torch.no_grad()
+def _roll_out(
+    policy: GlimpsePolicy,
+    *,
+    config: EnvConfig,
+    scenes: SceneSource,
+    order: NDArray[np.int64],
+    num_glimpses: int,
+    batch_size: int,
+    seed: int,
+    progress: str | None,
+    on_glimpse: Callable[[int, EpisodeBatch], None] | None,
+) -> Evaluation:
+    """The scenes `order` of the config's, in this order."""
+    if batch_size < 1 or num_glimpses < 1:
+        raise ValueError(f"batch_size and num_glimpses must be at least 1, got {batch_size} and {num_glimpses}")
+    backbone = build_backbone(config)
+    require_scene_size(config, backbone, scenes)
+    task = build_task(config, backbone, scenes.classes)
+    # Observations cost more than counting does: only the keys that the policy asks for, or else one that is free.
+    wanted = tuple(key for key in policy.info.observations if key in config.observations)
+    layout = build_layout(replace(config, observations=wanted or ("time",)), backbone, is_dense=task.is_dense)
+
+    backbone_flops = glimpse_flops(
+        backbone.canvit.config, glimpse_size_px=backbone.glimpse_size_px, canvas_grid_size=backbone.canvas_grid
+    )
+    flops = np.zeros(num_glimpses)
+    parts: list[tuple[NDArray[Any], ...]] = []
     bar = tqdm(total=len(order), desc=progress, unit="scene", disable=None if progress else True)
-    with bar, torch.random.fork_rng():
+    with bar, _batches(scenes, order, batch_size) as batches, torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        for chosen in batches:
             episodes = EpisodeBatch(
                 num=len(chosen),
                 backbone=backbone,
@@ -88,58 +262,124 @@ def evaluate(
                 budget=num_glimpses,
                 with_score=False,
             )
-            episodes.begin(episodes.all_rows, chosen, read=True)
-            policy.begin(len(chosen), backbone.device)
-            counts = []
+            episodes.begin(episodes.all_rows, chosen, read=bool(wanted))
+            counter = _Counter(episodes)
+            policy.begin(episodes, seed=seed)
             for t in range(num_glimpses):
-                episodes.look(episodes.all_rows, policy.viewpoints(t, episodes))
-                counts.append(_counts(task, episodes))
+                viewpoints = policy.viewpoints(t, episodes)
+                flops[t] = backbone_flops + policy.flops_per_decision(episodes)
+                episodes.look(episodes.all_rows, viewpoints)
+                _require_finite(episodes, t)
+                counter.count()
                 if on_glimpse is not None:
                     on_glimpse(t, episodes)
-            intersection, union = (np.stack(c, axis=1) for c in zip(*counts, strict=True))
-            parts.append((episodes.viewpoints, episodes.loss_curve[:, 1:], intersection, union))
+            parts.append((chosen, episodes.viewpoints, episodes.loss_curve[:, 1:], *counter.counts()))
             bar.update(len(chosen))
-    viewpoints, loss, intersection, union = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if not parts:
+        raise ValueError(f"none of the {len(order)} scenes of {scenes.name} can be read; see the warnings")
+    scene, viewpoints, loss, intersection, union, rank = (np.concatenate(c) for c in zip(*parts, strict=True))
     return Evaluation(
-        scene=order,
+        scene=scene,
         viewpoints=viewpoints,
         loss=loss,
         intersection=intersection,
         union=union,
+        rank=None if task.is_dense else rank,
+        gflops=flops.cumsum() / 1e9,
         metric="mIoU" if task.is_dense else "top-1",
+        seed=seed,
+        record=json.loads(
+            json.dumps(
+                {
+                    "policy": asdict(policy.info),
+                    "config": config.to_json(),
+                    "scenes": scenes.name,
+                    "classes": task.classes,
+                    "checkpoint": backbone.record,
+                    "probe": task.record,
+                    "batch_size": batch_size,
+                    "versions": _versions(),
+                }
+            )
+        ),
     )
 
 
-def _counts(task: object, episodes: EpisodeBatch) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(intersection, union) of the current readings: [B, K] pixels, or [B, 1] correct and ones."""
-    assert episodes.logits is not None
-    labels = episodes.truth["labels"].long()
-    if isinstance(task, SegmentationTask):
-        predictions = task.predict(episodes.logits, labels.shape[-1])
-        intersection, union, _ = per_image_confusion(predictions, labels, len(task.classes))
-        return intersection.cpu().numpy().astype(np.int64), union.cpu().numpy().astype(np.int64)
-    correct = (episodes.logits.argmax(dim=1) == labels).long().cpu().numpy()[:, None]
-    return correct, np.ones_like(correct)
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _PACKAGES}
 
 
-def paired_bootstrap(
-    statistic: Callable[[NDArray[np.int64]], float], *, num_scenes: int, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """The 95% percentile interval of a statistic over scenes resampled with replacement.
+@contextmanager
+def _batches(scenes: SceneSource, order: NDArray[np.int64], batch_size: int) -> Iterator[Iterator[NDArray[np.int64]]]:
+    """Batches of `order`, each made ready by the source's workers while the one before it is evaluated."""
+    try:
+        yield batches_ahead(scenes, order, batch_size=batch_size)
+    finally:
+        if isinstance(scenes, StreamedSource):
+            scenes.close()
 
-    Pair two policies by computing their difference inside `statistic`, on the same resampled scenes.
-    """
-    rng = np.random.default_rng(seed)
-    values = [statistic(rng.integers(num_scenes, size=num_scenes)) for _ in range(resamples)]
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+
+def _require_finite(episodes: EpisodeBatch, t: int) -> None:
+    """A logit that is not finite makes its scene's loss NaN or infinite, and that is on the host already."""
+    finite = np.isfinite(episodes.loss)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
+        raise FloatingPointError(
+            f"scene {episodes.scene[row]}, glimpse {t + 1} at {episodes.viewpoints[row, t].tolist()}: the reading is "
+            f"not finite (cross-entropy {episodes.loss[row]}). Check the weights of checkpoint "
+            f"{episodes.backbone.name!r} and its probe, or try precision='float32' "
+            f"(this is {episodes.backbone.precision})."
+        )
+
+
+class _Counter:
+    """What is counted on one batch of scenes, one glimpse after the other; on the device until the end."""
+
+    def __init__(self, episodes: EpisodeBatch) -> None:
+        self._episodes, self._task = episodes, episodes.task
+        self._labels = episodes.truth["labels"]
+        self._counts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._quads: QuadLabels | None = None
+        size, grid = self._labels.shape[-1], episodes.backbone.canvas_grid
+        if self._task.is_dense and size % (2 * grid) == 0:
+            self._quads = QuadLabels.cut(self._labels, grid=grid, num_classes=len(self._task.classes))
+
+    def count(self) -> None:
+        """The current readings."""
+        logits = self._episodes.logits
+        assert logits is not None
+        if isinstance(self._task, SegmentationTask):
+            intersection, union = self._confusion(self._task, logits)
+            self._counts.append((intersection, union, intersection[:, 0]))
+            return
+        true = logits.gather(1, self._labels.unsqueeze(1))
+        # As argmax and topk on the CPU: of equal logits the first comes first.
+        before = torch.arange(logits.shape[1], device=logits.device) < self._labels.unsqueeze(1)
+        rank = ((logits > true) | ((logits == true) & before)).sum(dim=1)
+        correct = (rank == 0).long().unsqueeze(1)
+        self._counts.append((correct, torch.ones_like(correct), rank))
+
+    def _confusion(self, task: SegmentationTask, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(intersection, union) [B, K]."""
+        if self._quads is not None:
+            return count_confusion(logits, self._quads)
+        labels = self._labels.long()
+        return per_image_confusion(task.predict(logits, labels.shape[-1]), labels, len(task.classes))[:2]
+
+    def counts(self) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer]]:
+        """(intersection [B, T, K], union [B, T, K], rank [B, T]), as small as they fit."""
+        pixels = self._labels[0].numel()
+        dtypes = (np.uint16 if pixels < 1 << 16 else np.int32,) * 2 + (np.uint16,)
+        columns = (torch.stack(column, dim=1).cpu().numpy() for column in zip(*self._counts, strict=True))
+        intersection, union, rank = (column.astype(dtype) for column, dtype in zip(columns, dtypes, strict=True))
+        return intersection, union, rank
 
 
 def record_views(
     policy: GlimpsePolicy, *, config: EnvConfig, rows: NDArray[np.int64], num_glimpses: int | None = None, seed: int = 0
 ) -> list[list[EpisodeView]]:
     """The views of scenes `rows` of the split after every glimpse: [len(rows)][T], for pictures."""
-    num_scenes = int(rows.max()) + 1
     views: list[list[EpisodeView]] = [[] for _ in rows]
 
     def keep(t: int, episodes: EpisodeBatch) -> None:
@@ -147,7 +387,15 @@ def record_views(
             if row := np.flatnonzero(episodes.scene == scene).tolist():
                 views[i].append(episodes.view(row[0]))
 
-    evaluate(
-        policy, config=replace(config, num_scenes=num_scenes), num_glimpses=num_glimpses, seed=seed, on_glimpse=keep
+    _roll_out(
+        policy,
+        config=config,
+        scenes=build_scenes(config),
+        order=np.unique(rows),
+        num_glimpses=config.budget if num_glimpses is None else num_glimpses,
+        batch_size=64,
+        seed=seed,
+        progress=None,
+        on_glimpse=keep,
     )
     return views

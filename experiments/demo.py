@@ -20,12 +20,12 @@ import numpy as np
 import torch
 import tyro
 from canvit_pytorch.policies import PolicyName
-from numpy.typing import NDArray
 
 from agents.checkpoint import load_policy, load_record
 from agents.learned import LearnedPolicy
-from canvit_gym.evaluation import Evaluation, evaluate, paired_bootstrap, record_views
+from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
 from canvit_gym.policies import GlimpsePolicy, PaperPolicy
+from canvit_gym.statistics import paired_difference
 from experiments.gaze_picture import draw_gaze
 from experiments.provenance import provenance
 from experiments.train import CONFIG, RESULT, TrainConfig, train
@@ -52,20 +52,16 @@ class DemoConfig:
 def compare(results: dict[str, Evaluation], *, reference: str) -> dict[str, dict[str, Any]]:
     """The agent's paired differences to `reference` after the last glimpse, with 95% intervals over scenes."""
     agent, other = results[AGENT], results[reference]
-    num_scenes = len(agent.scene)
-
-    last = [replace(r, intersection=r.intersection[:, -1:], union=r.union[:, -1:]) for r in (agent, other)]
-
-    def loss(scenes: NDArray[np.int64]) -> float:
-        return float((agent.loss[scenes, -1] - other.loss[scenes, -1]).mean())
-
-    def score(scenes: NDArray[np.int64]) -> float:
-        return float(100 * (last[0].score(scenes)[-1] - last[1].score(scenes)[-1]))
-
-    everything = np.arange(num_scenes)
+    found = {
+        "cross_entropy": (1, paired_difference(loss_statistic([agent]), loss_statistic([other]))),
+        "miou": (100, paired_difference(score_statistic([agent]), score_statistic([other]))),
+    }
     return {
-        name: dict(difference=statistic(everything), interval=paired_bootstrap(statistic, num_scenes=num_scenes))
-        for name, statistic in (("cross_entropy", loss), ("miou", score))
+        name: dict(
+            difference=factor * float(estimate.value[-1]),
+            interval=(factor * float(estimate.low[-1]), factor * float(estimate.high[-1])),
+        )
+        for name, (factor, estimate) in found.items()
     }
 
 

@@ -59,7 +59,11 @@ def test_comparison_is_paired() -> None:
             loss=values,
             intersection=counts,
             union=counts + 2,
+            rank=None,
+            gflops=np.ones(1),
             metric="mIoU",
+            seed=0,
+            record={"scenes": "fifty scenes"},
         )
 
     both = demo.compare({demo.AGENT: result(loss - 0.1), "C2F": result(loss)}, reference="C2F")

@@ -1,19 +1,30 @@
 """Exact evaluation agrees with canvit-pytorch's own rollouts and metrics."""
 
-from dataclasses import replace
+import json
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from canvit_pytorch import RecurrentState
 from canvit_pytorch.benchmarks.ade20k import MeanIoU
 from canvit_pytorch.episode import run_episode
+from canvit_pytorch.flops import glimpse_flops, segmentation_probe_flops
 from canvit_pytorch.policies import PolicyName, make_policy
 from canvit_pytorch.preprocess import imagenet_normalize
+from datasets import classification_probe, segmentation_probe, tiny
 
 from canvit_gym.config import EnvConfig, build_backbone, build_scenes, build_task
-from canvit_gym.evaluation import Evaluation, evaluate, paired_bootstrap, record_views
-from canvit_gym.policies import GreedyOracle, PaperPolicy, oracle_candidates
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
+from canvit_gym.observations import ObservationKey
+from canvit_gym.policies import GreedyOracle, PaperPolicy, PolicyInfo, oracle_candidates
+from canvit_gym.scenes.prepared import FashionScenes
+from canvit_gym.statistics import bootstrap_interval
 from canvit_gym.tasks.classification import ClassificationTask
 from canvit_gym.tasks.segmentation import SegmentationTask
 
@@ -34,7 +45,7 @@ def test_segmentation_numbers_are_canvit_pytorchs_own(name: PolicyName) -> None:
     """The same seed and batches, once through `evaluate`, once through run_episode, its probe and its MeanIoU."""
     batch_size, num_glimpses = 8, 6
     ours = evaluate(
-        PaperPolicy(name, num_glimpses=num_glimpses),
+        PaperPolicy(name, num_glimpses=num_glimpses, random_stream="batch"),
         config=CONFIG,
         num_glimpses=num_glimpses,
         batch_size=batch_size,
@@ -78,7 +89,12 @@ def test_segmentation_numbers_are_canvit_pytorchs_own(name: PolicyName) -> None:
 
 
 def test_classification_numbers_are_canvit_pytorchs_own() -> None:
-    ours = evaluate(PaperPolicy("coarse_to_fine", num_glimpses=5), config=CLASSIFICATION, batch_size=20, seed=1)
+    ours = evaluate(
+        PaperPolicy("coarse_to_fine", num_glimpses=5, random_stream="batch"),
+        config=CLASSIFICATION,
+        batch_size=20,
+        seed=1,
+    )
     backbone, scenes = build_backbone(CLASSIFICATION), build_scenes(CLASSIFICATION)
     task = build_task(CLASSIFICATION, backbone, scenes.classes)
     assert isinstance(task, ClassificationTask)
@@ -103,12 +119,252 @@ def test_classification_numbers_are_canvit_pytorchs_own() -> None:
     np.testing.assert_allclose(ours.mean_loss(), loss, rtol=1e-5)
 
 
-def test_every_scene_once_in_order_and_whatever_the_batch_size() -> None:
-    policy = PaperPolicy("entropy_coarse_to_fine", num_glimpses=5)
-    one, other = (evaluate(policy, config=CONFIG, batch_size=size) for size in (20, 7))
-    assert one.scene.tolist() == other.scene.tolist() == list(range(20))
-    np.testing.assert_allclose(one.loss, other.loss, rtol=1e-4)
-    assert one.loss.shape == (20, 5) and one.viewpoints.shape == (20, 5, 3)
+@pytest.mark.parametrize("config", [CONFIG, CLASSIFICATION], ids=["segmentation", "classification"])
+def test_every_scene_once_in_order_and_whatever_the_batch_size(config: EnvConfig) -> None:
+    """Viewpoints to the bit; losses and counts to float32 rounding: the same scene in a batch of 1, 7 and 64."""
+    config = replace(config, num_scenes=65)
+    policy = PaperPolicy("full_then_random", num_glimpses=2)
+    whole, *others = (evaluate(policy, config=config, num_glimpses=2, batch_size=size, seed=5) for size in (64, 7, 1))
+    assert whole.scene.tolist() == list(range(65))
+    assert whole.loss.shape == (65, 2) and whole.viewpoints.shape == (65, 2, 3)
+    for other in others:
+        assert np.array_equal(other.scene, whole.scene) and np.array_equal(other.viewpoints, whole.viewpoints)
+        assert np.array_equal(other.gflops, whole.gflops)
+        np.testing.assert_allclose(other.loss, whole.loss, rtol=1e-3, atol=1e-5)
+        # A pixel on the border of two classes may change sides; a scene's class does not.
+        off = np.abs(other.intersection.astype(int) - whole.intersection)
+        assert off.max() <= (3 if whole.metric == "mIoU" else 0)
+        np.testing.assert_allclose(other.score(), whole.score(), atol=1e-4)
+
+
+def test_the_shard_is_evaluated_and_no_more() -> None:
+    shard = evaluate(
+        PaperPolicy("coarse_to_fine", num_glimpses=2), config=replace(CONFIG, shard=(1, 8)), num_glimpses=2
+    )
+    whole = evaluate(PaperPolicy("coarse_to_fine", num_glimpses=2), config=CONFIG, num_glimpses=2)
+    assert shard.scene.tolist() == [1, 9, 17]
+    np.testing.assert_allclose(shard.loss, whole.loss[[1, 9, 17]], rtol=1e-3)
+
+
+def test_what_is_derived_from_the_counts() -> None:
+    result = evaluate(PaperPolicy("coarse_to_fine", num_glimpses=3), config=CONFIG, num_glimpses=3)
+    task = build_task(CONFIG, build_backbone(CONFIG), build_scenes(CONFIG).classes)
+    views = record_views(
+        PaperPolicy("coarse_to_fine", num_glimpses=3), config=CONFIG, rows=np.array([4, 1]), num_glimpses=3
+    )
+    for row, scene in zip(views, (4, 1), strict=True):
+        np.testing.assert_allclose([v.score_curve[t + 1] for t, v in enumerate(row)], result.scene_score()[scene], 1e-5)
+    miou = result.score()
+    assert result.area_under_curve() == pytest.approx((miou[0] / 2 + miou[1] + miou[2] / 2) / 2)
+    assert result.intersection.dtype == result.union.dtype == np.uint16
+    assert result.record["policy"]["paper_name"] == "C2F" and result.record["probe"] == task.record
+    with pytest.raises(ValueError, match="of classification"):
+        result.top5()
+
+
+def test_top5_is_topks() -> None:
+    readings = []
+    result = evaluate(
+        PaperPolicy("coarse_to_fine", num_glimpses=2),
+        config=CLASSIFICATION,
+        num_glimpses=2,
+        on_glimpse=lambda t, episodes: readings.append((episodes.logits.clone(), episodes.truth["labels"])),  # type: ignore[union-attr]
+    )
+    for t, (logits, labels) in enumerate(readings):
+        within = (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1).double().mean().item()
+        assert result.top5()[t] == pytest.approx(within)
+        assert result.score()[t] == pytest.approx((logits.argmax(dim=1) == labels).double().mean().item())
+    assert (result.top5() >= result.score()).all() and result.top5().max() < 1
+
+
+def test_flops_are_canvit_pytorchs_and_the_policys_own() -> None:
+    config = replace(CONFIG, num_scenes=2)
+    backbone = build_backbone(config)
+    glimpse = glimpse_flops(backbone.canvit.config, glimpse_size_px=32, canvas_grid_size=16)
+    probe = segmentation_probe_flops(grid_size=16, embed_dim=128, num_classes=11)
+    plain, guided = (
+        evaluate(PaperPolicy(name, num_glimpses=4), config=config, num_glimpses=4).gflops
+        for name in ("coarse_to_fine", "entropy_coarse_to_fine")
+    )
+    np.testing.assert_allclose(plain, np.arange(1, 5) * glimpse / 1e9)
+    np.testing.assert_allclose(guided, np.arange(1, 5) * (glimpse + probe) / 1e9)
+
+
+class Fixed:
+    """Looks at the whole scene, and says which observations it wants."""
+
+    def __init__(self, *observations: ObservationKey) -> None:
+        self.info = PolicyInfo(
+            name="fixed", paper_name="fixed", description="", deterministic=True, observations=observations
+        )
+        self.seen: list[dict[str, torch.Tensor]] = []
+
+    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+        self.seen.clear()
+
+    def viewpoints(self, t: int, episodes: EpisodeBatch) -> np.ndarray:
+        if self.info.observations:
+            self.seen.append(episodes.observe())
+        return np.tile(np.float32([0, 0, 1]), (episodes.num, 1))
+
+    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+        return 0
+
+
+def test_observations_are_computed_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    asking = Fixed("canvas", "acuity")
+    evaluate(asking, config=CONFIG, num_glimpses=2)
+    first, second = asking.seen
+    assert set(first) == {"canvas", "acuity"} and first["canvas"].shape == (20, 128, 8, 8)
+    assert not first["acuity"].any() and (second["acuity"] == 1).all()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("computed for nobody")
+
+    for name in ("pooled_canvas", "sharpened", "uncertainty"):
+        monkeypatch.setattr(f"canvit_gym.episodes.{name}", refuse)
+    evaluate(Fixed(), config=CONFIG, num_glimpses=2)
+
+
+def test_readings_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = SegmentationTask.read
+
+    def broken(self: SegmentationTask, state: RecurrentState, canvas_norm: torch.Tensor | None = None) -> torch.Tensor:
+        logits = read(self, state, canvas_norm)
+        calls.append(len(logits))
+        if len(calls) == 4:  # the second batch's second glimpse
+            logits[3, 5, 0, 0] = float("nan")
+        return logits
+
+    calls: list[int] = []
+    monkeypatch.setattr(SegmentationTask, "read", broken)
+    with pytest.raises(FloatingPointError, match=r"scene 11, glimpse 2 at \[0.0, 0.0, 1.0\].*checkpoint 'nano'"):
+        evaluate(Fixed(), config=CONFIG, num_glimpses=2, batch_size=8)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CLASSIFICATION], ids=["segmentation", "classification"])
+def test_a_saved_evaluation_is_the_evaluation(tmp_path: Path, config: EnvConfig) -> None:
+    result = evaluate(PaperPolicy("random", num_glimpses=2), config=config, num_glimpses=2, seed=9)
+    path = tmp_path / "deeper" / "random.npz"
+    result.save(path)
+    loaded = Evaluation.load(path)
+    for field in fields(Evaluation):
+        one, other = getattr(result, field.name), getattr(loaded, field.name)
+        if isinstance(one, np.ndarray):
+            assert np.array_equal(one, other) and one.dtype == other.dtype, field.name
+        else:
+            assert one == other, field.name
+    assert loaded.seed == 9 and loaded.metric == ("mIoU" if config is CONFIG else "top-1")
+    assert loaded.record["config"] == json.loads(json.dumps(config.to_json()))
+    assert "FashionScenes v" in loaded.record["scenes"] and loaded.record["versions"]["canvit-gym"]
+    assert [p.name for p in path.parent.iterdir()] == ["random.npz"]
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "result.npz"
+    with pytest.raises(FileNotFoundError, match="no evaluation at"):
+        Evaluation.load(path)
+    result = evaluate(Fixed(), config=replace(CONFIG, num_scenes=3), num_glimpses=2)
+    result.save(path)
+    whole = path.read_bytes()
+
+    with np.load(path) as file:
+        arrays = dict(file)
+    header = json.loads(str(arrays["header"]))
+
+    def rewritten(changes: dict[str, Any], **header_changes: Any) -> bytes:
+        np.savez(path, **{**arrays, "header": np.array(json.dumps({**header, **header_changes})), **changes})
+        return path.read_bytes()
+
+    damaged = {
+        "cut off": whole[: len(whole) // 2],
+        "empty": b"",
+        "a bit flipped": bytes(b ^ (i == len(whole) // 3) for i, b in enumerate(whole)),
+        "not npz": b"PK rubbish",
+        "a shape": rewritten({"loss": arrays["loss"][:, :1]}),
+        "no header": rewritten({"header": np.array("[]")}),
+        "another array": rewritten({"surprise": np.zeros(2)}),
+        "pickled": rewritten({"scene": np.array([{}, 1], dtype=object)}),
+    }
+    for what, content in damaged.items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="damaged") as caught:
+            Evaluation.load(path)
+        assert "evaluate again" in str(caught.value), what
+    path.write_bytes(rewritten({}, format=99))
+    with pytest.raises(ValueError, match=r"is of format 99, this version of canvit_gym reads format 1: evaluate again"):
+        Evaluation.load(path)
+
+
+def test_an_interrupted_save_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = evaluate(Fixed(), config=replace(CONFIG, num_scenes=3), num_glimpses=2)
+
+    def interrupted(file: Any, **_: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez_compressed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        result.save(tmp_path / "result.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_statistics_of_evaluations() -> None:
+    runs = [evaluate(PaperPolicy("random", num_glimpses=3), config=CONFIG, num_glimpses=3, seed=s) for s in range(3)]
+    score, loss = (bootstrap_interval(f(runs), resamples=200) for f in (score_statistic, loss_statistic))
+    np.testing.assert_allclose(score.value, np.mean([r.score() for r in runs], axis=0))
+    np.testing.assert_allclose(loss.value, np.mean([r.mean_loss() for r in runs], axis=0), rtol=1e-6)
+    assert (score.low < score.value).all() and (score.value < score.high).all()
+    right = evaluate(Fixed(), config=CLASSIFICATION, num_glimpses=1)
+    np.testing.assert_allclose(bootstrap_interval(score_statistic([right]), resamples=9).value, right.score())
+
+
+def test_statistics_of_other_scenes_are_refused() -> None:
+    one, other = (evaluate(Fixed(), config=replace(CONFIG, num_scenes=n), num_glimpses=1) for n in (3, 4))
+    with pytest.raises(ValueError, match=r"not on the same scenes: 3 of .* and 4 of"):
+        score_statistic([one, other])
+    with pytest.raises(ValueError, match="evaluate the policy first"):
+        loss_statistic([])
+
+
+@pytest.mark.parametrize("name", ["segmentation-folder", "image-folder"])
+def test_scenes_that_cannot_be_read_are_left_out_or_refused(tmp_path: Path, name: str) -> None:
+    """Data sets on disk, streamed by a worker process: every scene but the damaged one, in order."""
+    root = tmp_path / name
+    shutil.copytree(tiny(cast(Any, name)), root)
+    probe = segmentation_probe(3) if name == "segmentation-folder" else classification_probe(3)
+    config = EnvConfig(
+        dataset=cast(Any, name), root=str(root), split="validation", probe=str(probe), workers=1, device="cpu"
+    )
+    whole = evaluate(Fixed(), config=config, num_glimpses=2, batch_size=2)
+    num_scenes = len(whole.scene)
+    assert whole.scene.tolist() == list(range(num_scenes)) and num_scenes >= 4
+    sorted((root / ("images" if name == "segmentation-folder" else ".") / "val").rglob("*.*"))[1].write_bytes(
+        b"rubbish"
+    )
+    with pytest.raises(OSError, match="unreadable="):
+        evaluate(Fixed(), config=config, num_glimpses=2, batch_size=2)
+    with pytest.warns(RuntimeWarning, match="left out"):
+        rest = evaluate(Fixed(), config=replace(config, unreadable="skip"), num_glimpses=2, batch_size=2)
+    left = [i for i in range(num_scenes) if i != 1]
+    assert rest.scene.tolist() == left
+    np.testing.assert_allclose(rest.loss, whole.loss[left], rtol=1e-3)
+
+
+@pytest.mark.parametrize("canvas_grid", [12, 9])
+def test_canvas_grids_that_do_not_divide_the_scene(tmp_path: Path, canvas_grid: int) -> None:
+    """Counted by upsampling everything: quads of whole pixels exist only where an even number of them fits a cell."""
+    probe = segmentation_probe(11)
+    config = replace(CONFIG, num_scenes=3, canvas_grid=canvas_grid, probe=str(probe))
+    readings = []
+    result = evaluate(
+        Fixed(), config=config, num_glimpses=1, on_glimpse=lambda t, episodes: readings.append(episodes.logits)
+    )
+    labels = build_scenes(config).load(np.arange(3)).labels.long()
+    up = F.interpolate(readings[0], size=(128, 128), mode="bilinear", align_corners=False).argmax(dim=1)
+    miou = MeanIoU(device=torch.device("cpu"), num_classes=11)
+    miou.update(up, labels)
+    assert result.score()[0] == pytest.approx(miou.compute(), abs=1e-4)
 
 
 def test_evaluation_leaves_the_global_generator_alone() -> None:
@@ -124,38 +380,30 @@ def test_oracle_takes_the_candidate_with_the_lowest_loss_afterwards() -> None:
     candidates = oracle_candidates()[::12]
     oracle = evaluate(GreedyOracle(candidates), config=config, num_glimpses=2)
 
-    class Fixed:
+    class Then(Fixed):
+        """The full scene, then one viewpoint."""
+
         def __init__(self, viewpoint: np.ndarray) -> None:
-            self.sequence = np.stack([np.array([0, 0, 1], dtype=np.float32), viewpoint])
+            super().__init__()
+            self.viewpoint = viewpoint
 
-        def begin(self, batch_size: int, device: torch.device) -> None:
-            self.batch_size = batch_size
+        def viewpoints(self, t: int, episodes: EpisodeBatch) -> np.ndarray:
+            return np.tile(self.viewpoint, (episodes.num, 1)) if t else super().viewpoints(t, episodes)
 
-        def viewpoints(self, t: int, episodes: object) -> np.ndarray:
-            return np.tile(self.sequence[t], (self.batch_size, 1))
-
-    others = np.stack([evaluate(Fixed(c), config=config, num_glimpses=2).loss[:, 1] for c in candidates])
+    others = np.stack([evaluate(Then(c), config=config, num_glimpses=2).loss[:, 1] for c in candidates])
     np.testing.assert_allclose(oracle.loss[:, 1], others.min(axis=0), rtol=1e-4)
     assert others.max() > others.min()
 
 
-def test_score_of_resampled_scenes_and_paired_interval() -> None:
-    intersection = np.array([[[1, 0]], [[3, 2]]])
-    union = np.array([[[2, 0]], [[3, 4]]])
-    result = Evaluation(
-        scene=np.arange(2),
-        viewpoints=np.zeros((2, 1, 3), np.float32),
-        loss=np.zeros((2, 1), np.float32),
-        intersection=intersection,
-        union=union,
-        metric="mIoU",
+def test_score_of_resampled_scenes() -> None:
+    result = replace(
+        evaluate(Fixed(), config=replace(CONFIG, num_scenes=2), num_glimpses=1),
+        intersection=np.array([[[1, 0]], [[3, 2]]]),
+        union=np.array([[[2, 0]], [[3, 4]]]),
     )
     assert result.score()[0] == pytest.approx((4 / 5 + 2 / 4) / 2)
     assert result.score(np.array([0, 0]))[0] == pytest.approx(1 / 2)  # the absent class does not count
-    values = np.linspace(0, 1, 400)
-    low, high = paired_bootstrap(lambda scenes: float(values[scenes].mean()), num_scenes=400)
-    half_width = 1.96 * values.std() / np.sqrt(400)
-    assert low == pytest.approx(0.5 - half_width, abs=0.005) and high == pytest.approx(0.5 + half_width, abs=0.005)
+    assert result.scene_score()[:, 0] == pytest.approx([1 / 2, (1 + 2 / 4) / 2])
 
 
 def test_views_for_pictures_are_those_scenes_after_every_glimpse() -> None:
@@ -171,6 +419,19 @@ def test_views_for_pictures_are_those_scenes_after_every_glimpse() -> None:
 def test_bad_sizes_are_named(bad: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="at least 1, got"):
         evaluate(PaperPolicy("random", num_glimpses=5), config=CONFIG, **bad)  # type: ignore[arg-type]
+
+
+def test_no_scenes_and_empty_shards_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"shard \(30, 40\) of 20 scenes is empty; use at most 20 shards"):
+        evaluate(Fixed(), config=replace(CONFIG, shard=(30, 40)))
+    monkeypatch.setattr(FashionScenes, "__len__", lambda self: 0)
+    with pytest.raises(ValueError, match="holds no scenes; choose another split"):
+        evaluate(Fixed(), config=CONFIG)
+
+
+def test_scenes_of_another_size_are_told() -> None:
+    with pytest.raises(ValueError, match="'nano' expects scenes of 256 px, but those of fashion-segmentation have 128"):
+        evaluate(Fixed(), config=replace(CONFIG, scene_size_px=256))
 
 
 def test_entropy_policy_says_that_it_needs_a_segmentation_probe() -> None:

@@ -1,0 +1,293 @@
+"""Statistics of evaluations: intervals by bootstrap, and robust aggregates as in rliable (Agarwal et al., 2021).
+
+Units of observation: S runs (seeds, of a policy or of its training) by N scenes, at T glimpses. Every run sees the
+same scenes: the two factors are crossed. A resample draws
+
+- N scenes with replacement, one draw for all runs and all policies of a call, so that what scenes have in common
+  (some are hard for everyone) cancels in differences: comparisons are paired;
+- of each policy, independently, as many runs as it has with replacement (strata: the policies). Rows that share a
+  `run` (evaluations of one trained policy) are drawn together.
+
+A deterministic policy has one run, and only its scenes are resampled. The draw of scenes is a function of the seed,
+the number of resamples and N alone. Intervals are percentile intervals: 95% from the 2.5th to the 97.5th percentile.
+With few runs they are too narrow, as every bootstrap's: the spread of S runs is underestimated by (S - 1) / S, and two
+runs have only three distinct resamples.
+
+A resample is a row of multiplicities [N], so a data set's mIoU, which is no mean over scenes, is a matrix product:
+multiplicities [R, N] times counts [N, T * K].
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.floating]
+
+RESAMPLES = 2000
+CHUNK = 256
+"""Resamples computed at once."""
+
+
+def area_under_curve(curve: ArrayLike) -> NDArray[np.float64]:
+    """[..., T] -> [...]: the trapezoid area over glimpses 1 to T, divided by T - 1; of one glimpse, its value.
+
+    On the scale of the curve itself: a constant curve's area is the constant.
+    """
+    values = np.asarray(curve, dtype=np.float64)
+    if values.shape[-1] == 1:
+        return values[..., 0]
+    return np.trapezoid(values, axis=-1) / (values.shape[-1] - 1)
+
+
+def mean_iou(intersection: NDArray[np.number], union: NDArray[np.number]) -> NDArray[np.float64]:
+    """[..., K] counts -> [...]: the mean over the classes that occur (union > 0), 0 where none does."""
+    present = union > 0
+    ratio = np.divide(intersection, union, out=np.zeros(union.shape), where=present)
+    return ratio.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
+
+
+def interquartile_mean(values: ArrayLike) -> float:
+    """The mean of the middle half of all values: a quarter of them, rounded down, is left out at each end.
+
+    As rliable computes it over runs and tasks: scipy.stats.trim_mean(values, 0.25, axis=None).
+    """
+    ordered = np.sort(np.asarray(values, dtype=np.float64), axis=None)
+    if not len(ordered):
+        raise ValueError("the interquartile mean of no values is undefined; evaluate at least one scene")
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def probability_of_improvement(one: ArrayLike, other: ArrayLike) -> float:
+    """P(one > other), ties counted half: over all pairs of runs on the same task, then the mean over tasks.
+
+    one: [S, N] scores of S runs on N tasks (here: scenes); other: [S', N] on the same tasks.
+    """
+    values = _pairs(_two_dimensional(one, "one"), _two_dimensional(other, "other"))
+    return float(values.mean())
+
+
+def _two_dimensional(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"{name} must be [runs, tasks], at least one of each; got shape {array.shape}")
+    return array
+
+
+def _pairs(one: Floats, other: Floats) -> NDArray[np.float32]:
+    """[S, N, ...] and [S', N, ...] -> [S, S', N, ...]: 1 where one is greater, 0.5 where equal, else 0."""
+    if one.shape[1:] != other.shape[1:]:
+        raise ValueError(f"both must be on the same tasks, got shapes {one.shape} and {other.shape}")
+    mine, theirs = one[:, None], other[None]
+    return (mine > theirs) + np.float32(0.5) * (mine == theirs)
+
+
+class Statistic(Protocol):
+    """A number (or [T] of them) of one policy's S x N observations, under any multiplicities of runs and scenes."""
+
+    @property
+    def run(self) -> NDArray[np.int64]:
+        """[S] which rows are drawn together: 0 .. number of runs - 1."""
+        ...
+
+    @property
+    def num_scenes(self) -> int: ...
+
+    def __call__(self, rows: NDArray[np.float64], scenes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Multiplicities [R, S] and [R, N] -> [R, T]."""
+        ...
+
+
+def _runs(run: Sequence[int] | NDArray[np.int64] | None, num_rows: int) -> NDArray[np.int64]:
+    if run is None:
+        return np.arange(num_rows)
+    if len(run) != num_rows:
+        raise ValueError(f"run must name the run of each of {num_rows} rows, got {len(run)} names")
+    return np.unique(np.asarray(run), return_inverse=True)[1]
+
+
+def _observations(values: ArrayLike, name: str, ndim: int) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != ndim or not array.size:
+        raise ValueError(f"{name} must have {ndim} axes [runs, scenes, ...], none empty; got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite, but {np.argwhere(~np.isfinite(array))[0].tolist()} is not")
+    return array
+
+
+class Mean:
+    """The mean over runs and scenes of values [S, N, T]: cross-entropy, accuracy, per-scene mIoU."""
+
+    def __init__(self, values: ArrayLike, *, run: Sequence[int] | None = None) -> None:
+        self._values = _observations(values, "values", 3)
+        self.run, self.num_scenes = _runs(run, len(self._values)), self._values.shape[1]
+
+    def __call__(self, rows: NDArray[np.float64], scenes: NDArray[np.float64]) -> NDArray[np.float64]:
+        of_rows = np.stack([scenes @ values for values in self._values], axis=1) / scenes.sum(axis=1)[:, None, None]
+        return _over_rows(rows, of_rows)
+
+
+class MeanIoU:
+    """The mean over runs of the data set's mIoU, of counts [S, N, T, K] in pixels."""
+
+    def __init__(
+        self, intersection: NDArray[np.number], union: NDArray[np.number], *, run: Sequence[int] | None = None
+    ) -> None:
+        if intersection.shape != union.shape:
+            raise ValueError(f"intersection {intersection.shape} and union {union.shape} must have one shape")
+        # float32 products of integers: exact up to 2^24 pixels, and to seven digits beyond.
+        self._intersection = _observations(intersection, "intersection", 4).astype(np.float32)
+        self._union = _observations(union, "union", 4).astype(np.float32)
+        self.run, self.num_scenes = _runs(run, len(intersection)), intersection.shape[1]
+
+    def __call__(self, rows: NDArray[np.float64], scenes: NDArray[np.float64]) -> NDArray[np.float64]:
+        weights, of_rows = scenes.astype(np.float32), []
+        _, num_scenes, *shape = self._union.shape  # T, K
+        for counts in zip(self._intersection, self._union, strict=True):
+            sums = [(weights @ c.reshape(num_scenes, -1)).reshape(len(weights), *shape) for c in counts]
+            of_rows.append(mean_iou(*sums))
+        return _over_rows(rows, np.stack(of_rows, axis=1))
+
+
+class InterquartileMean:
+    """The interquartile mean over runs and scenes together, of values [S, N, T]: see interquartile_mean."""
+
+    def __init__(self, values: ArrayLike, *, run: Sequence[int] | None = None) -> None:
+        array = _observations(values, "values", 3)
+        self.run, self.num_scenes = _runs(run, len(array)), array.shape[1]
+        flat = array.reshape(-1, array.shape[2])  # [S * N, T]
+        self._order = np.argsort(flat, axis=0, kind="stable")
+        self._sorted = np.take_along_axis(flat, self._order, axis=0)
+
+    def __call__(self, rows: NDArray[np.float64], scenes: NDArray[np.float64]) -> NDArray[np.float64]:
+        weights = (rows[:, :, None] * scenes[:, None]).reshape(len(rows), -1)  # [R, S * N]
+        cut = weights.sum(axis=1, keepdims=True) // 4
+        kept = np.empty((len(rows), self._sorted.shape[1]))
+        for t in range(kept.shape[1]):
+            # A value of multiplicity m takes m places in the order; those between the two cuts count.
+            upper = np.cumsum(weights[:, self._order[:, t]], axis=1)
+            within = np.clip(upper, cut, upper[:, -1:] - cut)
+            places = np.diff(within, axis=1, prepend=cut)
+            kept[:, t] = places @ self._sorted[:, t] / places.sum(axis=1)
+        return kept
+
+
+def _over_rows(rows: NDArray[np.float64], of_rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Multiplicities [R, S] and values [R, S, T] -> their mean [R, T]."""
+    return np.einsum("rs,rst->rt", rows, of_rows) / rows.sum(axis=1, keepdims=True)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of what was observed, and its percentile interval: arrays of one shape."""
+
+    value: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+
+def bootstrap_interval(
+    *statistics: Statistic,
+    of: Callable[..., NDArray[np.float64]] | None = None,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """The interval of one policy's statistic, or of what `of` makes of several policies' on the same scenes.
+
+    `of` is given one array [R, T] per statistic and returns [R, ...]:
+
+    >>> wide, narrow = Mean([[[0.0], [1.0]]]), Mean([[[0.4], [0.6]]])
+    >>> area = bootstrap_interval(wide, of=area_under_curve)
+    >>> difference = bootstrap_interval(wide, narrow, of=np.subtract)
+    >>> float(difference.value[0]), float(difference.low[0]), float(difference.high[0])
+    (0.0, -0.4, 0.4)
+
+    Raises:
+        ValueError: policies on different numbers of scenes, or a bad confidence or number of resamples.
+    """
+    if of is None and len(statistics) != 1:
+        raise ValueError(f"of must say what to make of {len(statistics)} statistics, such as of=np.subtract")
+    function = of or (lambda values: values)
+
+    def compute(scenes: NDArray[np.float64], rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        return function(*(statistic(r, scenes) for statistic, r in zip(statistics, rows, strict=True)))
+
+    return _bootstrap(compute, statistics, resamples=resamples, confidence=confidence, seed=seed)
+
+
+def paired_difference(
+    one: Statistic,
+    other: Statistic,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """[T] one minus other, on the same resampled scenes."""
+    return bootstrap_interval(one, other, of=np.subtract, resamples=resamples, confidence=confidence, seed=seed)
+
+
+def improvement_interval(
+    one: ArrayLike,
+    other: ArrayLike,
+    *,
+    runs: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """[T] probability of improvement of scores [S, N, T] over scores [S', N, T]: see probability_of_improvement."""
+    statistics = Mean(one, run=runs[0]), Mean(other, run=runs[1])
+    pairs = _pairs(np.asarray(one), np.asarray(other))  # [S, S', N, T]
+
+    def compute(scenes: NDArray[np.float64], rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        of_pairs = np.einsum("rn,ijnt->rijt", scenes, pairs, optimize=True) / scenes.sum(axis=1)[:, None, None, None]
+        mine, theirs = (r / r.sum(axis=1, keepdims=True) for r in rows)
+        return np.einsum("ri,rj,rijt->rt", mine, theirs, of_pairs, optimize=True)
+
+    return _bootstrap(compute, statistics, resamples=resamples, confidence=confidence, seed=seed)
+
+
+def _bootstrap(
+    compute: Callable[[NDArray[np.float64], Sequence[NDArray[np.float64]]], NDArray[np.float64]],
+    statistics: Sequence[Statistic],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> Estimate:
+    if resamples < 2 or not 0 < confidence < 1:
+        raise ValueError(f"resamples must be >= 2 and confidence in (0, 1), got {resamples} and {confidence}")
+    numbers = {statistic.num_scenes for statistic in statistics}
+    if len(numbers) != 1:
+        raise ValueError(
+            f"all must be on the same scenes, got {sorted(numbers)} of them; evaluate them with one num_scenes"
+        )
+    (num_scenes,) = numbers
+    observed = compute(np.ones((1, num_scenes)), [np.ones((1, len(s.run))) for s in statistics])[0]
+    scene_draws = multiplicities(num_scenes, resamples=resamples, seed=(seed, 0))
+    run_draws = [
+        multiplicities(int(s.run.max()) + 1, resamples=resamples, seed=(seed, 1 + i)) for i, s in enumerate(statistics)
+    ]
+    values = np.concatenate(
+        [
+            compute(scenes, [drawn[:, s.run] for drawn, s in zip(runs, statistics, strict=True)])
+            for scenes, *runs in zip(scene_draws, *run_draws, strict=True)
+        ]
+    )
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(values, [tail, 1 - tail], axis=0)
+    return Estimate(value=np.asarray(observed), low=low, high=high)
+
+
+def multiplicities(num: int, *, resamples: int, seed: int | Sequence[int]) -> Iterator[NDArray[np.float64]]:
+    """Chunks [r, num] of `resamples` rows: how often each of `num` things is among num draws with replacement."""
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, CHUNK):
+        size = min(CHUNK, resamples - start)
+        drawn = rng.integers(num, size=(size, num)) + num * np.arange(size)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=size * num).reshape(size, num).astype(np.float64)
