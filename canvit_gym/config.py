@@ -1,29 +1,30 @@
 """What an environment is made of, as JSON-able values, and how its parts are built from them."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 from canvit_gym.actions import ActionKind, Actions, make_actions
-from canvit_gym.backbone.load import Backbone, Precision, asset_dir, load_backbone
+from canvit_gym.backbone.load import Backbone, Precision, load_backbone, resolve_device
+from canvit_gym.first_glimpses import CacheDevice, CacheDtype, FirstGlimpseCache
 from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, ObservationLayout
 from canvit_gym.rewards import Reward, check_reward
-from canvit_gym.scenes.fashion import Split
+from canvit_gym.scenes.catalog import Dataset, SplitName, Unreadable, check_scene_arguments, make_scenes
 from canvit_gym.scenes.order import check_shard
-from canvit_gym.scenes.prepared import DEFAULT_NUM_SCENES, FashionScenes
 from canvit_gym.scenes.source import SceneSource
 from canvit_gym.tasks.classification import ClassificationTask, load_classifier
+from canvit_gym.tasks.default_probe import TaskKind, default_probe
 from canvit_gym.tasks.segmentation import SegmentationTask, load_probe
-from canvit_gym.viewpoints import FirstGlimpse
-
-Dataset = Literal["fashion-segmentation", "fashion-classification"]
-
+from canvit_gym.viewpoints import FirstGlimpse, first_viewpoints
 
 _CHOICES: dict[str, Any] = {
     "dataset": Dataset,
-    "split": Split,
+    "split": SplitName,
+    "unreadable": Unreadable,
     "precision": Precision,
     "action": ActionKind,
     "observation_dtype": FloatDtype,
+    "first_glimpse_cache_dtype": CacheDtype,
+    "first_glimpse_cache_on": CacheDevice,
 }
 
 
@@ -41,15 +42,27 @@ class EnvConfig:
     """Keyword arguments of the environments, with their defaults; see GlimpseVectorEnv for what they mean."""
 
     dataset: Dataset = "fashion-segmentation"
-    split: Split = "training"
+    split: SplitName = "training"
     num_scenes: int | None = None
+    root: str | None = None
+    tuning_scenes: int = 0
+    workers: int | None = None
+    unreadable: Unreadable = "raise"
+    cache: bool | str = False
     shard: tuple[int, int] = (0, 1)
     checkpoint: str = "nano"
+    revision: str | None = None
+    canvas_grid: int | None = None
+    scene_size_px: int | None = None
     probe: str | None = None
     device: str = "auto"
     precision: Precision = "float32"
+    compile: bool = False
     budget: int = 5
     first_glimpse: FirstGlimpse | None = "full"
+    first_glimpse_cache_mb: int = 0
+    first_glimpse_cache_dtype: CacheDtype = "float16"
+    first_glimpse_cache_on: CacheDevice = "host"
     action: ActionKind = "grid"
     min_scale: float = 0.125
     grid_scales: tuple[float, ...] = (0.5, 0.25)
@@ -72,26 +85,44 @@ class EnvConfig:
         for name, choices in _CHOICES.items():
             if (value := getattr(self, name)) not in get_args(choices):
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(get_args(choices))}")
-        for name, low in (("budget", 1), ("canvas_size", 1), ("grid_centers", 1), ("quadtree_levels", 0)):
+        for name, low in (
+            ("budget", 1),
+            ("canvas_size", 1),
+            ("grid_centers", 1),
+            ("quadtree_levels", 0),
+            ("tuning_scenes", 0),
+            ("first_glimpse_cache_mb", 0),
+        ):
             _check_whole(name, getattr(self, name), low)
-        for name in ("num_scenes", "map_size"):
+        for name in ("num_scenes", "map_size", "canvas_grid", "scene_size_px"):
             if (value := getattr(self, name)) is not None:
                 _check_whole(name, value, 1)
+        if self.workers is not None:
+            _check_whole("workers", self.workers, 0)
         for name in ("min_scale", "glimpse_cost"):
             if not _is_number(value := getattr(self, name)):
                 raise ValueError(f"{name} must be a number, got {value!r}")
-        for name in ("allow_stop", "track_score"):
+        for name in ("allow_stop", "track_score", "compile"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {value!r}")
         if not isinstance(self.grid_scales, tuple) or not all(_is_number(scale) for scale in self.grid_scales):
             raise ValueError(f"grid_scales must be a list of numbers, got {self.grid_scales!r}")
         if not isinstance(self.observations, tuple):
             raise ValueError(f"observations must be a list of keys, got {self.observations!r}")
-        for name in ("checkpoint", "probe", "device"):
+        if not isinstance(self.cache, bool | str):
+            raise ValueError(f"cache must be True, False or a directory, got {self.cache!r}")
+        for name in ("root", "checkpoint", "revision", "probe", "device"):
             value = getattr(self, name)
-            if not isinstance(value, str) and not (name == "probe" and value is None):
+            if not isinstance(value, str) and not (name in ("root", "revision", "probe") and value is None):
                 raise ValueError(f"{name} must be a string, so that the environment's spec is JSON; got {value!r}")
         check_shard(self.shard)
+        check_scene_arguments(
+            dataset=self.dataset,
+            split=self.split,
+            root=self.root,
+            tuning_scenes=self.tuning_scenes,
+            cache=self.cache,
+        )
         check_reward(self.reward, self.glimpse_cost)
         for kind in get_args(ActionKind):  # a bad value is told even where the kind of action has no use for it
             build_actions(self, kind)
@@ -101,6 +132,11 @@ class EnvConfig:
 
     def _check_first_glimpse(self) -> None:
         first = self.first_glimpse
+        if self.first_glimpse_cache_mb and (first is None or first == "random"):
+            raise ValueError(
+                f"first_glimpse_cache_mb={self.first_glimpse_cache_mb} needs a first glimpse that is the same for every "
+                f"episode: use first_glimpse='full' or (row, col, scale), not {first!r}, or no cache"
+            )
         if first is None or first in ("full", "random"):
             return
         if not (isinstance(first, tuple) and len(first) == 3 and all(_is_number(value) for value in first)):
@@ -126,30 +162,71 @@ def config_from_kwargs(kwargs: dict[str, Any]) -> EnvConfig:
 
 
 def build_backbone(config: EnvConfig) -> Backbone:
-    return load_backbone(config.checkpoint, device=config.device, precision=config.precision)
+    return load_backbone(
+        config.checkpoint,
+        device=config.device,
+        precision=config.precision,
+        revision=config.revision,
+        canvas_grid=config.canvas_grid,
+        scene_size_px=config.scene_size_px,
+        compile=config.compile,
+    )
 
 
-def build_scenes(config: EnvConfig) -> SceneSource:
-    count = DEFAULT_NUM_SCENES[config.split] if config.num_scenes is None else config.num_scenes
-    return FashionScenes(cast(Any, config.dataset.removeprefix("fashion-")), config.split, count)
+def build_first_glimpse_cache(config: EnvConfig, backbone: Backbone, *, num_scenes: int) -> FirstGlimpseCache | None:
+    """The cache that the config asks for, if any."""
+    if not config.first_glimpse_cache_mb or config.first_glimpse is None:
+        return None
+    return FirstGlimpseCache(
+        viewpoint=first_viewpoints(config.first_glimpse, 1)[0],
+        num_scenes=num_scenes,
+        num_bytes=config.first_glimpse_cache_mb * 1_000_000,
+        dtype=config.first_glimpse_cache_dtype,
+        where=config.first_glimpse_cache_on,
+        device=backbone.device,
+    )
+
+
+def build_scenes(config: EnvConfig, *, batched: bool = True) -> SceneSource:
+    """The scenes of the config's split. Where they come one at a time, no worker processes are used unasked."""
+    return make_scenes(
+        dataset=config.dataset,
+        split=config.split,
+        num_scenes=config.num_scenes,
+        scene_size_px=lambda: build_backbone(config).scene_size_px,
+        root=config.root,
+        tuning_scenes=config.tuning_scenes,
+        workers=0 if config.workers is None and not batched else config.workers,
+        unreadable=config.unreadable,
+        cache=config.cache,
+        pin_memory=resolve_device(config.device).type == "cuda",
+    )
+
+
+def require_scene_size(config: EnvConfig, backbone: Backbone, scenes: SceneSource) -> None:
+    """Raise ValueError where the scenes have another size than the backbone looks at."""
+    if scenes.scene_size_px != backbone.scene_size_px:
+        raise ValueError(
+            f"checkpoint {config.checkpoint!r} expects scenes of {backbone.scene_size_px} px, "
+            f"but those of {config.dataset} have {scenes.scene_size_px} px"
+        )
+
+
+def task_kind(dataset: Dataset) -> TaskKind:
+    """What a data set's labels are for."""
+    return "segmentation" if "segmentation" in dataset or dataset == "ade20k" else "classification"
 
 
 def build_task(
     config: EnvConfig, backbone: Backbone, classes: tuple[str, ...]
 ) -> SegmentationTask | ClassificationTask:
-    kind = config.dataset.removeprefix("fashion-")
-    if config.probe is None and config.checkpoint != "nano":
-        raise ValueError(
-            f"there is no {kind} probe of {config.dataset} for checkpoint {config.checkpoint!r}: pass "
-            "probe='directory' (fit one with python -m experiments.fit_probe) or use checkpoint='nano'"
-        )
-    name = config.probe or f"nano-{kind}-probe"
-    location = name if config.probe else str(asset_dir(name))
+    kind = task_kind(config.dataset)
+    name = config.probe or default_probe(config.dataset, kind, backbone)
     if kind == "segmentation":
-        probe = load_probe(name, location, backbone, num_classes=len(classes))
-        return SegmentationTask(backbone=backbone, probe=probe, classes=classes, location=location)
-    model = load_classifier(name, location, backbone, num_classes=len(classes))
-    return ClassificationTask(backbone=backbone, model=model, classes=classes, location=location)
+        probe, source = load_probe(cast(str, name), backbone, classes=classes)
+        return SegmentationTask(backbone=backbone, probe=probe, classes=classes, source=source)
+    model, source = load_classifier(name, backbone, classes=classes)
+    return ClassificationTask(backbone=backbone, model=model, classes=classes, source=source)
 
 
 def build_actions(config: EnvConfig, kind: ActionKind | None = None) -> Actions:

@@ -5,6 +5,10 @@ import gymnasium as gym
 ENVIRONMENTS: dict[str, dict[str, object]] = {
     "CanViT/FashionSegmentation-v0": {"dataset": "fashion-segmentation"},
     "CanViT/FashionClassification-v0": {"dataset": "fashion-classification"},
+    "CanViT/ADE20K-v0": {"dataset": "ade20k", "checkpoint": "flagship"},
+    "CanViT/ImageNet1k-v0": {"dataset": "imagenet1k", "checkpoint": "flagship"},
+    "CanViT/ImageFolder-v0": {"dataset": "image-folder"},
+    "CanViT/SegmentationFolder-v0": {"dataset": "segmentation-folder"},
 }
 """Keyword arguments of every id; see canvit_gym.config.EnvConfig for all there are."""
 

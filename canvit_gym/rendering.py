@@ -29,6 +29,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.episodes import EpisodeView
+from canvit_gym.scenes.order import batches_ahead
 from canvit_gym.scenes.source import SceneSource
 from canvit_gym.tasks.segmentation import normalized_canvas
 
@@ -113,8 +114,9 @@ def canvas_colours(backbone: Backbone, scenes: SceneSource) -> CanvasColours:
     """
     key = (backbone.sha256, scenes.name)
     if key not in _FITTED:
-        count = min(_REFERENCE_SCENES, len(scenes))
-        images = scenes.load(np.arange(count)).images.to(backbone.device).float().div_(255)
+        chosen = next(batches_ahead(scenes, np.arange(len(scenes)), batch_size=_REFERENCE_SCENES))
+        count = len(chosen)
+        images = scenes.load(chosen).images.to(backbone.device).float().div_(255)
         images = imagenet_normalize(images)
         state, canvases = backbone.init_state(count), []
         for row, col, scale in _REFERENCE_LOOKS:

@@ -8,6 +8,8 @@ from typing import Any
 import gymnasium as gym
 import pytest
 import torch
+from datasets import FOLDER_CLASSES, SEGMENTATION_CLASSES, classification_probe, segmentation_probe, tiny
+from hub import hub_root  # noqa: F401  (a fixture)
 
 import canvit_gym
 from canvit_gym.config import EnvConfig, build_backbone
@@ -15,10 +17,30 @@ from canvit_gym.vector_env import GlimpseVectorEnv
 
 os.environ.setdefault("CANVIT_GYM_CACHE", str(Path(__file__).parents[1] / ".cache"))  # not the user's own
 
-ENV_IDS = list(canvit_gym.ENVIRONMENTS)
+ALL_ENV_IDS = list(canvit_gym.ENVIRONMENTS)
+ENV_IDS = [env_id for env_id in ALL_ENV_IDS if "Fashion" in env_id]
+"""Those whose scenes ship with the package: what does not depend on the data set is tested on them."""
 
 SMALL: dict[str, Any] = {"num_scenes": 16, "device": "cpu"}
 """Sixteen scenes are prepared in a few hundredths of a second."""
+
+
+def small(env_id: str) -> dict[str, Any]:
+    """Arguments that make any id on few scenes: for data sets on disk tiny ones, nano, and a random probe."""
+    kind = canvit_gym.ENVIRONMENTS[env_id]["dataset"]
+    match kind:
+        case "ade20k":
+            probe = segmentation_probe(150)
+        case "imagenet1k":
+            probe = classification_probe(1000)
+        case "image-folder":
+            probe = classification_probe(len(FOLDER_CLASSES))
+        case "segmentation-folder":
+            probe = segmentation_probe(len(SEGMENTATION_CLASSES))
+        case _:
+            return SMALL
+    on_disk = {"root": str(tiny(kind)), "checkpoint": "nano", "probe": str(probe), "workers": 0}
+    return {**SMALL, "num_scenes": 5, **on_disk}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -32,7 +54,7 @@ def make_vec() -> Iterator[Callable[..., GlimpseVectorEnv]]:
     made: list[GlimpseVectorEnv] = []
 
     def make(num_envs: int = 4, env_id: str = ENV_IDS[0], **kwargs: Any) -> GlimpseVectorEnv:
-        merged = {**SMALL, **canvit_gym.ENVIRONMENTS[env_id], **kwargs}
+        merged = {**canvit_gym.ENVIRONMENTS[env_id], **small(env_id), **kwargs}
         made.append(GlimpseVectorEnv(num_envs, **merged))
         return made[-1]
 
@@ -47,7 +69,7 @@ def make_one() -> Iterator[Callable[..., gym.Env[Any, Any]]]:
     made: list[gym.Env[Any, Any]] = []
 
     def make(env_id: str = ENV_IDS[0], **kwargs: Any) -> gym.Env[Any, Any]:
-        made.append(gym.make(env_id, **{**SMALL, **kwargs}))
+        made.append(gym.make(env_id, **{**small(env_id), **kwargs}))
         return made[-1]
 
     yield make

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
-from conftest import ENV_IDS, SMALL
+from conftest import ALL_ENV_IDS, small
+from datasets import FOLDER_CLASSES, SEGMENTATION_CLASSES, classification_probe, segmentation_probe, tiny
 
 import canvit_gym
 from canvit_gym.config import EnvConfig
@@ -35,13 +36,28 @@ PAGE = [
 
 
 def page(env_id: str) -> str:
-    env = gym.make(env_id, **SMALL).unwrapped
+    env = gym.make(env_id, **small(env_id)).unwrapped
     env.close()
     assert env.__doc__ is not None
     return inspect.cleandoc(env.__doc__)
 
 
+@pytest.fixture
+def data_in_place(hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the examples of data sets on disk want: tiny ones where their users would have theirs, and random models."""
+    monkeypatch.setenv("ADE20K_ROOT", str(tiny("ade20k")))
+    monkeypatch.setenv("IMAGENET_ROOT", str(tiny("imagenet1k")))
+    monkeypatch.chdir(tmp_path)
+    for name, kind, probe in (
+        ("pets", "image-folder", classification_probe(len(FOLDER_CLASSES))),
+        ("land", "segmentation-folder", segmentation_probe(len(SEGMENTATION_CLASSES))),
+    ):
+        Path(name).symlink_to(tiny(kind))
+        Path(f"{name}_probe").symlink_to(probe)
+
+
 @pytest.mark.parametrize("module", ["canvit_gym", *MODULES])
+@pytest.mark.usefixtures("data_in_place")
 def test_examples_run(module: str) -> None:
     if module == "canvit_gym.sb3":
         pytest.importorskip("stable_baselines3")
@@ -49,19 +65,19 @@ def test_examples_run(module: str) -> None:
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_pages_are_in_gymnasiums_order(env_id: str) -> None:
     assert re.findall(r"^## (.*)$", page(env_id), flags=re.MULTILINE) == PAGE
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_every_part_of_a_page_has_an_example_or_a_table(env_id: str) -> None:
     sections = re.split(r"^## .*$", page(env_id), flags=re.MULTILINE)[1:]
     for title, text in zip(PAGE, sections, strict=True):
         assert ">>>" in text or title in ("Arguments", "Version History"), title
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_pages_tell_every_argument_and_its_default(env_id: str) -> None:
     """A page's Arguments and EnvConfig cannot drift apart."""
     text = page(env_id).partition("## Arguments")[2].partition("## Vectorized")[0]
@@ -73,12 +89,13 @@ def test_pages_tell_every_argument_and_its_default(env_id: str) -> None:
         written = f'"{default}"' if isinstance(default, str) else re.sub("'", '"', str(default))
         start = told.index(f"`{field.name}`")
         assert written in told[start : start + 420], f"{env_id}: the default of {field.name} is {written}"
-    assert ", ".join(str(n) for n in DEFAULT_NUM_SCENES.values()).replace(", 1000", " or 1000") in told
+    if "Fashion" in env_id:
+        assert ", ".join(str(n) for n in DEFAULT_NUM_SCENES.values()).replace(", 1000", " or 1000") in told
 
 
 def test_pages_tell_nothing_that_is_no_argument() -> None:
     known = {field.name for field in fields(EnvConfig)} | {"render_mode", "autoreset_mode"}
-    for env_id in ENV_IDS:
+    for env_id in ALL_ENV_IDS:
         arguments = page(env_id).partition("## Arguments")[2].partition("Every argument")[0]
         assert set(re.findall(r"`(\w+)`", arguments)) <= known
 

@@ -1,5 +1,6 @@
 """The single environments, every registered id: Gymnasium's and SB3's checkers, seeds, specs, imports."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import ENV_IDS, SMALL
+from conftest import ALL_ENV_IDS, ENV_IDS, SMALL, small
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env, data_equivalence
 
@@ -27,18 +28,22 @@ ACTION_KINDS: list[dict[str, Any]] = [
     {"budget": 2, "track_score": True},
 ]
 KIND_IDS = ["grid", "continuous", "continuous-stop", "quadtree-stop", "one-action"]
+CHECKED = [
+    pytest.param(env_id, kwargs, id=f"{env_id}-{name}")
+    for env_id in ALL_ENV_IDS
+    for name, kwargs in zip(KIND_IDS, ACTION_KINDS, strict=True)
+    if env_id in ENV_IDS or name == "grid"  # actions do not depend on the data set
+]
 
 
-@pytest.mark.parametrize("kwargs", ACTION_KINDS, ids=KIND_IDS)
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize(("env_id", "kwargs"), CHECKED)
 def test_gymnasiums_checker_is_silent(make_one: MakeOne, env_id: str, kwargs: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(make_one(env_id, **kwargs).unwrapped)
 
 
-@pytest.mark.parametrize("kwargs", ACTION_KINDS, ids=KIND_IDS)
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize(("env_id", "kwargs"), CHECKED)
 def test_stable_baselines3s_checker_passes(make_one: MakeOne, env_id: str, kwargs: dict[str, Any]) -> None:
     """It takes three-dimensional float maps for images that are not uint8, and says so; that is all it says."""
     sb3 = pytest.importorskip("stable_baselines3.common.env_checker")
@@ -60,7 +65,7 @@ def rollout(env: gym.Env[Any, Any], seed: int, steps: int = 12) -> list[Any]:
 
 
 @pytest.mark.parametrize("first_glimpse", ["full", "random"])
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_twins_with_one_seed_do_the_same(make_one: MakeOne, env_id: str, first_glimpse: str) -> None:
     twins = [rollout(make_one(env_id, first_glimpse=first_glimpse, action="continuous"), seed=3) for _ in range(2)]
     assert len(twins[0]) == len(twins[1])
@@ -69,7 +74,7 @@ def test_twins_with_one_seed_do_the_same(make_one: MakeOne, env_id: str, first_g
     assert not all(data_equivalence(one, other) for one, other in zip(twins[0], other_seed, strict=True))
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_single_and_vector_environments_agree(
     make_one: MakeOne, make_vec: Callable[..., GlimpseVectorEnv], env_id: str
 ) -> None:
@@ -92,7 +97,7 @@ def test_single_and_vector_environments_agree(
         assert one[1] == many[1][0] and one[2] == many[2][0] and one[3] == many[3][0]
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_an_episode_is_budget_minus_one_actions(make_one: MakeOne, env_id: str) -> None:
     for budget, first, expected in ((5, "full", 4), (2, "full", 1), (3, None, 3), (1, None, 1)):
         env = make_one(env_id, budget=budget, first_glimpse=first)
@@ -102,14 +107,26 @@ def test_an_episode_is_budget_minus_one_actions(make_one: MakeOne, env_id: str) 
         assert ends == [(False, False)] * (expected - 1) + [(True, False)]
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
+def test_every_id_is_drawn(make_one: MakeOne, env_id: str) -> None:
+    env = make_one(env_id, render_mode="rgb_array", action="quadtree")
+    env.reset(seed=0)
+    frames = [np.asarray(env.render())]
+    for action in (2, 3):
+        env.step(action)
+        frames.append(np.asarray(env.render()))
+    assert {(frame.dtype.name, frame.shape) for frame in frames} == {("uint8", frames[0].shape)}
+    assert all((one != other).any() for one, other in itertools.pairwise(frames))
+
+
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_specs_survive_json(env_id: str) -> None:
     kwargs = {
         "action": "continuous",
         "observations": ["cls", "time"],
         "shard": [1, 2],
         "first_glimpse": [0, 0, 0.5],
-        **SMALL,
+        **small(env_id),
     }
     env = gym.make(env_id, **kwargs)
     assert env.spec is not None
@@ -121,9 +138,9 @@ def test_specs_survive_json(env_id: str) -> None:
     assert all(data_equivalence(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_vector_specs_survive_json(env_id: str) -> None:
-    envs = gym.make_vec(env_id, num_envs=3, autoreset_mode="same_step", budget=3, **SMALL)
+    envs = gym.make_vec(env_id, num_envs=3, autoreset_mode="same_step", budget=3, **small(env_id))
     assert envs.spec is not None and isinstance(envs.unwrapped, GlimpseVectorEnv)
     spec = EnvSpec.from_json(envs.spec.to_json())
     kwargs = dict(spec.kwargs)
@@ -142,17 +159,16 @@ def test_config_survives_json() -> None:
     assert EnvConfig(**json.loads(json.dumps(config.to_json()))) == config
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
-def test_naming_the_module_registers_the_ids(env_id: str) -> None:
+def test_naming_the_module_registers_the_ids() -> None:
     """In a process that has not imported canvit_gym."""
-    program = (
-        "import gymnasium as gym\n"
-        f"env = gym.make('canvit_gym:{env_id}', num_scenes=16, device='cpu')\n"
-        "env.reset(seed=0); print(env.step(env.action_space.sample())[1])\n"
-        f"print(type(gym.make_vec('canvit_gym:{env_id}', num_envs=2, num_scenes=16, device='cpu')).__name__)"
+    program = "import gymnasium as gym\n" + "".join(
+        f"env = gym.make('canvit_gym:{env_id}', **{small(env_id)})\n"
+        "env.reset(seed=0); env.step(env.action_space.sample())\n"
+        f"print(type(gym.make_vec('canvit_gym:{env_id}', num_envs=2, **{small(env_id)})).__name__)\n"
+        for env_id in ALL_ENV_IDS
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert out.stdout.split()[-1] == "GlimpseVectorEnv"
+    assert out.stdout.split() == ["GlimpseVectorEnv"] * len(ALL_ENV_IDS)
 
 
 @pytest.mark.parametrize(
@@ -183,16 +199,16 @@ def test_making_an_environment_leaves_no_trace(make_one: MakeOne, capfd: pytest.
 
 
 def test_registering_twice_is_harmless() -> None:
-    before = {env_id: gym.spec(env_id) for env_id in ENV_IDS}
+    before = {env_id: gym.spec(env_id) for env_id in ALL_ENV_IDS}
     canvit_gym.register_environments()
-    assert {env_id: gym.spec(env_id) for env_id in ENV_IDS} == before
+    assert {env_id: gym.spec(env_id) for env_id in ALL_ENV_IDS} == before
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_classes_stand_without_gym_make(env_id: str) -> None:
     """Each class is the environment of its page, its dataset included."""
-    cls = type(gym.make(env_id, **SMALL).unwrapped)
-    env = cls(**SMALL)
+    cls = type(gym.make(env_id, **small(env_id)).unwrapped)
+    env = cls(**small(env_id))
     assert isinstance(env, GlimpseEnv)
     assert env.envs.config.dataset == canvit_gym.ENVIRONMENTS[env_id]["dataset"]
     env.close()

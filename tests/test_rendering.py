@@ -12,10 +12,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from conftest import ENV_IDS
 from PIL import Image
 
 from canvit_gym.episodes import EpisodeView
-from canvit_gym.registration import ENVIRONMENTS
 from canvit_gym.rendering import (
     BACKGROUND,
     UNLABELLED,
@@ -66,7 +66,7 @@ def view_of(*, dense: bool, taken: int = 2, budget: int = 5, seed: int = 0) -> E
     )
 
 
-@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+@pytest.mark.parametrize("env_id", ENV_IDS)
 @pytest.mark.parametrize("action", ["grid", "continuous", "quadtree"])
 def test_single_frames_follow_the_glimpses(env_id: str, action: str) -> None:
     env = gym.make(env_id, action=action, render_mode="rgb_array", **KWARGS)
@@ -84,7 +84,7 @@ def test_single_frames_follow_the_glimpses(env_id: str, action: str) -> None:
     env.close()
 
 
-@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+@pytest.mark.parametrize("env_id", ENV_IDS)
 @pytest.mark.parametrize("action", ["grid", "continuous", "quadtree"])
 def test_vector_frames_are_those_of_single_environments(env_id: str, action: str) -> None:
     envs = gym.make_vec(env_id, 2, action=action, render_mode="rgb_array", first_glimpse=None, **KWARGS)

@@ -5,9 +5,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from conftest import ENV_IDS
 from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize
 
-import canvit_gym
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 
 SEGMENTATION = "CanViT/FashionSegmentation-v0"
@@ -29,7 +29,7 @@ def assert_same(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
-@pytest.mark.parametrize("env_id", canvit_gym.ENVIRONMENTS)
+@pytest.mark.parametrize("env_id", ENV_IDS)
 @pytest.mark.parametrize("kwargs", [{}, {"action": "continuous", "allow_stop": True}], ids=["grid", "stop"])
 def test_steps_are_those_of_the_vector_env(env_id: str, kwargs: dict[str, Any]) -> None:
     ours, theirs = adapter(env_id, **kwargs), vector(env_id, **kwargs)

@@ -1,7 +1,12 @@
-"""Which scene comes next: passes over a split, or over one worker's share of it."""
+"""Which scene comes next: passes over a split, or over one worker's share of it, and scenes announced ahead."""
+
+from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from canvit_gym.scenes.source import SceneSource, StreamedSource
 
 
 def check_shard(shard: tuple[int, int]) -> None:
@@ -28,14 +33,71 @@ class SceneOrder:
         self._shuffle = shuffle
         self._pass = self._scenes[:0]
 
+    def __len__(self) -> int:
+        """Scenes of a pass."""
+        return len(self._scenes)
+
     def restart(self) -> None:
         """Forget the current pass."""
         self._pass = self._scenes[:0]
 
     def take(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """The next `count` scenes; a new pass begins where one ends."""
+        taken = self.upcoming(count, rng)
+        self._pass = self._pass[count:]
+        return taken
+
+    def upcoming(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        """The `count` scenes that `take` will give; passes are drawn as far ahead as that needs."""
         while len(self._pass) < count:
             following = rng.permutation(self._scenes) if self._shuffle else self._scenes
             self._pass = np.concatenate([self._pass, following])
-        taken, self._pass = self._pass[:count], self._pass[count:]
+        return self._pass[:count]
+
+
+def next_scenes(
+    order: SceneOrder, scenes: SceneSource, *, count: int, ahead: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """The next `count` scenes that can be loaded; the source is told them and the `ahead` after them.
+
+    What is drawn depends on the files alone: neither on the number of workers nor on how fast they are.
+
+    Raises:
+        UnreadableSceneError: unreadable scenes are left out, and a whole pass had no other.
+    """
+    taken = order.take(count, rng)
+    if not isinstance(scenes, StreamedSource):
         return taken
+    scenes.prefetch(np.concatenate([taken, order.upcoming(ahead, rng)]))
+    if not scenes.skips_unreadable:
+        return taken
+    chosen, in_vain = taken[scenes.readable(taken)], 0
+    while (missing := count - len(chosen)) > 0:
+        more = order.take(missing, rng)
+        readable = more[scenes.readable(more)]
+        in_vain = 0 if len(readable) else in_vain + len(more)
+        if in_vain >= len(order):
+            raise OSError(f"none of the {len(order)} scenes of {cast(SceneSource, scenes).name} can be read")
+        chosen = np.concatenate([chosen, readable])
+    return chosen
+
+
+def batches_ahead(scenes: SceneSource, indices: NDArray[np.int64], *, batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """`indices` in order, batch_size at a time; while one batch is in use, the next one is made ready.
+
+    Where the source leaves unreadable scenes out they are missing here: keep what comes, not what was asked for.
+    """
+    if not isinstance(scenes, StreamedSource):
+        for start in range(0, len(indices), batch_size):
+            yield indices[start : start + batch_size]
+        return
+    at = 0
+    while at < len(indices):
+        chosen = indices[:0]
+        while (missing := batch_size - len(chosen)) > 0 and at < len(indices):
+            more = indices[at : at + missing]
+            scenes.prefetch(indices[at : at + missing + batch_size])
+            at += len(more)
+            chosen = np.concatenate([chosen, more[scenes.readable(more)] if scenes.skips_unreadable else more])
+        if len(chosen):
+            yield chosen

@@ -1,7 +1,7 @@
 """What a set of scenes is to the environments: scenes by index, as uint8 tensors."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,4 +34,24 @@ class SceneSource(Protocol):
 
     def load(self, indices: NDArray[np.int64]) -> SceneBatch:
         """The scenes at `indices` ([n], each in [0, len(self))), in that order."""
+        ...
+
+
+@runtime_checkable
+class StreamedSource(Protocol):
+    """What a source of files offers besides: scenes made ready ahead of need, and files that cannot be read."""
+
+    skips_unreadable: bool
+    """Whether scenes that cannot be read are to be left out; else loading one raises."""
+
+    def prefetch(self, indices: NDArray[np.int64]) -> None:
+        """These scenes are loaded next, in this order. A hint: it replaces the last one, and loads what it may."""
+        ...
+
+    def readable(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[n] whether each scene can be loaded; readable ones are kept ready for `load`."""
+        ...
+
+    def close(self) -> None:
+        """End the processes that prefetch, if any. Scenes can be loaded on."""
         ...

@@ -1,0 +1,170 @@
+"""Scenes that lie on disk as images: decoded when they are needed, or ahead of need by worker processes."""
+
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from canvit_gym.scenes.decoding import Decoder, UnreadableSceneError
+from canvit_gym.scenes.source import SceneBatch
+from canvit_gym.scenes.workers import DecodingPool, Pixels
+
+
+@dataclass(frozen=True)
+class SceneFiles:
+    """One split of a data set: which files its scenes are made of, in order."""
+
+    name: str
+    """Data set and split."""
+    root: Path
+    classes: tuple[str, ...]
+    images: Sequence[Path]
+    truth: NDArray[np.int64] | Sequence[Path]
+    """Classification: each image's class, [n]. Segmentation: each image's mask."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def mask(self, index: int) -> Path | None:
+        return None if isinstance(self.truth, np.ndarray) else self.truth[index]
+
+    def subset(self, indices: NDArray[np.int64], name: str) -> "SceneFiles":
+        """The scenes at `indices`, under another name."""
+        images = [self.images[i] for i in indices]
+        truth = self.truth[indices] if isinstance(self.truth, np.ndarray) else [self.truth[i] for i in indices]
+        return replace(self, name=name, images=images, truth=truth)
+
+
+def spread(count: int, total: int) -> NDArray[np.int64]:
+    """`count` of `total` indices, evenly spread: files are often sorted by class, so the first ones would be alike.
+
+    >>> spread(3, 9).tolist()
+    [1, 4, 7]
+    """
+    return (2 * np.arange(count) + 1) * total // (2 * count)
+
+
+def how_to_go_on(error: UnreadableSceneError) -> UnreadableSceneError:
+    """The error, with what the user can do about it."""
+    return UnreadableSceneError(f'{error}. Repair or remove it, or pass unreadable="skip" to leave such scenes out.')
+
+
+def stacked(tensors: Sequence[torch.Tensor], *, pin: bool) -> torch.Tensor:
+    """[n, ...], in page-locked memory where it is to be copied to a GPU while the host goes on."""
+    out = torch.empty(len(tensors), *tensors[0].shape, dtype=tensors[0].dtype, pin_memory=pin)
+    return torch.stack(list(tensors), out=out)
+
+
+class FileScenes:
+    """The scenes of a split, decoded from their files. `workers` processes decode ahead; 0 decodes in `load`.
+
+    A scene that cannot be read raises UnreadableSceneError from `load`; with skip_unreadable, `readable` tells
+    such scenes beforehand, and each is warned of once and kept in `unreadable`.
+    """
+
+    def __init__(
+        self,
+        files: SceneFiles,
+        decoder: Decoder,
+        *,
+        workers: int = 0,
+        skip_unreadable: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
+        self.files = files
+        self.decoder = decoder
+        self.workers = workers
+        self.skips_unreadable = skip_unreadable
+        self.unreadable: dict[int, str] = {}
+        """Scenes left out so far, and why."""
+        self._pin = pin_memory
+        self._pool: DecodingPool | None = None
+        self._ahead: dict[int, Future[Pixels]] = {}
+        self._ready: dict[int, Pixels] = {}
+
+    @property
+    def name(self) -> str:
+        return f"{self.files.name}, {len(self)} scenes"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.files.classes
+
+    @property
+    def scene_size_px(self) -> int:
+        return self.decoder.size_px
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, indices: NDArray[np.int64]) -> SceneBatch:
+        """The scenes at `indices`; see SceneSource."""
+        for error in self._make_ready(indices).values():
+            raise how_to_go_on(error) from error
+        scenes = [self._ready[int(i)] for i in indices]
+        self._ready.clear()
+        images = stacked([pixels for pixels, _ in scenes], pin=self._pin)
+        if isinstance(self.files.truth, np.ndarray):
+            return SceneBatch(images=images, labels=torch.from_numpy(self.files.truth[indices]))
+        maps = [labels for _, labels in scenes if labels is not None]
+        return SceneBatch(images=images, labels=stacked(maps, pin=self._pin))
+
+    def prefetch(self, indices: NDArray[np.int64]) -> None:
+        """See StreamedSource."""
+        if not self.workers:
+            return
+        if self._pool is None:
+            self._pool = DecodingPool(self.decoder, self.workers)
+        wanted = dict.fromkeys(indices.tolist())
+        for index in [index for index in self._ahead if index not in wanted]:
+            self._ahead.pop(index).cancel()
+        for index in wanted:
+            if index not in self._ahead and index not in self._ready and index not in self.unreadable:
+                self._ahead[index] = self._pool.submit(self.files.images[index], self.files.mask(index))
+
+    def readable(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """See StreamedSource."""
+        unknown = np.array([index for index in indices.tolist() if index not in self.unreadable], dtype=np.int64)
+        for index, error in self._make_ready(unknown).items():
+            self.unreadable[index] = str(error)
+            warnings.warn(
+                f"scene {index} is left out: {error} ({len(self.unreadable)} left out so far)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return np.array([index not in self.unreadable for index in indices.tolist()])
+
+    def close(self) -> None:
+        """See StreamedSource."""
+        self._ahead.clear()
+        self._ready.clear()
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _make_ready(self, indices: NDArray[np.int64]) -> dict[int, UnreadableSceneError]:
+        """Fill `_ready`: from the last one on here, while the workers go on from the first one. Failures by index."""
+        failed: dict[int, UnreadableSceneError] = {}
+        waiting: list[tuple[int, Future[Pixels]]] = []
+        for index in reversed(dict.fromkeys(indices.tolist())):
+            if index in self._ready:
+                continue
+            future = self._ahead.pop(index, None)
+            if future is not None and not future.cancel():
+                waiting.append((index, future))
+                continue
+            try:
+                self._ready[index] = self.decoder.decode(self.files.images[index], self.files.mask(index))
+            except UnreadableSceneError as error:
+                failed[index] = error
+        for index, future in waiting:
+            try:
+                self._ready[index] = future.result()
+            except UnreadableSceneError as error:
+                failed[index] = error
+        return failed

@@ -1,0 +1,144 @@
+"""Worker processes that decode scenes ahead of need.
+
+The processes are a program of their own (see canvit_gym.scenes.worker). Each has one thread here, which hands
+it a scene at a time and copies the result out of the memory they share. A scene asked for is a future: whoever
+needs it before a worker has begun it can cancel it and decode it itself.
+"""
+
+import contextlib
+import mmap
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from canvit_gym.scenes.decoding import Decoder
+
+Pixels = tuple[Tensor, Tensor | None]
+
+_PATIENCE_S = 5.0
+"""How long workers may take to end before they are killed."""
+
+
+def automatic_workers() -> int:
+    """As many as this process has CPU cores, less the one that steps the environments; at least 1, at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores - 1, 1), 8)
+
+
+class _Worker:
+    """This process' end of a worker: two pipes, and the memory that the worker writes its scene into."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._size_px, self._is_dense = decoder.size_px, decoder.is_dense
+        self.process_id = 0
+        """0 until it has started."""
+        num_bytes = (3 + decoder.is_dense) * decoder.size_px**2
+        shared = Path("/dev/shm")
+        with tempfile.TemporaryFile(dir=shared if os.access(shared, os.W_OK) else None) as file:
+            try:
+                file.write(bytes(num_bytes))  # not ftruncate: a full device is told here, not by a SIGBUS later
+                file.flush()
+            except OSError as error:
+                raise OSError(
+                    f"no shared memory for a worker process ({num_bytes} bytes): {error.strerror}. "
+                    "Make room in /dev/shm, or pass fewer workers (workers=0 decodes in this process)."
+                ) from error
+            self._memory = torch.frombuffer(mmap.mmap(file.fileno(), num_bytes), dtype=torch.uint8)
+            shared_there = os.dup(file.fileno())
+        requests_there, requests = os.pipe()
+        answers, answers_there = os.pipe()
+        self.descriptors_there = (shared_there, requests_there, answers_there)
+        """What the worker inherits."""
+        self._requests = os.fdopen(requests, "wb", buffering=0)
+        self._answers = os.fdopen(answers, "rb")
+
+    def await_start(self) -> None:
+        """Wait until the process has started; where it has not, `decode` will tell."""
+        with contextlib.suppress(EOFError):
+            self.process_id = pickle.load(self._answers)
+
+    def decode(self, image: Path, mask: Path | None) -> Pixels:
+        try:
+            self._requests.write(pickle.dumps((str(image), None if mask is None else str(mask))))
+            error = pickle.load(self._answers)
+        except (BrokenPipeError, EOFError) as gone:
+            raise RuntimeError(
+                f"a worker process ended while it was to decode {image}. If the machine is short of memory, pass "
+                "fewer workers; workers=0 decodes in this process."
+            ) from gone
+        if error is not None:
+            raise error
+        size = self._size_px
+        pixels = self._memory[: 3 * size**2].clone().view(3, size, size)
+        labels = self._memory[3 * size**2 :].clone().view(size, size) if self._is_dense else None
+        return pixels, labels
+
+    def hang_up(self) -> None:
+        """No more requests, upon which an idle worker ends."""
+        self._requests.close()
+        self._answers.close()
+
+
+def _end(executor: ThreadPoolExecutor, workers: list[_Worker], program: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(program.pid, signal.SIGTERM)  # they have nothing to finish
+    executor.shutdown(wait=True, cancel_futures=True)
+    for worker in workers:
+        worker.hang_up()
+    try:
+        program.wait(_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
+
+
+class DecodingPool:
+    """`count` processes; `close` ends them, as do the end of the program and of the last reference to the pool."""
+
+    def __init__(self, decoder: Decoder, count: int) -> None:
+        self._workers = [_Worker(decoder) for _ in range(count)]
+        inherited = [fd for worker in self._workers for fd in worker.descriptors_there]
+        paths = [path or os.getcwd() for path in sys.path]
+        arguments = [",".join(str(fd) for fd in worker.descriptors_there) for worker in self._workers]
+        program = subprocess.Popen(
+            [sys.executable, "-m", "canvit_gym.scenes.worker", *arguments],
+            stdin=subprocess.PIPE,
+            pass_fds=inherited,
+            # One thread each: the parallelism is in the processes.
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+            start_new_session=True,  # Ctrl-C is for this process, which then ends its workers
+        )
+        for descriptor in inherited:
+            os.close(descriptor)
+        assert program.stdin is not None
+        with contextlib.suppress(BrokenPipeError), program.stdin as stdin:
+            pickle.dump(decoder, stdin)
+        waiting, own = list(self._workers), threading.local()
+        self._own = own
+        self._program = program
+
+        def adopt() -> None:
+            own.worker = waiting.pop()  # list.pop is atomic
+            own.worker.await_start()  # a thread that is not ready takes nothing: what is urgent is decoded elsewhere
+
+        self._executor = ThreadPoolExecutor(count, thread_name_prefix="canvit_gym-decoding", initializer=adopt)
+        self.close = weakref.finalize(self, _end, self._executor, self._workers, program)
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the program and of the workers that have started."""
+        return [self._program.pid, *(worker.process_id for worker in self._workers if worker.process_id)]
+
+    def submit(self, image: Path, mask: Path | None) -> Future[Pixels]:
+        own = self._own
+        return self._executor.submit(lambda: own.worker.decode(image, mask))
