@@ -1,192 +1,506 @@
-"""Fit the linear probes of a frozen backbone: SegmentationProbe on the canvas, a linear classifier on the CLS token.
+"""Fit linear probes on a frozen backbone: SegmentationProbe on the canvas, a linear classifier on the CLS token.
 
+    python -m experiments.fit_probe --env CanViT/ImageFolder-v0 --root photos --output-dir runs/photos-probe
     python -m experiments.fit_probe --checkpoint runs/nano/model --output-dir runs/probes
 
-Policy-agnostic: the states come from random viewpoints (F-IID and R-IID in turn), all time steps alike. The
+With --env, one probe on that environment's training scenes; the directory is then the environment's `probe`. Without,
+both probes of FashionScenes, in segmentation-probe/ and classification-probe/.
+
+Policy-agnostic: the states come from random viewpoints (F-IID and R-IID in turn), all time steps alike. The probe is
+kept at its least validation loss; the fit ends early where that has not fallen for --patience validations. The
 classifier reads the pretraining readout of the recurrent CLS token, so that
-CanViTForImageClassification.from_pretrained_with_probe fuses it into one linear map of that token. Both are
-kept at their best validation loss.
+CanViTForImageClassification.from_pretrained_with_probe fuses it into one linear map of that token.
+
+An interrupted fit goes on from the output directory. The directory ends up with config.json, model.safetensors,
+training.json (settings, data, provenance, metrics) and README.md, the model card.
 """
 
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from canvit_pytorch import SegmentationProbe
+from canvit_pytorch import RecurrentState, SegmentationProbe
 from canvit_pytorch.episode import run_episode
 from canvit_pytorch.policies import make_policy
+from canvit_pytorch.preprocess import imagenet_normalize
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from canvit_gym.backbone.load import Backbone, load_backbone
-from canvit_gym.scenes.fashion import Flavour, Split
-from canvit_gym.scenes.prepared import FashionScenes
-from experiments.provenance import plain
-from experiments.teacher import cell_fractions, normalized
+from canvit_gym import ENVIRONMENTS
+from canvit_gym.backbone.load import Backbone
+from canvit_gym.backbone.names import CHECKPOINTS, WEIGHTS
+from canvit_gym.config import EnvConfig, build_backbone, build_scenes, config_from_kwargs, task_kind
+from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.policies import PaperPolicy
+from canvit_gym.scenes.source import SceneSource, StreamedSource
+from canvit_gym.tasks.segmentation import class_shares
+from canvit_gym.tasks.task import TRAINING_RECORD
+from experiments.probe_card import card
+from experiments.provenance import plain, provenance
 
 log = logging.getLogger(__name__)
+
+FASHION = ("CanViT/FashionSegmentation-v0", "CanViT/FashionClassification-v0")
+STATE = "fit_state.pt"
+FREQUENCY_SCENES = 1024
+"""Scenes that the frequencies of the classes are counted on."""
+WEIGHT_RANGE = (0.1, 10.0)
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
     output_dir: Path
-    """Directory to write `segmentation-probe/` and `classification-probe/` into."""
-    checkpoint: str = "nano"
-    num_scenes: int = 8192
-    """Training scenes of each flavour."""
+    """Directory of the probe; without --env, of both probes' directories."""
+    env: str | None = None
+    """Environment id whose scenes to fit on. None: both of FashionScenes."""
+    root: Path | None = None
+    """Directory of the environment's data set."""
+    checkpoint: str | None = None
+    """A name (listed above), a Hub id org/name, or a directory. None: the environment's own."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub checkpoint."""
+    canvas_grid: int | None = None
+    """Side of the canvas in cells. None: as in pretraining (nano 16, CanViT-B 32)."""
+    scene_size_px: int | None = None
+    """Side that scenes are resized to. None: as in pretraining (nano 128, CanViT-B 512)."""
+    env_kwargs: str = "{}"
+    """More keyword arguments of the environment, as JSON. '{"tuning_scenes": 500}' validates on scenes held out of the
+    training split, where the validation split is what results are reported on."""
+    num_scenes: int | None = None
+    """Training scenes. None: all (of FashionScenes 8192)."""
     steps: int = 300
     batch_size: int = 64
+    """Scenes per step, each with num_glimpses states: at 64 x 64 canvases of CanViT-B, 16 take about 20 GB."""
     num_glimpses: int = 8
     """Length of each rollout; every state of it is a training example."""
     peak_lr: float = 2e-2
     weight_decay: float = 1e-3
     item_weight: float = 2.0
-    """Weight of the items in the segmentation's cross-entropy; background weighs 1."""
+    """Weight of the items in FashionSegmentation's cross-entropy; background weighs 1."""
+    class_balance: float | None = None
+    """Classes weigh frequency^-class_balance. None: 0.5 in segmentation, where mIoU counts rare classes as much as
+    common ones (FashionSegmentation: item_weight), 0 in classification."""
     validate_every: int = 100
+    patience: int = 5
+    """Validations without a new best after which the fit ends."""
+    validation_scenes: int = 512
+    """At most, evenly spread over the split."""
     seed: int = 0
     device: str = "auto"
 
 
-def states(
-    backbone: Backbone, config: ProbeConfig, *, flavour: Flavour, split: Split, num_scenes: int, steps: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(canvas patches [T*B, G*G, D], recurrent CLS [T*B, 1, D_b], labels [T*B, ...]) of one rollout per step."""
-    source = FashionScenes(flavour, split, num_scenes)
-    for step in range(steps):
-        rng = np.random.default_rng([config.seed, step])
-        batch = source.load(rng.integers(len(source), size=config.batch_size))
-        images = normalized(batch.images.to(backbone.device))
-        torch.manual_seed(int(rng.integers(2**62)))
-        policy = make_policy(
-            ("full_then_random", "random")[step % 2],
-            batch_size=config.batch_size,
-            device=backbone.device,
-            num_glimpses=config.num_glimpses,
-            canvas_grid_size=backbone.canvas_grid,
-        )
+class Head(Protocol):
+    """A linear head in training: what it reads of a state, and what is written to disk."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def features(self, state: RecurrentState) -> Tensor:
+        """[B, ...] float32, of the frozen model."""
+        ...
+
+    def target(self, labels: Tensor) -> Tensor:
+        """A SceneBatch's labels [B, ...] -> what `loss` compares with, on the device."""
+        ...
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        """Of the states [T * B, ...] of one rollout on the scenes of `target` [B, ...]."""
+        ...
+
+    def save(self, directory: Path) -> None: ...
+
+
+class SegmentationHead:
+    """Cross-entropy between each cell's class shares and the probe's reading of it, weighed by class."""
+
+    def __init__(self, backbone: Backbone, weights: Tensor) -> None:
+        self._canvit, self._grid, self._device = backbone.canvit, backbone.canvas_grid, backbone.device
+        self._weights = weights.to(backbone.device).view(-1, 1, 1)
+        self.module = SegmentationProbe(
+            embed_dim=backbone.canvit.canvas_dim, num_classes=len(weights), dropout=0.0, use_ln=True
+        ).to(backbone.device)
+
+    def features(self, state: RecurrentState) -> Tensor:
+        return self._canvit.canvas_patches(state.canvas).float().unflatten(1, (self._grid, self._grid))
+
+    def target(self, labels: Tensor) -> Tensor:
+        return class_shares(labels.to(self._device), num_classes=len(self._weights), grid=self._grid)
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        # Pixels without a label are in no class's share: a cell counts by what is labeled of it.
+        weight = (target * self._weights).sum(dim=1)  # [B, G, G]
+        cross_entropy = target / target.sum(dim=1, keepdim=True).clamp(min=1e-6) * weight.unsqueeze(1)
+        times = len(features) // len(target)
+        reading = F.log_softmax(self.module(features), dim=1).unflatten(0, (times, len(target)))
+        return -(cross_entropy * reading).sum() / (times * weight.sum()).clamp(min=1e-6)
+
+    def save(self, directory: Path) -> None:
+        assert isinstance(self.module, SegmentationProbe)
+        self.module.save_pretrained(directory)
+
+
+class ClassificationHead:
+    """Cross-entropy of a linear map of the teacher's CLS token as pretraining predicts it, standardized."""
+
+    def __init__(self, backbone: Backbone, weights: Tensor, *, reads_log_odds: bool) -> None:
+        self._model, self._device = backbone.pretrained, backbone.device
+        self._weights = weights.to(backbone.device)
+        standardizer = self._model.teacher_cls_standardizer
+        self._mean, self._std = standardizer.mean[0], standardizer.std[0]
+        self.module = nn.Linear(self._model.teacher_dim, len(weights)).to(backbone.device)
         with torch.no_grad():
+            self.module.weight.zero_()
+            self.module.bias.zero_()
+            if reads_log_odds:
+                # nano's teacher: its features 1..K are the log-odds of the classes. Start from reading them off.
+                self.module.weight[:, 1:] = torch.diag(self._std[1:])
+                self.module.bias.copy_(self._mean[1:])
+
+    def features(self, state: RecurrentState) -> Tensor:
+        return self._model.predict_teacher_cls(state.recurrent_cls.float())
+
+    def target(self, labels: Tensor) -> Tensor:
+        return labels.to(self._device).long()
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        labels = target.repeat(len(features) // len(target))
+        return F.cross_entropy(self.module(features), labels, weight=self._weights)
+
+    def save(self, directory: Path) -> None:
+        """Of the teacher's own features: canvit-pytorch takes the standardization back before the probe."""
+        weight = self.module.weight.double() / self._std.double()
+        bias = self.module.bias.double() - weight @ self._mean.double()
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {"weight": weight.float().cpu().contiguous(), "bias": bias.float().cpu()}
+        save_file({key: value.detach() for key, value in tensors.items()}, directory / WEIGHTS)
+
+
+@lru_cache(maxsize=2)
+def _pass(seed: int, number: int, num_scenes: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, number]).permutation(num_scenes)
+
+
+def training_scenes(step: int, *, num_scenes: int, batch_size: int, seed: int) -> NDArray[np.int64]:
+    """The scenes of a step, by passes without replacement: a function of its arguments, so that a fit can resume."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    passes = positions // num_scenes
+    parts = [_pass(seed, int(p), num_scenes)[positions[passes == p] % num_scenes] for p in np.unique(passes)]
+    return np.concatenate(parts)
+
+
+def spread_scenes(num_scenes: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the scenes, evenly spread."""
+    count = min(num_scenes, most)
+    return (2 * np.arange(count) + 1) * num_scenes // (2 * count)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The states of a head's frozen backbone along random viewpoints, one rollout per batch of scenes."""
+
+    backbone: Backbone
+    head: Head
+    scenes: SceneSource
+    num_glimpses: int
+    seed: int
+
+    def __call__(self, batches: list[NDArray[np.int64]], *, first: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """(features [T * B, ...], target [B, ...], B) of each batch; batch i is rollout `first` + i of the seed."""
+        for i, chosen in enumerate(batches):
+            if isinstance(self.scenes, StreamedSource):
+                if self.scenes.skips_unreadable:
+                    chosen = chosen[self.scenes.readable(chosen)]
+                if not len(chosen):
+                    continue
+                loaded = self.scenes.load(chosen)
+                if i + 1 < len(batches):
+                    self.scenes.prefetch(batches[i + 1])
+            else:
+                loaded = self.scenes.load(chosen)
+            images = imagenet_normalize(loaded.images.to(self.backbone.device).float() / 255)
+            features = self._features(images, first + i)
+            yield features, self.head.target(loaded.labels), len(chosen)
+
+    @torch.no_grad()
+    def _features(self, images: Tensor, number: int) -> Tensor:
+        backbone = self.backbone
+        with torch.random.fork_rng(), backbone.autocast():
+            torch.manual_seed(int(np.random.default_rng([self.seed, number]).integers(2**62)))
+            policy = make_policy(
+                ("full_then_random", "random")[number % 2],
+                batch_size=len(images),
+                device=backbone.device,
+                num_glimpses=self.num_glimpses,
+                canvas_grid_size=backbone.canvas_grid,
+            )
             rollout = run_episode(
                 canvit=backbone.canvit,
                 images=images,
                 policy=policy,
-                num_glimpses=config.num_glimpses,
+                num_glimpses=self.num_glimpses,
                 glimpse_size_px=backbone.glimpse_size_px,
-                initial_state=backbone.init_state(config.batch_size),
+                initial_state=backbone.init_state(len(images)),
             )
-        labels = batch.labels.to(backbone.device).long()
-        yield (
-            torch.cat([backbone.canvit.canvas_patches(s.state.canvas) for s in rollout]),
-            torch.cat([s.state.recurrent_cls for s in rollout]),
-            labels.repeat(config.num_glimpses, *[1] * (labels.ndim - 1)),
-        )
+        return torch.cat([self.head.features(step.state) for step in rollout])
+
+
+def class_weights(scenes: SceneSource, *, balance: float) -> Tensor:
+    """[K], frequency^-balance within WEIGHT_RANGE, such that a label drawn at random weighs 1 on average."""
+    if balance == 0:
+        return torch.ones(len(scenes.classes))
+    counts = np.zeros(max(256, len(scenes.classes)))
+    chosen = spread_scenes(len(scenes), FREQUENCY_SCENES)
+    batches = np.array_split(chosen, -(-len(chosen) // 64))
+    for i, batch in enumerate(tqdm(batches, desc="class frequencies", mininterval=5)):
+        if isinstance(scenes, StreamedSource) and scenes.skips_unreadable:
+            batch = batch[scenes.readable(batch)]
+        if len(batch):
+            counts += np.bincount(scenes.load(batch).labels.numpy().ravel(), minlength=len(counts))
+        if isinstance(scenes, StreamedSource) and i + 1 < len(batches):
+            scenes.prefetch(batches[i + 1])
+    counts = counts[: len(scenes.classes)]  # without pixels that have no label
+    frequency = (counts + 1) / (counts + 1).sum()
+    weights = np.clip((frequency * len(frequency)) ** -balance, *WEIGHT_RANGE)
+    return torch.from_numpy(weights / (frequency * weights).sum()).float()
+
+
+def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: SceneSource) -> Head:
+    dense = task_kind(env.dataset) == "segmentation"
+    if env.dataset == "fashion-segmentation" and config.class_balance is None:
+        weights = torch.full((len(scenes.classes),), config.item_weight)
+        weights[0] = 1.0
+    else:
+        balance = config.class_balance if config.class_balance is not None else 0.5 * dense
+        weights = class_weights(scenes, balance=balance)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if dense:
+            return SegmentationHead(backbone, weights)
+        return ClassificationHead(backbone, weights, reads_log_odds=env.dataset == "fashion-classification")
+
+
+@dataclass
+class Progress:
+    """How far a fit is: what an interrupted one goes on from."""
+
+    step: int = 0
+    best: float = float("inf")
+    best_step: int = 0
+    best_module: dict[str, Tensor] | None = None
+    history: tuple[tuple[int, float], ...] = ()
+    """(step, validation loss)"""
+    seconds: float = 0.0
+
+    def exhausted(self, config: ProbeConfig) -> bool:
+        since = [step for step, _ in self.history if step > self.best_step]
+        return self.step >= config.steps or len(since) >= config.patience
 
 
 def fit(
-    probe: nn.Module,
-    loss_of: Callable[[Tensor, Tensor, Tensor], Tensor],
+    head: Head,
     backbone: Backbone,
     config: ProbeConfig,
     *,
-    flavour: Flavour,
-) -> float:
-    """Train `probe` in place on `loss_of(canvas, cls, labels)`; returns its best validation loss, keeps it there."""
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=config.peak_lr, weight_decay=config.weight_decay)
+    training: SceneSource,
+    validation: SceneSource,
+    state_file: Path,
+    settings: dict[str, Any],
+    name: str,
+) -> Progress:
+    """Train `head.module` in place and leave it at its least validation loss."""
+    module = head.module
+    optimizer = torch.optim.AdamW(module.parameters(), lr=config.peak_lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.peak_lr, total_steps=config.steps)
-    best, best_state = float("inf"), {k: v.clone() for k, v in probe.state_dict().items()}
-    batches = states(
-        backbone, config, flavour=flavour, split="training", num_scenes=config.num_scenes, steps=config.steps
-    )
-    for step, batch in enumerate(tqdm(batches, total=config.steps, desc=f"{flavour} probe", mininterval=5)):
-        probe.train()
-        optimizer.zero_grad(set_to_none=True)
-        loss_of(*batch).backward()
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % config.validate_every == 0 or step + 1 == config.steps:
-            probe.eval()
-            with torch.no_grad():
-                held_out = states(backbone, config, flavour=flavour, split="validation", num_scenes=512, steps=6)
-                validation = float(np.mean([loss_of(*b).item() for b in held_out]))
-            log.info("%s probe, step %d: validation loss %.4f", flavour, step + 1, validation)
-            if validation < best:
-                best, best_state = validation, {k: v.clone() for k, v in probe.state_dict().items()}
-    probe.load_state_dict(best_state)
-    probe.eval()
-    return best
+    progress = Progress()
+    if state_file.exists():
+        state = torch.load(state_file, map_location=backbone.device, weights_only=True)
+        if state["settings"] != settings:
+            raise ValueError(
+                f"{state_file} is of an interrupted fit with other settings: give the same options again to go on "
+                "with it, remove the file to begin anew, or choose another --output-dir"
+            )
+        for part, key in ((module, "module"), (optimizer, "optimizer"), (schedule, "schedule")):
+            part.load_state_dict(state[key])
+        progress = Progress(**state["progress"])
+        log.info("%s: resuming at step %d", name, progress.step)
+    chosen = spread_scenes(len(validation), config.validation_scenes)
+    held_out = np.array_split(chosen, -(-len(chosen) // config.batch_size))
+    rollouts = Rollouts(backbone, head, training, config.num_glimpses, config.seed)
+    validations = Rollouts(backbone, head, validation, config.num_glimpses, config.seed)
 
-
-def fit_segmentation(backbone: Backbone, config: ProbeConfig, directory: Path) -> float:
-    num_classes = len(FashionScenes("segmentation", "validation", 512).classes)
-    torch.manual_seed(config.seed)
-    probe = SegmentationProbe(
-        embed_dim=backbone.canvit.canvas_dim, num_classes=num_classes, dropout=0.0, use_ln=True
-    ).to(backbone.device)
-    grid = backbone.canvas_grid
-
-    def loss_of(canvas: Tensor, cls: Tensor, labels: Tensor) -> Tensor:
-        # One label map serves all the states of its rollout.
-        shares = cell_fractions(labels[: config.batch_size]).repeat(config.num_glimpses, 1, 1, 1)
-        logits = probe(canvas.unflatten(1, (grid, grid)))
-        weight = 1 + (config.item_weight - 1) * (1 - shares[:, 0])
-        return -((shares * F.log_softmax(logits, dim=1)).sum(dim=1) * weight).sum() / weight.sum()
-
-    best = fit(probe, loss_of, backbone, config, flavour="segmentation")
-    probe.save_pretrained(directory)
-    return best
-
-
-def fit_classification(backbone: Backbone, config: ProbeConfig, directory: Path) -> float:
-    num_classes = len(FashionScenes("classification", "validation", 512).classes)
-    model = backbone.pretrained
-    probe = nn.Linear(model.teacher_dim, num_classes).to(backbone.device)
-    with torch.no_grad():
-        # The teacher's features 1..K are the log-odds of the classes: start from reading them off.
-        probe.weight.zero_()
-        probe.weight[:, 1:] = torch.eye(num_classes, device=backbone.device)
-        probe.bias.zero_()
-
-    def loss_of(canvas: Tensor, cls: Tensor, labels: Tensor) -> Tensor:
+    def validation_loss() -> float:
+        module.eval()
         with torch.no_grad():
-            standardized = model.predict_teacher_cls(cls).unsqueeze(1)
-            features = model.teacher_cls_standardizer.destandardize(standardized)[:, 0]
-        return F.cross_entropy(probe(features), labels)
+            losses = [(head.loss(features, target).item(), count) for features, target, count in validations(held_out)]
+        values, counts = zip(*losses, strict=True)
+        return float(np.average(values, weights=counts))
 
-    best = fit(probe, loss_of, backbone, config, flavour="classification")
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {"weight": probe.weight.detach().cpu(), "bias": probe.bias.detach().cpu()}, directory / "model.safetensors"
+    began = time.monotonic() - progress.seconds
+    batch = dict(num_scenes=len(training), batch_size=config.batch_size, seed=config.seed)
+    bar = tqdm(total=config.steps, initial=progress.step, desc=name, unit="step", mininterval=5)
+    with bar:
+        while not progress.exhausted(config):
+            until = min(config.steps, (progress.step // config.validate_every + 1) * config.validate_every)
+            batches = [training_scenes(step, **batch) for step in range(progress.step, until)]
+            for features, target, _ in rollouts(batches, first=progress.step):
+                module.train()
+                optimizer.zero_grad(set_to_none=True)
+                head.loss(features, target).backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+            progress.step = until
+            loss = validation_loss()
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"{name}: the validation loss is {loss} after step {until}. Use a smaller --peak-lr than "
+                    f"{config.peak_lr}."
+                )
+            progress.history += ((until, loss),)
+            if loss < progress.best:
+                progress.best, progress.best_step = loss, until
+                progress.best_module = {key: value.clone() for key, value in module.state_dict().items()}
+            progress.seconds = time.monotonic() - began
+            bar.set_postfix(validation_loss=f"{loss:.4f}", best=f"{progress.best:.4f}")
+            log.info("%s, step %d: validation loss %.4f", name, until, loss)
+            _save_state(state_file, module, optimizer, schedule, progress, settings)
+    assert progress.best_module is not None, "a fit has at least one step"
+    module.load_state_dict(progress.best_module)
+    module.eval()
+    return progress
+
+
+def _save_state(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    progress: Progress,
+    settings: dict[str, Any],
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    torch.save({**state, "progress": vars(progress), "settings": settings}, partial)
+    partial.replace(path)
+
+
+def env_config(config: ProbeConfig, env_id: str) -> EnvConfig:
+    """The environment to fit a probe for. Whether it has one does not matter."""
+    if env_id not in ENVIRONMENTS:
+        raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(ENVIRONMENTS)}")
+    more = json.loads(config.env_kwargs)
+    if not isinstance(more, dict):
+        raise ValueError(f"--env-kwargs must be a JSON object, got {config.env_kwargs!r}")
+    given = {
+        name: value
+        for name in ("checkpoint", "revision", "canvas_grid", "scene_size_px", "device", "num_scenes")
+        if (value := getattr(config, name)) is not None
+    }
+    if config.root is not None:
+        given["root"] = str(config.root)
+    return config_from_kwargs({**ENVIRONMENTS[env_id], **given, **more, "split": "training"})
+
+
+def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
+    """Fit the probe of an environment into `directory`, measure it on validation scenes, and write its card."""
+    for name in ("steps", "batch_size", "num_glimpses", "validate_every", "patience", "validation_scenes"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    env = env_config(config, env_id)
+    held_out = replace(env, split="tuning" if env.tuning_scenes else "validation", num_scenes=None)
+    backbone, training, validation = build_backbone(env), build_scenes(env), build_scenes(held_out)
+    if training.scene_size_px != backbone.scene_size_px:
+        raise ValueError(
+            f"the scenes of {env_id} have {training.scene_size_px} px, but checkpoint {backbone.name!r} expects "
+            f"{backbone.scene_size_px}: pass --scene-size-px {training.scene_size_px}"
+        )
+    head = make_head(config, env, backbone, training)
+    shown = plain(asdict(config)) | {"checkpoint": backbone.source.record["name"]}
+    settings = {"config": shown, "env": env_id, "checkpoint_sha256": backbone.sha256}
+    state_file = directory / STATE
+    progress = fit(
+        head,
+        backbone,
+        config,
+        training=training,
+        validation=validation,
+        state_file=state_file,
+        settings=settings,
+        name=f"{task_kind(env.dataset)} probe",
     )
-    return best
+    head.save(directory)
+    record: dict[str, Any] = dict(
+        **settings,
+        checkpoint=backbone.record,
+        canvas_grid=backbone.canvas_grid,
+        data={"training": training.name, "validation": validation.name},
+        classes=list(training.classes),
+        validation_loss=progress.best,
+        best_step=progress.best_step,
+        validations=[list(entry) for entry in progress.history],
+        seconds=round(progress.seconds, 1),
+        torch=torch.__version__,
+        provenance=provenance(),
+    )
+    _write_record(directory, record)
+    for source in (training, validation):
+        if isinstance(source, StreamedSource):
+            source.close()
+    measured = measure(replace(held_out, probe=str(directory)), config, num_scenes=len(validation))
+    record["metrics"] = {
+        "policy": "coarse_to_fine",
+        "metric": measured.metric,
+        "scenes": len(measured.scene),
+        "score": [round(100 * value, 2) for value in measured.score().tolist()],
+        "cross_entropy": [round(value, 4) for value in measured.mean_loss().tolist()],
+    }
+    _write_record(directory, record)
+    (directory / "README.md").write_text(card(record))
+    state_file.unlink(missing_ok=True)
+    log.info("%s after each glimpse: %s", measured.metric, record["metrics"]["score"])
+    return directory
+
+
+def measure(env: EnvConfig, config: ProbeConfig, *, num_scenes: int) -> Evaluation:
+    """C2F on the validation scenes, through the environment's own way of loading the probe."""
+    few = replace(env, num_scenes=min(num_scenes, config.validation_scenes))
+    policy = PaperPolicy("coarse_to_fine", num_glimpses=config.num_glimpses)
+    return evaluate(
+        policy,
+        config=few,
+        num_glimpses=config.num_glimpses,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress="C2F on validation scenes",
+    )
+
+
+def _write_record(directory: Path, record: dict[str, Any]) -> None:
+    (directory / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main(config: ProbeConfig) -> None:
-    backbone = load_backbone(config.checkpoint, device=config.device)
-    kinds: dict[Literal["segmentation", "classification"], Callable[[Backbone, ProbeConfig, Path], float]] = {
-        "segmentation": fit_segmentation,
-        "classification": fit_classification,
-    }
-    for kind, fit_kind in kinds.items():
-        directory, began = config.output_dir / f"{kind}-probe", time.monotonic()
-        best = fit_kind(backbone, config, directory)
-        record = dict(
-            config=plain(asdict(config)) | {"checkpoint": Path(config.checkpoint).name},
-            checkpoint_sha256=backbone.sha256,
-            validation_loss=best,
-            seconds=round(time.monotonic() - began, 1),
-            torch=torch.__version__,
-        )
-        (directory / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    if config.env is not None:
+        fit_env(config, config.env, config.output_dir)
+        return
+    for env_id in FASHION:
+        kind = task_kind(config_from_kwargs(dict(ENVIRONMENTS[env_id])).dataset)
+        fit_env(config, env_id, config.output_dir / f"{kind}-probe")
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    main(tyro.cli(ProbeConfig, description=__doc__))
+    names = f"Checkpoints by name: nano, {', '.join(CHECKPOINTS)}."
+    main(tyro.cli(ProbeConfig, description=f"{__doc__}\n{names}"))

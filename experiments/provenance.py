@@ -1,4 +1,4 @@
-"""Where a result comes from: command, versions, revision, machine, time."""
+"""Where a result comes from: command, versions, revision, checkpoints and probes loaded, machine, time."""
 
 import os
 import platform
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from canvit_gym.backbone.names import used_sources
+
 PACKAGES = ("canvit-gym", "canvit-pytorch", "gymnasium", "stable-baselines3", "torch", "numpy")
 
 
@@ -21,6 +23,7 @@ def provenance() -> dict[str, Any]:
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "git": _revision(),
+        "loaded": used_sources(),
         "machine": {
             "platform": platform.platform(),
             "cpu": _cpu(),

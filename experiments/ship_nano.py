@@ -16,7 +16,8 @@ from typing import Any
 
 import tyro
 
-from canvit_gym.backbone.load import asset_dir, load_backbone
+from canvit_gym.backbone.load import load_backbone
+from canvit_gym.backbone.names import asset_dir
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import GreedyOracle, PaperPolicy

@@ -15,7 +15,8 @@ from conftest import ENV_IDS, SMALL
 from safetensors.torch import load_file, save_file
 
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints
-from canvit_gym.backbone.load import asset_dir, load_backbone
+from canvit_gym.backbone.load import load_backbone
+from canvit_gym.backbone.names import asset_dir
 from canvit_gym.env import GlimpseEnv
 from canvit_gym.rewards import check_reward
 from canvit_gym.scenes.fashion import generate_scene

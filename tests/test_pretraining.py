@@ -94,6 +94,7 @@ def test_probes_are_read_by_canvit_pytorch(nano_dir: Path, tmp_path: Path) -> No
             batch_size=4,
             num_glimpses=2,
             validate_every=1,
+            validation_scenes=8,
             device="cpu",
         )
     )

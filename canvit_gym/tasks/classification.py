@@ -1,43 +1,84 @@
 """Image classification: a linear classifier reads the recurrent CLS token."""
 
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from canvit_pytorch import CanViTForImageClassification, RecurrentState
+from canvit_pytorch import CanViTForImageClassification, CanViTForPretraining, RecurrentState
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from canvit_gym.backbone.load import (
-    LOADING_ERRORS,
-    Backbone,
-    checkpoint_location,
-    quiet_loading,
-    require_checkpoint_files,
-    sha256_of,
-)
+from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading
+from canvit_gym.backbone.names import WEIGHTS, Source, locate, mark_used
+from canvit_gym.tasks.task import check_probe
 
 
-def load_classifier(name: str, location: str, backbone: Backbone, *, num_classes: int) -> CanViTForImageClassification:
-    """The backbone with a linear probe on its recurrent CLS token, fused as canvit-pytorch fuses it.
+def load_classifier(
+    name: str | None, backbone: Backbone, *, classes: tuple[str, ...]
+) -> tuple[CanViTForImageClassification, Source]:
+    """A classifier on the backbone, and where it comes from.
+
+    name: a linear probe on the teacher's CLS token, fused with a pretrained backbone as canvit-pytorch fuses it;
+    None for a fine-tuned backbone, which holds its own classifier.
 
     Raises:
-        FileNotFoundError: the directory lacks its model.safetensors.
+        FileNotFoundError: no such probe.
         ValueError: the probe does not fit the backbone or the classes.
     """
-    require_checkpoint_files(name, location, ("model.safetensors",))
+    if isinstance(backbone.model, CanViTForImageClassification):
+        if name is not None:
+            raise ValueError(
+                f"checkpoint {backbone.name!r} is fine-tuned and holds its own classifier: leave probe out, or use "
+                f"the probe {name!r} with a pretrained checkpoint, such as 'flagship'"
+            )
+        model, source, what = backbone.model, backbone.source, f"checkpoint {backbone.name!r}"
+        check_probe(what, source.directory, backbone=backbone, num_classes=model.n_classes, classes=classes)
+        return model, source
+    assert name is not None, "a pretrained backbone has no classifier of its own"
+    source = locate("probe", name, files=(WEIGHTS,))
+    weight, _ = _shapes(source, backbone.model, backbone.name)
+    what = f"probe {name!r}"
+    check_probe(what, source.directory, backbone=backbone, num_classes=weight[0], classes=classes)
+    return _fused(source, backbone.source, backbone.model), source
+
+
+def _shapes(source: Source, model: CanViTForPretraining, checkpoint: str) -> tuple[list[int], list[int]]:
+    """Of the probe's weight and bias, read from the file's header."""
+    try:
+        with safe_open(source.directory / WEIGHTS, framework="pt") as file:
+            found = {key: list(file.get_slice(key).get_shape()) for key in list(file.keys())}
+    except SafetensorError as error:
+        raise _misfit(source, checkpoint, model.teacher_dim, str(error)) from error
+    weight, bias = found.get("weight", []), found.get("bias", [])
+    if len(weight) != 2 or weight[1] != model.teacher_dim or bias != weight[:1]:
+        shown = ", ".join(f"{key} {shape}" for key, shape in sorted(found.items())[:3])
+        raise _misfit(source, checkpoint, model.teacher_dim, f"it holds {shown}")
+    return weight, bias
+
+
+def _misfit(source: Source, checkpoint: str, teacher_dim: int, why: str) -> ValueError:
+    return ValueError(
+        f"probe {source.name!r} ({source.directory}) does not fit checkpoint {checkpoint!r}: {why}. A classification "
+        f"probe of this checkpoint holds weight [classes, {teacher_dim}] and bias [classes]: fit one with "
+        "python -m experiments.fit_probe."
+    )
+
+
+@cache
+def _fused(probe: Source, checkpoint: Source, model: CanViTForPretraining) -> CanViTForImageClassification:
     try:
         with quiet_loading():
-            model = CanViTForImageClassification.from_pretrained_with_probe(
-                pretrained_repo=checkpoint_location(backbone.name), probe_repo=location
+            fused = CanViTForImageClassification.from_pretrained_with_probe(
+                pretrained_repo=str(checkpoint.directory), probe_repo=str(probe.directory)
             )
     except LOADING_ERRORS as error:
-        raise ValueError(
-            f"probe {name!r} ({location}) does not fit checkpoint {backbone.name!r}: {error}. A classification probe "
-            f"holds weight [classes, {backbone.pretrained.teacher_dim}] and bias [classes]."
-        ) from error
-    if model.n_classes != num_classes:
-        raise ValueError(f"probe {name!r} tells {model.n_classes} classes apart, but the scenes have {num_classes}")
-    model = model.to(backbone.device).eval().requires_grad_(False)
-    model.canvit = backbone.canvit  # the same weights, once in memory
-    return model
+        raise _misfit(probe, checkpoint.name, model.teacher_dim, str(error)) from error
+    mark_used(probe)
+    fused = fused.to(next(model.parameters()).device).eval().requires_grad_(False)
+    fused.canvit = model.canvit  # the same weights, once in memory
+    return fused
 
 
 class ClassificationTask:
@@ -47,25 +88,33 @@ class ClassificationTask:
     is_dense = False
 
     def __init__(
-        self, *, backbone: Backbone, model: CanViTForImageClassification, classes: tuple[str, ...], location: str
+        self, *, backbone: Backbone, model: CanViTForImageClassification, classes: tuple[str, ...], source: Source
     ) -> None:
         self.classes = classes
-        self.probe_sha256 = sha256_of(location)
         self.model = model
+        self._source = source
         self._backbone = backbone
+
+    @property
+    def probe_sha256(self) -> str:
+        return self._source.sha256
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self._source.record
 
     def truth(self, labels: Tensor) -> dict[str, Tensor]:
         """[n] int64 classes."""
-        return {"labels": labels.to(self._backbone.device)}
+        return {"labels": labels.to(self._backbone.device, non_blocking=True)}
 
     def read(self, state: RecurrentState, canvas_norm: Tensor | None = None) -> Tensor:
         """[B, K] logits."""
         return self.model.classify(state.recurrent_cls)
 
-    def loss(self, logits: Tensor, truth: dict[str, Tensor]) -> Tensor:
+    def loss(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
         return F.cross_entropy(logits, truth["labels"], reduction="none")
 
-    def score(self, logits: Tensor, truth: dict[str, Tensor]) -> Tensor:
+    def score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
         return (logits.argmax(dim=1) == truth["labels"]).float()
 
     def predict(self, logits: Tensor) -> Tensor:

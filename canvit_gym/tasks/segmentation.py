@@ -1,5 +1,9 @@
 """Semantic segmentation: a linear probe reads class logits from every canvas cell."""
 
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -7,41 +11,52 @@ from canvit_pytorch import CanViTForSemanticSegmentation, RecurrentState, Segmen
 from canvit_pytorch.benchmarks.ade20k import per_image_confusion
 from torch import Tensor
 
-from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading, require_checkpoint_files, sha256_of
+from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading
+from canvit_gym.backbone.names import CONFIG, WEIGHTS, Source, locate, mark_used
+from canvit_gym.tasks.task import check_probe
 
 IGNORE_LABEL = 255
 """Pixels with this label count neither in the loss nor in the score (canvit-pytorch's convention)."""
 
-UPSAMPLING_CHUNK = 16
-"""Scenes upsampled at once: small enough that a chunk's logits stay in a CPU's cache."""
+LAYER_NORM_EPS = 1e-5
+"""PyTorch's default."""
+
+UPSAMPLING_BYTES = {"cpu": 12 << 20, "cuda": 1 << 30}
+"""Of logits upsampled at once: what stays in a CPU's cache, or leaves room on a GPU."""
 
 
-def load_probe(name: str, location: str, backbone: Backbone, *, num_classes: int) -> SegmentationProbe:
-    """A frozen probe in evaluation mode (in train mode its BatchNorm and dropout would change every reading).
+def load_probe(name: str, backbone: Backbone, *, classes: tuple[str, ...]) -> tuple[SegmentationProbe, Source]:
+    """A frozen probe in evaluation mode, and where it comes from.
+
+    (In train mode its BatchNorm and dropout would change every reading.)
 
     Raises:
-        FileNotFoundError: the directory lacks a file.
+        FileNotFoundError: no such probe, or a directory that lacks a file.
         ValueError: the probe does not fit the canvas or the classes.
     """
-    require_checkpoint_files(name, location, ("config.json", "model.safetensors"))
-    try:
-        with quiet_loading():
-            probe = SegmentationProbe.from_pretrained(location)
-    except LOADING_ERRORS as error:
-        raise ValueError(
-            f"probe {name!r} ({location}) is not a SegmentationProbe of canvit-pytorch: {error}"
-        ) from error
+    source = locate("probe", name, files=(CONFIG, WEIGHTS))
+    probe = _load_probe(source, backbone.device)
     if probe.embed_dim != backbone.canvit.canvas_dim:
         raise ValueError(
             f"probe {name!r} reads {probe.embed_dim} channels, but the canvas of checkpoint {backbone.name!r} has "
             f"{backbone.canvit.canvas_dim}. Use a probe fitted on this checkpoint (python -m experiments.fit_probe)."
         )
-    if probe.num_classes != num_classes:
+    what, num_classes = f"probe {name!r}", probe.num_classes
+    check_probe(what, source.directory, backbone=backbone, num_classes=num_classes, classes=classes)
+    return probe, source
+
+
+@cache
+def _load_probe(source: Source, device: torch.device) -> SegmentationProbe:
+    try:
+        with quiet_loading():
+            probe = SegmentationProbe.from_pretrained(str(source.directory))
+    except LOADING_ERRORS as error:
         raise ValueError(
-            f"probe {name!r} tells {probe.num_classes} classes apart, but the scenes have {num_classes}. "
-            "Use a probe fitted on these classes."
-        )
-    return probe.to(backbone.device).eval().requires_grad_(False)
+            f"probe {source.name!r} ({source.directory}) is not a SegmentationProbe of canvit-pytorch: {error}"
+        ) from error
+    mark_used(source)
+    return probe.to(device).eval().requires_grad_(False)
 
 
 def fused_probe(probe: SegmentationProbe) -> tuple[Tensor, Tensor]:
@@ -66,30 +81,28 @@ class SegmentationTask:
     is_dense = True
 
     def __init__(
-        self, *, backbone: Backbone, probe: SegmentationProbe, classes: tuple[str, ...], location: str
+        self, *, backbone: Backbone, probe: SegmentationProbe, classes: tuple[str, ...], source: Source
     ) -> None:
         self.classes = classes
-        self.probe_sha256 = sha256_of(location)
+        self._source = source
         self.model = CanViTForSemanticSegmentation(canvit=backbone.canvit, probe=probe).eval()
         self._backbone = backbone
         self._weight, self._bias = fused_probe(probe)
         self._normalizes = probe.use_ln
 
+    @property
+    def probe_sha256(self) -> str:
+        return self._source.sha256
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self._source.record
+
     def truth(self, labels: Tensor) -> dict[str, Tensor]:
         """[n, H, W] uint8 maps -> labels [n, H, W] and shares [n, K, G, G], each cell's share of every class."""
-        n, size, _ = labels.shape
-        grid = self._backbone.canvas_grid
-        cell = size // grid
-        if cell * grid != size:
-            raise ValueError(f"label maps of {size} px do not divide into {grid} canvas cells")
-        # On the host, where the labels are: byte comparisons cost a third of a bincount, and nothing of the device.
-        cells = labels.numpy().reshape(n, grid, cell, grid, cell).transpose(0, 1, 3, 2, 4).reshape(-1, cell**2)
-        counts = np.empty((len(self.classes), len(cells)), dtype=np.int32)
-        for label in range(len(self.classes)):
-            np.add.reduce(cells == label, axis=1, dtype=np.int32, out=counts[label])
-        shares = torch.from_numpy(counts).view(-1, n, grid, grid).transpose(0, 1).float() / cell**2
-        device = self._backbone.device
-        return {"labels": labels.to(device), "shares": shares.to(device)}
+        moved = labels.to(self._backbone.device, non_blocking=True)
+        shares = class_shares(moved, num_classes=len(self.classes), grid=self._backbone.canvas_grid)
+        return {"labels": moved, "shares": shares}
 
     def read(self, state: RecurrentState, canvas_norm: Tensor | None = None) -> Tensor:
         """[B, K, G, G] logits, equal to `self.model.logits` up to rounding."""
@@ -105,12 +118,12 @@ class SegmentationTask:
         logits = torch.baddbmm(self._bias.unsqueeze(1), weight, features.transpose(1, 2))
         return logits.unflatten(2, (grid, grid))
 
-    def loss(self, logits: Tensor, truth: dict[str, Tensor]) -> Tensor:
+    def loss(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
         shares = truth["shares"]
         cross_entropy = -(shares * F.log_softmax(logits, dim=1)).sum(dim=(1, 2, 3))
         return cross_entropy / shares.sum(dim=(1, 2, 3)).clamp(min=1e-6)
 
-    def score(self, logits: Tensor, truth: dict[str, Tensor]) -> Tensor:
+    def score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
         labels = truth["labels"].long()
         intersection, union, _ = per_image_confusion(self.predict(logits, labels.shape[-1]), labels, len(self.classes))
         present = union > 0
@@ -119,17 +132,62 @@ class SegmentationTask:
     def predict(self, logits: Tensor, size_px: int | None = None) -> Tensor:
         """[B, size_px, size_px] int64 labels: bilinear upsampling, then argmax. Default size: the scene's."""
         size = size_px or self._backbone.scene_size_px
+        budget = UPSAMPLING_BYTES.get(logits.device.type, UPSAMPLING_BYTES["cpu"])
+        chunk_size = max(1, budget // (logits.shape[1] * size**2 * logits.element_size()))
         # Classes innermost: on a CPU the argmax over them is then several times faster, with the same result.
         logits = logits.contiguous(memory_format=torch.channels_last)
         return torch.cat(
             [
                 F.interpolate(chunk, size=(size, size), mode="bilinear", align_corners=False).argmax(dim=1)
-                for chunk in logits.split(UPSAMPLING_CHUNK)
+                for chunk in logits.split(chunk_size)
             ]
         )
+
+
+def cells_of_pixels(size_px: int, grid: int) -> Tensor:
+    """[size_px]: the canvas cell, along one axis, that holds each pixel's center."""
+    return (2 * torch.arange(size_px) + 1) * grid // (2 * size_px)
+
+
+def class_shares(labels: Tensor, *, num_classes: int, grid: int) -> Tensor:
+    """[n, H, W] uint8 maps -> [n, K, G, G]: the share of each cell that each class covers, where the labels are."""
+    count = class_counts_on_host if labels.device.type == "cpu" else class_counts_on_device
+    rows = torch.bincount(cells_of_pixels(labels.shape[-1], grid), minlength=grid)  # pixels of a cell along one axis
+    pixels = (rows[:, None] * rows).clamp(min=1).to(labels.device, non_blocking=True)
+    return count(labels, num_classes=num_classes, grid=grid) / pixels
+
+
+def class_counts_on_host(labels: Tensor, *, num_classes: int, grid: int) -> Tensor:
+    """[n, H, W] uint8 maps -> [n, K, G, G] float32: pixels of each class in each cell. Other labels are left out."""
+    along = cells_of_pixels(labels.shape[-1], grid).numpy()
+    index = (along[:, None] * grid + along) * 256
+    counts = np.empty((len(labels), num_classes, grid, grid), dtype=np.float32)
+    for scene, labelled in enumerate(labels.numpy()):
+        found = np.bincount((index + labelled).ravel(), minlength=256 * grid**2)
+        counts[scene] = found.reshape(grid, grid, 256)[:, :, :num_classes].transpose(2, 0, 1)
+    return torch.from_numpy(counts)
+
+
+def class_counts_on_device(labels: Tensor, *, num_classes: int, grid: int) -> Tensor:
+    """As class_counts_on_host, where the labels are and without a synchronization."""
+    n, size, _ = labels.shape
+    along = cells_of_pixels(size, grid).to(labels.device, non_blocking=True)
+    scene = torch.arange(n, device=labels.device).view(n, 1, 1)
+    index = labels.clamp(max=num_classes).long()  # whatever is no class shares one row, dropped below
+    index += (num_classes + 1) * (scene * grid**2 + along[:, None] * grid + along)
+    counts = torch.zeros(n * grid**2 * (num_classes + 1), dtype=torch.int32, device=labels.device)
+    ones = torch.ones((), dtype=torch.int32, device=labels.device).expand(index.numel())
+    counts.scatter_add_(0, index.flatten(), ones)
+    return counts.view(n, grid, grid, num_classes + 1)[..., :num_classes].permute(0, 3, 1, 2).float()
 
 
 def normalized_canvas(backbone: Backbone, state: RecurrentState) -> Tensor:
     """[B, G*G, D] float32: the canvas patches, each token layer-normalized without affine."""
     # Registers included, then dropped: normalizing the contiguous whole is faster than a slice of it.
-    return backbone.canvit.canvas_patches(F.layer_norm(state.canvas.float(), state.canvas.shape[-1:]))
+    canvas = state.canvas.float()
+    if canvas.device.type != "cpu":
+        return backbone.canvit.canvas_patches(F.layer_norm(canvas, canvas.shape[-1:]))
+    # PyTorch's kernel takes twice as long for tokens as narrow as a canvas's.
+    centered = canvas - canvas.mean(dim=-1, keepdim=True)
+    variance = torch.linalg.vector_norm(centered, dim=-1, keepdim=True).square_().div_(canvas.shape[-1])
+    return backbone.canvit.canvas_patches(centered.mul_(variance.add_(LAYER_NORM_EPS).rsqrt_()))

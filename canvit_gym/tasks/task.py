@@ -4,10 +4,15 @@ A reading is the probe's logits. The loss is a cross-entropy, dense and smooth; 
 report (mIoU, accuracy). Both are per scene.
 """
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from canvit_pytorch import RecurrentState
 from torch import Tensor
+
+from canvit_gym.backbone.load import Backbone
 
 
 class Task(Protocol):
@@ -17,7 +22,14 @@ class Task(Protocol):
     classes: tuple[str, ...]
     is_dense: bool
     """Whether readings are maps over the canvas."""
-    probe_sha256: str
+
+    @property
+    def probe_sha256(self) -> str: ...
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """JSON values that say which probe reads: see canvit_gym.backbone.names.Source."""
+        ...
 
     def truth(self, labels: Tensor) -> dict[str, Tensor]:
         """A SceneBatch's labels -> named tensors [n, ...] on the device, whatever loss and score need."""
@@ -30,14 +42,46 @@ class Task(Protocol):
         """
         ...
 
-    def loss(self, logits: Tensor, truth: dict[str, Tensor]) -> Tensor:
+    def loss(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
         """[B] cross-entropy in nats."""
         ...
 
-    def score(self, logits: Tensor, truth: dict[str, Tensor]) -> Tensor:
+    def score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
         """[B] in [0, 1]: mIoU of each scene, or whether it is classified correctly."""
         ...
 
     def predict(self, logits: Tensor) -> Any:
         """Dense: [B, H, W] labels at scene size; else [B, K] probabilities."""
         ...
+
+
+TRAINING_RECORD = "training.json"
+"""Beside a probe's weights: how it was fitted (experiments.fit_probe writes it)."""
+
+
+def check_probe(what: str, directory: Path, *, backbone: Backbone, num_classes: int, classes: tuple[str, ...]) -> None:
+    """Raise ValueError where a probe is not for these classes, or for this checkpoint or canvas, as far as it tells."""
+    if num_classes != len(classes):
+        raise ValueError(
+            f"{what} tells {num_classes} classes apart, but the scenes have {len(classes)}. "
+            "Use a probe fitted on these classes (python -m experiments.fit_probe)."
+        )
+    path = directory / TRAINING_RECORD
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    if (fitted := record.get("classes")) is not None and tuple(fitted) != classes:
+        at = next(i for i, (one, other) in enumerate(zip(fitted, classes, strict=True)) if one != other)
+        raise ValueError(
+            f"{what} was fitted on other classes: its class {at} is {fitted[at]!r}, the scenes' is {classes[at]!r}. "
+            "Use a probe fitted on these classes, in this order (python -m experiments.fit_probe)."
+        )
+    if record.get("checkpoint_sha256") not in (None, backbone.sha256):
+        raise ValueError(
+            f"{what} was fitted on another checkpoint (sha256 {record['checkpoint_sha256'][:12]}…) than "
+            f"{backbone.name!r} (sha256 {backbone.sha256[:12]}…). Use that checkpoint, or fit a probe on this one "
+            "(python -m experiments.fit_probe)."
+        )
+    if (fitted := record.get("canvas_grid")) not in (None, backbone.canvas_grid):
+        raise ValueError(
+            f"{what} was fitted on a canvas grid of {fitted}, but this one is of {backbone.canvas_grid}. "
+            f"Use canvas_grid={fitted}, or fit a probe on this one (python -m experiments.fit_probe)."
+        )
