@@ -1,17 +1,21 @@
 """Hyperparameters of PPO by environment id: agents/hyperparameters.yml, and overrides."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from agents.callbacks import EntropyFloor
+from agents.warm_start import WarmStart
 from canvit_gym.config import EnvConfig
 
 FILE = Path(__file__).with_name("hyperparameters.yml")
-POLICY_KWARGS = ("channels", "context_dim", "blocks", "upsample", "log_std_init")
+POLICY_KWARGS = (
+    "network", "channels", "context_dim", "blocks", "separable", "upsample", "mask_seen", "distribution",
+    "log_std_init",
+)  # fmt: skip
 ENTROPY_FLOOR = ("start", "end", "low", "high", "rate")
 
 
@@ -37,6 +41,8 @@ class Hyperparameters:
     ent_coef: float
     entropy_floor: dict[str, float] | None
     policy_kwargs: dict[str, Any]
+    rollout_tensors: Literal["float16", "float32"] | None = "float16"
+    warm_start: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("total_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs"):
@@ -48,8 +54,18 @@ class Hyperparameters:
                 raise ValueError(f"hyperparameter {name} must lie in [0, 1], got {getattr(self, name)!r}")
         for name in ("learning_rate", "clip_range"):
             schedule(getattr(self, name), name=name)
+        for name, choices in (
+            ("rollout_tensors", ("float16", "float32", None)),
+            ("normalize_reward", ("per_step", "pooled", None)),
+        ):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"hyperparameter {name} must be one of {choices}, got {value!r}")
         if unknown := sorted(set(self.policy_kwargs) - set(POLICY_KWARGS)):
             raise ValueError(f"unknown policy_kwargs {', '.join(unknown)}; there are: {', '.join(POLICY_KWARGS)}")
+        if unknown := sorted(set(self.warm_start) - {option.name for option in fields(WarmStart)}):
+            options = ", ".join(option.name for option in fields(WarmStart))
+            raise ValueError(f"unknown warm_start options {', '.join(unknown)}; there are: {options}")
+        WarmStart(**self.warm_start)
         if self.entropy_floor is not None:
             if set(self.entropy_floor) != set(ENTROPY_FLOOR):
                 raise ValueError(
@@ -91,7 +107,7 @@ def load_hyperparameters(env_id: str, overrides: dict[str, Any] | None = None) -
     if env_id not in entries or env_id == "default":
         there = ", ".join(key for key in entries if key != "default")
         raise ValueError(f"{FILE} has no entry for {env_id!r}; there are: {there}. Add one to train on it.")
-    known = [field.name for field in fields(Hyperparameters)]
+    known = [option.name for option in fields(Hyperparameters)]
     values = dict(entries[env_id])
     for name, value in (overrides or {}).items():
         if name not in known:

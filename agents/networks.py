@@ -10,7 +10,14 @@ coordinates, and the vectors (`viewpoint`, `time`, `cls`) by feature-wise modula
 - ViewpointHead: one score map per scale; the logit of a viewpoint is its scale's map sampled at its center.
 - GazeHead: attention over the map, for continuous actions.
 - ValueHead: the pooled map.
+
+Networks by name: `conv` (MapTrunk's convolutions, ViewpointHead), `pointer` (TokenTrunk's self-attention over the
+cells, then PointerHead: one query per scale points at cells, as in pointer networks) and `mlp` (MeanTrunk, which
+averages every map over the scene, then a logit per viewpoint): a control that cannot know where anything is.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,17 +31,34 @@ from torch import Tensor, nn
 DEFAULT_GRID = 8
 """Side of the feature map where no `canvas` sets it."""
 
+NEVER = -1e8
+"""The logit of an action that is masked: probability 0, and finite."""
+
 
 def _spatial_keys(space: spaces.Dict) -> list[str]:
     return [key for key, box in space.items() if key != "glimpse" and len(box.shape or ()) == 3]
 
 
-class ModulatedBlock(nn.Module):
-    """x + relu(conv(x) * (1 + gain) + shift), gain and shift [B, C] from the context."""
+class Features(NamedTuple):
+    """What the heads read."""
 
-    def __init__(self, channels: int, context_dim: int) -> None:
+    map: Tensor  # [B, C, g, g]
+    acuity: Tensor | None  # [B, 1, m, m] as observed, or None where it is not
+
+
+class ModulatedBlock(nn.Module):
+    """x + relu(conv(x) * (1 + gain) + shift), gain and shift [B, C] from the context.
+
+    `separable`: a depthwise convolution and a pointwise one in the place of the full one, at a seventh of the
+    arithmetic.
+    """
+
+    def __init__(self, channels: int, context_dim: int, *, separable: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv: nn.Module = nn.Conv2d(channels, channels, 3, padding=1)
+        if separable:
+            depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+            self.conv = nn.Sequential(depthwise, nn.Conv2d(channels, channels, 1))
         self.modulation = nn.Linear(context_dim, 2 * channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
@@ -42,11 +66,41 @@ class ModulatedBlock(nn.Module):
         return x + F.relu(torch.addcmul(shift, self.conv(x), 1 + gain))
 
 
+class AttentionBlock(nn.Module):
+    """A transformer block over the cells of a map; the context is added to every cell first."""
+
+    def __init__(self, channels: int, context_dim: int, *, num_heads: int = 2) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"channels must be a multiple of {num_heads} attention heads, got {channels}")
+        self.num_heads = num_heads
+        self.modulation = nn.Linear(context_dim, channels)
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        side = x.shape[-1]
+        cells = x.flatten(2).transpose(1, 2) + self.modulation(context)[:, None]  # [B, g * g, C]
+        query, key, value = self.qkv(self.norm_attention(cells)).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        cells = cells + self.out(mixed.transpose(1, 2).flatten(2))
+        cells = cells + self.mlp(self.norm_mlp(cells))
+        return cells.transpose(1, 2).unflatten(2, (side, side))
+
+
 class MapTrunk(BaseFeaturesExtractor):
-    """Observation Dict, any subset of keys -> feature map [B, channels, g, g]; g is the canvas's side."""
+    """Observation Dict, any subset of keys -> Features with a map [B, channels, g, g]; g is the canvas's side."""
 
     def __init__(
-        self, observation_space: spaces.Dict, *, channels: int = 32, context_dim: int = 64, blocks: int = 3
+        self,
+        observation_space: spaces.Dict,
+        *,
+        channels: int = 32,
+        context_dim: int = 64,
+        blocks: int = 3,
+        separable: bool = False,
     ) -> None:
         if "glimpse" in observation_space.spaces:
             raise ValueError(
@@ -54,7 +108,7 @@ class MapTrunk(BaseFeaturesExtractor):
                 "environment's observations"
             )
         shapes: dict[str, tuple[int, ...]] = {key: box.shape or () for key, box in observation_space.items()}
-        self.grid = shapes["canvas"][-1] if "canvas" in shapes else DEFAULT_GRID
+        self.grid = self._side(shapes)
         super().__init__(observation_space, channels * self.grid**2)
         self.channels = channels
         self.map_keys = [key for key in _spatial_keys(observation_space) if key != "canvas"]
@@ -62,33 +116,70 @@ class MapTrunk(BaseFeaturesExtractor):
         folded = 0
         for key in self.map_keys:
             size = shapes[key][-1]
-            folded += shapes[key][0] * ((size // self.grid) ** 2 if size % self.grid == 0 else 1)
+            folded += shapes[key][0] * ((size // self.grid) ** 2 if self._folds(size) else 1)
         self.from_canvas = nn.Conv2d(shapes["canvas"][0], channels, 1) if "canvas" in shapes else None
         self.from_maps = nn.Conv2d(folded + 2, channels, 3, padding=1)
         vector_dim = sum(shapes[key][0] for key in self.vector_keys)
         self.context = nn.Sequential(nn.Linear(vector_dim + channels, context_dim), nn.ReLU())
-        self.blocks = nn.ModuleList(ModulatedBlock(channels, context_dim) for _ in range(blocks))
+        self.blocks = nn.ModuleList(self._block(channels, context_dim, separable=separable) for _ in range(blocks))
         coordinates = grid_coords(size=self.grid, device=torch.device("cpu")).permute(2, 0, 1)[None]
         self.register_buffer("coordinates", coordinates, persistent=False)  # [1, 2, g, g]
 
+    def _side(self, shapes: dict[str, tuple[int, ...]]) -> int:
+        return shapes["canvas"][-1] if "canvas" in shapes else DEFAULT_GRID
+
+    def _block(self, channels: int, context_dim: int, *, separable: bool) -> nn.Module:
+        return ModulatedBlock(channels, context_dim, separable=separable)
+
+    def _folds(self, size: int) -> bool:
+        return size % self.grid == 0
+
     def _folded(self, value: Tensor) -> Tensor:
         """[B, c, m, m] -> [B, c', g, g]."""
-        if value.shape[-1] % self.grid == 0:
+        if self._folds(value.shape[-1]):
             return F.pixel_unshuffle(value, value.shape[-1] // self.grid)
         return F.interpolate(value, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
 
-    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+    def _fitted_canvas(self, canvas: Tensor) -> Tensor:
+        return canvas
+
+    def forward(self, observations: dict[str, Tensor]) -> Features:  # type: ignore[override]
         batch = next(iter(observations.values())).shape[0]
         coordinates = self.get_buffer("coordinates").expand(batch, -1, -1, -1)
         x = self.from_maps(torch.cat([self._folded(observations[key]) for key in self.map_keys] + [coordinates], dim=1))
         if self.from_canvas is not None:
-            x = x + self.from_canvas(observations["canvas"])
+            x = x + self.from_canvas(self._fitted_canvas(observations["canvas"]))
         x = F.relu(x)
         # The pooled map among the vectors lets every cell be weighed against the rest of the scene.
         context = self.context(torch.cat([observations[key] for key in self.vector_keys] + [x.mean(dim=(2, 3))], dim=1))
         for block in self.blocks:
             x = block(x, context)
-        return x
+        return Features(map=x, acuity=observations.get("acuity"))
+
+
+class TokenTrunk(MapTrunk):
+    """MapTrunk whose blocks are self-attention over the cells: any cell sees any other at once."""
+
+    def _block(self, channels: int, context_dim: int, *, separable: bool) -> nn.Module:
+        if separable:
+            raise ValueError("policy_kwargs separable is an option of the network 'conv', which convolves")
+        return AttentionBlock(channels, context_dim)
+
+
+class MeanTrunk(MapTrunk):
+    """MapTrunk on a map of one cell: every key averaged over the scene."""
+
+    def _side(self, shapes: dict[str, tuple[int, ...]]) -> int:
+        return 1
+
+    def _folds(self, size: int) -> bool:
+        return False
+
+    def _folded(self, value: Tensor) -> Tensor:
+        return value.mean(dim=(2, 3), keepdim=True)
+
+    def _fitted_canvas(self, canvas: Tensor) -> Tensor:
+        return canvas.mean(dim=(2, 3), keepdim=True)
 
 
 def interpolation_matrix(centers: NDArray[np.float32], *, size: int) -> Tensor:
@@ -99,35 +190,89 @@ def interpolation_matrix(centers: NDArray[np.float32], *, size: int) -> Tensor:
     return sampled[0, :, 0].T.contiguous()
 
 
-class ViewpointHead(nn.Module):
-    """Feature map [B, C, g, g] -> logits [B, A (+ 1 for stop)] of a table of viewpoints [A, 3]."""
+def covered_cells(viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
+    """[A, size * size] ones where a viewpoint's window covers the cell's center, as `acuity` counts it."""
+    cells = grid_coords(size=size, device=torch.device("cpu")).flatten(0, 1)  # [size * size, 2]
+    table = torch.from_numpy(viewpoints)
+    offset = (cells - table[:, None, :2]).abs().amax(dim=-1)
+    return (offset <= table[:, 2:]).float()
+
+
+class TableHead(nn.Module):
+    """Features -> logits [B, A (+ 1 for stop)] of a table of viewpoints [A, 3]: what the heads have in common.
+
+    `mask_seen`: a viewpoint whose whole window has been seen at its scale or finer, so far as `acuity` tells, gets no
+    probability; unless that leaves none. A viewpoint taken before always counts as seen.
+    """
 
     order: Tensor | None
 
     def __init__(
-        self, viewpoints: NDArray[np.float32], *, channels: int, grid: int, upsample: int, allow_stop: bool
+        self,
+        viewpoints: NDArray[np.float32],
+        *,
+        map_side: int,
+        allow_stop: bool,
+        mask_seen: bool = False,
+        acuity_size: int = 0,
     ) -> None:
         super().__init__()
         scales, first, group = np.unique(viewpoints[:, 2], return_index=True, return_inverse=True)
         # Scales in order of appearance: the tables of canvit_gym.actions then need no reordering.
         rank = np.argsort(np.argsort(first))
         group = rank[group]
-        self.upsample = upsample
         self.num_scales = len(scales)
-        self.score_maps = nn.Conv2d(channels, len(scales) * upsample**2, 1)
-        self.scale_bias = nn.Linear(channels, len(scales) + allow_stop)
+        self.allow_stop = allow_stop
+        self.mask_seen = mask_seen
         for index in range(len(scales)):
-            matrix = interpolation_matrix(viewpoints[group == index, :2], size=grid * upsample)
+            matrix = interpolation_matrix(viewpoints[group == index, :2], size=map_side)
             self.register_buffer(f"sampling_{index}", matrix, persistent=False)
         # Position of each row of the table where rows stand group after group; None where they do already.
         order = np.argsort(np.argsort(group, kind="stable"), kind="stable")
         self.register_buffer(
             "order", None if (np.diff(order) == 1).all() else torch.from_numpy(order), persistent=False
         )
+        if mask_seen:
+            self.scales = viewpoints[np.sort(first), 2].tolist()
+            for index in range(len(scales)):
+                windows = covered_cells(viewpoints[group == index], size=acuity_size)
+                self.register_buffer(f"windows_{index}", windows, persistent=False)
 
-    def forward(self, features: Tensor) -> Tensor:
-        maps = F.pixel_shuffle(self.score_maps(features), self.upsample).flatten(2)  # [B, S, (g * upsample)^2]
-        bias = self.scale_bias(features.mean(dim=(2, 3)))  # [B, S (+ 1)]
+    def scores(self, features: Tensor) -> Tensor:
+        """[B, C, g, g] -> [B, A (+ 1)]"""
+        raise NotImplementedError
+
+    @property
+    def last_layers(self) -> list[nn.Module]:
+        """Begun small, so that every viewpoint starts out almost equally likely."""
+        raise NotImplementedError
+
+    def forward(self, features: Features) -> Tensor:
+        logits = self.scores(features.map)
+        if not self.mask_seen:
+            return logits
+        assert features.acuity is not None, "masking what was seen needs `acuity`"
+        return logits.masked_fill(self.seen(features.acuity), NEVER)
+
+    def seen(self, acuity: Tensor) -> Tensor:
+        """[B, 1, m, m] -> [B, A (+ 1)] booleans: not to be chosen."""
+        cells, groups = acuity.flatten(1), []
+        for index, scale in enumerate(self.scales):
+            windows = self.get_buffer(f"windows_{index}")
+            # The margin: observations may be float16.
+            fresh = ((cells == 0) | (cells > scale * (1 + 1e-3))).to(windows.dtype)  # [B, m * m]
+            # A window too small to hold a cell's center is never known to be seen.
+            groups.append((fresh @ windows.T == 0) & windows.any(dim=1))
+        seen = self._in_order(torch.cat(groups, dim=1))
+        seen = seen & ~seen.all(dim=1, keepdim=True)
+        return F.pad(seen, (0, int(self.allow_stop)))
+
+    def _in_order(self, columns: Tensor) -> Tensor:
+        """[B, A] group after group -> in the order of the table."""
+        return columns if self.order is None else columns[:, self.order]
+
+    def sampled(self, maps: Tensor, bias: Tensor) -> Tensor:
+        """Score maps [B, S, side * side] at every viewpoint's center, plus its scale's bias [B, S (+ 1)]."""
         logits = torch.cat(
             [
                 maps[:, index] @ self.get_buffer(f"sampling_{index}").T + bias[:, index, None]
@@ -135,34 +280,111 @@ class ViewpointHead(nn.Module):
             ],
             dim=1,
         )
-        if self.order is not None:
-            logits = logits[:, self.order]
-        return torch.cat([logits, bias[:, self.num_scales :]], dim=1)
+        return torch.cat([self._in_order(logits), bias[:, self.num_scales :]], dim=1)
+
+
+class ViewpointHead(TableHead):
+    """One score map per scale, finer than the features by `upsample`."""
+
+    def __init__(
+        self, viewpoints: NDArray[np.float32], *, channels: int, grid: int, upsample: int, allow_stop: bool, **mask: Any
+    ) -> None:
+        super().__init__(viewpoints, map_side=grid * upsample, allow_stop=allow_stop, **mask)
+        self.upsample = upsample
+        self.score_maps = nn.Conv2d(channels, self.num_scales * upsample**2, 1)
+        self.scale_bias = nn.Linear(channels, self.num_scales + allow_stop)
+
+    @property
+    def last_layers(self) -> list[nn.Module]:
+        return [self.score_maps, self.scale_bias]
+
+    def scores(self, features: Tensor) -> Tensor:
+        maps = F.pixel_shuffle(self.score_maps(features), self.upsample).flatten(2)  # [B, S, (g * upsample)^2]
+        return self.sampled(maps, self.scale_bias(features.mean(dim=(2, 3))))
+
+
+class PointerHead(TableHead):
+    """A query per scale, from the pooled map, points at cells: v . tanh(W cell + query) (Vinyals et al. 2015).
+
+    Between cells, scores are interpolated; `upsample` has no part in it.
+    """
+
+    def __init__(
+        self, viewpoints: NDArray[np.float32], *, channels: int, grid: int, upsample: int, allow_stop: bool, **mask: Any
+    ) -> None:
+        super().__init__(viewpoints, map_side=grid, allow_stop=allow_stop, **mask)
+        self.keys = nn.Conv2d(channels, channels, 1)
+        self.queries = nn.Linear(channels, self.num_scales * channels)
+        self.pointer = nn.Linear(channels, 1, bias=False)
+        self.scale_bias = nn.Linear(channels, self.num_scales + allow_stop)
+
+    @property
+    def last_layers(self) -> list[nn.Module]:
+        return [self.pointer, self.scale_bias]
+
+    def scores(self, features: Tensor) -> Tensor:
+        keys = self.keys(features).flatten(2).transpose(1, 2)  # [B, cells, C]
+        pooled = features.mean(dim=(2, 3))
+        queries = self.queries(pooled).unflatten(1, (self.num_scales, -1))  # [B, S, C]
+        maps = self.pointer(torch.tanh(keys[:, None] + queries[:, :, None])).squeeze(-1)  # [B, S, cells]
+        return self.sampled(maps, self.scale_bias(pooled))
+
+
+class ListHead(TableHead):
+    """A logit per viewpoint from the pooled map, without any notion of where viewpoints are."""
+
+    def __init__(
+        self, viewpoints: NDArray[np.float32], *, channels: int, grid: int, upsample: int, allow_stop: bool, **mask: Any
+    ) -> None:
+        super().__init__(viewpoints, map_side=1, allow_stop=allow_stop, **mask)
+        self.hidden = nn.Sequential(nn.Linear(channels, 2 * channels), nn.ReLU())
+        self.logits = nn.Linear(2 * channels, len(viewpoints) + allow_stop)
+
+    @property
+    def last_layers(self) -> list[nn.Module]:
+        return [self.logits]
+
+    def scores(self, features: Tensor) -> Tensor:
+        return self.logits(self.hidden(features.mean(dim=(2, 3))))
 
 
 class GazeHead(nn.Module):
-    """Feature map [B, C, g, g] -> mean of a continuous action [B, d]: where attention lies, what is there."""
+    """Features with a map [B, C, g, g] -> parameters [B, P] of a continuous action: where attention lies, and what is
+    there.
+    """
 
-    def __init__(self, *, channels: int, grid: int, action_dim: int, num_attentions: int = 4) -> None:
+    def __init__(self, *, channels: int, grid: int, num_parameters: int, num_attentions: int = 4) -> None:
         super().__init__()
         self.attention = nn.Conv2d(channels, num_attentions, 1, bias=False)
-        self.mean = nn.Linear(num_attentions * (channels + 2), action_dim)
+        self.output = nn.Linear(num_attentions * (channels + 2), num_parameters)
         coordinates = grid_coords(size=grid, device=torch.device("cpu")).flatten(0, 1)
         self.register_buffer("coordinates", coordinates, persistent=False)  # [g * g, 2]
 
-    def forward(self, features: Tensor) -> Tensor:
-        attention = self.attention(features).flatten(2).softmax(dim=2)  # [B, K, g * g]
-        cells = features.flatten(2).transpose(1, 2)  # [B, g * g, C]
+    @property
+    def last_layers(self) -> list[nn.Module]:
+        return [self.output]
+
+    def forward(self, features: Features) -> Tensor:
+        attention = self.attention(features.map).flatten(2).softmax(dim=2)  # [B, K, g * g]
+        cells = features.map.flatten(2).transpose(1, 2)  # [B, g * g, C]
         attended = torch.cat([attention @ cells, attention @ self.get_buffer("coordinates")], dim=2)
-        return self.mean(attended.flatten(1))
+        return self.output(attended.flatten(1))
 
 
 class ValueHead(nn.Module):
-    """Feature map [B, C, g, g] -> [B, 1]."""
+    """Features with a map [B, C, g, g] -> [B, 1]."""
 
     def __init__(self, *, channels: int, hidden: int = 64) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.net(features.mean(dim=(2, 3)))
+    def forward(self, features: Features) -> Tensor:
+        return self.net(features.map.mean(dim=(2, 3)))
+
+
+NETWORKS: dict[str, tuple[type[MapTrunk], Callable[..., TableHead]]] = {
+    "conv": (MapTrunk, ViewpointHead),
+    "pointer": (TokenTrunk, PointerHead),
+    "mlp": (MeanTrunk, ListHead),
+}
+"""(trunk, head for a table of viewpoints) by name."""

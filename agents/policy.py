@@ -4,17 +4,15 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.distributions import (
-    CategoricalDistribution,
-    DiagGaussianDistribution,
-    Distribution,
-)
+from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from agents.networks import GazeHead, MapTrunk, ModulatedBlock, ValueHead, ViewpointHead
+from agents.distributions import BoundedBeta, TanhGaussian, make_continuous_distribution
+from agents.networks import NETWORKS, AttentionBlock, Features, GazeHead, MapTrunk, ModulatedBlock, TableHead, ValueHead
 from agents.record import PolicyRecord
 from canvit_gym.actions import Actions, DiscreteActions
 
@@ -26,7 +24,10 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
     """PPO("MultiInputPolicy", ...) with a map where that has one long vector.
 
     `viewpoints` ([A, 3], or None for continuous actions) is the environment's table,
-    `envs.actions.viewpoints`: see `policy_kwargs_for`. The rest of the keyword arguments are SB3's.
+    `envs.actions.viewpoints`: see `policy_kwargs_for`. `network` is one of agents.networks.NETWORKS;
+    `mask_seen` (discrete actions) gives no probability to viewpoints whose window has been seen at their scale;
+    `distribution` (continuous actions) is "gaussian", "tanh_gaussian" or "beta". The rest of the keyword arguments
+    are SB3's.
     """
 
     record: PolicyRecord | None = None
@@ -34,76 +35,105 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
 
     def __init__(
         self,
-        *args: Any,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        *,
         viewpoints: NDArray[np.float32] | None = None,
         allow_stop: bool = False,
+        network: str = "conv",
         channels: int = 32,
         context_dim: int = 64,
         blocks: int = 3,
+        separable: bool = False,
         upsample: int = 2,
+        mask_seen: bool = False,
+        distribution: str = "gaussian",
         **kwargs: Any,
     ) -> None:
-        self._network: dict[str, Any] = dict(
+        if network not in NETWORKS:
+            raise ValueError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
+        continuous = isinstance(action_space, spaces.Box)
+        if mask_seen and (continuous or "acuity" not in observation_space.spaces):
+            raise ValueError(
+                "mask_seen needs a table of viewpoints (action grid or quadtree) and `acuity` among the observations, "
+                f"got {action_space} and {list(observation_space.spaces)}"
+            )
+        if distribution != "gaussian" and not continuous:
+            raise ValueError(f"distribution {distribution!r} is for action='continuous'; these are {action_space}")
+        trunk = dict(channels=channels, context_dim=context_dim, blocks=blocks, separable=separable)
+        self._options: dict[str, Any] = dict(
             viewpoints=viewpoints,
             allow_stop=allow_stop,
-            channels=channels,
-            context_dim=context_dim,
-            blocks=blocks,
+            network=network,
             upsample=upsample,
+            mask_seen=mask_seen,
+            distribution=distribution,
+            **trunk,
         )
         kwargs |= dict(
-            features_extractor_class=MapTrunk,
-            features_extractor_kwargs=dict(channels=channels, context_dim=context_dim, blocks=blocks),
-            net_arch=[],  # the latent of actor and critic is the feature map itself
+            features_extractor_class=NETWORKS[network][0],
+            features_extractor_kwargs=trunk,
+            net_arch=[],  # the latent of actor and critic is what the trunk gives
         )
-        super().__init__(*args, **kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         self._build_mlp_extractor()
-        trunk, network = self.features_extractor, self._network
+        trunk, options = self.features_extractor, self._options
         assert isinstance(trunk, MapTrunk)
-        continuous = isinstance(self.action_dist, DiagGaussianDistribution)
-        viewpoints = network["viewpoints"]
-        if continuous != (viewpoints is None):
+        continuous = isinstance(self.action_space, spaces.Box)
+        if continuous != (options["viewpoints"] is None):
             raise ValueError(
-                f"actions {self.action_space} with viewpoints={viewpoints!r}: pass the environment's table "
+                f"actions {self.action_space} with viewpoints={options['viewpoints']!r}: pass the environment's table "
                 "for discrete actions and None for continuous ones, as policy_kwargs_for(envs.actions) does"
             )
         self.value_net = ValueHead(channels=trunk.channels)
-        if continuous:
-            dim = int(np.prod(self.action_space.shape or ()))
-            self.action_net = GazeHead(channels=trunk.channels, grid=trunk.grid, action_dim=dim)
-            self.log_std = nn.Parameter(torch.full((dim,), self.log_std_init))
-        else:
-            self.action_net = ViewpointHead(
-                viewpoints,
-                channels=trunk.channels,
-                grid=trunk.grid,
-                upsample=network["upsample"],
-                allow_stop=network["allow_stop"],
-            )
+        self.action_net = self._gaze_head(trunk) if continuous else self._table_head(trunk)
         for module in (trunk, self.value_net, self.action_net):
             module.apply(lambda layer: self.init_weights(layer, gain=2**0.5))
         for block in trunk.blocks:
-            assert isinstance(block, ModulatedBlock)
+            assert isinstance(block, ModulatedBlock | AttentionBlock)
             self.init_weights(block.modulation, gain=0.1)
-        last = [self.action_net.mean] if continuous else [self.action_net.score_maps, self.action_net.scale_bias]
-        for layer in last:
+        for layer in self.action_net.last_layers:
             self.init_weights(cast(nn.Linear | nn.Conv2d, layer), gain=_SMALL)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _gaze_head(self, trunk: MapTrunk) -> GazeHead:
+        dim = int(np.prod(self.action_space.shape or ()))
+        self.action_dist = make_continuous_distribution(self._options["distribution"], dim)
+        bounded = isinstance(self.action_dist, BoundedBeta)
+        if not bounded:
+            self.log_std = nn.Parameter(torch.full((dim,), self.log_std_init))
+        return GazeHead(channels=trunk.channels, grid=trunk.grid, num_parameters=2 * dim if bounded else dim)
+
+    def _table_head(self, trunk: MapTrunk) -> TableHead:
+        options = self._options
+        acuity = self.observation_space["acuity"].shape if options["mask_seen"] else None  # type: ignore[index]
+        return NETWORKS[options["network"]][1](
+            options["viewpoints"],
+            channels=trunk.channels,
+            grid=trunk.grid,
+            upsample=options["upsample"],
+            allow_stop=options["allow_stop"],
+            mask_seen=options["mask_seen"],
+            acuity_size=acuity[-1] if acuity else 0,
+        )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         inherited = super()._get_constructor_parameters()
         for name in ("features_extractor_class", "features_extractor_kwargs", "net_arch"):
             inherited.pop(name)
-        return inherited | self._network
+        return inherited | self._options
 
-    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
+    def _get_action_dist_from_latent(self, latent_pi: Features) -> Distribution:  # type: ignore[override]
         scores = self.action_net(latent_pi)
         require_finite({"action_net's output": scores})
-        if isinstance(self.action_dist, DiagGaussianDistribution):
-            return self.action_dist.proba_distribution(scores, self.log_std)
-        assert isinstance(self.action_dist, CategoricalDistribution), self.action_dist
+        match self.action_dist:
+            case DiagGaussianDistribution() | TanhGaussian():
+                return self.action_dist.proba_distribution(scores, self.log_std)
+            case BoundedBeta():
+                return self.action_dist.proba_distribution(scores)
         return self.action_dist.proba_distribution(action_logits=scores)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -113,11 +143,13 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
 
 
 def require_finite(tensors: dict[str, Tensor | NDArray[Any] | None]) -> None:
-    """Raise FloatingPointError naming the first tensor with a NaN or an infinity."""
-    for name, value in tensors.items():
-        if value is not None and not bool(
-            np.isfinite(value).all() if isinstance(value, np.ndarray) else value.isfinite().all()
-        ):
+    """Raise FloatingPointError naming the first tensor with a NaN or an infinity. One synchronization on a GPU."""
+    # A sum is finite only where every term is, and no sum of what is learned from comes near the largest float.
+    sums = {name: value.sum() for name, value in tensors.items() if value is not None}
+    on_device = [value for value in sums.values() if isinstance(value, Tensor)]
+    finite = iter(torch.stack(on_device).isfinite().tolist() if on_device else [])
+    for name, value in sums.items():
+        if not (next(finite) if isinstance(value, Tensor) else np.isfinite(value)):
             raise FloatingPointError(f"{name} is not finite")
 
 

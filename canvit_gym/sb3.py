@@ -3,13 +3,17 @@
 The native vector env steps all scenes in one batched forward; this adapter only rearranges what it returns
 into SB3's conventions: the observation of an ended episode goes to its info's `terminal_observation`, the
 returned one is already the next scene's first, and `reset_infos` holds that scene's info.
+
+With `tensors`, observations stay on the device, for learners whose rollout buffer takes them (agents.rollout):
+dicts of tensors, maps in that precision, and infos only where episodes ended, without `terminal_observation`.
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
@@ -21,11 +25,17 @@ from canvit_gym.vector_env import GlimpseVectorEnv, Observation
 _SINGLE = {"action_space": "single_action_space", "observation_space": "single_observation_space"}
 _WHOLE_BATCH_METHODS = ("reset", "step", "close")
 
+TensorPrecision = Literal["float32", "float16"]
+_MAP_DIMENSIONS = 4
+"""[N, C, m, m]: what takes the memory. Vectors stay in float32."""
 
-def make_sb3_env(env_id: str, num_envs: int, **kwargs: Any) -> "GlimpseVecEnv":
+
+def make_sb3_env(
+    env_id: str, num_envs: int, *, tensors: TensorPrecision | None = None, **kwargs: Any
+) -> "GlimpseVecEnv":
     """`num_envs` scenes of a registered id as one VecEnv; kwargs are the environment's."""
     envs = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", autoreset_mode="same_step", **kwargs)
-    return GlimpseVecEnv(envs)
+    return GlimpseVecEnv(envs, tensors=tensors)
 
 
 def _rows(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
@@ -51,7 +61,7 @@ class GlimpseVecEnv(VecEnv):
 
     actions: NDArray[Any]
 
-    def __init__(self, envs: VectorEnv[Any, Any, Any]) -> None:
+    def __init__(self, envs: VectorEnv[Any, Any, Any], *, tensors: TensorPrecision | None = None) -> None:
         inner = envs.unwrapped
         if not isinstance(inner, GlimpseVectorEnv):
             raise TypeError(f"GlimpseVecEnv adapts a GlimpseVectorEnv, got {type(inner).__name__}")
@@ -61,8 +71,14 @@ class GlimpseVecEnv(VecEnv):
                 "autoreset_mode is "
                 f'{inner.autoreset_mode}: make it with autoreset_mode="same_step", or use make_sb3_env'
             )
+        if tensors is not None and envs is not inner:
+            raise ValueError("Gymnasium's wrappers work on arrays: leave tensors out, or the wrappers")
+        if tensors not in (None, "float32", "float16"):
+            raise ValueError(f"tensors must be None, 'float32' or 'float16', got {tensors!r}")
         self.envs = envs
         self.glimpse_envs = inner
+        self.tensors: TensorPrecision | None = tensors
+        inner.on_device = tensors is not None
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
 
     def reset(self) -> Observation:  # type: ignore[override]
@@ -71,7 +87,17 @@ class GlimpseVecEnv(VecEnv):
         self.reset_infos = _rows(info, self.num_envs)
         self._reset_seeds()
         self._reset_options()
-        return observation
+        return self._stored(observation)
+
+    def _stored(self, observation: Any) -> Any:
+        """With `tensors`, maps in the precision asked for; else what was given."""
+        if self.tensors is None:
+            return observation
+        dtype = getattr(torch, self.tensors)
+        return {
+            key: value.to(dtype) if value.is_floating_point() and value.ndim == _MAP_DIMENSIONS else value
+            for key, value in observation.items()
+        }
 
     def _merged_options(self) -> dict[str, Any] | None:
         """SB3 keeps options per environment; the vector env takes one dict, with a list of scenes."""
@@ -91,6 +117,9 @@ class GlimpseVecEnv(VecEnv):
         observation, rewards, terminated, truncated, info = self.envs.step(self.actions)
         dones = terminated | truncated
         final_obs, final_info = info.pop("final_obs", None), info.pop("final_info", None)
+        if self.tensors is not None:
+            infos = _rows(cast(dict[str, Any], final_info), self.num_envs) if dones.any() else self._no_infos()
+            return self._stored(observation), rewards.astype(np.float32), dones, infos
         infos = _rows({k: v for k, v in info.items() if not k.startswith("_final")}, self.num_envs)
         if dones.any():
             ended = _rows(cast(dict[str, Any], final_info), self.num_envs)
@@ -100,6 +129,9 @@ class GlimpseVecEnv(VecEnv):
         for row_info in infos:
             row_info["TimeLimit.truncated"] = False  # the budget is part of the task
         return observation, rewards.astype(np.float32), dones, infos
+
+    def _no_infos(self) -> list[dict[str, Any]]:
+        return [{} for _ in range(self.num_envs)]
 
     def close(self) -> None:
         self.envs.close()

@@ -4,8 +4,8 @@
     python -m experiments.train --run-dir runs/segmentation --resume
 
 A run directory holds best/ and last/ (policies: see agents.checkpoint), config.json, provenance.json (one entry per
-start), training_state.pt (what --resume goes on from), tensorboard/ and, once finished, result.json. The best policy
-is the one with the least validation loss after the last glimpse.
+start), training_state.pt (what --resume goes on from), tensorboard/, headroom.json where that is asked for and, once
+finished, result.json. The best policy is the one with the least validation loss after the last glimpse.
 
 Ctrl-C saves the state after the last complete update. A resumed run equals an uninterrupted one, to the bit on the
 CPU. Numbers of decisions count one per environment and step: a rollout of 64 environments and 8 steps has 512.
@@ -19,13 +19,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import tyro
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Image as TensorBoardImage
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from tqdm import tqdm
@@ -45,6 +49,7 @@ from agents.normalize import PerStepNormalize
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from agents.ppo import GlimpsePPO
 from agents.record import PolicyRecord, describe_inputs
+from agents.rollout import TensorRolloutBuffer
 from agents.training_state import (
     State,
     begin_episodes,
@@ -54,17 +59,22 @@ from agents.training_state import (
     restore,
     save_state,
 )
+from agents.warm_start import WarmStart, discounted_returns, warm_start
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig, build_actions, config_from_kwargs
-from canvit_gym.evaluation import evaluate
+from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from experiments.provenance import provenance
+from experiments.validation import Headroom, fixation_picture, gaze_strips, headroom
 
 log = logging.getLogger(__name__)
 
 DEFAULT_ENV = "CanViT/FashionSegmentation-v0"
 
 CONFIG, PROVENANCE, STATE, RESULT = "config.json", "provenance.json", "training_state.pt", "result.json"
+HEADROOM = "headroom.json"
+NO_PICTURES = ("stdout", "log", "json", "csv")
+"""Of SB3's formats, those that can show none."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +93,17 @@ class TrainConfig:
     """None: 0."""
     hyper: str | None = None
     """Overrides of agents/hyperparameters.yml, as JSON: '{"n_epochs": 4, "learning_rate": "lin_5e-4"}'. None: {}."""
+    warm_start_states: int | None = None
+    """Training states in which viewpoints are tried with the labels, for a warm start (agents.warm_start), before PPO.
+    None: as in agents/hyperparameters.yml."""
     eval_every: int | None = None
     """Decisions between evaluations on validation scenes (and one at the end). 0: never. None: 20,000."""
     eval_scenes: int | None = None
     """Validation scenes to evaluate on. None: all."""
+    headroom_scenes: int = 0
+    """Validation scenes on which the share of headroom is told in TensorBoard (experiments.validation). 0: none."""
+    gaze_scenes: int = 4
+    """Validation scenes drawn in TensorBoard at every evaluation, with heat maps of the fixations of all. 0: none."""
     checkpoint_every: int = 20_000
     """Decisions between saved training states. Ctrl-C saves one in any case."""
     resume: bool = False
@@ -147,7 +164,7 @@ def env_config(env_id: str, env_kwargs: dict[str, Any]) -> EnvConfig:
 
 def make_training_env(env_id: str, config: EnvConfig, hyper: Hyperparameters, env_kwargs: dict[str, Any]) -> VecEnv:
     """GlimpseVecEnv, VecMonitor (returns as the environment pays them), PerStepNormalize."""
-    envs = VecMonitor(make_sb3_env(env_id, hyper.n_envs, **env_kwargs))
+    envs = VecMonitor(make_sb3_env(env_id, hyper.n_envs, tensors=hyper.rollout_tensors, **env_kwargs))
     if hyper.normalize_reward is None:
         return envs
     if hyper.normalize_reward == "pooled":
@@ -174,19 +191,87 @@ def make_model(env: VecEnv, config: EnvConfig, hyper: Hyperparameters, *, seed: 
         max_grad_norm=hyper.max_grad_norm,
         target_kl=hyper.target_kl,
         policy_kwargs={**policy_kwargs_for(glimpse_env.glimpse_envs.actions), **hyper.policy_kwargs},
+        rollout_buffer_class=None if hyper.rollout_tensors is None else TensorRolloutBuffer,
         seed=seed,
         device=resolve_device(config.device),
     )
 
 
-def ppo_for_throughput(env_id: str, *, num_envs: int, env_kwargs: dict[str, Any]) -> GlimpsePPO:
-    """The model that `train` makes, with `num_envs` scenes, ready to learn, logging nowhere."""
+def warmed_up(
+    model: GlimpsePPO, config: EnvConfig, hyper: Hyperparameters, *, seed: int, progress: bool
+) -> list[dict[str, float]]:
+    """The warm start that the hyperparameters ask for, if any; what it found, round by round."""
+    options = WarmStart(**hyper.warm_start)
+    if not options.states:
+        return []
+    assert isinstance(model.policy, ViewpointPolicy)
+    with preserved_random_state():
+        return warm_start(
+            model.policy,
+            config=config,
+            options=options,
+            returns_of=partial(
+                discounted_returns, gamma=hyper.gamma, normalize=hyper.normalize_reward, center=not config.allow_stop
+            ),
+            num_envs=hyper.n_envs,
+            seed=seed,
+            progress=progress,
+        )
+
+
+def _throughput_hyperparameters(env_id: str, *, num_envs: int, env_kwargs: dict[str, Any]) -> Hyperparameters:
+    """Those of the file with `num_envs` scenes, and the environment's keyword arguments merged in."""
     hyper = load_hyperparameters(env_id)
-    hyper = replace(hyper, n_envs=num_envs, batch_size=min(hyper.batch_size, num_envs * hyper.n_steps))
-    env_kwargs = {**hyper.env_kwargs, **env_kwargs}
-    config = env_config(env_id, env_kwargs)
+    return replace(
+        hyper,
+        n_envs=num_envs,
+        batch_size=min(hyper.batch_size, num_envs * hyper.n_steps),
+        env_kwargs={**hyper.env_kwargs, **env_kwargs},
+    )
+
+
+def ppo_for_throughput(
+    env_id: str, *, num_envs: int, env_kwargs: dict[str, Any], overrides: dict[str, Any] | None = None
+) -> GlimpsePPO:
+    """The model that `train` makes, with `num_envs` scenes, ready to learn, logging nowhere."""
+    hyper = _throughput_hyperparameters(env_id, num_envs=num_envs, env_kwargs=env_kwargs)
+    hyper = replace(hyper, **overrides or {})
+    config = env_config(env_id, hyper.env_kwargs)
     check_fit(hyper, config)
-    model = make_model(make_training_env(env_id, config, hyper, env_kwargs), config, hyper, seed=0)
+    model = make_model(make_training_env(env_id, config, hyper, hyper.env_kwargs), config, hyper, seed=0)
+    model.set_logger(Logger(None, []))
+    return model
+
+
+def stock_ppo_for_throughput(
+    env_id: str, *, num_envs: int, env_kwargs: dict[str, Any], policy: Literal["MultiInputPolicy", "ViewpointPolicy"]
+) -> PPO:
+    """What ppo_for_throughput is measured against: stable-baselines3's PPO and DictRolloutBuffer, on the same
+    environment with the same hyperparameters, with its own policy or with ours.
+    """
+    hyper = _throughput_hyperparameters(env_id, num_envs=num_envs, env_kwargs=env_kwargs)
+    envs = make_sb3_env(env_id, num_envs, **hyper.env_kwargs)
+    ours = {**policy_kwargs_for(envs.glimpse_envs.actions), **hyper.policy_kwargs}
+    model = PPO(
+        policy if policy == "MultiInputPolicy" else ViewpointPolicy,
+        VecMonitor(envs),
+        learning_rate=schedule(hyper.learning_rate, name="learning_rate"),
+        n_steps=hyper.n_steps,
+        batch_size=hyper.batch_size,
+        n_epochs=hyper.n_epochs,
+        gamma=hyper.gamma,
+        gae_lambda=hyper.gae_lambda,
+        clip_range=schedule(hyper.clip_range, name="clip_range"),
+        normalize_advantage=hyper.normalize_advantage,
+        ent_coef=hyper.ent_coef,
+        vf_coef=hyper.vf_coef,
+        max_grad_norm=hyper.max_grad_norm,
+        target_kl=hyper.target_kl,
+        policy_kwargs={} if policy == "MultiInputPolicy" else ours,
+        rollout_buffer_class=DictRolloutBuffer,
+        seed=0,
+        device=resolve_device(envs.glimpse_envs.config.device),
+    )
     model.set_logger(Logger(None, []))
     return model
 
@@ -198,10 +283,12 @@ class Run(BaseCallback):
         super().__init__()
         self.config, self.settings, self.env, self.record = config, settings, env, record
         self.evaluations: list[dict[str, Any]] = []
+        self.warm_start: list[dict[str, float]] = []
         self.snapshot: State | None = None
         """The state after the last complete update."""
         self.saved_at = -1
         self.bar: tqdm[Any] | None = None
+        self._headroom: Headroom | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -209,6 +296,7 @@ class Run(BaseCallback):
 
     def resume_from(self, state: State) -> None:
         self.evaluations = json.loads(state["evaluations"])
+        self.warm_start = json.loads(state.get("warm_start", "[]"))
         self.saved_at = state["num_timesteps"]
 
     def _on_training_start(self) -> None:
@@ -238,7 +326,10 @@ class Run(BaseCallback):
         assert isinstance(self.model, GlimpsePPO)
         now = self.model.num_timesteps
         self._show_progress()
-        self.snapshot = capture(self.model) | {"evaluations": json.dumps(self.evaluations)}
+        self.snapshot = capture(self.model) | {
+            "evaluations": json.dumps(self.evaluations),
+            "warm_start": json.dumps(self.warm_start),
+        }
         every = self.settings.eval_every
         last = self.evaluations[-1]["num_timesteps"] if self.evaluations else 0
         if every and (now // every > last // every or (finished and now > last)):
@@ -277,11 +368,12 @@ class Run(BaseCallback):
         assert isinstance(policy, ViewpointPolicy)
         policy.set_training_mode(False)
         policy.record = self.record
+        validation = replace(self.env, split="validation", num_scenes=self.settings.eval_scenes, shard=(0, 1))
+        learned = LearnedPolicy(policy)
         with preserved_random_state():
-            result = evaluate(
-                LearnedPolicy(policy),
-                config=replace(self.env, split="validation", num_scenes=self.settings.eval_scenes, shard=(0, 1)),
-            )
+            result = evaluate(learned, config=validation)
+            self._show_gaze(learned, validation, result)
+            self._record_headroom(validation, result)
         score, loss = result.score(), result.mean_loss()
         best = min((e["loss"][-1] for e in self.evaluations), default=float("inf"))
         self.evaluations.append(
@@ -304,6 +396,29 @@ class Run(BaseCallback):
                 f"loss {loss[-1]:.4f} after glimpse {len(score)}"
             )
 
+    def _show_gaze(self, policy: LearnedPolicy, validation: EnvConfig, result: Evaluation) -> None:
+        if not self.config.gaze_scenes:
+            return
+        count = min(self.config.gaze_scenes, len(result.scene))
+        pictures = {
+            "fixations": fixation_picture(result.viewpoints),
+            "gaze": gaze_strips(policy, validation, num_scenes=count),
+        }
+        for name, picture in pictures.items():
+            self.logger.record(
+                f"eval/{name}", TensorBoardImage(picture, "HWC"), exclude=("stdout", "log", "json", "csv")
+            )
+
+    def _record_headroom(self, validation: EnvConfig, result: Evaluation) -> None:
+        if not self.config.headroom_scenes:
+            return
+        if self._headroom is None:
+            count = min(self.config.headroom_scenes, len(result.scene))
+            self._headroom = headroom(validation, count, path=self.run_dir / HEADROOM)
+        for t, share in enumerate(self._headroom.share(result)):
+            if np.isfinite(share):
+                self.logger.record(f"eval/headroom_share_glimpse_{t + 1}", float(share))
+
     def _show_progress(self) -> None:
         assert isinstance(self.model, GlimpsePPO)
         if self.bar is None or self.model.ep_info_buffer is None:
@@ -318,7 +433,11 @@ class Run(BaseCallback):
 
 def _prepare(config: TrainConfig) -> tuple[Settings, State | None]:
     """The run's settings, and the state to resume from. Refuses what is wrong before touching anything."""
-    for name, least in (("total_timesteps", 1), ("eval_every", 0), ("checkpoint_every", 1)):
+    least_values = {
+        "total_timesteps": 1, "eval_every": 0, "checkpoint_every": 1, "headroom_scenes": 0, "gaze_scenes": 0,
+        "warm_start_states": 0,
+    }  # fmt: skip
+    for name, least in least_values.items():
         value = getattr(config, name)
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -352,7 +471,7 @@ def _prepare(config: TrainConfig) -> tuple[Settings, State | None]:
 
 def _fresh_settings(config: TrainConfig) -> Settings:
     env_kwargs = json_object(config.env_kwargs, option="--env-kwargs")
-    overrides = json_object(config.hyper, option="--hyper")
+    overrides = _overrides(config)
     env_id = DEFAULT_ENV if config.env is None else config.env
     env_config(env_id, env_kwargs)  # an unknown id is named before the lack of hyperparameters for it
     hyper = load_hyperparameters(env_id, overrides)
@@ -375,11 +494,21 @@ def _fresh_settings(config: TrainConfig) -> Settings:
     )
 
 
+def _overrides(config: TrainConfig) -> dict[str, Any]:
+    """--hyper, with what has an option of its own."""
+    overrides = json_object(config.hyper, option="--hyper")
+    if config.warm_start_states is not None:
+        overrides["warm_start"] = {**overrides.get("warm_start", {}), "states": config.warm_start_states}
+    return overrides
+
+
 def _resumed_settings(config: TrainConfig, saved: Settings) -> Settings:
     """The run's own; whatever else was asked for must agree with them, but for the number of decisions."""
     for name in ("env", "env_kwargs", "seed", "hyper", "eval_every", "eval_scenes"):
         asked, own = getattr(config, name), getattr(saved, name)
-        if asked is not None and isinstance(own, dict):
+        if name == "hyper" and (asked is not None or config.warm_start_states is not None):
+            asked = _overrides(config)
+        elif asked is not None and isinstance(own, dict):
             asked = json_object(asked, option="--" + name.replace("_", "-"))
         if asked is not None and asked != own:
             raise ValueError(
@@ -443,6 +572,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
     model = make_model(env, env_cfg, hyper, seed=settings.seed)
     run = Run(config, settings, env_cfg, record)
     if state is None:
+        run.warm_start = warmed_up(model, env_cfg, hyper, seed=settings.seed, progress=config.progress)
         begin_episodes(model)
     else:
         restore(model, state)
@@ -488,6 +618,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
     )
     if not interrupted:
         summary = {"num_timesteps": done, "seconds": time.monotonic() - began, "evaluations": run.evaluations}
+        summary |= {"warm_start": run.warm_start} if run.warm_start else {}
         replace_file(run_dir / RESULT, (json.dumps(summary, indent=2) + "\n").encode())
     return result
 
@@ -499,6 +630,8 @@ def main() -> None:
         result = train(config)
     except (OSError, ValueError, TypeError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted before the first rollout: nothing is saved, the same command begins again.")
     if result.interrupted:
         log.info(
             "Interrupted after %s decisions; all but the update that was under way is in %s. Go on with:\n"

@@ -17,7 +17,7 @@ from agents.callbacks import EntropyFloor, decision_index, normalized_entropy
 from agents.checkpoint import load_policy, save_policy
 from agents.hyperparameters import check_fit, load_hyperparameters, schedule
 from agents.learned import LearnedPolicy
-from agents.networks import ViewpointHead, interpolation_matrix
+from agents.networks import Features, ViewpointHead, interpolation_matrix
 from agents.normalize import PerStepNormalize
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from agents.ppo import GlimpsePPO
@@ -71,7 +71,7 @@ def test_logits_follow_the_table(shuffled: bool) -> None:
     head = ViewpointHead(table, channels=4, grid=8, upsample=2, allow_stop=True)
     features = torch.randn(3, 4, 8, 8)
     with torch.no_grad():
-        logits = head(features)
+        logits = head(Features(map=features, acuity=None))
         maps = torch.nn.functional.pixel_shuffle(head.score_maps(features), 2)
         bias = head.scale_bias(features.mean(dim=(2, 3)))
         scales = list(dict.fromkeys(table[:, 2].tolist()))
@@ -100,7 +100,7 @@ def test_every_action_kind_acts_and_learns(kind: str) -> None:
     silent = [name for name, p in policy.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not silent, silent
     with torch.no_grad():
-        policy.action_net.get_submodule("mean" if kind == "continuous" else "score_maps").weight.mul_(100)  # type: ignore[operator, union-attr]
+        policy.action_net.get_submodule("output" if kind == "continuous" else "score_maps").weight.mul_(100)  # type: ignore[operator, union-attr]
     other = given | {"uncertainty": given["uncertainty"].flip(-1)}
 
     def parameters(given: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -354,7 +354,7 @@ def test_hyperparameters() -> None:
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epoch": 7})
     with pytest.raises(ValueError, match="batch_size must be at least 2 and divide"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"batch_size": 100})
-    with pytest.raises(ValueError, match="unknown policy_kwargs width; there are: channels"):
+    with pytest.raises(ValueError, match="unknown policy_kwargs width; there are: network, channels"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"policy_kwargs": {"width": 3}})
     with pytest.raises(ValueError, match="entropy_floor must be null or hold start"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"entropy_floor": {"begin": 3}})

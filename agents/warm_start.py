@@ -1,0 +1,262 @@
+"""A warm start for PPO: supervised regression of what a glimpse at each viewpoint would gain.
+
+On training scenes, where labels may be used, K random viewpoints of the table are tried in every state that the
+policy comes to, each with one forward of the backbone, and the actor learns which of them help more than the others:
+
+    logit of a viewpoint = gain / (temperature * sigma) + anything that is the same for all viewpoints of the state
+
+Gains are the environment's rewards one glimpse ahead (of the loss, where the reward is a score's), sigma is their
+standard deviation within states. The actor begins as a softmax over predicted gains; what it gives up by looking one
+glimpse ahead only is left to PPO. The critic learns the returns of the same episodes.
+
+States are collected in rounds, the first with random viewpoints, the others with those that the policy samples by
+then: a policy that learns from other states than its own stalls after the first glimpses. A round is forgotten once
+learned, so that memory does not grow with the number of states.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from stable_baselines3.common.utils import set_random_seed
+from torch import Tensor
+from tqdm import tqdm
+
+from agents.networks import TableHead
+from agents.policy import ViewpointPolicy, require_finite
+from canvit_gym.actions import DiscreteActions
+from canvit_gym.config import EnvConfig
+from canvit_gym.policies.lookahead import losses_after
+from canvit_gym.rewards import Reward, potential_reward, uses_score
+from canvit_gym.vector_env import GlimpseVectorEnv
+
+Objective = Literal["regression", "ranking"]
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """How much is tried, and how it is learned. No states: no warm start."""
+
+    states: int = 0
+    candidates: int = 8
+    """Viewpoints tried in every state, the same for the states of one step of the batch."""
+    round_states: int = 4096
+    epochs: int = 8
+    """Passes over a round."""
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    """Falls linearly to 0 over the rounds."""
+    temperature: float = 0.25
+    objective: Objective = "regression"
+    """regression: squared error of gains; ranking: cross-entropy to softmax(gain / (temperature * sigma))."""
+    vf_coef: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, low in (("states", 0), ("candidates", 2), ("round_states", 1), ("epochs", 1), ("batch_size", 2)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ValueError(f"warm_start {name} must be a whole number >= {low}, got {value!r}")
+        for name in ("learning_rate", "temperature"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"warm_start {name} must be a number > 0, got {getattr(self, name)!r}")
+        if self.objective not in get_args(Objective):
+            raise ValueError(
+                f"warm_start objective must be one of {', '.join(get_args(Objective))}, got {self.objective!r}"
+            )
+
+
+@dataclass(frozen=True)
+class _Round:
+    """S states: what the policy saw, what it might have gained, and what it did gain until the episode's end."""
+
+    observations: dict[str, Tensor]  # [S, ...] each, maps in float16
+    chosen: Tensor  # [S, K] which actions were tried
+    gains: Tensor  # [S, K]
+    rewards: NDArray[np.float64]  # [S / T, T]: the states of an episode stand together
+
+
+ReturnsOf = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Rewards [episodes, decisions] as the environment pays them -> what the critic shall say of each state."""
+
+
+def discounted_returns(
+    rewards: NDArray[np.float64], *, gamma: float, normalize: Literal["per_step", "pooled"] | None, center: bool
+) -> NDArray[np.float64]:
+    """[E, T] rewards of whole episodes -> returns of what PerStepNormalize would make of them."""
+    axis = 0 if normalize == "per_step" else None
+    if normalize == "per_step" and center:
+        rewards = rewards - rewards.mean(axis=0)
+    if normalize is not None:
+        rewards = rewards / np.sqrt(rewards.var(axis=axis) + 1e-8)
+    returns = np.zeros_like(rewards)
+    following = np.zeros(len(rewards))
+    for t in reversed(range(rewards.shape[1])):
+        following = returns[:, t] = rewards[:, t] + gamma * following
+    return returns
+
+
+def warm_start(
+    policy: ViewpointPolicy,
+    *,
+    config: EnvConfig,
+    options: WarmStart,
+    returns_of: ReturnsOf,
+    num_envs: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[dict[str, float]]:
+    """Train `policy` in place; one dict per round. A function of its arguments: it seeds the global generators.
+
+    `explained` is the share of the gains' variance within states that the actor predicted before it learned from the
+    round (0: nothing, 1: all, luck included); `sigma` is in the reward's units.
+
+    Raises:
+        ValueError: continuous actions, or fewer viewpoints than candidates.
+        FloatingPointError: a loss that is not finite.
+    """
+    set_random_seed(seed)
+    envs = GlimpseVectorEnv(num_envs, autoreset_mode="disabled", **vars(config))
+    actions = envs.actions
+    if not isinstance(actions, DiscreteActions) or len(actions.viewpoints) < options.candidates:
+        envs.close()
+        raise ValueError(
+            f"a warm start tries {options.candidates} viewpoints of a table in every state, but the actions are "
+            f"{actions.space}: use action='grid' or 'quadtree', fewer candidates, or no warm start"
+        )
+    rng = np.random.default_rng(seed)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=options.learning_rate)
+    sizes = [
+        min(options.round_states, options.states - done) for done in range(0, options.states, options.round_states)
+    ]
+    history: list[dict[str, float]] = []
+    bar = tqdm(total=options.states, desc="Warm start", unit="state", disable=None if progress else True)
+    envs.reset(seed=seed)
+    with bar:
+        for number, size in enumerate(sizes):
+            collected = _collect(policy, envs, actions, options, size, rng, explores=number == 0, advance=bar.update)
+            returns = torch.from_numpy(returns_of(collected.rewards).reshape(-1)).float()
+            optimizer.param_groups[0]["lr"] = options.learning_rate * (1 - number / len(sizes))
+            record = _learn(policy, optimizer, collected, returns, options)
+            history.append({"states": float(sum(sizes[: number + 1])), **record})
+            bar.set_postfix({name: f"{record[name]:.3f}" for name in ("explained", "loss")})
+    envs.close()
+    return history
+
+
+@torch.no_grad()
+def _collect(
+    policy: ViewpointPolicy,
+    envs: GlimpseVectorEnv,
+    actions: DiscreteActions,
+    options: WarmStart,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    explores: bool,
+    advance: Callable[[int], Any],
+) -> _Round:
+    """At least `size` states, in whole batches of whole episodes."""
+    policy.set_training_mode(False)
+    table, reward, cost = actions.viewpoints, envs.config.reward, envs.config.glimpse_cost
+    seen: list[dict[str, Tensor]] = []  # one per episode batch, [N * T, ...]
+    chosen, gains, rewards = [], [], []
+    count = 0
+    while count < size:
+        envs.reset()
+        steps: list[dict[str, Tensor]] = []
+        of_episode: tuple[list[NDArray[Any]], ...] = ([], [], [])
+        ended = np.zeros(envs.num_envs, dtype=np.bool_)
+        while not ended.any():
+            observation = envs.observation_tensors()
+            steps.append({k: v.half() if v.ndim == 4 else v for k, v in observation.items()})
+            tried = rng.choice(len(table), options.candidates, replace=False)
+            after = losses_after(envs.episodes, table[tried])  # [K, N]
+            gain = _gains(reward, envs.episodes.loss, after).T - cost
+            if actions.allow_stop:  # to stop gains nothing and costs nothing
+                tried, gain = np.append(tried, len(table)), np.pad(gain, ((0, 0), (0, 1)))
+            looks = (
+                rng.integers(len(table), size=envs.num_envs) if explores else _sampled(policy, observation, len(table))
+            )
+            _, paid, ended, _, _ = envs.step(looks)
+            for column, value in zip(of_episode, (np.tile(tried, (envs.num_envs, 1)), gain, paid), strict=True):
+                column.append(value)
+        seen.append({k: torch.stack([step[k] for step in steps], dim=1).flatten(0, 1) for k in steps[0]})
+        tried_at, gains_at, paid_at = (np.stack(column, axis=1) for column in of_episode)
+        chosen.append(tried_at.reshape(-1, tried_at.shape[-1]))
+        gains.append(gains_at.reshape(-1, gains_at.shape[-1]))
+        rewards.append(paid_at)
+        count += paid_at.size
+        advance(paid_at.size)
+    return _Round(
+        observations={k: torch.cat([part[k] for part in seen]) for k in seen[0]},
+        chosen=torch.from_numpy(np.concatenate(chosen)),
+        gains=torch.from_numpy(np.concatenate(gains)).float(),
+        rewards=np.concatenate(rewards).astype(np.float64),
+    )
+
+
+def _gains(reward: Reward, before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Losses [N] and [K, N] -> [K, N]."""
+    kind: Reward = "loss_reduction" if uses_score(reward) else reward
+    nothing = np.zeros_like(after)
+    return potential_reward(
+        kind, loss=(np.broadcast_to(before, after.shape), after), score=(nothing, nothing), ended=nothing > 0
+    )
+
+
+def _sampled(policy: ViewpointPolicy, observation: dict[str, Tensor], num_viewpoints: int) -> NDArray[np.int64]:
+    """[N] viewpoints drawn from the policy; never a stop, so that episodes stay together."""
+    given = {key: value.to(policy.device) for key, value in observation.items()}
+    probabilities = policy.get_distribution(given).distribution.probs[:, :num_viewpoints]  # type: ignore[union-attr]
+    return torch.multinomial(probabilities, 1).squeeze(1).cpu().numpy()
+
+
+def _learn(
+    policy: ViewpointPolicy, optimizer: torch.optim.Optimizer, data: _Round, returns: Tensor, options: WarmStart
+) -> dict[str, float]:
+    device = policy.device
+    centered = data.gains - data.gains.mean(dim=1, keepdim=True)
+    sigma = centered.square().mean().sqrt().clamp(min=1e-9)
+    targets = centered / (options.temperature * sigma)  # [S, K]
+    predicted = [
+        _scores(policy, data, rows)[0].detach().cpu() for rows in torch.arange(len(targets)).split(options.batch_size)
+    ]
+    explained = 1 - (torch.cat(predicted) - targets).square().mean() / targets.square().mean()
+    policy.set_training_mode(True)
+    losses: list[Tensor] = []
+    for _ in range(options.epochs):
+        for rows in torch.randperm(len(targets)).split(options.batch_size):
+            scores, values = _scores(policy, data, rows)
+            wanted = targets[rows].to(device)
+            if options.objective == "ranking":
+                loss = F.cross_entropy(scores, wanted.softmax(dim=1))
+            else:
+                loss = F.mse_loss(scores, wanted)
+            total = loss + options.vf_coef * F.mse_loss(values, returns[rows].to(device))
+            optimizer.zero_grad()
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.detach())
+    policy.set_training_mode(False)
+    loss = torch.stack(losses)
+    require_finite({"the warm start's loss": loss})
+    return {
+        "explained": explained.item(),
+        "sigma": sigma.item(),
+        "loss": loss[-len(loss) // options.epochs :].mean().item(),
+    }
+
+
+def _scores(policy: ViewpointPolicy, data: _Round, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """(the tried actions' scores [n, K], centered; values [n])."""
+    observation = {k: v[rows.to(v.device)].to(policy.device) for k, v in data.observations.items()}
+    features: Any = policy.extract_features(observation)
+    head = policy.action_net
+    assert isinstance(head, TableHead)
+    scores = head.scores(features.map).gather(1, data.chosen[rows].to(policy.device))  # seen or not: a gain is a gain
+    return scores - scores.mean(dim=1, keepdim=True), policy.value_net(features).flatten()

@@ -1,0 +1,225 @@
+"""PPO end to end, rollouts and updates: ours against stock stable-baselines3 on the same environment.
+
+    python -m experiments.ppo_throughput --output experiments/results/throughput/ppo.json
+
+Every contestant runs in a process of its own, several times, in turns, so that a machine that slows down slows all of
+them and none finds another's memory. A measurement is --rollouts rollouts with their updates after one that warms up:
+
+- glimpses/s: of all scenes, the first glimpse of each included;
+- memory: the peak of the resident set above what it was before the algorithm was made (on a GPU: the peak of what is
+  allocated there), and what the rollout buffer holds;
+- backbone: the share of the time inside the frozen backbone's forward.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from agents.hyperparameters import load_hyperparameters
+from agents.rollout import TensorRolloutBuffer
+from canvit_gym.backbone.load import Backbone
+from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
+from experiments.provenance import plain, provenance
+from experiments.train import ppo_for_throughput, stock_ppo_for_throughput
+
+OURS, STOCK, STOCK_POLICY = "canvit_gym", "stock PPO", "stock PPO and policy"
+DESCRIPTIONS = {
+    OURS: "GlimpsePPO, TensorRolloutBuffer (float16 maps), ViewpointPolicy",
+    STOCK: "stable-baselines3 PPO, DictRolloutBuffer, ViewpointPolicy",
+    STOCK_POLICY: "stable-baselines3 PPO, DictRolloutBuffer, MultiInputPolicy",
+}
+
+
+@dataclass(frozen=True)
+class PPOThroughputConfig:
+    env: str = "CanViT/FashionSegmentation-v0"
+    env_kwargs: str = "{}"
+    """Keyword arguments of the environment, for every contestant, as JSON."""
+    hyper: str = "{}"
+    """Overrides of agents/hyperparameters.yml for ours only, as JSON."""
+    num_envs: int = 64
+    num_scenes: int = 512
+    rollouts: int = 3
+    repeats: int = 3
+    threads: int | None = None
+    """PyTorch's threads. None: as it finds them."""
+    contestant: str | None = None
+    """Measure this one here, once, and print JSON; used for the processes. None: all of them, in turns."""
+    output: Path | None = None
+    """Where to write the JSON record; the table is printed in any case."""
+
+
+@dataclass
+class BackboneClock:
+    """Adds up the time inside Backbone.step while it is installed."""
+
+    device: torch.device
+    seconds: float = field(default=0.0, init=False)
+
+    def install(self) -> Callable[[], None]:
+        """Returns what takes it off again."""
+        original = Backbone.step
+
+        def timed(backbone: Backbone, *args: Any, **kwargs: Any) -> Any:
+            synchronize(self.device)
+            began = time.perf_counter()
+            state = original(backbone, *args, **kwargs)
+            synchronize(self.device)
+            self.seconds += time.perf_counter() - began
+            return state
+
+        Backbone.step = timed  # type: ignore[method-assign]
+
+        def remove() -> None:
+            Backbone.step = original  # type: ignore[method-assign]
+
+        return remove
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def resident_mib() -> float:
+    """Now, not the peak."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def make(config: PPOThroughputConfig) -> OnPolicyAlgorithm:
+    env_kwargs = {"num_scenes": config.num_scenes, **json.loads(config.env_kwargs)}
+    if config.contestant == OURS:
+        return ppo_for_throughput(
+            config.env, num_envs=config.num_envs, env_kwargs=env_kwargs, overrides=json.loads(config.hyper)
+        )
+    return stock_ppo_for_throughput(
+        config.env,
+        num_envs=config.num_envs,
+        env_kwargs=env_kwargs,
+        policy="ViewpointPolicy" if config.contestant == STOCK else "MultiInputPolicy",
+    )
+
+
+def buffer_mib(model: OnPolicyAlgorithm) -> float:
+    buffer: Any = model.rollout_buffer
+    if isinstance(buffer, TensorRolloutBuffer):
+        return buffer.num_bytes / 2**20
+    arrays = [value for value in vars(buffer).values() if isinstance(value, np.ndarray)]
+    return sum(value.nbytes for value in [*arrays, *buffer.observations.values()]) / 2**20
+
+
+def measure(config: PPOThroughputConfig) -> dict[str, float]:
+    """One contestant, in this process."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    warm_environment(config)
+    before = resident_mib()
+    model = make(config)
+    assert model.env is not None
+    env = model.env.unwrapped
+    assert isinstance(env, GlimpseVecEnv)
+    device, episode = env.glimpse_envs.backbone.device, env.glimpse_envs.config
+    decisions = model.n_steps * config.num_envs
+    model.learn(decisions, reset_num_timesteps=False)
+    clock = BackboneClock(device)
+    remove = clock.install()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    began = time.perf_counter()
+    model.learn(config.rollouts * decisions, reset_num_timesteps=False)
+    synchronize(device)
+    seconds = time.perf_counter() - began
+    remove()
+    acting = episode.budget - (episode.first_glimpse is not None)
+    on_gpu = device.type == "cuda"
+    return {
+        "glimpses_per_second": config.rollouts * decisions * episode.budget / acting / seconds,
+        "share_in_backbone": clock.seconds / seconds,
+        "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else peak_mib() - before,
+        "rollout_buffer_mib": buffer_mib(model),
+        "peak_process_mib": peak_mib(),
+    }
+
+
+def warm_environment(config: PPOThroughputConfig) -> None:
+    """An environment of the same size, stepped once: what follows in memory is the algorithm's."""
+    env_kwargs = {"num_scenes": config.num_scenes, **json.loads(config.env_kwargs)}
+    envs = make_sb3_env(config.env, config.num_envs, **{**load_hyperparameters(config.env).env_kwargs, **env_kwargs})
+    envs.reset()
+    shape = (config.num_envs, *(envs.action_space.shape or ()))
+    for _ in range(envs.glimpse_envs.config.budget):
+        envs.step(np.zeros(shape, dtype=envs.action_space.dtype))
+    envs.close()
+
+
+def measured_apart(config: PPOThroughputConfig, contestant: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "experiments.ppo_throughput", "--contestant", contestant]
+    for name in ("env", "env_kwargs", "hyper", "num_envs", "num_scenes", "rollouts", "threads"):
+        if (value := getattr(config, name)) is not None:
+            command += [f"--{name.replace('_', '-')}", str(value)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"measuring {contestant!r} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def table(medians: dict[str, dict[str, float]]) -> str:
+    stock = medians[STOCK]
+    lines = [
+        "| | glimpses/s | ratio to stock PPO | in the backbone | rollout buffer MiB | peak MiB of the algorithm |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, values in medians.items():
+        rate, share = values["glimpses_per_second"], values["share_in_backbone"]
+        lines.append(
+            f"| {name}: {DESCRIPTIONS[name]} | {rate:,.0f} | {rate / stock['glimpses_per_second']:.2f} | {share:.0%} "
+            f"| {values['rollout_buffer_mib']:.1f} | {values['peak_mib']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    config = tyro.cli(PPOThroughputConfig, description=__doc__)
+    if config.contestant is not None:
+        print(json.dumps(measure(config)))
+        return
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in DESCRIPTIONS}
+    for _ in range(config.repeats):
+        for name, records in measured.items():
+            records.append(measured_apart(config, name))
+    medians = {
+        name: {key: statistics.median(record[key] for record in records) for key in records[0]}
+        for name, records in measured.items()
+    }
+    print(table(medians))
+    if config.output is not None:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        record = dict(
+            config=plain(asdict(config)),
+            contestants=DESCRIPTIONS,
+            measured=measured,
+            median=medians,
+            provenance=provenance(),
+        )
+        config.output.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

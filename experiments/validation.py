@@ -1,0 +1,86 @@
+"""What an evaluation during training shows beside its scores: the share of headroom, and pictures of the gaze.
+
+Headroom is what lies between coarse-to-fine and a greedy oracle that tries every viewpoint with the labels at hand,
+on the same scenes. Both are measured once, at the beginning: the oracle costs a forward per viewpoint and glimpse.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from agents.checkpoint import replace_file
+from canvit_gym.actions import DiscreteActions
+from canvit_gym.config import EnvConfig, build_actions
+from canvit_gym.evaluation import Evaluation, evaluate, record_views
+from canvit_gym.policies import GlimpsePolicy, make_policy
+from canvit_gym.rendering import Frame, tile_frames
+from experiments.gaze_picture import scene_strip
+
+FLOOR = "coarse_to_fine"
+HEAT_CELLS, HEAT_PX = 48, 192
+_HEAT = np.array([(20, 24, 60), (60, 80, 190), (60, 190, 170), (250, 220, 70), (255, 255, 240)], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """Scores after every glimpse on the first `num_scenes` validation scenes."""
+
+    num_scenes: int
+    floor: list[float]
+    ceiling: list[float]
+    ceiling_policy: str
+
+    def share(self, result: Evaluation) -> NDArray[np.float64]:
+        """[T]: 0 where the policy is as good as coarse-to-fine, 1 where as the oracle; NaN where those two agree."""
+        floor, ceiling = np.array(self.floor), np.array(self.ceiling)
+        gap = ceiling - floor
+        gained = result.score(slice(self.num_scenes)) - floor
+        return np.divide(gained, gap, out=np.full_like(gap, np.nan), where=np.abs(gap) > 1e-9)
+
+
+def headroom(config: EnvConfig, num_scenes: int, *, path: Path) -> Headroom:
+    """On validation scenes of `config`; from `path` where it holds what is wanted, else measured and written there."""
+    discrete = isinstance(build_actions(config), DiscreteActions)
+    oracle = "greedy_oracle(candidates='actions')" if discrete else "greedy_oracle"
+    if path.exists():
+        known = Headroom(**json.loads(path.read_text()))
+        if (known.num_scenes, known.ceiling_policy) == (num_scenes, oracle):
+            return known
+    validation = replace(config, split="validation", num_scenes=num_scenes, shard=(0, 1))
+    scores = []
+    for spec in (FLOOR, oracle):
+        policy = make_policy(spec, config=validation, num_glimpses=validation.budget)
+        scores.append(evaluate(policy, config=validation).score().tolist())
+    found = Headroom(num_scenes=num_scenes, floor=scores[0], ceiling=scores[1], ceiling_policy=oracle)
+    replace_file(path, (json.dumps(asdict(found), indent=2) + "\n").encode())
+    return found
+
+
+def fixation_maps(viewpoints: NDArray[np.float32], *, size: int = HEAT_CELLS) -> NDArray[np.float64]:
+    """[N, T, 3] -> [T, size, size]: for each glimpse, the share of scenes whose crop covers each cell's center."""
+    cells = (2 * np.arange(size) + 1) / size - 1
+    inside = [np.abs(cells - viewpoints[..., axis, None]) <= viewpoints[..., 2, None] for axis in (0, 1)]
+    return np.einsum("ntr,ntc->trc", inside[0].astype(np.float32), inside[1].astype(np.float32)) / len(viewpoints)
+
+
+def fixation_picture(viewpoints: NDArray[np.float32]) -> Frame:
+    """One heat map per glimpse side by side, each on its own scale from never to most often."""
+    maps = fixation_maps(viewpoints)
+    heat = maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-9)
+    stops = np.linspace(0, 1, len(_HEAT))
+    frames = []
+    for one in heat:
+        colours = np.stack([np.interp(one, stops, channel) for channel in _HEAT.T], axis=-1).astype(np.uint8)
+        frames.append(np.asarray(Image.fromarray(colours).resize((HEAT_PX, HEAT_PX), Image.Resampling.BILINEAR)))
+    return tile_frames(frames, columns=len(frames))
+
+
+def gaze_strips(policy: GlimpsePolicy, config: EnvConfig, *, num_scenes: int) -> Frame:
+    """The first scenes of the config's split, one line each: the gaze, the reading after every glimpse, the truth."""
+    views = record_views(policy, config=config, rows=np.arange(num_scenes))
+    strips = [np.asarray(scene_strip(scene, num_readings=len(scene)).convert("RGB")) for scene in views]
+    return np.concatenate(strips)

@@ -1,0 +1,134 @@
+"""The warm start learns which viewpoints gain, is reproducible, and PPO goes on from it."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents.checkpoint import load_record
+from agents.policy import ViewpointPolicy, policy_kwargs_for
+from agents.warm_start import WarmStart, discounted_returns, warm_start
+from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.policies.lookahead import losses_after
+from canvit_gym.vector_env import GlimpseVectorEnv
+from experiments.train import TrainConfig, train
+
+CONFIG = EnvConfig(num_scenes=16, device="cpu", budget=3, grid_scales=(0.5,), grid_centers=3)
+RETURNS = partial(discounted_returns, gamma=1.0, normalize="pooled", center=True)
+
+
+def make_policy(config: EnvConfig, **kwargs: Any) -> ViewpointPolicy:
+    actions = build_actions(config)
+    torch.manual_seed(0)
+    layout = build_layout(config, build_backbone(config), is_dense=config.dataset == "fashion-segmentation")
+    options: dict[str, Any] = policy_kwargs_for(actions) | {"channels": 16, "context_dim": 16, "blocks": 1} | kwargs
+    return ViewpointPolicy(layout.space, actions.space, lambda _: 1e-3, **options)
+
+
+def warmed(policy: ViewpointPolicy, config: EnvConfig = CONFIG, **options: Any) -> list[dict[str, float]]:
+    given: dict[str, Any] = {"states": 64, "round_states": 32, "candidates": 4, "epochs": 2} | options
+    return warm_start(policy, config=config, options=WarmStart(**given), returns_of=RETURNS, num_envs=8)
+
+
+@pytest.mark.parametrize("objective", ["regression", "ranking"])
+def test_the_actor_learns_what_gains(objective: str) -> None:
+    """On the few scenes it saw, what it prefers is better than chance by far."""
+    config = replace(CONFIG, budget=2)
+    policy = make_policy(config)
+    options: dict[str, Any] = dict(states=48, round_states=16, candidates=9, epochs=20, batch_size=8)
+    history = warmed(policy, config, objective=objective, **options)
+    assert [record["states"] for record in history] == [16, 32, 48]
+    assert history[-1]["loss"] < history[0]["loss"]
+    if objective == "regression":
+        assert history[-1]["explained"] > 0.15 > abs(history[0]["explained"])
+    envs = GlimpseVectorEnv(16, autoreset_mode="disabled", **vars(config))
+    envs.reset(seed=5)
+    actions: Any = envs.actions
+    gains = envs.episodes.loss - losses_after(envs.episodes, actions.viewpoints)  # [A, N]
+    with torch.no_grad():
+        probabilities = policy.get_distribution(envs.observation_tensors()).distribution.probs.numpy().T  # type: ignore[union-attr]
+        values = policy.predict_values(envs.observation_tensors()).numpy()  # type: ignore[arg-type]
+    expected, chance, best = (probabilities * gains).sum(axis=0).mean(), gains.mean(), gains.max(axis=0).mean()
+    assert (expected - chance) / (best - chance) > (0.3 if objective == "regression" else 0.1)
+    assert values.std() > 0.01
+    envs.close()
+
+
+def test_the_same_seed_gives_the_same_policy() -> None:
+    policies = [make_policy(CONFIG) for _ in range(2)]
+    histories = []
+    for noise, policy in enumerate(policies):
+        torch.manual_seed(100 + noise)
+        histories.append(warmed(policy))
+    assert histories[0] == histories[1]
+    for name, value in policies[0].state_dict().items():
+        assert torch.equal(value, policies[1].state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"allow_stop": True, "glimpse_cost": 0.01, "reward": "relative_loss_reduction"},
+        {"action": "quadtree", "reward": "score_gain", "first_glimpse": None},
+        {"dataset": "fashion-classification", "observation_dtype": "float16"},
+    ],
+    ids=str,
+)
+def test_every_environment_with_a_table(changes: dict[str, Any]) -> None:
+    config = replace(CONFIG, **changes)
+    policy = make_policy(config, network="pointer", mask_seen=True)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    history = warmed(policy, config)
+    assert all(np.isfinite(list(record.values())).all() for record in history)
+    assert any(not torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+
+
+def test_returns_are_those_of_normalized_rewards() -> None:
+    rewards = np.array([[1.0, 2.0], [3.0, 6.0]])
+    raw = discounted_returns(rewards, gamma=0.5, normalize=None, center=True)
+    np.testing.assert_allclose(raw, [[2, 2], [6, 6]])
+    pooled = discounted_returns(rewards, gamma=0.5, normalize="pooled", center=True)
+    np.testing.assert_allclose(pooled, raw / rewards.std(), rtol=1e-6)
+    per_step = discounted_returns(rewards, gamma=0.0, normalize="per_step", center=True)
+    np.testing.assert_allclose(per_step, [[-1, -1], [1, 1]], rtol=1e-6)
+
+
+def test_bad_options_are_named() -> None:
+    with pytest.raises(ValueError, match="warm_start candidates must be a whole number >= 2, got 1"):
+        WarmStart(states=8, candidates=1)
+    with pytest.raises(ValueError, match="objective must be one of regression, ranking"):
+        WarmStart(objective="hope")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tries 4 viewpoints of a table"):
+        warmed(make_policy(replace(CONFIG, action="continuous")), replace(CONFIG, action="continuous"))
+    with pytest.raises(ValueError, match="fewer candidates"):
+        warmed(make_policy(CONFIG), candidates=10)
+
+
+def test_training_goes_on_from_it_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    hyper = {
+        "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1, "warm_start": {"candidates": 3, "round_states": 16},
+        "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+    }  # fmt: skip
+    env_kwargs = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 3}
+    whole = TrainConfig(
+        tmp_path / "whole", env_kwargs=json.dumps(env_kwargs), hyper=json.dumps(hyper), total_timesteps=32,
+        warm_start_states=32, eval_every=0, progress=False,
+    )  # fmt: skip
+    train(whole)
+    result = json.loads((tmp_path / "whole" / "result.json").read_text())
+    assert [record["states"] for record in result["warm_start"]] == [16, 32]
+    assert load_record(tmp_path / "whole" / "last").hyperparameters["warm_start"]["states"] == 32
+
+    half = replace(whole, run_dir=tmp_path / "half")
+    train(replace(half, total_timesteps=16))
+    with pytest.raises(ValueError, match="begun with hyper="):
+        train(replace(half, resume=True, warm_start_states=64))
+    train(replace(half, resume=True))
+    files = [(tmp_path / name / "last" / "policy.safetensors").read_bytes() for name in ("whole", "half")]
+    assert files[0] == files[1]
+    assert json.loads((tmp_path / "half" / "result.json").read_text())["warm_start"] == result["warm_start"]

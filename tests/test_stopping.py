@@ -1,0 +1,63 @@
+"""Where agents with a stop action stop, and what the reading is worth there."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.checkpoint import load_policy
+from experiments.stopping import StoppingConfig, at_equal_glimpses, run_one, stops, study
+
+HYPER: dict[str, Any] = {
+    "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1,
+    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+}  # fmt: skip
+
+
+def tiny(tmp_path: Path) -> StoppingConfig:
+    return StoppingConfig(
+        costs=(0.0, 0.01), seeds=1, decisions=16, eval_scenes=6, hyper=json.dumps(HYPER),
+        env_kwargs=json.dumps({"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 4}),
+        runs_dir=tmp_path / "runs", results_dir=tmp_path / "results", progress=False,
+    )  # fmt: skip
+
+
+def test_stops_are_where_the_agent_wants_to(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    assert run_one(config, 0.01, 0) is not None
+    policy = load_policy(next(tmp_path.rglob("last")))
+    assert policy.record is not None and policy.record.env.allow_stop
+    validation = replace(policy.record.env, split="validation", num_scenes=6)
+    bias = policy.get_parameter("action_net.scale_bias.bias")
+    for change, expected in ((100.0, 1), (-200.0, 3)):
+        with torch.no_grad():
+            bias[-1] += change
+        found = stops(policy, validation)
+        assert (found.glimpses == expected).all() and found.mean_glimpses == expected
+        np.testing.assert_allclose(found.score(), found.evaluation.score()[expected - 1])
+        np.testing.assert_allclose(found.loss(), found.evaluation.mean_loss()[expected - 1], rtol=1e-6)
+    mixed = replace(found, glimpses=np.array([1, 3, 2, 3, 1, 1]))
+    losses = found.evaluation.loss
+    expected_loss = np.mean([losses[0, 0], losses[1, 2], losses[2, 1], losses[3, 2], losses[4, 0], losses[5, 0]])
+    np.testing.assert_allclose(mixed.loss(), expected_loss, rtol=1e-6)
+
+
+def test_the_study_is_resumable_and_reported(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    assert study(config)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("policy.safetensors")}
+    assert study(config)
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("policy.safetensors")}
+    result = json.loads((tmp_path / "results" / "FashionSegmentation-v0.json").read_text())
+    assert [(run["cost"], run["mean_glimpses"] <= 3) for run in result["runs"]] == [(0.0, True), (0.01, True)]
+    assert result["curve"][0]["mean_glimpses"] == 3  # without a stop action
+    assert "| 0.01 |" in (tmp_path / "results" / "FashionSegmentation-v0.md").read_text()
+
+
+def test_the_reference_is_interpolated() -> None:
+    reference = [{"score_at_fixed_budget": [0.1, 0.3]}]
+    rows = at_equal_glimpses([{"cost": 0.5, "mean_glimpses": 1.5, "score": 0.25}], reference)
+    np.testing.assert_allclose(rows[0]["fixed_budget_score"], 0.2)
