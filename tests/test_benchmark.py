@@ -1,0 +1,333 @@
+"""The benchmark end to end at a tiny size: what it evaluates, that it resumes exactly, and what it refuses."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from agents.checkpoint import RECORD, save_policy
+from agents.policy import ViewpointPolicy, policy_kwargs_for
+from agents.record import PolicyRecord, describe_inputs
+from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.evaluation import evaluate
+from canvit_gym.policies import make_policy
+from experiments import benchmark
+from experiments.benchmark import BenchmarkConfig
+from experiments.gallery import replay
+from experiments.records import MANIFEST, RECORDS, load_benchmark
+from experiments.report import MARKDOWN, REPORT, RESULTS, SCENES
+
+NUM_SCENES, BUDGET, ORACLE_SCENES = 10, 3, 6
+POLICIES = (
+    "coarse_to_fine", "entropy_coarse_to_fine", "center(scale=0.55)", "best_fixed_sequence(num_scenes=8)",
+    "greedy_oracle(max_candidates=3)",
+)  # fmt: skip
+
+Run = Callable[..., Path]
+
+
+def save_untrained(directory: Path, *, seed: int, **kwargs: Any) -> Path:
+    """A run directory with a best policy that sees and does something else than the environment's defaults."""
+    config = EnvConfig(device="cpu", grid_centers=4, canvas_size=4, budget=BUDGET, **kwargs)
+    actions, inputs = build_actions(config), describe_inputs(config)
+    layout = build_layout(config, build_backbone(config), is_dense=inputs.layout["is_dense"])
+    torch.manual_seed(seed)
+    policy = ViewpointPolicy(layout.space, actions.space, lambda _: 0.0, channels=8, **policy_kwargs_for(actions))
+    record = PolicyRecord(
+        env_id="CanViT/FashionSegmentation-v0", env=config, inputs=inputs, network={"channels": 8},
+        hyperparameters={}, provenance={}, training={},
+    )  # fmt: skip
+    save_policy(directory / "best", policy, record)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> str:
+    root = tmp_path_factory.mktemp("runs")
+    return "ppo=" + ",".join(str(save_untrained(root / f"seed{seed}", seed=seed)) for seed in (0, 1))
+
+
+@pytest.fixture
+def tiny(learned: str) -> BenchmarkConfig:
+    return BenchmarkConfig(
+        output=Path("unset"),
+        policies=POLICIES,
+        learned=(learned,),
+        budget=BUDGET,
+        seeds=2,
+        num_scenes=NUM_SCENES,
+        oracle_scenes=ORACLE_SCENES,
+        batch_size=4,
+        device="cpu",
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, learned: str) -> Path:
+    """The output of a benchmark that ran through."""
+    output = tmp_path_factory.mktemp("benchmark") / "whole"
+    benchmark.benchmark(
+        BenchmarkConfig(
+            output=output,
+            policies=POLICIES,
+            learned=(learned,),
+            budget=BUDGET,
+            seeds=2,
+            num_scenes=NUM_SCENES,
+            oracle_scenes=ORACLE_SCENES,
+            batch_size=4,
+            device="cpu",
+            progress=False,
+        )
+    )
+    return output
+
+
+def numbers(output: Path) -> dict[str, Any]:
+    """All that does not tell when and by which command it was made."""
+    record = json.loads((output / RESULTS).read_text())
+    return {name: value for name, value in record.items() if name != "provenance"}
+
+
+def test_every_policy_and_seed_is_there(whole: Path) -> None:
+    record = json.loads((whole / RESULTS).read_text())
+    assert list(record["policies"]) == [
+        "C2F", "EG-C2F", "center 0.55", "best fixed sequence", "greedy oracle (uses labels)", "ppo", "ppo, sampled",
+    ]  # fmt: skip
+    assert record["seeds"]["C2F"] == [[0, 1]], "random order: one evaluation per seed"
+    assert record["seeds"]["EG-C2F"] == [[0]]
+    assert record["seeds"]["ppo"] == [[0], [0]] and record["policies"]["ppo"]["num_runs"] == 2
+    assert record["seeds"]["ppo, sampled"] == [[0], [0]], "two training runs share the two seeds"
+    assert record["policies"]["greedy oracle (uses labels)"]["num_scenes"] == ORACLE_SCENES
+    assert record["oracle"]["num_scenes"] == ORACLE_SCENES and record["num_scenes"] == NUM_SCENES
+    assert record["reference"] == "C2F" and "minus_reference" in record["policies"]["ppo"]
+    provenance = record["provenance"]
+    assert provenance["versions"]["canvit-pytorch"] and provenance["command"] and provenance["machine"]["cores"]
+    assert {"backbone_sha256", "probe_sha256"} <= set(record["identity"])
+    assert all(len(run["weights_sha256"]) == 64 for run in record["training"]["ppo"])
+    assert record["warnings"] and "2 training runs" in record["warnings"][0]
+
+
+def test_numbers_are_those_of_a_plain_evaluation(whole: Path) -> None:
+    config = EnvConfig(split="test", num_scenes=NUM_SCENES, budget=BUDGET, device="cpu")
+    policies = json.loads((whole / RESULTS).read_text())["policies"]
+    for spec, label in (("entropy_coarse_to_fine", "EG-C2F"), ("center(scale=0.55)", "center 0.55")):
+        result = evaluate(make_policy(spec, config=config, num_glimpses=BUDGET), config=config, batch_size=4)
+        np.testing.assert_allclose(policies[label]["score"]["value"], result.score(), rtol=1e-5)
+        np.testing.assert_array_equal(policies[label]["gflops"], result.gflops)
+    both = [
+        evaluate(make_policy("coarse_to_fine", config=config, num_glimpses=BUDGET), config=config, seed=s, batch_size=4)
+        for s in (0, 1)
+    ]
+    np.testing.assert_allclose(policies["C2F"]["score"]["value"], np.mean([r.score() for r in both], axis=0), rtol=1e-5)
+
+
+def test_pictures_show_what_was_recorded(whole: Path) -> None:
+    index = json.loads((whole / "gallery" / "gallery.json").read_text())
+    assert index["policy"] == "ppo" and index["reference"] == "C2F" and index["num_scenes"] == ORACLE_SCENES
+    assert {shown["kind"] for shown in index["pictures"]} == {"best", "median", "worst"}
+    gains = {kind: [s["gain"] for s in index["pictures"] if s["kind"] == kind] for kind in ("best", "median", "worst")}
+    assert min(gains["best"]) >= max(gains["median"]) >= min(gains["median"]) >= max(gains["worst"])
+    for shown in index["pictures"]:
+        pixels = np.asarray(Image.open(whole / "gallery" / shown["file"]).convert("RGB"))
+        assert pixels.shape[0] > 400 and pixels.std() > 10
+    text = (whole / REPORT).read_text()
+    assert text.count("data:image/webp") == len(index["pictures"]) and (whole / MARKDOWN).is_file()
+    assert len((whole / SCENES).read_text().splitlines()) == NUM_SCENES + 1
+
+
+def test_replayed_viewpoints_give_the_recorded_readings(whole: Path) -> None:
+    record = load_benchmark(whole).reference.first
+    config = EnvConfig(split="test", num_scenes=NUM_SCENES, budget=BUDGET, device="cpu")
+    rows = np.array([7, 2])
+    for row, views in zip(rows, replay(record.viewpoints[rows], rows, config=config), strict=True):
+        assert [v.score_curve[t + 1] for t, v in enumerate(views)] == pytest.approx(record.scene_score()[row], abs=1e-3)
+
+
+class Interrupting:
+    """A policy whose evaluation is interrupted on its second batch."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy, self.info, self._batches = policy, policy.info, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._policy, name)
+
+    def begin(self, episodes: Any, *, seed: int) -> None:
+        self._batches += 1
+        if self._batches == 2:
+            raise KeyboardInterrupt
+        self._policy.begin(episodes, seed=seed)
+
+
+def test_interrupted_benchmark_goes_on_and_ends_the_same(
+    tiny: BenchmarkConfig, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(tiny, output=tmp_path / "resumed")
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(
+            benchmark,
+            "make_policy",
+            lambda spec, **kwargs: (Interrupting if spec.startswith("center") else (lambda p: p))(
+                make_policy(spec, **kwargs)
+            ),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            benchmark.benchmark(config)
+    done = {path.name: path.stat().st_mtime_ns for path in (config.output / RECORDS).iterdir()}
+    assert len(done) == 3, "C2F twice, EG-C2F; nothing half-written"
+    benchmark.benchmark(config)
+    after = {path.name: path.stat().st_mtime_ns for path in (config.output / RECORDS).iterdir()}
+    assert done.items() <= after.items(), "what was there is not computed again"
+    assert numbers(config.output) == numbers(whole)
+    assert set(after) == {path.name for path in (whole / RECORDS).iterdir()}
+
+
+def test_same_command_again_evaluates_nothing(
+    tiny: BenchmarkConfig, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = numbers(whole)
+
+    def nothing(*_: Any, **__: Any) -> None:
+        raise AssertionError("all records are there")
+
+    monkeypatch.setattr(benchmark, "evaluate", nothing)
+    benchmark.benchmark(replace(tiny, output=whole))
+    assert numbers(whole) == before
+
+
+def test_other_code_or_weights_are_evaluated_anew(
+    tiny: BenchmarkConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record is known by all that decides it: other training weights under the same name give another one."""
+    run = save_untrained(tmp_path / "mine", seed=0)
+    config = replace(
+        tiny, output=tmp_path / "out", policies=("coarse_to_fine", str(run)), learned=(), seeds=1, num_scenes=4
+    )
+    for after in ("draw_gallery", "write_report"):  # what follows the evaluations is not what this is about
+        monkeypatch.setattr(benchmark, after, lambda *_, **__: tmp_path)
+    benchmark.benchmark(config)
+    first = {path.name for path in (config.output / RECORDS).iterdir()}
+    assert sorted(name.rsplit("-", 1)[0] for name in first) == [
+        "coarse_to_fine-seed0", "mine-run0-seed0", "mine_sampled-run0-seed0",
+    ]  # fmt: skip
+    save_untrained(run, seed=5)
+    benchmark.benchmark(config)
+    second = {path.name for path in (config.output / RECORDS).iterdir()}
+    assert len(second) == 3 and len(first & second) == 1, "the hand-coded one is kept, the others are replaced"
+    monkeypatch.setattr(benchmark, "code_sha256", lambda: "other code")
+    benchmark.benchmark(config)
+    third = {path.name for path in (config.output / RECORDS).iterdir()}
+    assert len(third) == 3 and not second & third
+
+
+def test_default_policies_leave_out_what_does_not_fit(tiny: BenchmarkConfig, tmp_path: Path) -> None:
+    env_id = "CanViT/FashionClassification-v0"
+    config = replace(tiny, output=tmp_path / "out", policies=None, learned=(), env=env_id)
+    env = replace(benchmark.env_config(env_id, {}), split="test", num_scenes=4, budget=BUDGET, device="cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "make_policy", _without_search)
+        planned = benchmark.plan(config, env)
+    specs = [entry.spec for entry in planned.entries]
+    assert "coarse_to_fine" in specs and "entropy_greedy" not in specs
+    assert any(line.startswith("entropy_greedy is left out") for line in planned.left_out)
+
+
+def _without_search(spec: str, **kwargs: Any) -> Any:
+    return make_policy("coarse_to_fine" if spec == "best_fixed_sequence" else spec, **kwargs)
+
+
+def test_left_out_policies_are_told_in_the_report(
+    tiny: BenchmarkConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "DEFAULT_POLICIES", ("coarse_to_fine", "quadtree_beam"))
+    config = replace(
+        tiny, output=tmp_path / "out", policies=None, learned=(), env="CanViT/FashionClassification-v0", num_scenes=4
+    )
+    report = benchmark.benchmark(config)
+    assert "quadtree_beam is left out" in report.read_text()
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown policy": ({"policies": ("coarse_to_fin",)}, "did you mean 'coarse_to_fine'"),
+    "unknown argument": ({"policies": ("center(size=1)",)}, "no argument size; it takes scale"),
+    "unsupported task": (
+        {"policies": ("coarse_to_fine", "entropy_greedy"), "env": "CanViT/FashionClassification-v0"},
+        "supports segmentation, not classification.*choose another policy",
+    ),
+    "no policies": ({"policies": ()}, "no policies to benchmark: name some with --policies"),
+    "policy twice": ({"policies": ("coarse_to_fine", "coarse_to_fine")}, "given twice"),
+    "reference is not there": ({"policies": ("random",)}, "reference 'coarse_to_fine' is not among the policies"),
+    "reference uses labels": (
+        {"policies": ("greedy_oracle(max_candidates=2)",), "reference": "greedy_oracle(max_candidates=2)"},
+        "uses labels",
+    ),
+    "no scenes": ({"num_scenes": 0}, "num_scenes must be .*>= 1, got 0"),
+    "no oracle scenes": ({"oracle_scenes": 0}, "--oracle-scenes must be at least 1"),
+    "no seeds": ({"seeds": 0}, "--seeds must be at least 1"),
+    "no batch": ({"batch_size": 0}, "--batch-size must be at least 1"),
+    "no budget": ({"budget": 0}, "budget must be .*>= 1"),
+    "unknown environment": ({"env": "CanViT/Moon-v0"}, "unknown environment 'CanViT/Moon-v0'; there are"),
+    "bad JSON": ({"env_kwargs": "{"}, "--env-kwargs must be a JSON object"),
+    "learned without name": ({"learned": ("runs/a,runs/b",)}, "--learned takes name=directory,directory"),
+    "no such directory": ({"policies": ("coarse_to_fine", "runs/nowhere/best")}, "has no policy"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(tiny: BenchmarkConfig, tmp_path: Path, case: str) -> None:
+    changed, message = BAD[case]
+    config = replace(tiny, **{"output": tmp_path / "out", "policies": ("coarse_to_fine",), "learned": (), **changed})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        benchmark.benchmark(config)
+    assert not list((tmp_path / "out").glob("records/*")), "nothing is evaluated before all is known to be right"
+
+
+def test_gallery_policy_must_be_there(tiny: BenchmarkConfig, whole: Path) -> None:
+    with pytest.raises(ValueError, match=r"gallery policy 'Nobody' is not in this benchmark; there are: EG-C2F"):
+        benchmark.benchmark(replace(tiny, output=whole, gallery_policy="Nobody"))
+    with pytest.raises(ValueError, match="the reference itself"):
+        benchmark.benchmark(replace(tiny, output=whole, gallery_policy="C2F"))
+
+
+def test_run_of_another_environment_is_refused(tiny: BenchmarkConfig, tmp_path: Path) -> None:
+    run = save_untrained(tmp_path / "run", seed=0)
+    config = replace(tiny, output=tmp_path / "out", learned=(), env="CanViT/FashionClassification-v0")
+    with pytest.raises(ValueError, match=r"trained on .*'fashion-segmentation'.*this benchmark is on"):
+        benchmark.benchmark(replace(config, policies=("coarse_to_fine", str(run))))
+
+
+def test_run_of_another_checkpoint_is_refused(tiny: BenchmarkConfig, tmp_path: Path) -> None:
+    run = save_untrained(tmp_path / "run", seed=0)
+    path = run / "best" / RECORD
+    record = json.loads(path.read_text())
+    record["inputs"]["backbone_sha256"] = "0" * 64
+    path.write_text(json.dumps(record))
+    config = replace(tiny, output=tmp_path / "out", learned=(f"mine={run}",), policies=("coarse_to_fine",))
+    with pytest.raises(ValueError, match=r"the backbone: trained on sha256 0000"):
+        benchmark.benchmark(config)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"num_scenes": 12}, "num_scenes: 10 there, 12 now"),
+        ({"budget": 4}, "config.budget: 3 there, 4 now"),
+        ({"split": "validation"}, "config.split: 'test' there, 'validation' now"),
+        ({"env": "CanViT/FashionClassification-v0", "learned": ()}, "probe_sha256"),
+    ],
+)
+def test_directory_of_another_benchmark_is_refused(
+    tiny: BenchmarkConfig, whole: Path, changed: dict[str, Any], field: str
+) -> None:
+    before = (whole / MANIFEST).read_bytes()
+    with pytest.raises(ValueError, match=f"records of another benchmark.*{field}.*another --output"):
+        benchmark.benchmark(replace(tiny, output=whole, **changed))
+    assert (whole / MANIFEST).read_bytes() == before

@@ -1,0 +1,313 @@
+"""The report says what the records say: on evaluations made up so that every number is known."""
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from canvit_gym.evaluation import Evaluation
+from experiments import report
+from experiments.comparison import compare, per_scene, run_warnings
+from experiments.gallery import choose_scenes, shown_glimpses
+from experiments.records import MANIFEST, RECORDS, load_benchmark, write_json
+from experiments.report_figures import _spread, fixation_density, glimpse_groups, scale_shares
+
+NUM_SCENES, BUDGET, NUM_CLASSES, ORACLE_SCENES = 24, 4, 3, 16
+UNION = 1000
+
+
+def evaluation(share: float, *, seed: int = 0, num_scenes: int = NUM_SCENES, dense: bool = True) -> Evaluation:
+    """Every class of every scene is read with this intersection over union, after the first glimpse."""
+    rng = np.random.default_rng(7)
+    classes = NUM_CLASSES if dense else 1
+    intersection = np.full((num_scenes, BUDGET, classes), round(share * UNION))
+    union = np.full_like(intersection, UNION)
+    rank = None
+    if not dense:
+        rank = (np.arange(num_scenes)[:, None] >= share * num_scenes).astype(np.uint16).repeat(BUDGET, axis=1)
+        intersection, union = (rank == 0).astype(int)[:, :, None], np.ones((num_scenes, BUDGET, 1), dtype=int)
+    viewpoints = np.tile(np.array([0.5, -0.5, 0.5], np.float32), (num_scenes, BUDGET, 1))
+    viewpoints[:, 0] = (0, 0, 1)
+    scene_loss = rng.uniform(1, 3, (num_scenes, 1))
+    return Evaluation(
+        scene=np.arange(num_scenes),
+        viewpoints=viewpoints,
+        loss=(scene_loss - share * np.ones((1, BUDGET))).astype(np.float32),
+        intersection=intersection,
+        union=union,
+        rank=rank,
+        gflops=np.arange(1, BUDGET + 1, dtype=np.float64),
+        metric="mIoU" if dense else "top-1",
+        seed=seed,
+        record={"scenes": "made up"},
+    )
+
+
+Line = tuple[str, str, list[list[Evaluation]]]  # label, spec, [runs][seeds]
+
+
+def save_benchmark(directory: Path, lines: list[Line], *, learned: tuple[str, ...] = ()) -> Path:
+    plan: list[dict[str, Any]] = []
+    for label, spec, runs in lines:
+        described = []
+        for place, evaluations in enumerate(runs):
+            files = []
+            for one in evaluations:
+                file = f"{label}-{place}-{one.seed}.npz".replace(" ", "_")
+                one.save(directory / RECORDS / file)
+                files.append({"file": file, "seed": one.seed})
+            training = {"directory": f"runs/{place}", "weights_sha256": str(place), "env_id": "E", "budget": 9}
+            described.append({"training": training if label in learned else None, "records": files})
+        plan.append(
+            {
+                "label": label, "spec": spec, "description": f"what {label} does", "deterministic": True,
+                "uses_labels": "oracle" in spec, "learned": label in learned, "runs": described,
+            }
+        )  # fmt: skip
+    manifest = {
+        "identity": {
+            "environment": "CanViT/Some-v0", "config": {"budget": BUDGET, "split": "test", "checkpoint": "nano"},
+            "scenes": "made up", "backbone_sha256": "a" * 64, "probe_sha256": "b" * 64,
+        },
+        "reference": "C2F",
+        "left_out": ["entropy_greedy is left out: it does not fit"],
+        "plan": plan,
+        "provenance": {
+            "command": "python -m experiments.benchmark --output here", "git": None, "versions": {"torch": "2"},
+            "machine": {"cpu": "<some & cpu>"}, "time": "2026-01-02T03:04:05",
+        },
+    }  # fmt: skip
+    write_json(directory / MANIFEST, manifest)
+    return directory
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """C2F reads 40 %, ppo 45 % in two training runs, the oracle 60 % on fewer scenes."""
+    return save_benchmark(
+        tmp_path,
+        [
+            ("C2F", "coarse_to_fine", [[evaluation(0.4, seed=0), evaluation(0.4, seed=1)]]),
+            ("fixed", "best_fixed_sequence", [[evaluation(0.42)]]),
+            ("ppo", "ppo", [[evaluation(0.44)], [evaluation(0.46)]]),
+            ("greedy oracle", "greedy_oracle", [[evaluation(0.6, num_scenes=ORACLE_SCENES)]]),
+        ],
+        learned=("ppo",),
+    )
+
+
+def test_numbers_are_those_of_the_records(directory: Path) -> None:
+    numbers = compare(load_benchmark(directory))
+    ppo = numbers["policies"]["ppo"]
+    assert np.allclose(ppo["score"]["value"], 0.45) and np.isclose(ppo["score_area"]["value"], 0.45)
+    assert np.allclose(ppo["score_of_each_run"], [0.44, 0.46])
+    assert np.isclose(ppo["interquartile_mean"]["value"], 0.45)
+    low, high = (bound[-1] for bound in ppo["score"]["interval"])
+    assert np.isclose(low, 0.44) and np.isclose(high, 0.46), "two runs are resampled"
+    difference = ppo["minus_reference"]
+    assert np.isclose(difference["score"]["value"][-1], 0.05)
+    assert np.isclose(difference["cross_entropy"]["value"][-1], -0.05, atol=1e-6)
+    assert difference["probability_of_improvement"]["value"] == 1
+    assert np.isclose(ppo["minus_fixed"]["score"]["value"][-1], 0.03)
+    assert numbers["best"] == "ppo" and "minus_reference" not in numbers["policies"]["C2F"]
+
+
+def test_difference_is_paired_by_scene(directory: Path) -> None:
+    """Scenes differ by up to 2 nats, policies by the same everywhere: the interval of the difference has no width."""
+    fixed = compare(load_benchmark(directory))["policies"]["fixed"]
+    low, high = (bound[-1] for bound in fixed["cross_entropy"]["interval"])
+    assert high - low > 0.2
+    low, high = (bound[-1] for bound in fixed["minus_reference"]["cross_entropy"]["interval"])
+    assert np.allclose([low, high], -0.02, atol=1e-5)
+
+
+def test_headroom_is_shared_on_the_oracles_scenes(directory: Path) -> None:
+    numbers = compare(load_benchmark(directory))
+    oracle = numbers["oracle"]
+    assert oracle["num_scenes"] == ORACLE_SCENES and np.isclose(oracle["lead"]["score"]["value"], 0.2)
+    assert np.isclose(oracle["policies"]["ppo"]["share_score"]["value"], 0.25)
+    assert np.isclose(oracle["policies"]["ppo"]["share_cross_entropy"]["value"], 0.25, atol=1e-5)
+    low, high = oracle["policies"]["ppo"]["share_score"]["interval"]
+    assert np.isclose(low, 0.2) and np.isclose(high, 0.3)
+    assert "score" not in numbers["policies"]["greedy oracle"], "its curve is on other scenes than the rest"
+
+
+def test_no_share_of_a_lead_that_is_none(tmp_path: Path) -> None:
+    lines: list[Line] = [
+        ("C2F", "coarse_to_fine", [[evaluation(0.4)]]),
+        ("random", "random", [[evaluation(0.3)]]),
+        ("greedy oracle", "greedy_oracle", [[evaluation(0.4)]]),
+    ]
+    benchmark = load_benchmark(save_benchmark(tmp_path, lines))
+    assert compare(benchmark)["oracle"]["policies"]["random"]["share_score"] is None
+    report.write_report(benchmark)
+    assert "not defined" in (tmp_path / report.MARKDOWN).read_text()
+    json.loads((tmp_path / report.RESULTS).read_text(), parse_constant=pytest.fail)
+
+
+def test_classification_reports_top5_and_compares_scenes_by_cross_entropy(tmp_path: Path) -> None:
+    lines: list[Line] = [
+        ("C2F", "coarse_to_fine", [[evaluation(0.5, dense=False)]]),
+        ("ppo", "ppo", [[evaluation(0.75, dense=False)]]),
+    ]
+    benchmark = load_benchmark(save_benchmark(tmp_path, lines, learned=("ppo",)))
+    ppo = compare(benchmark)["policies"]["ppo"]
+    assert ppo["score"]["value"][-1] == 0.75 and ppo["top5"]["value"][-1] == 1
+    assert ppo["minus_reference"]["probability_of_improvement"]["value"] == 1
+    first = benchmark.entries[0].first
+    assert np.array_equal(per_scene(first), -first.loss.astype(np.float64))
+    report.write_report(benchmark)
+    assert "top-5 %" in (tmp_path / report.MARKDOWN).read_text()
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.without_alternative: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            if (value := given.get(name)) is not None:
+                self.addresses.append(value)
+        if (tag == "img" and not given.get("alt")) or (tag == "svg" and not given.get("aria-label")):
+            self.without_alternative.append(tag)
+        if tag in ("script", "link", "iframe"):
+            self.addresses.append(f"<{tag}>")
+        if "id" in given:
+            self.ids.append(str(given["id"]))
+
+
+def test_page_is_self_contained(directory: Path) -> None:
+    report.write_report(load_benchmark(directory))
+    text = (directory / report.REPORT).read_text()
+    assert not re.search(r"https?:|//\w+\.\w+|@import|url\((?!#)", re.sub(r"base64,[^\"]+", "", text))
+    page = _Page()
+    page.feed(text)
+    assert page.addresses and all(a.startswith(("#", "data:image/")) for a in page.addresses)
+    assert not page.without_alternative
+    assert len(text) < 3_000_000
+    assert "&lt;some &amp; cpu&gt;" in text and "<some" not in text
+    targets = {a[1:] for a in page.addresses if a.startswith("#")}
+    assert targets <= set(page.ids), "a figure refers to something that is not there"
+
+
+def test_what_is_missing_or_thin_is_said(directory: Path) -> None:
+    benchmark = load_benchmark(directory)
+    (warning,) = run_warnings(benchmark.entries)
+    assert "ppo: 2 training runs" in warning
+    report.write_report(benchmark)
+    for name in (report.REPORT, report.MARKDOWN):
+        text = (directory / name).read_text()
+        assert "2 training runs" in text and "entropy_greedy is left out" in text
+        assert "ppo: trained at a budget of 9 glimpses, evaluated at 4" in text
+
+
+def test_three_training_runs_need_no_warning(tmp_path: Path) -> None:
+    runs = [[evaluation(share)] for share in (0.44, 0.45, 0.46)]
+    lines: list[Line] = [("C2F", "coarse_to_fine", [[evaluation(0.4)]]), ("ppo", "ppo", runs)]
+    assert not run_warnings(load_benchmark(save_benchmark(tmp_path, lines, learned=("ppo",))).entries)
+
+
+def test_summary_says_who_wins_and_what_is_noise(directory: Path) -> None:
+    text = " ".join(report.summary(compare(load_benchmark(directory))))
+    assert "ppo reads best of the 3 policies that use no labels: mIoU 45.0 [44.0, 46.0] %" in text
+    assert "+5.0 [+4.0, +6.0] points against C2F" in text
+    assert "ppo against the fixed, which sees no image: +3.0" in text and "more than a prior" in text
+    assert (
+        "greedy oracle leads C2F in mIoU on the first 16 scenes: +20.0" in text
+        and "ppo captures most: 25 [20, 30] %" in text
+    )
+
+
+def test_scenes_are_a_table(directory: Path) -> None:
+    report.write_report(load_benchmark(directory))
+    header, *rows = (line.split(",") for line in (directory / report.SCENES).read_text().splitlines())
+    assert len(rows) == NUM_SCENES and header[:3] == ["scene", "C2F score", "C2F cross-entropy"]
+    assert float(rows[3][header.index("ppo score")]) == pytest.approx(0.45)
+    assert rows[-1][header.index("greedy oracle score")] == "", "the oracle has not seen this scene"
+
+
+def test_report_is_the_same_when_made_anew_and_needs_no_model(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_model(*_: Any, **__: Any) -> None:
+        raise AssertionError("a report loads no model")
+
+    for user in ("config.load_backbone", "evaluation.build_backbone"):
+        monkeypatch.setattr(f"canvit_gym.{user}", no_model)
+    monkeypatch.setattr("experiments.gallery.build_backbone", no_model)
+    report.main(report.ReportConfig(results=directory))
+    names = (report.REPORT, report.MARKDOWN, report.RESULTS, report.SCENES)
+    before = {name: (directory / name).read_bytes() for name in names}
+    (directory / report.FIGURES / "stale.svg").write_text("<svg/>")
+    report.main(report.ReportConfig(results=directory))
+    assert before == {name: (directory / name).read_bytes() for name in names}
+    assert not (directory / report.FIGURES / "stale.svg").exists()
+
+
+def test_gallery_that_was_drawn_is_in_the_report(directory: Path) -> None:
+    (directory / "gallery").mkdir()
+    Image.new("RGB", (40, 30)).save(directory / "gallery" / "best-scene-3.webp")
+    shown = {"file": "best-scene-3.webp", "kind": "best", "scene": 3, "gain": 0.125}
+    index = {"policy": "ppo", "reference": "C2F", "lines": ["C2F", "ppo"], "num_scenes": 16, "pictures": [shown]}
+    write_json(directory / "gallery" / "gallery.json", index)
+    report.write_report(load_benchmark(directory))
+    text = (directory / report.REPORT).read_text()
+    assert "data:image/webp;base64," in text
+    assert "Best for ppo against C2F: scene 3, +12.5 points of the scene&#x27;s mIoU." in text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda d: (d / MANIFEST).unlink(), FileNotFoundError, "experiments.benchmark --output"),
+        (lambda d: (d / MANIFEST).write_text("{"), ValueError, "damaged"),
+        (lambda d: (d / MANIFEST).write_text("{}"), ValueError, "without identity"),
+        (lambda d: next((d / RECORDS).glob("ppo*")).unlink(), FileNotFoundError, "1 of 6 records .* --output here"),
+        (lambda d: next((d / RECORDS).glob("ppo*")).write_bytes(b"PK"), ValueError, "delete it and evaluate again"),
+    ],
+)
+def test_bad_directories(directory: Path, spoil: Callable[[Path], Any], error: type[Exception], message: str) -> None:
+    spoil(directory)
+    with pytest.raises(error, match=message):
+        report.main(report.ReportConfig(results=directory))
+
+
+@pytest.mark.parametrize("budget", [2, 5, 7, 21, 100])
+def test_glimpse_groups_partition_the_glimpses_after_the_first(budget: int) -> None:
+    groups = glimpse_groups(budget)
+    assert [t for a, b in groups for t in range(a, b + 1)] == list(range(2, budget + 1)) and len(groups) <= 6
+    shown = shown_glimpses(budget)
+    assert shown[0] == 1 and shown[-1] == budget and shown == sorted(set(shown)) and len(shown) <= 5
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 6, 50])
+def test_chosen_scenes_are_best_median_and_worst(count: int) -> None:
+    gain = np.random.default_rng(count).permutation(count).astype(float)
+    chosen = choose_scenes(gain)
+    rows = [row for _, row in chosen]
+    assert len(set(rows)) == len(rows) and gain[rows[0]] == gain.max()
+    if count >= 6:
+        assert [kind for kind, _ in chosen] == ["best"] * 2 + ["median"] * 2 + ["worst"] * 2
+        assert [gain[row] for row in rows[4:]] == [0, 1] and abs(np.mean(gain[rows[2:4]]) - (count - 1) / 2) < 1
+
+
+def test_where_a_policy_looks_is_counted_in_rows_and_columns() -> None:
+    density = fixation_density(np.array([[-0.9, 0.9, 0.1]] * 5, dtype=np.float32))
+    row, column = np.unravel_index(density.argmax(), density.shape)
+    assert row < 3 and column > 20
+    shares = scale_shares(np.array([[0, 0, 1], [0, 0, 0.5], [0, 0, 0.45], [0, 0, 0.02]], dtype=np.float32), 3)
+    assert shares.tolist() == [0.25, 0.5, 0, 0.25]
+
+
+def test_labels_are_spread_in_order() -> None:
+    places = _spread(np.array([5.0, 5.0, 5.1, 1.0, 9.99]), gap=0.5, low=0, high=10)
+    assert np.diff(np.sort(places)).min() >= 0.5 - 1e-6 and places.argmax() == 4 and places.argmin() == 3
+    assert places.min() >= 0 and places.max() <= 10 + 1e-6
