@@ -433,7 +433,7 @@ def _save(model: Any, config: PretrainingConfig, *, results: dict[str, Any], **p
     if compiled is not None:
         model.canvit.forward = compiled
     teacher = json.loads((config.teacher_dir / "teacher.json").read_text())
-    record = dict(
+    record: dict[str, Any] = dict(
         config=plain(asdict(config)),
         starts=[json.loads(line) for line in (config.run_dir / "starts.jsonl").read_text().splitlines()],
         teacher=teacher,
@@ -441,6 +441,8 @@ def _save(model: Any, config: PretrainingConfig, *, results: dict[str, Any], **p
         validation=results,
         torch=torch.__version__,
     )
+    if config.init_from is not None and (earlier := config.init_from / "training.json").exists():
+        record["continues"] = json.loads(earlier.read_text())
     (config.run_dir / "model" / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -12,6 +12,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import tyro
@@ -86,6 +87,29 @@ def measure(config: ShippingConfig, teacher: dict[str, float]) -> dict[str, Any]
     )
 
 
+def stages(training: dict[str, Any]) -> str:
+    """A line for each run that the weights went through, the first one first."""
+    earlier = training.get("continues")
+    config = training["config"]
+    parts = {
+        f"{config['token_steps']} steps of glimpse-stream learning": config["token_steps"],
+        f"{config['steps']} steps of passive-to-active dense distillation by canvit-pytorch's training step, "
+        f"batch {config['batch_size']}": config["steps"],
+        f"{training['steps'] - config['steps']} steps on the cross-entropy of class shares, "
+        f"batch {config['finish_batch_size']}": training["steps"] - config["steps"],
+    }
+    done = "; ".join(what for what, count in parts.items() if count)
+    starts = len(training["starts"])
+    line = (
+        f"  - {'From those weights: ' if earlier else ''}{done}; F-IID and R-IID rollouts in turn, "
+        f"{training['glimpses']:,} glimpses, AdamW at {config['peak_lr']}, seed {config['seed']}, "
+        f"{training['seconds'] / 60:.0f} minutes"
+        + (f" (started {starts} times, some with other settings)." if starts > 1 else ".")
+    )
+    line = fill(line, 118, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return f"{stages(earlier)}\n{line}" if earlier else line
+
+
 def card(record: dict[str, Any]) -> str:
     training, metrics, made = record["training"], record["metrics"], record["provenance"]
     shown = (1, 2, 3, 4, 5, 9, 13, 17, 21)
@@ -97,6 +121,13 @@ def card(record: dict[str, Any]) -> str:
     goals = "\n".join(f"| {goal} | {value} |" for goal, value in metrics["goals"].items())
     pretraining = training["config"]
     teacher = training["teacher"]
+    last, continued = "runs/nano", ""
+    if "continues" in training:
+        last = "runs/nano_continued"
+        continued = f"""
+      python -m experiments.pretrain_nano --run-dir {last} --teacher-dir runs/teacher \\
+          --init-from runs/nano/model --token-steps 0 --steps 0 --seed {pretraining["seed"]} \\
+          --finish-steps {pretraining["finish_steps"]} --peak-lr {pretraining["peak_lr"]}"""
     return f"""---
 library_name: canvit-pytorch
 license: mit
@@ -112,21 +143,17 @@ FashionScenes and nothing else.
   scenes of FashionScenes' training split (Fashion-MNIST sprites, MIT licence, Zalando SE).
 - **Teacher**: a passive convolutional network at full resolution (`experiments/teacher.py`),
   {teacher["config"]["steps"]} steps, {teacher["seconds"] / 60:.0f} minutes.
-- **Recipe**: `experiments/pretrain_nano.py`: {pretraining["token_steps"]} steps of glimpse-stream learning;
-  {pretraining["steps"]} steps of passive-to-active dense distillation by canvit-pytorch's training step, batch
-  {pretraining["batch_size"]}; {training["steps"] - pretraining["steps"]} steps on the cross-entropy of class shares,
-  batch {pretraining["finish_batch_size"]}; F-IID and R-IID rollouts in turn, {training["glimpses"]:,} glimpses,
-  AdamW at {pretraining["peak_lr"]}, seed {pretraining["seed"]}, {training["seconds"] / 60:.0f} minutes in all.
-  The run was started {len(training["starts"])} times, some with other settings: `training.json` has each.
+- **Recipe** (`experiments/pretrain_nano.py`; `training.json` has every setting and start):
+{stages(training)}
 - **Probes**: `experiments/fit_probe.py` on the frozen model.
 - **Made with**: torch {training["torch"]}, canvit-pytorch {made["versions"]["canvit-pytorch"]},
   on {made["machine"]["cpu"]} ({made["machine"]["cores"]} cores).
 - **Commands**:
 
       python -m experiments.teacher --run-dir runs/teacher
-      python -m experiments.pretrain_nano --run-dir runs/nano --teacher-dir runs/teacher
-      python -m experiments.fit_probe --checkpoint runs/nano/model --output-dir runs/probes
-      {made["command"]}
+      python -m experiments.pretrain_nano --run-dir runs/nano --teacher-dir runs/teacher{continued}
+      python -m experiments.fit_probe --checkpoint {last}/model --output-dir runs/probes
+      python -m experiments.ship_nano --model-dir {last}/model --probes-dir runs/probes
 
 ## On test scenes
 
