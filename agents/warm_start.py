@@ -125,7 +125,8 @@ def warm_start(
         envs.close()
         raise ValueError(
             f"a warm start tries {options.candidates} viewpoints of a table in every state, but the actions are "
-            f"{actions.space}: use action='grid' or 'quadtree', fewer candidates, or no warm start"
+            f"{actions.space}: use action='grid' or 'quadtree', fewer candidates, or no warm start "
+            "(--warm-start-states 0)"
         )
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.Adam(policy.parameters(), lr=options.learning_rate)

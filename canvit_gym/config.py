@@ -134,8 +134,8 @@ class EnvConfig:
         first = self.first_glimpse
         if self.first_glimpse_cache_mb and (first is None or first == "random"):
             raise ValueError(
-                f"first_glimpse_cache_mb={self.first_glimpse_cache_mb} needs a first glimpse that is the same for every "
-                f"episode: use first_glimpse='full' or (row, col, scale), not {first!r}, or no cache"
+                f"first_glimpse_cache_mb={self.first_glimpse_cache_mb} needs a first glimpse that is the same for "
+                f"every episode: use first_glimpse='full' or (row, col, scale), not {first!r}, or no cache"
             )
         if first is None or first in ("full", "random"):
             return

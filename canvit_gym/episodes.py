@@ -4,7 +4,9 @@ Host-side arrays are numpy, device-side ones are tensors; rows are environment i
 the rows it is given, so that scenes which end are replaced while the others go on.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from canvit_gym.backbone.load import Backbone
+from canvit_gym.first_glimpses import FirstGlimpseCache
 from canvit_gym.observations import ObservationLayout, pooled_canvas, sharpened, uncertainty
 from canvit_gym.scenes.source import SceneSource
+from canvit_gym.states import Rows, States, index_of
 from canvit_gym.tasks.segmentation import normalized_canvas
 from canvit_gym.tasks.task import Task
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
-Rows = NDArray[np.int64]
+READING_BYTES = 1 << 20
+"""Of canvas read at once on a CPU, about: what stays in a core's cache between the operations on it."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +49,47 @@ def _assign(target: Tensor | None, rows: Rows, value: Tensor, num: int) -> Tenso
     """`target` with `value` at `rows`; the value itself where it covers every row."""
     if target is None or len(rows) == num:
         return value
-    target[_index(rows, target)] = value
+    target[index_of(rows, target)] = value
     return target
 
 
-def _index(rows: Rows, like: Tensor) -> Tensor:
-    """Rows as a tensor beside `like`: indexing with it is twice as fast as with the array."""
-    return torch.from_numpy(rows).to(like.device)
+class _RowsOf(Mapping[str, Tensor]):
+    """Rows of named tensors, taken when asked for: a loss has no use for the label maps that a score needs."""
+
+    def __init__(self, whole: Mapping[str, Tensor], rows: Rows) -> None:
+        self._whole, self._rows = whole, rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._whole[name]
+        return value[index_of(self._rows, value)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole)
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+
+def to_host(tensors: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
+    """As arrays; from a GPU with one synchronization for all of them."""
+    device = next(iter(tensors.values())).device
+    if device.type != "cuda":
+        return {key: value.cpu().numpy() for key, value in tensors.items()}
+    host = {key: torch.empty_like(value, device="cpu", pin_memory=True) for key, value in tensors.items()}
+    for key, value in tensors.items():
+        host[key].copy_(value, non_blocking=True)
+    torch.cuda.current_stream(device).synchronize()
+    return {key: value.numpy() for key, value in host.items()}
+
+
+@dataclass(frozen=True)
+class _Potentials:
+    """Losses, and scores where asked for, of rows after so many glimpses: on their way to the host."""
+
+    rows: Rows
+    glimpses: NDArray[np.int64]
+    values: Tensor  # [1 or 2, len(rows)]
+    arrived: torch.cuda.Event | None
 
 
 class EpisodeBatch:
@@ -66,6 +105,7 @@ class EpisodeBatch:
         scenes: SceneSource,
         budget: int,
         with_score: bool,
+        first_glimpses: FirstGlimpseCache | None = None,
     ) -> None:
         self.num = num
         self.backbone = backbone
@@ -74,6 +114,7 @@ class EpisodeBatch:
         self.scenes = scenes
         self.budget = budget
         self.with_score = with_score
+        self.first_glimpses = first_glimpses
         self.all_rows: Rows = np.arange(num)
         self._mean, self._std = (
             torch.tensor(values, device=backbone.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
@@ -82,40 +123,66 @@ class EpisodeBatch:
         self.scene = np.full(num, -1, dtype=np.int64)
         self.glimpses = np.zeros(num, dtype=np.int64)
         self.viewpoints = np.zeros((num, budget, 3), dtype=np.float32)
-        self.loss = np.zeros(num, dtype=np.float32)
-        self.score = np.full(num, np.nan, dtype=np.float32)
-        self.loss_curve = np.full((num, budget + 1), np.nan, dtype=np.float32)
-        self.score_curve = np.full((num, budget + 1), np.nan, dtype=np.float32)
+        self._loss = np.zeros(num, dtype=np.float32)
+        self._score = np.full(num, np.nan, dtype=np.float32)
+        self._loss_curve = np.full((num, budget + 1), np.nan, dtype=np.float32)
+        self._score_curve = np.full((num, budget + 1), np.nan, dtype=np.float32)
+        self._potentials: _Potentials | None = None
 
         self.images: Tensor | None = None  # [N, 3, H, W], ImageNet-normalized
         self.truth: dict[str, Tensor] = {}
-        self.state: RecurrentState | None = None
+        self._states = States(num, backbone.init_state)
         self.logits: Tensor | None = None
         self._pooled: Tensor | None = None  # [N, D, g, g]
         self._acuity: Tensor | None = None  # [N, m, m]
         self._pixels: Tensor | None = None  # [N, 3, px, px] uint8
 
-    @torch.no_grad()
+    @property
+    def state(self) -> RecurrentState:
+        """The backbone's state of every scene. Valid until the next begin or look; clone to keep or to change it."""
+        with torch.inference_mode():
+            return self._states.whole()
+
+    @property
+    def loss(self) -> NDArray[np.float32]:
+        """[N], as of the last reading."""
+        self._settle()
+        return self._loss
+
+    @property
+    def score(self) -> NDArray[np.float32]:
+        """[N], NaN where it is not measured."""
+        self._settle()
+        return self._score
+
+    @property
+    def loss_curve(self) -> NDArray[np.float32]:
+        """[N, budget + 1], index = glimpses taken."""
+        self._settle()
+        return self._loss_curve
+
+    @property
+    def score_curve(self) -> NDArray[np.float32]:
+        """[N, budget + 1], index = glimpses taken."""
+        self._settle()
+        return self._score_curve
+
+    @torch.inference_mode()
     def begin(self, rows: Rows, scene: NDArray[np.int64], *, read: bool) -> None:
         """Put scenes [len(rows)] in rows, with an empty canvas; `read` decodes the empty canvas."""
+        self._settle()
         device = self.backbone.device
         batch = self.scenes.load(scene)
-        # In place: fresh buffers of this size cost more than the arithmetic. The operations and their order are
-        # those of canvit-pytorch's imagenet_normalize, so the pixels are its to the bit.
-        images = batch.images.to(device).float().div_(255).sub_(self._mean).div_(self._std)
-        self.images = _assign(self.images, rows, images, self.num)
+        self._put_images(rows, batch.images)
         for name, value in self.task.truth(batch.labels).items():
             self.truth[name] = _assign(self.truth.get(name), rows, value, self.num)
-        state = self.backbone.init_state(len(rows))
-        # init_state expands one token over the batch; rows that are replaced later need memory of their own.
-        state = RecurrentState(canvas=state.canvas, recurrent_cls=state.recurrent_cls.contiguous())
-        self._set_state(rows, state)
+        self._states.restart(rows)
 
         self.scene[rows] = scene
         self.glimpses[rows] = 0
         self.viewpoints[rows] = 0
-        self.loss_curve[rows] = np.nan
-        self.score_curve[rows] = np.nan
+        self._loss_curve[rows] = np.nan
+        self._score_curve[rows] = np.nan
         if "acuity" in self.layout.keys:
             size = self.layout.map_size
             zeros = torch.zeros(len(rows), size, size, device=device)
@@ -125,67 +192,143 @@ class EpisodeBatch:
             zeros = torch.zeros(len(rows), 3, px, px, dtype=torch.uint8, device=device)
             self._pixels = _assign(self._pixels, rows, zeros, self.num)
         if read:
-            self._read(rows, state)
+            # One empty canvas is read for all of them.
+            empty = self._decode(self.backbone.init_state(1))
+            logits, pooled = (None if t is None else t.expand(len(rows), *t.shape[1:]).contiguous() for t in empty)
+            assert logits is not None
+            self._read(rows, logits, pooled)
 
-    @torch.no_grad()
+    def _put_images(self, rows: Rows, images: Tensor) -> None:
+        """uint8 [len(rows), 3, H, W] -> ImageNet-normalized, in rows of `self.images`.
+
+        The operations and their order are those of canvit-pytorch's imagenet_normalize: its pixels to the bit.
+        """
+        device = self.backbone.device
+        if device.type != "cpu":
+            images = images.to(device, non_blocking=True).float().div_(255).sub_(self._mean).div_(self._std)
+            self.images = _assign(self.images, rows, images, self.num)
+            return
+        if self.images is None:
+            self.images = torch.empty(self.num, *images.shape[1:])
+        for row, image in zip(rows.tolist(), images, strict=True):  # one image stays in the cache from first to last
+            torch.div(image.float().div_(255).sub_(self._mean), self._std, out=self.images[row])
+
+    @torch.inference_mode()
     def look(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
-        assert self.images is not None and self.state is not None, "begin() comes first"
-        viewpoint = to_viewpoint(viewpoints, self.backbone.device)
-        if len(rows) == self.num:
-            glimpse = self.backbone.glimpse(self.images, viewpoint)
-        else:
-            # Sampling every scene and dropping some glimpses is cheaper than copying the scenes of some.
-            everywhere = np.tile(FULL_SCENE, (self.num, 1))
-            everywhere[rows] = viewpoints
-            glimpse = self.backbone.glimpse(self.images, to_viewpoint(everywhere, self.backbone.device))[rows]
-        state = self.backbone.step(glimpse, self._state_rows(rows), viewpoint)
-        self._set_state(rows, state)
+        assert self.images is not None, "begin() comes first"
+        state = self._after_glimpses(rows, viewpoints)
+        self._states.put(rows, state)
 
         self.viewpoints[rows, self.glimpses[rows]] = viewpoints
         self.glimpses[rows] += 1
         if self._acuity is not None:
-            acuity = self._acuity if len(rows) == self.num else self._acuity[rows]
+            acuity = self._acuity if len(rows) == self.num else self._acuity[index_of(rows, self._acuity)]
+            viewpoint = to_viewpoint(viewpoints, self.backbone.device)
             self._acuity = _assign(self._acuity, rows, sharpened(acuity, viewpoint), self.num)
+        self._read(rows, *self._decode(state))
+
+    def _after_glimpses(self, rows: Rows, viewpoints: NDArray[np.float32]) -> RecurrentState:
+        """The states of rows after their glimpses; forwards only for those that the cache does not hold."""
+        cache = self.first_glimpses
+        if cache is None:
+            return self._forward(rows, viewpoints)
+        scene = self.scene[rows]
+        first = (self.glimpses[rows] == 0) & (viewpoints == cache.viewpoint).all(axis=1)
+        held = first & cache.holds(scene)
+        known, others = np.flatnonzero(held), np.flatnonzero(~held)
+        if known.size and self._pixels is not None:
+            self._keep_pixels(rows[known], self._glimpses(rows[known], viewpoints[known]))
+        if not others.size:
+            return cache.get(scene)
+        state = self._forward(rows[others], viewpoints[others])
+        if (new := np.flatnonzero(first[others])).size:
+            index = index_of(new, state.canvas)
+            part = RecurrentState(canvas=state.canvas[index], recurrent_cls=state.recurrent_cls[index])
+            part = cache.rounded(part)
+            cache.keep(scene[others[new]], part)
+            state.canvas[index], state.recurrent_cls[index] = part.canvas, part.recurrent_cls
+        if not known.size:
+            return state
+        here = cache.get(scene[known])
+        place = index_of(np.argsort(np.concatenate([others, known])), state.canvas)
+        return RecurrentState(
+            canvas=torch.cat([state.canvas, here.canvas]).index_select(0, place),
+            recurrent_cls=torch.cat([state.recurrent_cls, here.recurrent_cls]).index_select(0, place),
+        )
+
+    def _forward(self, rows: Rows, viewpoints: NDArray[np.float32]) -> RecurrentState:
+        glimpse = self._glimpses(rows, viewpoints)
         if self._pixels is not None:
-            self._pixels = _assign(self._pixels, rows, _to_uint8(glimpse), self.num)
-        self._read(rows, state)
+            self._keep_pixels(rows, glimpse)
+        return self.backbone.step(glimpse, self._states.take(rows), to_viewpoint(viewpoints, self.backbone.device))
 
-    def _set_state(self, rows: Rows, state: RecurrentState) -> None:
-        if self.state is None or len(rows) == self.num:
-            self.state = state
-        else:
-            index = _index(rows, state.canvas)
-            self.state.canvas[index] = state.canvas
-            self.state.recurrent_cls[index] = state.recurrent_cls
-
-    def _state_rows(self, rows: Rows) -> RecurrentState:
-        assert self.state is not None
+    def _glimpses(self, rows: Rows, viewpoints: NDArray[np.float32]) -> Tensor:
+        """[len(rows), 3, px, px], ImageNet-normalized."""
+        assert self.images is not None
         if len(rows) == self.num:
-            return self.state
-        index = _index(rows, self.state.canvas)
-        return RecurrentState(canvas=self.state.canvas[index], recurrent_cls=self.state.recurrent_cls[index])
+            return self.backbone.glimpse(self.images, to_viewpoint(viewpoints, self.backbone.device))
+        if 2 * len(rows) <= self.num:
+            images = self.images[index_of(rows, self.images)]
+            return self.backbone.glimpse(images, to_viewpoint(viewpoints, self.backbone.device))
+        # Sampling every scene and dropping some glimpses is cheaper than copying the scenes of most.
+        everywhere = np.tile(FULL_SCENE, (self.num, 1))
+        everywhere[rows] = viewpoints
+        glimpse = self.backbone.glimpse(self.images, to_viewpoint(everywhere, self.backbone.device))
+        return glimpse[index_of(rows, glimpse)]
 
-    def _read(self, rows: Rows, state: RecurrentState) -> None:
-        """Decode the state of rows: logits, loss, score where asked for, and the pooled canvas."""
-        truth = self.truth if len(rows) == self.num else {k: v[_index(rows, v)] for k, v in self.truth.items()}
-        wants_canvas = "canvas" in self.layout.keys
-        canvas_norm = normalized_canvas(self.backbone, state) if wants_canvas or self.task.is_dense else None
-        logits = self.task.read(state, canvas_norm)
+    def _keep_pixels(self, rows: Rows, glimpse: Tensor) -> None:
+        self._pixels = _assign(self._pixels, rows, _to_uint8(glimpse), self.num)
+
+    def _decode(self, state: RecurrentState) -> tuple[Tensor, Tensor | None]:
+        """(logits, pooled canvas where it is observed) of states."""
+        observed = "canvas" in self.layout.keys
+        if not (observed or self.task.is_dense):
+            return self.task.read(state, None), None
+        scene_bytes = state.canvas[0].numel() * state.canvas.element_size()
+        at_once = -(-READING_BYTES // scene_bytes) if state.canvas.device.type == "cpu" else len(state.canvas)
+        logits, pooled = [], []
+        for canvas, recurrent_cls in zip(state.canvas.split(at_once), state.recurrent_cls.split(at_once), strict=True):
+            part = RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls)
+            canvas_norm = normalized_canvas(self.backbone, part)
+            logits.append(self.task.read(part, canvas_norm))
+            if observed:
+                pooled.append(pooled_canvas(canvas_norm, size=self.layout.canvas_size))
+        if len(logits) == 1:
+            return logits[0], pooled[0] if observed else None
+        return torch.cat(logits), torch.cat(pooled) if observed else None
+
+    def _read(self, rows: Rows, logits: Tensor, pooled: Tensor | None) -> None:
+        """Measure the readings of rows: loss, and score where asked for."""
+        self._settle()
         self.logits = _assign(self.logits, rows, logits, self.num)
-        if wants_canvas:
-            assert canvas_norm is not None
-            pooled = pooled_canvas(canvas_norm, size=self.layout.canvas_size)
+        if pooled is not None:
             self._pooled = _assign(self._pooled, rows, pooled, self.num)
+        truth = self.truth if len(rows) == self.num else _RowsOf(self.truth, rows)
         potentials = [self.task.loss(logits, truth)]
         if self.with_score:
             potentials.append(self.task.score(logits, truth))
-        host = torch.stack(potentials).cpu().numpy()  # the step's one device synchronization
-        self.loss[rows] = host[0]
-        self.loss_curve[rows, self.glimpses[rows]] = host[0]
+        values, arrived = torch.stack(potentials), None
+        if values.device.type == "cuda":
+            # What the step is for is on its way while the observation is made; `_settle` waits for it.
+            arrived, stream = torch.cuda.Event(), torch.cuda.current_stream(values.device)
+            values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+            arrived.record(stream)
+        self._potentials = _Potentials(rows=rows, glimpses=self.glimpses[rows], values=values, arrived=arrived)
+
+    def _settle(self) -> None:
+        """Wait for the last potentials and note them."""
+        last, self._potentials = self._potentials, None
+        if last is None:
+            return
+        if last.arrived is not None:
+            last.arrived.synchronize()
+        values = last.values.numpy()
+        self._loss[last.rows] = values[0]
+        self._loss_curve[last.rows, last.glimpses] = values[0]
         if self.with_score:
-            self.score[rows] = host[1]
-            self.score_curve[rows, self.glimpses[rows]] = host[1]
+            self._score[last.rows] = values[1]
+            self._score_curve[last.rows, last.glimpses] = values[1]
 
     @torch.no_grad()
     def observe(self, rows: Rows | None = None) -> dict[str, Tensor]:
@@ -198,12 +341,12 @@ class EpisodeBatch:
 
         def picked(stored: Tensor) -> Tensor:
             """Never an alias of what is stored: rows are updated in place."""
-            value = stored if whole else stored[rows]
+            value = stored if whole else stored[index_of(rows, stored)]
             value = value.to(dtype) if value.is_floating_point() else value
             return value.clone() if value is stored else value
 
         def from_host(values: NDArray[np.float32]) -> Tensor:
-            return torch.from_numpy(values).to(device=device, dtype=dtype)
+            return torch.from_numpy(values).to(device=device, dtype=dtype, non_blocking=True)
 
         observation: dict[str, Tensor] = {}
         for key in self.layout.keys:
@@ -212,13 +355,14 @@ class EpisodeBatch:
                     assert self._pooled is not None
                     observation[key] = picked(self._pooled)
                 case "uncertainty":
-                    logits = self.logits if whole else self.logits[rows]
+                    logits = self.logits if whole else self.logits[index_of(rows, self.logits)]
                     observation[key] = uncertainty(logits, size=self.layout.map_size).to(dtype)
                 case "acuity":
                     assert self._acuity is not None
                     observation[key] = picked(self._acuity).unsqueeze(1)
                 case "cls":
-                    cls = self._state_rows(rows).recurrent_cls[:, 0].float()
+                    stored = self.state.recurrent_cls[:, 0]
+                    cls = (stored if whole else stored[index_of(rows, stored)]).float()
                     observation[key] = torch.nn.functional.layer_norm(cls, cls.shape[-1:]).to(dtype)
                 case "viewpoint":
                     last = np.maximum(self.glimpses[rows] - 1, 0)
@@ -235,8 +379,10 @@ class EpisodeBatch:
     def view(self, row: int) -> EpisodeView:
         """Episode `row`, for a picture. The score curve holds what was tracked, and always the current score."""
         assert self.images is not None and self.logits is not None
-        rows = np.array([row])
-        state, logits = self._state_rows(rows), self.logits[row : row + 1]
+        logits = self.logits[row : row + 1]
+        state = RecurrentState(
+            canvas=self.state.canvas[row : row + 1], recurrent_cls=self.state.recurrent_cls[row : row + 1]
+        )
         truth = {k: v[row : row + 1] for k, v in self.truth.items()}
         taken = int(self.glimpses[row])
         image = self.images[row : row + 1]

@@ -261,8 +261,8 @@ $disk
 - `canvas_grid`, `scene_size_px`: cells of the canvas and pixels of the scene on a side; default None, those of the
   pretraining, for both of them.
 - `device`: "auto" (default: CUDA where there is one), "cpu", "cuda". `precision`: "float32" (default) or "bfloat16"
-  (autocast). `compile`: whether steps go through torch.compile; default False. It takes about half a minute at the first
-  step, once per process, and a C++ compiler on a CPU.
+  (autocast). `compile`: whether steps go through torch.compile; default False. It takes about half a minute at the
+  first step, once per process, and a C++ compiler on a CPU.
 - `budget`: glimpses per episode, the first one included; default 5. `first_glimpse`: "full" (default), "random",
   (row, col, scale), or None (the agent takes it).
 - `first_glimpse_cache_mb`: megabytes for a cache of the states after the first glimpse, which saves the forward of

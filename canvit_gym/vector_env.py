@@ -14,15 +14,18 @@ from canvit_gym.config import (
     EnvConfig,
     build_actions,
     build_backbone,
+    build_first_glimpse_cache,
     build_layout,
     build_scenes,
     build_task,
     config_from_kwargs,
+    require_scene_size,
 )
-from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows
+from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows, to_host
 from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
 from canvit_gym.rewards import potential_reward, uses_score
-from canvit_gym.scenes.order import SceneOrder
+from canvit_gym.scenes.order import SceneOrder, next_scenes
+from canvit_gym.scenes.source import StreamedSource
 from canvit_gym.viewpoints import first_viewpoints
 
 Observation = dict[str, NDArray[Any]]
@@ -35,6 +38,8 @@ _AUTORESET = {
 }
 _OPTIONS = ("scene", "reset_mask")
 _RENDER_MODES = ("rgb_array", "human")
+SCENES_AHEAD = 2
+"""Scenes made ready ahead of need, for every environment: those of the next episode, and of the one after it."""
 RENDER_MODES = list(_RENDER_MODES if display_exists() else _RENDER_MODES[:1])
 """What this machine can do: "human" opens a window where one exists."""
 
@@ -85,11 +90,18 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     budget is part of the task, and `time` shows it.
 
     ## Arguments
-    - `dataset`: "fashion-segmentation" or "fashion-classification"; `split`: training (a shuffled pass without
-      replacement), validation or test (in order); `num_scenes` of it; `shard=(i, n)`: every n-th scene from i.
-    - `checkpoint`: "nano", "flagship", a Hub id or a directory; `probe`: a directory, or None for the
-      checkpoint's own; `device`: "auto", "cpu", "cuda"; `precision`: "float32" or "bfloat16" (autocast).
+    - `dataset`: see canvit_gym.scenes.catalog; `split`: training (a shuffled pass without replacement), validation,
+      test or tuning (in order); `num_scenes` of it; `shard=(i, n)`: every n-th scene from i.
+    - Of data sets on disk: `root`; `tuning_scenes` (held out of training); `workers` (processes that decode ahead;
+      None: one per CPU core but one, at most 8); `unreadable`: "raise" or "skip"; `cache`: True or a directory.
+    - `checkpoint`: "nano", a released name such as "flagship", a Hub id (with `revision`) or a directory; `canvas_grid`
+      and `scene_size_px`: None for those of its pretraining; `probe`: a directory, or None for the checkpoint's own for
+      this data set; `device`: "auto", "cpu", "cuda"; `precision`: "float32" or "bfloat16" (autocast);
+      `compile`: steps go through torch.compile, which takes about half a minute at the first one.
     - `budget`: glimpses per episode; `first_glimpse`: "full", "random", (row, col, scale), or None (the agent's).
+    - `first_glimpse_cache_mb`: megabytes for the states after the first glimpse (see canvit_gym.first_glimpses), kept
+      as `first_glimpse_cache_dtype` ("float16" or "bfloat16") in the memory of `first_glimpse_cache_on`, "host" or
+      "device"; 0: none. Where it is in use, every first state is rounded to that type.
     - `action`, `min_scale` (continuous), `grid_scales`, `grid_centers` (grid), `quadtree_levels` (quadtree),
       `allow_stop`, `glimpse_cost`.
     - `reward`, `observations`, `canvas_size`, `map_size` (None: the canvas grid), `observation_dtype`.
@@ -176,12 +188,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
 
         self.backbone = build_backbone(self.config)
-        self.scenes = build_scenes(self.config)
-        if self.scenes.scene_size_px != self.backbone.scene_size_px:
-            raise ValueError(
-                f"checkpoint {self.config.checkpoint!r} expects scenes of {self.backbone.scene_size_px} px, "
-                f"but those of {self.config.dataset} have {self.scenes.scene_size_px} px"
-            )
+        self.scenes = build_scenes(self.config, batched=num_envs > 1)
+        require_scene_size(self.config, self.backbone, self.scenes)
         self.task = build_task(self.config, self.backbone, self.scenes.classes)
         self.actions = build_actions(self.config)
         self.layout = build_layout(self.config, self.backbone, is_dense=self.task.is_dense)
@@ -194,6 +202,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             scenes=self.scenes,
             budget=self.config.budget,
             with_score=self.tracks_score or render_mode is not None,  # for the curve drawn
+            first_glimpses=build_first_glimpse_cache(self.config, self.backbone, num_scenes=len(self.scenes)),
         )
         self._order = SceneOrder(
             num_scenes=len(self.scenes), shard=self.config.shard, shuffle=self.config.split == "training"
@@ -202,6 +211,9 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.single_observation_space = self.layout.space
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.on_device = False
+        """For learners in this process (see canvit_gym.sb3): observations are the tensors of observation_tensors(), and
+        final observations are left out, since an episode that terminates has no use for its last one."""
         self._started = False
         self._ended = np.zeros(num_envs, dtype=np.bool_)
         self._window = None
@@ -210,10 +222,15 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     @property
     def state(self) -> RecurrentState:
-        """The backbone's state of every scene. Valid until the next step or reset; clone to keep it."""
+        """The backbone's state of every scene. Valid until the next step or reset; clone to keep or to change it."""
         self._require_open()
         self._require_started()
         return cast(RecurrentState, self.episodes.state)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What was loaded, as JSON values: checkpoint and probe (name, repo, revision, sha256), geometry, scenes."""
+        return {"checkpoint": self.backbone.record, "probe": self.task.record, "scenes": self.scenes.name}
 
     def reset(  # type: ignore[override]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -266,6 +283,9 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             rows = np.flatnonzero(looking)
             episodes.look(rows, viewpoints if len(rows) == self.num_envs else viewpoints[rows])
         terminated = ((episodes.glimpses >= self.config.budget) | stop) & ~fresh
+        replaces = self.autoreset_mode == AutoresetMode.SAME_STEP and bool(terminated.any())
+        # Before anything reads the losses: a GPU's observation and potentials come to the host together.
+        observation = None if replaces else self._observation()
         rewards = potential_reward(
             self.config.reward,
             loss=(before[0], episodes.loss),
@@ -276,12 +296,14 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         rewards[fresh] = 0
 
         self._ended = terminated.copy()
-        if self.autoreset_mode == AutoresetMode.SAME_STEP and terminated.any():
+        if replaces:
             info = self._replace_ended(terminated)
+            observation = self._observation()
         else:
             info = self._infos(np.ones(self.num_envs, dtype=np.bool_), ended=terminated)
         self._show()
-        return self._observation(), rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), info
+        assert observation is not None
+        return observation, rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), info
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:  # type: ignore[override]
         """One RGB frame per environment for "rgb_array"; "human" shows them at every reset and step."""
@@ -314,6 +336,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     def close_extras(self, **kwargs: Any) -> None:
         if self._window is not None:
             self._window.close()
+        if isinstance(self.scenes, StreamedSource):
+            self.scenes.close()
         del self.episodes
 
     def _require_open(self) -> None:
@@ -361,7 +385,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     def _begin(self, rows: Rows, scene: NDArray[np.int64] | None) -> None:
         if scene is None:
-            scene = self._order.take(len(rows), self.np_random)
+            ahead = SCENES_AHEAD * self.num_envs
+            scene = next_scenes(self._order, self.scenes, count=len(rows), ahead=ahead, rng=self.np_random)
         self.episodes.begin(rows, scene, read=self.config.first_glimpse is None)
 
     def _first_viewpoints(self, count: int) -> NDArray[np.float32] | None:
@@ -376,7 +401,10 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return first_viewpoints(first, count)
 
     def _observation(self, rows: Rows | None = None) -> Observation:
-        return {key: value.cpu().numpy() for key, value in self.episodes.observe(rows).items()}
+        observation = self.episodes.observe(rows)
+        if self.on_device:
+            return cast(Observation, observation)
+        return to_host(observation)
 
     def _infos(self, mask: NDArray[np.bool_], *, ended: NDArray[np.bool_] | None) -> Info:
         """Gymnasium's vector infos: arrays over environments, each with the mask `_key` of where it holds."""
@@ -401,10 +429,11 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     def _replace_ended(self, ended: NDArray[np.bool_]) -> Info:
         """SAME_STEP: keep the last observation and info of ended episodes, then begin new ones in their place."""
         rows = np.flatnonzero(ended)
-        last = self._observation(rows)
         final_obs = np.full(self.num_envs, None, dtype=object)
-        for i, row in enumerate(rows):
-            final_obs[row] = {key: value[i] for key, value in last.items()}
+        if not self.on_device:
+            last = self._observation(rows)
+            for i, row in enumerate(rows):
+                final_obs[row] = {key: value[i] for key, value in last.items()}
         final_info = self._infos(ended, ended=ended)
         self._begin(rows, None)
         first = self._first_viewpoints(len(rows))

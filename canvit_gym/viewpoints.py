@@ -21,7 +21,7 @@ def to_rows(viewpoint: Viewpoint) -> NDArray[np.float32]:
 
 def to_viewpoint(rows: NDArray[np.float32], device: torch.device) -> Viewpoint:
     """The inverse of to_rows."""
-    table = torch.from_numpy(rows).to(device)
+    table = torch.from_numpy(rows).to(device, non_blocking=True)
     return Viewpoint(centers=table[:, :2].contiguous(), scales=table[:, 2].contiguous())
 
 

@@ -94,8 +94,9 @@ class AblationConfig:
     """Of the training split."""
     eval_scenes: int = 512
     """Of the validation split."""
-    hyper: str | None = None
-    """Overrides of agents/hyperparameters.yml for every variant, the base included, as JSON."""
+    hyper: str | None = '{"warm_start": {"states": 0}, "learning_rate": "lin_1.0e-3"}'
+    """Overrides of agents/hyperparameters.yml for every variant, the base included, as JSON. Default: PPO by
+    itself, for a warm start hides what PPO learns, and is a variant."""
     env_kwargs: str | None = None
     """Keyword arguments of the environment for every variant, as JSON."""
     shard: tuple[int, int] = (0, 1)

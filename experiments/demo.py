@@ -22,6 +22,7 @@ import tyro
 from canvit_pytorch.policies import PolicyName
 
 from agents.checkpoint import load_policy, load_record
+from agents.hyperparameters import load_hyperparameters
 from agents.learned import LearnedPolicy
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
 from canvit_gym.policies import GlimpsePolicy, PaperPolicy
@@ -39,8 +40,10 @@ AGENT, SAMPLED = "PPO agent", "PPO agent, sampled"
 class DemoConfig:
     run_dir: Path = Path("runs/demo")
     """Where the policy, the results and the picture go. Must not hold a finished run."""
-    total_timesteps: int = 160_000
-    """Decisions to train for."""
+    total_timesteps: int | None = None
+    """Decisions to train for. None: as in agents/hyperparameters.yml."""
+    warm_start_states: int | None = None
+    """States of the warm start before them. None: as in agents/hyperparameters.yml."""
     num_training_scenes: int | None = None
     """None: all of the training split."""
     num_test_scenes: int | None = None
@@ -86,12 +89,15 @@ def trained_policy(config: DemoConfig) -> Path:
     env_kwargs = {} if config.num_training_scenes is None else {"num_scenes": config.num_training_scenes}
     resume = (config.run_dir / CONFIG).exists()
     verb = "Going on with" if resume else "Training"
-    print(f"1/3 {verb} a PPO agent on {ENV_ID} ({config.total_timesteps:,} decisions)")
+    hyper = load_hyperparameters(ENV_ID)
+    decisions = config.total_timesteps or hyper.total_timesteps
+    print(f"1/3 {verb} a PPO agent on {ENV_ID} (a warm start, then {decisions:,} decisions)")
     trained = train(
         TrainConfig(
             env=ENV_ID,
             run_dir=config.run_dir,
             total_timesteps=config.total_timesteps,
+            warm_start_states=None if resume else config.warm_start_states,
             seed=config.seed,
             env_kwargs=json.dumps(env_kwargs),
             resume=resume,

@@ -1,6 +1,7 @@
 """Shared by all tests: one CPU thread (results do not depend on the machine's cores) and small environments."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ ENV_IDS = [env_id for env_id in ALL_ENV_IDS if "Fashion" in env_id]
 
 SMALL: dict[str, Any] = {"num_scenes": 16, "device": "cpu"}
 """Sixteen scenes are prepared in a few hundredths of a second."""
+
+
+def heed_interrupts() -> None:
+    """For a child process (`preexec_fn`): a shell's background jobs, and so their children, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def small(env_id: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from experiments.train import TrainConfig, TrainResult
 ENV_KWARGS: dict[str, Any] = {"device": "cpu", "budget": 3, "grid_centers": 4}
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1,
-    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1}, "warm_start": {"states": 0},
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from canvit_gym.backbone.load import load_backbone
 from canvit_gym.backbone.names import CHECKPOINTS, PROBES, asset_dir, locate, used_sources
 from canvit_gym.config import EnvConfig, build_backbone, build_task
+from canvit_gym.scenes.fashion import CLASSES as ITEM_CLASSES
 from canvit_gym.tasks.classification import ClassificationTask, load_classifier
 from canvit_gym.tasks.segmentation import SegmentationTask, class_counts_on_device, class_counts_on_host, load_probe
 from canvit_gym.vector_env import GlimpseVectorEnv
@@ -174,7 +175,7 @@ def test_probes_are_loaded_once_and_again_where_they_changed(tmp_path: Path) -> 
     random_probe(embed_dim=backbone.canvit.canvas_dim, num_classes=3).save_pretrained(tmp_path)
     second, other = load_probe(str(tmp_path), backbone, classes=classes)
     assert not same_weights(first, second) and source.sha256 != other.sha256
-    fused = [load_classifier("nano-classification-probe", backbone, classes=IN1K_CLASSES[:10])[0] for _ in range(2)]
+    fused = [load_classifier("nano-classification-probe", backbone, classes=ITEM_CLASSES)[0] for _ in range(2)]
     assert fused[0] is fused[1]
 
 

@@ -1,4 +1,4 @@
-"""The main job end to end, and the throughput script, at a tiny size."""
+"""The main job end to end, at a tiny size."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ from PIL import Image
 
 from agents.checkpoint import load_policy, load_record
 from canvit_gym.evaluation import Evaluation
-from experiments import demo, throughput
+from experiments import demo
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,12 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("demo") / "run"
     demo.main(
         demo.DemoConfig(
-            run_dir=run_dir, total_timesteps=1024, num_training_scenes=64, num_test_scenes=16, num_pictures=2
+            run_dir=run_dir,
+            total_timesteps=1024,
+            warm_start_states=256,
+            num_training_scenes=64,
+            num_test_scenes=16,
+            num_pictures=2,
         )
     )
     return run_dir
@@ -69,14 +74,3 @@ def test_comparison_is_paired() -> None:
     both = demo.compare({demo.AGENT: result(loss - 0.1), "C2F": result(loss)}, reference="C2F")
     assert np.allclose([both["cross_entropy"]["difference"], *both["cross_entropy"]["interval"]], -0.1, atol=1e-5)
     assert both["miou"]["difference"] == 0 and both["miou"]["interval"] == (0, 0)
-
-
-def test_throughput_measures_every_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "throughput.json"
-    throughput.main(
-        throughput.ThroughputConfig(num_envs=8, num_scenes=32, repeats=1, rounds=1, device="cpu", output=output)
-    )
-    record = json.loads(output.read_text())
-    assert len(record["median"]) == 6 and all(rate > 0 for rate in record["median"].values())
-    assert record["ratio_to_bare_loop"]["run_episode, bare loop"] == 1
-    assert "PPO end to end" in capsys.readouterr().out

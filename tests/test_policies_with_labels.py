@@ -109,10 +109,12 @@ def test_half_losses_keep_the_order_of_scenes_over_batches() -> None:
 def test_oracle_on_a_half_is_best_there_and_not_on_the_other() -> None:
     losses = {}
     for half in ("even", "odd"):
-        scored = HalfLoss("odd")
-        policy = make_policy(f"greedy_oracle(half={half!r}, max_candidates=12)", config=CONFIG, num_glimpses=2)
+        scored = HalfLoss("odd", block=4)
+        spec = f"greedy_oracle(half={half!r}, block=4, max_candidates=24)"
+        config = replace(CONFIG, num_scenes=12)
+        policy = make_policy(spec, config=config, num_glimpses=2)
         assert policy.info.uses_labels and f"{half} half" in policy.info.description
-        evaluate(policy, config=CONFIG, num_glimpses=2, on_glimpse=scored)
+        evaluate(policy, config=config, num_glimpses=2, on_glimpse=scored)
         losses[half] = scored.loss()[:, 1]
     assert (losses["odd"] <= losses["even"] + 1e-5).all() and losses["odd"].mean() < losses["even"].mean()
 

@@ -13,7 +13,7 @@ from experiments.stopping import StoppingConfig, at_equal_glimpses, run_one, sto
 
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1,
-    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1}, "warm_start": {"states": 0},
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import small
+from conftest import heed_interrupts, small
 from datasets import FOLDER_CLASSES, classification_probe, tiny, write_image_folder, write_segmentation_folder
 
 from canvit_gym.config import EnvConfig, build_scenes
@@ -181,6 +181,7 @@ class TestWorkers:
             timeout=120,
             start_new_session=True,
             env=environment,
+            preexec_fn=heed_interrupts,
         )
         assert done.returncode == {"return": 0, "interrupt": -2, "kill": -9}[end], done.stderr
         assert ("KeyboardInterrupt" in done.stderr) == (end == "interrupt")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import heed_interrupts
 from safetensors.torch import load_file
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -39,6 +40,7 @@ def tiny(run_dir: Path, *, updates: int = 5, **changes: Any) -> TrainConfig:
     defaults: dict[str, Any] = dict(
         env_kwargs=json.dumps(env_kwargs), hyper=json.dumps(hyper), total_timesteps=updates * ROLLOUT,
         eval_every=2 * ROLLOUT, eval_scenes=4, checkpoint_every=2 * ROLLOUT, progress=False, gaze_scenes=0,
+        warm_start_states=0,
     )  # fmt: skip
     return TrainConfig(run_dir, **defaults | changes)
 
@@ -327,6 +329,7 @@ def command_line(config: TrainConfig) -> list[str]:
     command = [sys.executable, "-c", start, "--run-dir", str(config.run_dir), "--no-progress"]
     for name in (
         "env_kwargs", "hyper", "total_timesteps", "eval_every", "eval_scenes", "checkpoint_every", "gaze_scenes",
+        "warm_start_states",
     ):  # fmt: skip
         command += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
     return command
@@ -335,13 +338,18 @@ def command_line(config: TrainConfig) -> list[str]:
 def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"no {path.name}: {process.communicate()}")
         time.sleep(0.02)
 
 
 def test_ctrl_c_on_the_command_line(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", updates=100_000, eval_every=0)
-    process = subprocess.Popen(command_line(config), stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    process = subprocess.Popen(
+        command_line(config), stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1],
+        preexec_fn=heed_interrupts,
+    )  # fmt: skip
     try:
         wait_for(config.run_dir / "training_state.pt", process)
         process.send_signal(signal.SIGINT)

@@ -10,6 +10,7 @@ import torch
 from conftest import ENV_IDS
 from gymnasium.vector import AutoresetMode
 
+from canvit_gym.backbone.load import Backbone
 from canvit_gym.testing import check_vector_env
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -126,13 +127,13 @@ class TestSameStep:
     ) -> None:
         envs = make_vec(3, budget=2, autoreset_mode="same_step", **STOPPING)
         calls: list[int] = []
-        step = envs.backbone.canvit.forward
+        step = Backbone.step
 
-        def counted(*, glimpse: torch.Tensor, **kwargs: Any) -> Any:
+        def counted(self: Backbone, glimpse: torch.Tensor, *rest: Any) -> Any:
             calls.append(len(glimpse))
-            return step(glimpse=glimpse, **kwargs)
+            return step(self, glimpse, *rest)
 
-        monkeypatch.setattr(envs.backbone.canvit, "forward", counted)
+        monkeypatch.setattr(Backbone, "step", counted)
         envs.reset(seed=0)
         envs.step(np.array([1, STOP, 2]))
         assert calls == [3, 2, 3]

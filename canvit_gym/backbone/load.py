@@ -1,59 +1,113 @@
-"""Frozen CanViTs by name, loaded once per process and shared by every environment that asks for the same one."""
+"""Frozen CanViTs, loaded once per process and shared by every environment that asks for the same one."""
 
-import hashlib
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-from pathlib import Path
-from typing import Literal, get_args
+from functools import cache, cached_property
+from typing import Any, Literal, get_args
 
 import torch
-from canvit_pytorch import CanViT, CanViTForPretraining, RecurrentState, Viewpoint, sample_at_viewpoint
-from canvit_pytorch.hub import repos
-from canvit_pytorch.hub.loading import hub_file
+from canvit_pytorch import (
+    CanViT,
+    CanViTForImageClassification,
+    CanViTForPretraining,
+    RecurrentState,
+    Viewpoint,
+)
+from canvit_pytorch.hub.repos import RELEASED_CANVAS_GRID_SIZE
 from safetensors import SafetensorError
 from torch import Tensor
 
+from canvit_gym.backbone.compilation import CompiledStep
+from canvit_gym.backbone.memory import keep_freed_memory
+from canvit_gym.backbone.names import CONFIG, WEIGHTS, Source, locate, mark_used
 from canvit_gym.backbone.nano import register_nano
+from canvit_gym.backbone.twin import sample_glimpse, twin_of
 
 Precision = Literal["float32", "bfloat16"]
+CheckpointModel = CanViTForPretraining | CanViTForImageClassification
 
 GLIMPSES_PER_SIDE = 4
-"""A glimpse has a quarter of the canvas grid's patches on a side, in nano as in the released CanViT-B."""
+"""A glimpse has a quarter of the pretraining scene's pixels on a side, in nano as in the released CanViT-B."""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a backbone sees a scene: sizes in pixels and in canvas cells. Any of the three may be chosen freely."""
+
+    scene_size_px: int
+    canvas_grid: int
+    glimpse_size_px: int
 
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A frozen CanViT in evaluation mode, with the geometry it was pretrained with."""
+    """A frozen CanViT in evaluation mode, and the geometry it is used with."""
 
-    pretrained: CanViTForPretraining
-    name: str
-    """As asked for: "nano", a Hub id, a directory."""
-    sha256: str
-    """Of model.safetensors; results and policies record it."""
+    model: CheckpointModel
+    source: Source
+    geometry: Geometry
     device: torch.device
     precision: Precision
+    compile: bool = False
+    """Whether steps go through torch.compile: from the first step on, or eagerly with a warning where that fails."""
 
     @property
     def canvit(self) -> CanViT:
-        return self.pretrained.canvit
+        return self.model.canvit
+
+    @property
+    def pretrained(self) -> CanViTForPretraining:
+        """The model with its pretraining readouts, which a fine-tuned one has no more."""
+        if not isinstance(self.model, CanViTForPretraining):
+            raise ValueError(
+                f"checkpoint {self.name!r} is fine-tuned for classification and has no pretraining readouts; use a "
+                "pretrained one, such as 'flagship'"
+            )
+        return self.model
+
+    @property
+    def is_finetuned(self) -> bool:
+        """For classification: such a model holds a classifier of its own."""
+        return isinstance(self.model, CanViTForImageClassification)
+
+    @property
+    def name(self) -> str:
+        """As asked for: "nano", a released name, a Hub id, a directory."""
+        return self.source.name
+
+    @property
+    def sha256(self) -> str:
+        """Of model.safetensors; results and policies record it."""
+        return self.source.sha256
 
     @property
     def canvas_grid(self) -> int:
         """Side of the canvas, in cells."""
-        return self.pretrained.teacher_patch_grid
+        return self.geometry.canvas_grid
 
     @property
     def scene_size_px(self) -> int:
-        """One canvas cell per patch of the teacher, which saw the whole scene."""
-        return self.canvas_grid * self.canvit.patch_size
+        return self.geometry.scene_size_px
 
     @property
     def glimpse_size_px(self) -> int:
-        return self.scene_size_px // GLIMPSES_PER_SIDE
+        return self.geometry.glimpse_size_px
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """JSON values that say what was loaded."""
+        return {
+            **self.source.record,
+            "model": type(self.model).__name__,
+            "scene_size_px": self.scene_size_px,
+            "canvas_grid": self.canvas_grid,
+            "glimpse_size_px": self.glimpse_size_px,
+            "precision": self.precision,
+            "compile": self.compile,
+        }
 
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
@@ -64,38 +118,23 @@ class Backbone:
 
     def glimpse(self, images: Tensor, viewpoint: Viewpoint) -> Tensor:
         """[B, 3, H, W] -> [B, 3, glimpse_size_px, glimpse_size_px]: what the backbone sees at each viewpoint."""
-        return sample_at_viewpoint(spatial=images, viewpoint=viewpoint, glimpse_size_px=self.glimpse_size_px)
+        return sample_glimpse(spatial=images, viewpoint=viewpoint, glimpse_size_px=self.glimpse_size_px)
 
     def step(self, glimpse: Tensor, state: RecurrentState, viewpoint: Viewpoint) -> RecurrentState:
         """The state after a glimpse [B, 3, glimpse_size_px, glimpse_size_px] taken at `viewpoint`."""
         with self.autocast():
-            return self.canvit(glimpse=glimpse, state=state, viewpoint=viewpoint).state
+            return self._step(glimpse, state, viewpoint)
 
+    @cached_property
+    def _step(self) -> Callable[[Tensor, RecurrentState, Viewpoint], RecurrentState]:
+        twin = twin_of(self.canvit, canvas_grid=self.canvas_grid, device=self.device)
 
-def asset_dir(name: str) -> Path:
-    """A directory of this package's assets."""
-    return Path(str(resources.files("canvit_gym"))) / "assets" / name
+        def eager(glimpse: Tensor, state: RecurrentState, viewpoint: Viewpoint) -> RecurrentState:
+            return twin(glimpse=glimpse, state=state, viewpoint=viewpoint).state
 
-
-def checkpoint_location(name: str) -> str:
-    """ "nano" and "flagship" -> where they are; Hub ids and directories stay as they are."""
-    return {"nano": str(asset_dir("nano")), "flagship": repos.FLAGSHIP}.get(name, name)
-
-
-def require_checkpoint_files(name: str, location: str, files: tuple[str, ...]) -> None:
-    """Raise where a local directory lacks a checkpoint's files, or a name is neither a directory nor a Hub id."""
-    path = Path(location)
-    if path.is_dir():
-        for file in files:
-            if not (path / file).is_file():
-                raise FileNotFoundError(
-                    f"checkpoint {name!r}: {path} has no {file}. A checkpoint directory holds {' and '.join(files)}, "
-                    "as canvit-pytorch's save_pretrained writes them."
-                )
-    elif path.is_absolute() or location.count("/") != 1:
-        raise FileNotFoundError(
-            f"checkpoint {name!r} is neither 'nano', 'flagship', an existing directory, nor a Hub id 'org/name'"
-        )
+        if not self.compile:
+            return eager
+        return CompiledStep(self.canvit, canvas_grid=self.canvas_grid, eager=eager, name=self.name)
 
 
 LOADING_ERRORS = (AssertionError, AttributeError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError)
@@ -109,25 +148,73 @@ def quiet_loading() -> Iterator[None]:
         yield
 
 
-def sha256_of(location: str) -> str:
-    return hashlib.sha256(Path(hub_file(location, "model.safetensors")).read_bytes()).hexdigest()
+def _model_class(source: Source) -> type[CanViTForPretraining] | type[CanViTForImageClassification]:
+    """Which of canvit-pytorch's classes a checkpoint is of, as its config.json tells."""
+    config = _config(source)
+    if {"model_config", "backbone_name"} <= config.keys():
+        raise ValueError(
+            f"checkpoint {source.name!r} ({source.directory}) is in the format of canvit-pytorch 0.1. Convert it:\n"
+            f"    python -m canvit_pytorch.legacy {source.directory} NEW_DIRECTORY\n"
+            "and pass checkpoint='NEW_DIRECTORY'. (Released checkpoints are in the new format at their main revision.)"
+        )
+    if {"embed_dim", "num_classes"} <= config.keys():
+        raise ValueError(
+            f"checkpoint {source.name!r} ({source.directory}) is a segmentation probe, not a CanViT: pass it as probe="
+        )
+    return CanViTForImageClassification if "n_classes" in config else CanViTForPretraining
+
+
+def _config(source: Source) -> dict[str, Any]:
+    try:
+        config = json.loads((source.directory / CONFIG).read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        config = None
+    return config if isinstance(config, dict) else {}
 
 
 @cache
-def _load(name: str, location: str, device: str, precision: Precision) -> Backbone:
-    require_checkpoint_files(name, location, ("config.json", "model.safetensors"))
+def _load_model(source: Source, device: torch.device) -> CheckpointModel:
     register_nano()
+    model_class = _model_class(source)
     try:
         with quiet_loading():
-            model = CanViTForPretraining.from_pretrained(location)
+            model = model_class.from_pretrained(str(source.directory))
     except LOADING_ERRORS as error:
         raise ValueError(
-            f"checkpoint {name!r} ({location}) is not a CanViTForPretraining of canvit-pytorch 0.2: {error}. "
-            "Save it with CanViTForPretraining.save_pretrained, or name another checkpoint."
+            f"checkpoint {source.name!r} ({source.directory}) is not a {model_class.__name__} of canvit-pytorch 0.2: "
+            f"{error}. Save it with save_pretrained, or name another checkpoint."
         ) from error
-    model = model.to(torch.device(device)).eval().requires_grad_(False)
+    mark_used(source)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _pretraining_geometry(model: CheckpointModel, source: Source) -> Geometry:
+    """The sizes a checkpoint was trained with: its own record's, else those that its architecture implies."""
+    training = _config(source).get("training")
+    recorded = {
+        key: value for key, value in (training if isinstance(training, dict) else {}).items() if type(value) is int
+    }
+    if isinstance(model, CanViTForPretraining):
+        canvas_grid = model.teacher_patch_grid
+    else:
+        canvas_grid = recorded.get("canvas_grid_size", RELEASED_CANVAS_GRID_SIZE)
+    # One canvas cell per patch of the teacher, which saw the whole scene.
+    scene_size_px = recorded.get("scene_size_px", canvas_grid * model.canvit.patch_size)
+    glimpse_size_px = recorded.get("glimpse_size_px", scene_size_px // GLIMPSES_PER_SIDE)
+    return Geometry(scene_size_px=scene_size_px, canvas_grid=canvas_grid, glimpse_size_px=glimpse_size_px)
+
+
+@cache
+def _backbone(
+    source: Source, device: torch.device, precision: Precision, geometry: Geometry, compiles: bool
+) -> Backbone:
     return Backbone(
-        pretrained=model, name=name, sha256=sha256_of(location), device=torch.device(device), precision=precision
+        model=_load_model(source, device),
+        source=source,
+        geometry=geometry,
+        device=device,
+        precision=precision,
+        compile=compiles,
     )
 
 
@@ -144,8 +231,22 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def load_backbone(name: str = "nano", *, device: str = "auto", precision: Precision = "float32") -> Backbone:
-    """The frozen backbone of a name: "nano", "flagship", a Hub id "org/name", or a directory.
+def load_backbone(
+    name: str = "nano",
+    *,
+    device: str = "auto",
+    precision: Precision = "float32",
+    revision: str | None = None,
+    canvas_grid: int | None = None,
+    scene_size_px: int | None = None,
+    compile: bool = False,
+) -> Backbone:
+    """The frozen backbone of a name: see canvit_gym.backbone.names.
+
+    revision: a branch, tag or commit of a Hub repository. canvas_grid, scene_size_px: None for the sizes of
+    pretraining; a glimpse keeps its size in pixels whatever they are. compile: take steps through torch.compile, which
+    compiles at the first one (about half a minute). On a CPU this process keeps the memory it frees: see
+    canvit_gym.backbone.memory.
 
     Raises:
         FileNotFoundError: no such checkpoint, or a directory without config.json or model.safetensors.
@@ -153,4 +254,19 @@ def load_backbone(name: str = "nano", *, device: str = "auto", precision: Precis
     """
     if precision not in get_args(Precision):
         raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
-    return _load(name, checkpoint_location(name), str(resolve_device(device)), precision)
+    where = resolve_device(device)
+    if where.type == "cpu":
+        keep_freed_memory()
+    source = locate("checkpoint", name, files=(CONFIG, WEIGHTS), revision=revision)
+    usual = _pretraining_geometry(_load_model(source, where), source)
+    geometry = Geometry(
+        scene_size_px=scene_size_px or usual.scene_size_px,
+        canvas_grid=canvas_grid or usual.canvas_grid,
+        glimpse_size_px=usual.glimpse_size_px,
+    )
+    if geometry.scene_size_px < geometry.glimpse_size_px:
+        raise ValueError(
+            f"scene_size_px={geometry.scene_size_px} is smaller than a glimpse of checkpoint {name!r} "
+            f"({geometry.glimpse_size_px} px); use at least that, or leave it out for {usual.scene_size_px}"
+        )
+    return _backbone(source, where, precision, geometry, compile)

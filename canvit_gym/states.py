@@ -1,0 +1,105 @@
+"""The backbone's states of N concurrent episodes, any rows of which are advanced at a time.
+
+A canvas is large, so copies cost. States stay in the tensors that a forward returned and are gathered once, when the
+next forward wants another choice of rows; an initial state is written only into such a gathering.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from canvit_pytorch import RecurrentState
+from numpy.typing import NDArray
+from torch import Tensor
+
+Rows = NDArray[np.int64]
+
+_INITIAL = -1
+
+
+def index_of(rows: Rows, like: Tensor) -> Tensor:
+    """Rows as a tensor beside `like`: indexing with it is twice as fast as with the array."""
+    return torch.from_numpy(rows).to(like.device, non_blocking=True)
+
+
+class States:
+    """Canvases [N, num_registers + G*G, D] and recurrent CLS tokens [N, 1, D_b], by row."""
+
+    def __init__(self, num: int, init_state: Callable[[int], RecurrentState]) -> None:
+        """init_state: the state of so many scenes before any glimpse."""
+        self._num = num
+        self._init_state = init_state
+        # Most rows are in the first part, those left out by the last forward in the second.
+        self._parts: list[RecurrentState] = []
+        self._part = np.full(num, _INITIAL)
+        self._slot = np.zeros(num, dtype=np.int64)  # the row's place in its part
+        self._room: Tensor | None = None  # for gathered canvases
+
+    def restart(self, rows: Rows) -> None:
+        """Initial states in rows."""
+        self._part[rows] = _INITIAL
+
+    def whole(self) -> RecurrentState:
+        """All states in order. Valid until the next call of another method."""
+        if not self._in_order():
+            self.put(np.arange(self._num), self._gather(np.arange(self._num), room=None))
+        return self._parts[0]
+
+    def take(self, rows: Rows) -> RecurrentState:
+        """The states of rows [n], to be read by a forward and not kept."""
+        if (self._part[rows] == _INITIAL).all():
+            return self._init_state(len(rows))
+        if len(rows) == self._num and self._in_order():
+            return self._parts[0]
+        if self._room is None:
+            self._room = torch.empty_like(self._parts[0].canvas[:1].expand(self._num, -1, -1))
+        # Into memory that is there: fresh memory of this size costs more than the copy.
+        return self._gather(rows, room=self._room[: len(rows)])
+
+    def put(self, rows: Rows, state: RecurrentState) -> None:
+        """Make `state` that of rows (ascending). It is kept, not copied, where rows are most of all."""
+        if 2 * len(rows) <= self._num:
+            # init_state may expand one token over its rows; to write some of them, each needs memory of its own.
+            whole, index = self.whole(), index_of(rows, state.canvas)
+            whole.canvas[index], whole.recurrent_cls[index] = state.canvas, state.recurrent_cls
+            return
+        parts = [RecurrentState(canvas=state.canvas, recurrent_cls=state.recurrent_cls.contiguous())]
+        if len(rows) == self._num:
+            self._parts, self._part[:], self._slot[:] = parts, 0, rows
+            return
+        others = np.setdiff1d(np.arange(self._num), rows)
+        others = others[self._part[others] != _INITIAL]
+        if others.size:
+            parts.append(self._gather(others, room=None))
+        self._parts = parts
+        for number, members in enumerate((rows, others)):
+            self._part[members] = number
+            self._slot[members] = np.arange(len(members))
+
+    def _in_order(self) -> bool:
+        return not self._part.any() and bool((self._slot == np.arange(self._num)).all())
+
+    def _gather(self, rows: Rows, *, room: Tensor | None) -> RecurrentState:
+        """Copies of the states of rows, the canvases in `room` where it is given."""
+        part = self._part[rows]
+        if (part == _INITIAL).all():
+            return _owned(self._init_state(len(rows)))
+        first = self._parts[0]
+        index = index_of(np.where(part == 0, self._slot[rows], 0), first.canvas)
+        canvas = torch.index_select(first.canvas, 0, index, out=room)
+        recurrent_cls = first.recurrent_cls.index_select(0, index)
+        for number in (_INITIAL, 1):
+            if (members := np.flatnonzero(part == number)).size:
+                here = self._init_state(1) if number == _INITIAL else self._rows_of_second(rows[members])
+                at = index_of(members, canvas)
+                canvas[at], recurrent_cls[at] = here.canvas, here.recurrent_cls
+        return RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls)
+
+    def _rows_of_second(self, rows: Rows) -> RecurrentState:
+        second = self._parts[1]
+        index = index_of(self._slot[rows], second.canvas)
+        return RecurrentState(canvas=second.canvas[index], recurrent_cls=second.recurrent_cls[index])
+
+
+def _owned(state: RecurrentState) -> RecurrentState:
+    return RecurrentState(canvas=state.canvas.contiguous(), recurrent_cls=state.recurrent_cls.contiguous())

@@ -1,0 +1,1 @@
+"""Glimpses per second of every layer, against canvit-pytorch's run_episode: `python -m experiments.throughput`."""

@@ -1,0 +1,291 @@
+"""Glimpses per second of every layer, against canvit-pytorch's run_episode.
+
+    python -m experiments.throughput --output experiments/results/throughput/cpu.json
+
+Every contestant runs in a process of its own and all of them in turns; the tables give medians over the turns, and
+medians of the ratios within a turn. The first run of each warms up (and compiles) and is not counted. Leave the machine
+alone meanwhile: about eight minutes on two CPU cores, a minute with --quick.
+
+The tables: every layer at one batch size; where the time goes; latency of a step by batch size; model and canvas
+sizes; how far faster settings agree with eager float32; and the environment's own overhead beside ap_gym's, without a
+backbone in either.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from canvit_gym.backbone.load import resolve_device
+from canvit_gym.backbone.nano import NANO_GLIMPSE_SIZE_PX
+from canvit_gym.scenes.prepared import FashionScenes
+from experiments.provenance import plain, provenance
+from experiments.throughput.agreement import agreement
+from experiments.throughput.contestants import Job
+from experiments.throughput.models import SHARED_DIRECTORY, ModelSize, env_kwargs_of
+from experiments.throughput.workers import in_turns, ratio, started
+
+REFERENCE, AS_PUBLISHED = "run_episode", "run_episode, default allocator"
+VECTOR_ENV = "vector env"
+NO_BACKBONE, AP_GYM = "vector env without a backbone", "ap_gym ImageClassificationVectorEnv"
+BATCHES = (1, 8, 64, 256)
+CANVAS_GRIDS = (16, 32, 64)
+SIZES: dict[ModelSize, int] = {"nano": 16, "CanViT-S": 4, "CanViT-B": 2}
+"""Scenes a batch on a CPU; 64 on a GPU."""
+
+
+@dataclass(frozen=True)
+class ThroughputConfig:
+    num_envs: int = 64
+    budget: int = 5
+    num_scenes: int = 512
+    """Of the validation split; prepared before the clock starts."""
+    repeats: int = 9
+    rounds: int = 2
+    """Passes over all environments in a run, `budget` glimpses each."""
+    device: str = "auto"
+    threads: int | None = None
+    """PyTorch's threads. None: as it finds them."""
+    quick: bool = False
+    """Three turns of the main layers only."""
+    ap_gym_python: Path | None = None
+    """A Python with ap_gym installed, for the comparison with it."""
+    output: Path | None = None
+    """Where to write the JSON record, and the tables beside it as .md; printed in any case."""
+
+
+def layers(config: ThroughputConfig) -> dict[str, Job]:
+    job = Job(
+        contestant=REFERENCE,
+        num_envs=config.num_envs,
+        budget=config.budget,
+        num_scenes=config.num_scenes,
+        rounds=config.rounds,
+        device=config.device,
+        threads=config.threads,
+    )
+    names = [REFERENCE, "Backbone.step loop", VECTOR_ENV, "vector env, early stops", "SB3 adapter", "exact evaluation"]
+    jobs = {AS_PUBLISHED: replace(job, own_memory=False), **{name: replace(job, contestant=name) for name in names}}
+    if config.quick:
+        return jobs
+    env = jobs[VECTOR_ENV]
+    return {
+        **jobs,
+        "vector env, 1 thread": replace(env, threads=1),
+        "vector env, compiled": replace(env, compile=True),
+        "vector env, bfloat16": replace(env, precision="bfloat16"),
+        "vector env, bfloat16, compiled": replace(env, precision="bfloat16", compile=True),
+        "vector env, first glimpses cached": replace(env, cache_mb=100),
+        "PPO end to end": replace(job, contestant="PPO end to end"),
+        "SyncVectorEnv of single envs": replace(job, contestant="SyncVectorEnv of single envs"),
+    }
+
+
+def measure_layers(config: ThroughputConfig) -> dict[str, Any]:
+    with started(layers(config)) as (workers, said):
+        measured: dict[str, Any] = in_turns(workers, repeats=config.repeats)
+        for name, found in measured.items():
+            found |= said[name] | workers[name].ask("memory")
+        stages = {name: workers[name].ask("stages") for name in (VECTOR_ENV, "SB3 adapter", "exact evaluation")}
+    return {"contestants": measured, "stages": stages}
+
+
+def measure_latency(config: ThroughputConfig) -> dict[str, Any]:
+    """Milliseconds of one step of a whole batch, by contestant and batch size."""
+    job = layers(config)[REFERENCE]
+    found: dict[str, dict[int, float]] = {}
+    for num_envs in BATCHES:
+        rounds = max(1, 32 // num_envs)
+        sized = replace(job, num_envs=num_envs, rounds=rounds)
+        jobs = {
+            REFERENCE: sized,
+            VECTOR_ENV: replace(sized, contestant=VECTOR_ENV),
+            "vector env, compiled": replace(sized, contestant=VECTOR_ENV, compile=True),
+        }
+        with started(jobs) as (workers, _):
+            for name, rates in in_turns(workers, repeats=config.repeats).items():
+                median = statistics.median(rates["glimpses_per_second"])
+                found.setdefault(name, {})[num_envs] = 1e3 * num_envs / median
+    return found
+
+
+def measure_sizes(config: ThroughputConfig) -> list[dict[str, Any]]:
+    """run_episode and the vector env by model and canvas, few runs of small batches."""
+    rows = []
+    on_gpu = resolve_device(config.device).type == "cuda"
+    for size, small_batch in SIZES.items():
+        num_envs = 64 if on_gpu else small_batch
+        for grid in CANVAS_GRIDS:
+            env_kwargs_of(size, grid)  # writes the random weights that the processes read
+            job = replace(layers(config)[REFERENCE], model=size, canvas_grid=grid, num_envs=num_envs, rounds=1)
+            with started({REFERENCE: job, VECTOR_ENV: replace(job, contestant=VECTOR_ENV)}) as (workers, _):
+                measured = in_turns(workers, repeats=3)
+                memory = {name: workers[name].ask("memory")["peak_mib"] for name in workers}
+            rates = {name: found["glimpses_per_second"] for name, found in measured.items()}
+            rows.append(
+                {
+                    "model": size,
+                    "canvas_grid": grid,
+                    "num_envs": num_envs,
+                    "glimpses_per_second": {name: statistics.median(values) for name, values in rates.items()},
+                    "ratio": ratio(rates[VECTOR_ENV], rates[REFERENCE]),
+                    "peak_mib": memory,
+                }
+            )
+    return rows
+
+
+def measure_overhead(config: ThroughputConfig) -> dict[str, Any]:
+    """Environment steps per second without a backbone: ours, and ap_gym's where there is one."""
+    ours = replace(layers(config)[REFERENCE], contestant=NO_BACKBONE, rounds=8 * config.rounds)
+    with tempfile.TemporaryDirectory() as directory:
+        jobs: dict[str, Job | list[str]] = {NO_BACKBONE: ours}
+        if config.ap_gym_python is not None:
+            jobs[AP_GYM] = ap_gym_command(config, Path(directory))
+        with started(jobs) as (workers, _):
+            measured = in_turns(workers, repeats=config.repeats)
+    rates = {name: found["glimpses_per_second"] for name, found in measured.items()}
+    return {
+        "env_steps_per_second": {name: statistics.median(values) for name, values in rates.items()},
+        "ours_over_ap_gym": ratio(rates[NO_BACKBONE], rates[AP_GYM]) if AP_GYM in rates else None,
+    }
+
+
+def ap_gym_command(config: ThroughputConfig, directory: Path) -> list[str]:
+    """ap_gym on the same scenes: their images as it takes them."""
+    scenes = FashionScenes("classification", "validation", config.num_scenes).load(np.arange(config.num_scenes))
+    images = np.ascontiguousarray(scenes.images.permute(0, 2, 3, 1).numpy())
+    np.savez(directory / "scenes.npz", images=images, labels=scenes.labels.numpy())
+    job = {
+        "scenes": str(directory / "scenes.npz"),
+        "num_envs": config.num_envs,
+        "budget": config.budget,
+        "rounds": config.rounds,
+        "glimpse_size_px": NANO_GLIMPSE_SIZE_PX,
+    }
+    return [str(config.ap_gym_python), str(Path(__file__).with_name("ap_gym_worker.py")), json.dumps(job)]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables(record: Mapping[str, Any]) -> str:
+    """As Markdown."""
+    config, contestants = record["config"], record["layers"]["contestants"]
+    rates = {name: found["glimpses_per_second"] for name, found in contestants.items()}
+    parts = [
+        f"nano, {config['num_envs']} scenes a batch, {config['budget']} glimpses a scene:",
+        table(
+            ["", "glimpses/s", f"ratio to {REFERENCE}", f"to {AS_PUBLISHED}", "peak MiB", "ready after s"],
+            [
+                [
+                    name,
+                    f"{statistics.median(values):,.0f}",
+                    f"{ratio(values, rates[REFERENCE]):.2f}",
+                    f"{ratio(values, rates[AS_PUBLISHED]):.2f}",
+                    f"{contestants[name]['peak_mib']:.0f}",
+                    f"{contestants[name]['seconds_to_start']:.0f}",
+                ]
+                for name, values in rates.items()
+            ],
+        ),
+        "Where the time goes:",
+        by_column(record["layers"]["stages"], "{:.1%}"),
+    ]
+    if latency := record.get("latency"):
+        parts += ["Milliseconds a step, by scenes a batch:", by_column(latency, "{:.1f}")]
+    if sizes := record.get("sizes"):
+        header = ["model", "canvas", "scenes a batch", REFERENCE, VECTOR_ENV, "ratio", "peak MiB"]
+        rows = [
+            [
+                row["model"],
+                str(row["canvas_grid"]),
+                str(row["num_envs"]),
+                *(f"{row['glimpses_per_second'][name]:,.1f}" for name in (REFERENCE, VECTOR_ENV)),
+                f"{row['ratio']:.2f}",
+                f"{row['peak_mib'][VECTOR_ENV]:.0f}",
+            ]
+            for row in sizes
+        ]
+        parts += ["Glimpses/s by model and canvas (all but nano with random weights):", table(header, rows)]
+    if found := record.get("agreement"):
+        header = ["", "canvas error", "CLS error", "EG-C2F: same viewpoints", "mIoU", "difference in points"]
+        rows = [
+            [
+                name,
+                *(f"{values[key]:.1e}" if key in values else "" for key in ("canvas_error", "cls_error")),
+                f"{values['same_viewpoints']:.2%}" if "same_viewpoints" in values else "",
+                f"{values['miou']:.2f}",
+                f"{values.get('miou_difference', 0):+.3f}",
+            ]
+            for name, values in found.items()
+        ]
+        parts += ["Agreement with eager float32 (experiments.throughput.agreement):", table(header, rows)]
+    overhead = record["overhead"]
+    parts.append("Environment steps per second without a backbone, 32 px glimpses as observations:")
+    parts.append("\n".join(f"- {who}: {rate:,.0f}" for who, rate in overhead["env_steps_per_second"].items()))
+    if overhead["ours_over_ap_gym"] is not None:
+        parts.append(f"Ours over ap_gym's: {overhead['ours_over_ap_gym']:.1f}")
+    return "\n\n".join(parts) + "\n"
+
+
+def by_column(rows: Mapping[str, Mapping[Any, float]], form: str) -> str:
+    columns = list(next(iter(rows.values())))
+    cells = [[who, *(form.format(found[column]) for column in columns)] for who, found in rows.items()]
+    return table(["", *map(str, columns)], cells)
+
+
+def main(config: ThroughputConfig) -> None:
+    if config.ap_gym_python is not None:
+        require_ap_gym(config.ap_gym_python)
+    if config.quick:
+        config = replace(config, repeats=min(3, config.repeats), rounds=1)
+    with tempfile.TemporaryDirectory(prefix="canvit_gym_random_weights_") as directory:
+        os.environ.setdefault(SHARED_DIRECTORY, directory)
+        build_scenes_once(config)
+        record: dict[str, Any] = {"config": plain(asdict(config)), "load_before": os.getloadavg()}
+        record["layers"] = measure_layers(config)
+        if not config.quick:
+            record["latency"] = measure_latency(config)
+            record["sizes"] = measure_sizes(config)
+            record["agreement"] = agreement(
+                layers(config)[VECTOR_ENV].config(), num_glimpses=config.budget, batch_size=config.num_envs
+            )
+        record["overhead"] = measure_overhead(config)
+    record["load_after"] = os.getloadavg()
+    record["provenance"] = provenance()
+    print(tables(record), end="")
+    if config.output is not None:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        config.output.write_text(json.dumps(record, indent=2) + "\n")
+        config.output.with_suffix(".md").write_text(tables(record))
+
+
+def require_ap_gym(python: Path) -> None:
+    """Raise at once, not after all else is measured."""
+    done = subprocess.run([str(python), "-c", "import ap_gym"], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(
+            f"{python} cannot import ap_gym: {done.stderr.splitlines()[-1]}. In a virtual environment of its own: "
+            "pip install ap-gym==0.7.1 pillow aiohttp"
+        )
+
+
+def build_scenes_once(config: ThroughputConfig) -> None:
+    """Prepared on disk before the processes ask for them."""
+    for flavour in ("segmentation", "classification"):
+        FashionScenes(flavour, "validation", config.num_scenes)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(ThroughputConfig, description=__doc__))

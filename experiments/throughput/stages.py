@@ -1,0 +1,86 @@
+"""Which share of a run's time goes where, each stage without those inside it."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+import canvit_gym.episodes as episodes
+import canvit_gym.evaluation as evaluation
+from canvit_gym.backbone.load import Backbone
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.tasks.classification import ClassificationTask
+from canvit_gym.tasks.segmentation import SegmentationTask
+from canvit_gym.vector_env import GlimpseVectorEnv
+from experiments.throughput.contestants import Run
+
+PYTHON = "Python and copies between states"
+STAGES: dict[str, list[tuple[Any, str]]] = {
+    "scenes": [(EpisodeBatch, "begin")],
+    "glimpse sampling": [(Backbone, "glimpse")],
+    "backbone": [(Backbone, "step"), (Backbone, "init_state")],
+    "probe": [(EpisodeBatch, "_decode")],
+    "score": [
+        *((task, name) for task in (SegmentationTask, ClassificationTask) for name in ("loss", "score")),
+        (evaluation._Counter, "count"),
+    ],
+    "observation": [
+        (episodes, "pooled_canvas"),
+        (episodes, "sharpened"),
+        (EpisodeBatch, "observe"),
+        (GlimpseVectorEnv, "_observation"),
+    ],
+}
+
+
+@contextmanager
+def clocked(device: torch.device) -> Iterator[dict[str, float]]:
+    """Seconds by stage of what runs inside. Every stage ends in a synchronization, so nothing overlaps."""
+    seconds = dict.fromkeys(STAGES, 0.0)
+    open_stages: list[float] = []
+    originals = [(owner, name, getattr(owner, name)) for stage in STAGES.values() for owner, name in stage]
+
+    def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            synchronize(device)
+            began = time.perf_counter()
+            open_stages.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                synchronize(device)
+                taken = time.perf_counter() - began
+                seconds[stage] += taken - open_stages.pop()
+                if open_stages:
+                    open_stages[-1] += taken
+
+        return wrapper
+
+    try:
+        for stage, members in STAGES.items():
+            for owner, name in members:
+                setattr(owner, name, timed(stage, getattr(owner, name)))
+        yield seconds
+    finally:
+        for owner, name, original in originals:
+            setattr(owner, name, original)
+
+
+def shares(run: Run, device: torch.device, *, repeats: int) -> dict[str, float]:
+    """Share of the time by stage; they add up to 1."""
+    with clocked(device) as seconds:
+        synchronize(device)
+        began = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        synchronize(device)
+        total = time.perf_counter() - began
+    found = {stage: seconds[stage] / total for stage in STAGES}
+    return {**found, PYTHON: 1 - sum(found.values())}
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,63 @@
+"""One contestant in a process of its own: `python -m experiments.throughput.worker JOB`, JOB a JSON object.
+
+For every line on standard input it does what the line says ("run", "stages", "memory") and answers with one line of
+JSON. A process of its own has its own allocator, thread count and peak memory.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from canvit_gym.backbone.load import resolve_device
+from experiments.throughput.contestants import CONTESTANTS, Job
+from experiments.throughput.stages import shares, synchronize
+
+
+def peak_mib(device: torch.device) -> float:
+    """Of this process; on a GPU of what is allocated there."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage tells begins with the peak of the process that started this one
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else is printed
+    job = Job(**json.loads(sys.argv[1]))
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    device = resolve_device(job.device)
+    before = peak_mib(device)
+    began = time.perf_counter()
+    run = CONTESTANTS[job.contestant](job)
+    run()  # warms up; compiles
+    synchronize(device)
+    answer = {"seconds_to_start": time.perf_counter() - began, "threads": torch.get_num_threads()}
+    print(json.dumps(answer), file=answers)
+    for line in sys.stdin:
+        match line.strip():
+            case "run":
+                synchronize(device)
+                began = time.perf_counter()
+                glimpses = run()
+                synchronize(device)
+                answer = {"glimpses": glimpses, "seconds": time.perf_counter() - began}
+            case "stages":
+                answer = shares(run, device, repeats=3)
+            case "memory":
+                answer = {"peak_mib": peak_mib(device) - before}
+            case command:
+                raise ValueError(f"unknown command {command!r}")
+        print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Contestants in processes of their own, run in turns so that a machine that slows down slows all of them."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from experiments.throughput.contestants import Job
+
+AT_ONCE = 2
+"""Processes that start at the same time."""
+LEAVES_ALLOCATOR = {"MALLOC_PERTURB_": "0"}
+"""glibc's default, but set: canvit_gym.backbone.memory then changes nothing."""
+
+
+class Worker:
+    """A process that answers commands; see experiments.throughput.worker."""
+
+    def __init__(self, command: list[str], env: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command, env={**os.environ, **env}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._command = command
+
+    def answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(self._command)} ended with status {self._process.wait()}; see above")
+        return json.loads(line)
+
+    def ask(self, command: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        print(command, file=self._process.stdin, flush=True)
+        return self.answer()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+def worker_of(job: Job) -> Worker:
+    command = [sys.executable, "-m", "experiments.throughput.worker", json.dumps(asdict(job))]
+    return Worker(command, {} if job.own_memory else LEAVES_ALLOCATOR)
+
+
+@contextmanager
+def started(jobs: Mapping[str, Job | list[str]]) -> Iterator[tuple[dict[str, Worker], dict[str, dict[str, Any]]]]:
+    """(workers, what each said when it was ready) of jobs, or of commands that speak the same protocol."""
+    workers: dict[str, Worker] = {}
+    said: dict[str, dict[str, Any]] = {}
+    try:
+        waiting: list[str] = []
+        for name, job in jobs.items():
+            workers[name] = worker_of(job) if isinstance(job, Job) else Worker(job, {})
+            waiting.append(name)
+            if len(waiting) == AT_ONCE:
+                ready = waiting.pop(0)
+                said[ready] = workers[ready].answer()
+        said |= {name: workers[name].answer() for name in waiting}
+        yield workers, said
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def in_turns(workers: Mapping[str, Worker], *, repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Glimpses per second, and seconds of a run, of every contestant: one number per repeat."""
+    measured: dict[str, dict[str, list[float]]] = {name: {"glimpses_per_second": [], "seconds": []} for name in workers}
+    for _ in range(repeats):
+        for name, worker in workers.items():
+            answer = worker.ask("run")
+            measured[name]["glimpses_per_second"].append(answer["glimpses"] / answer["seconds"])
+            measured[name]["seconds"].append(answer["seconds"])
+    return measured
+
+
+def ratio(rates: list[float], reference: list[float]) -> float:
+    """The median of the ratios within a turn: what slows a whole turn down does not count."""
+    return statistics.median(one / other for one, other in zip(rates, reference, strict=True))

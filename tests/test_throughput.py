@@ -1,0 +1,183 @@
+"""The throughput and scaling scripts at tiny sizes: what they count is right, and what they say is complete."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from canvit_gym.backbone.load import Backbone
+from experiments import gpu_report, scaling
+from experiments.throughput import __main__ as throughput
+from experiments.throughput.contestants import CONTESTANTS, Job
+from experiments.throughput.models import SHARED_DIRECTORY, env_kwargs_of
+from experiments.throughput.stages import STAGES, shares
+from experiments.throughput.workers import ratio, started
+
+JOB = Job("run_episode", num_envs=4, budget=3, num_scenes=8, rounds=2)
+IN_PROCESS = [name for name in CONTESTANTS if name not in ("PPO end to end", "vector env without a backbone")]
+
+
+@pytest.mark.parametrize("name", IN_PROCESS)
+def test_glimpses_are_counted_as_they_are_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the scenes that go through the backbone, whoever's function steps it."""
+    job = replace(JOB, contestant=name)
+    run = CONTESTANTS[name](job)
+    run()
+    seen = 0
+    sample = Backbone.glimpse
+
+    def counted(self: Backbone, images: torch.Tensor, viewpoint: Any) -> torch.Tensor:
+        nonlocal seen
+        seen += len(images)
+        return sample(self, images, viewpoint)
+
+    step = Backbone.step
+
+    def stepped(self: Backbone, glimpse: torch.Tensor, *rest: Any) -> Any:
+        nonlocal seen
+        seen += len(glimpse)
+        return step(self, glimpse, *rest)
+
+    if name == "run_episode":
+        assert run() == 2 * 4 * 3
+        return
+    monkeypatch.setattr(Backbone, "step", stepped)
+    assert run() == seen > 0
+
+
+def test_a_backbone_that_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Backbone, "step", Backbone.step)  # put back afterwards
+    run = CONTESTANTS["vector env without a backbone"](JOB)
+    assert run() == 2 * 4 * 3
+
+
+def test_shares_add_up() -> None:
+    run = CONTESTANTS["vector env"](replace(JOB, contestant="vector env"))
+    step = Backbone.step
+    found = shares(run, torch.device("cpu"), repeats=2)
+    assert Backbone.step is step, "the clock is still installed"
+    assert sum(found.values()) == pytest.approx(1)
+    assert set(found) > set(STAGES) and all(0 < found[stage] < 1 for stage in STAGES)
+    assert max(found, key=lambda stage: found[stage]) == "backbone"
+
+
+def test_ratios_are_of_the_same_turn() -> None:
+    assert ratio([10, 5, 20], [20, 10, 40]) == 0.5
+
+
+def test_random_weights_are_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SHARED_DIRECTORY, str(tmp_path))
+    env_kwargs_of.__globals__["_saved"].cache_clear()
+    kwargs = env_kwargs_of("nano", 8)
+    written = Path(kwargs["probe"]) / "model.safetensors"
+    stamp = written.stat().st_mtime_ns
+    env_kwargs_of.__globals__["_saved"].cache_clear()
+    assert env_kwargs_of("nano", 8) == kwargs and written.stat().st_mtime_ns == stamp
+    job = replace(JOB, contestant="vector env", canvas_grid=8)
+    assert CONTESTANTS["vector env"](job)() == 24
+    assert env_kwargs_of("nano", 16) == {}
+
+
+SPEAKS = """
+import json, sys
+print(json.dumps({"seconds_to_start": 0.5, "threads": 1}), flush=True)
+for line in sys.stdin:
+    if line.strip() == "memory":
+        print(json.dumps({"peak_mib": 7}), flush=True)
+    elif line.strip() == "stages":
+        print(json.dumps({"backbone": 0.75, "Python": 0.25}), flush=True)
+    else:
+        print(json.dumps({"glimpses": 10, "seconds": float(sys.argv[1])}), flush=True)
+"""
+
+
+def test_a_process_answers() -> None:
+    with started({"vector env": replace(JOB, contestant="vector env")}) as (workers, said):
+        assert said["vector env"]["seconds_to_start"] > 0
+        answer = workers["vector env"].ask("run")
+        assert answer["glimpses"] == 24 and answer["seconds"] > 0
+        assert workers["vector env"].ask("memory")["peak_mib"] > 10
+
+
+def test_a_process_that_fails_is_told() -> None:
+    with pytest.raises(RuntimeError, match="ended with status 3"), started({"bad": [sys.executable, "-c", "exit(3)"]}):
+        pass
+
+
+def test_record_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole script, with processes that only speak the protocol: run_episode takes 2 s a run, all others 1 s."""
+
+    def speaker(job: Job) -> Any:
+        from experiments.throughput.workers import Worker
+
+        seconds = "2" if job.contestant == "run_episode" else "1"
+        return Worker([sys.executable, "-c", SPEAKS, seconds], {})
+
+    monkeypatch.setattr("experiments.throughput.workers.worker_of", speaker)
+    monkeypatch.setattr(throughput, "SIZES", {"nano": 2})
+    monkeypatch.setattr(throughput, "BATCHES", (1, 4))
+    monkeypatch.setattr("experiments.throughput.agreement.SETTINGS", {"bfloat16": {"precision": "bfloat16"}})
+    # main() leaves the variable set for the processes it starts
+    monkeypatch.setenv(SHARED_DIRECTORY, str(tmp_path))
+    output = tmp_path / "cpu.json"
+    throughput.main(throughput.ThroughputConfig(num_envs=4, num_scenes=8, repeats=2, device="cpu", output=output))
+    record = json.loads(output.read_text())
+    assert {"config", "layers", "latency", "sizes", "overhead", "provenance", "load_before"} <= record.keys()
+    assert set(record["layers"]["contestants"]) >= {"run_episode", "vector env, compiled", "PPO end to end"}
+    assert 0 < record["agreement"]["bfloat16"]["canvas_error"] < 0.2
+    text = output.with_suffix(".md").read_text()
+    assert text == capsys.readouterr().out
+    assert "| vector env | 10 | 2.00 | 2.00 | 7 | 0 |" in text
+    assert "| run_episode | 5 | 1.00 | 1.00 | 7 | 0 |" in text
+    assert "| run_episode | 200.0 | 800.0 |" in text, "milliseconds a step at batches of 1 and 4"
+    assert "| nano | 32 | 2 | 5.0 | 10.0 | 2.00 | 7 |" in text
+
+
+def test_scaling(tmp_path: Path) -> None:
+    config = scaling.ScalingConfig(num_envs=2, num_scenes=8, repeats=1, device="cpu", largest=16, output=tmp_path / "s")
+    scaling.main(config)
+    record = json.loads((tmp_path / "s.json").read_text())
+    sizes = {axis["title"]: axis["sizes"] for axis in record["axes"]}
+    assert sizes == {
+        "scenes per batch": [1, 2, 4, 8, 16],
+        "budget": [2, 3, 5, 9],
+        "canvas": [64, 256],
+        "pooled observation": [1, 4, 16, 64, 256],
+    }
+    assert all(cost > 0 for axis in record["axes"] for cost in axis["milliseconds"])
+    assert (tmp_path / "s.png").stat().st_size > 10_000
+    assert (tmp_path / "s.md").read_text().count("Exponent at the end") == 4
+
+
+def test_exponents_are_of_the_largest_sizes() -> None:
+    assert scaling.exponent([1, 2, 4, 8], [50.0, 6.0, 24.0, 96.0]) == pytest.approx(2)
+
+
+def test_gpu_report_runs_without_one(tmp_path: Path) -> None:
+    config = gpu_report.GPUReportConfig(dry_run=True, repeats=1, compile=False, output=tmp_path / "gpu")
+    gpu_report.main(config)
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert not record["left_out"] and set(record["loops"]) == {"1", "4", "8"}
+    assert record["loops"]["4"]["canvit-pytorch, eager"]["ratio_to_canvit_pytorch"] == 1
+    costs = record["costs"]["largest"]
+    assert len(costs) == 3 and costs[0]["milliseconds"] >= costs[1]["milliseconds"] > 0
+    assert all(cost["floor_bytes_ms"] > 0 for cost in costs)
+    assert any(cost["floor_flops_ms"] > 0 for cost in costs)
+    late = gpu_report.GPUReportConfig(dry_run=True, repeats=1, compile=False, deadline_s=0, output=tmp_path / "late")
+    gpu_report.main(late)
+    assert "Left out for lack of time: loops, environment" in (tmp_path / "late.md").read_text()
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="run with --dry-run"):
+            gpu_report.main(gpu_report.GPUReportConfig())
+
+
+def test_ap_gym_is_asked_for_before_anything_is_measured() -> None:
+    config = throughput.ThroughputConfig(ap_gym_python=Path(sys.executable), device="cpu")
+    with pytest.raises(RuntimeError, match=r"cannot import ap_gym.*pip install ap-gym==0\.7\.1 pillow aiohttp"):
+        throughput.main(config)
+    assert "MALLOC_PERTURB_" not in os.environ
