@@ -142,7 +142,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         sizes, costs = result["sizes"], result["milliseconds"]
         ax.plot(sizes, [costs[-1] * size / sizes[-1] for size in sizes], color="0.7", lw=1, label="linear")
         ax.plot(sizes, costs, "o-", ms=4, label="measured")
-        ax.set(xscale="log", yscale="log", xlabel=result["size"], ylabel=f"ms per {result['per']}", title=result["title"])
+        ax.set(xscale="log", yscale="log", xlabel=result["size"], ylabel=f"ms per {result['per']}")
+        ax.set_title(result["title"])
         ax.set_xticks(sizes, [str(size) for size in sizes], fontsize=7)
         ax.minorticks_off()
         ax.spines[["top", "right"]].set_visible(False)

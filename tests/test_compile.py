@@ -63,6 +63,8 @@ def test_states_are_the_eager_ones(compiled: Backbone) -> None:
         assert not torch.equal(one.canvas, other.canvas), "this is the eager step"
         seconds.append(compiled._step.seconds)  # pyright: ignore[reportFunctionMemberAccess]
     assert seconds[0] > 0 and len(set(seconds)) == 1
+    one, other = rollout(compiled, 1), rollout(eager, 1)
+    assert relative_error(one.canvas, other.canvas) < 1e-5
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,15 @@ def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.matmul(scores.softmax(dim=2).transpose(2, 3), value)
 
 
+class _Case(NamedTuple):
+    """What a compilation of its own is for; the number of scenes makes no other difference."""
+
+    single: bool
+    """One scene: the compiler specializes on sizes of 1."""
+    graphs: bool
+    """Through CUDA graphs."""
+
+
 class CompiledStep:
     """Called as `Step`. Compiles at the first call; where that fails, every call is `eager`'s, after one warning."""
 
@@ -70,7 +79,7 @@ class CompiledStep:
         self._canvas_grid = canvas_grid
         self._eager = eager
         self._name = name
-        self._compiled: dict[bool, Callable[..., tuple[Tensor, Tensor]]] = {}
+        self._compiled: dict[_Case, Callable[..., tuple[Tensor, Tensor]]] = {}
         self._failed = False
         self.seconds = 0.0
         """What compilation has taken so far."""
@@ -79,28 +88,28 @@ class CompiledStep:
         if self._failed:
             return self._eager(glimpse, state, viewpoint)
         num, device = len(glimpse), glimpse.device
-        graphs = device.type == "cuda" and num <= CUDA_GRAPH_SCENES
-        first = graphs not in self._compiled
+        case = _Case(single=num == 1, graphs=device.type == "cuda" and num <= CUDA_GRAPH_SCENES)
+        first = case not in self._compiled
         if first:
-            self._compiled[graphs] = self._compile(device, graphs=graphs)
+            self._compiled[case] = self._compile(device, case)
         # Strides are part of what is compiled for: those of a token expanded or cut out would be another case each.
         recurrent_cls = state.recurrent_cls
         if recurrent_cls.stride() != (recurrent_cls.shape[-1], recurrent_cls.shape[-1], 1):
             recurrent_cls = recurrent_cls.clone(memory_format=torch.contiguous_format)
         arguments = (glimpse, state.canvas, recurrent_cls, viewpoint.centers, viewpoint.scales)
-        if num > 1:  # one graph for any number of scenes; the compiler makes one of its own for a single scene
+        if not case.single:
             for argument in arguments:
                 torch._dynamo.maybe_mark_dynamic(argument, 0)
         if not first:
-            return self._run(graphs, arguments)
+            return self._run(case, arguments)
         began = time.perf_counter()
         log.warning("compiling %s for %s, about %d s", self._name, device.type, EXPECTED_SECONDS.get(device.type, 60))
         try:
-            after = self._run(graphs, arguments)
+            after = self._run(case, arguments)
         except Exception as error:  # whatever the compiler and the tools it calls may raise
             self._failed = True
             warnings.warn(
-                f"{self._name} cannot be compiled and runs eagerly: {type(error).__name__}: {_last_line(error)}. On a "
+                f"{self._name} cannot be compiled and runs eagerly: {type(error).__name__}: {_first_line(error)}. On a "
                 "CPU torch.compile needs a C++ compiler (g++, or another in $CXX); leave compile=True out otherwise.",
                 stacklevel=2,
             )
@@ -109,15 +118,15 @@ class CompiledStep:
         log.warning("compiled %s in %.0f s", self._name, time.perf_counter() - began)
         return after
 
-    def _run(self, graphs: bool, arguments: tuple[Tensor, ...]) -> RecurrentState:
-        if graphs:
+    def _run(self, case: _Case, arguments: tuple[Tensor, ...]) -> RecurrentState:
+        if case.graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        canvas, recurrent_cls = self._compiled[graphs](*arguments)
-        if graphs:  # the graph's next replay writes into the same memory
+        canvas, recurrent_cls = self._compiled[case](*arguments)
+        if case.graphs:  # the graph's next replay writes into the same memory
             canvas, recurrent_cls = canvas.clone(), recurrent_cls.clone()
         return RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls)
 
-    def _compile(self, device: torch.device, *, graphs: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    def _compile(self, device: torch.device, case: _Case) -> Callable[..., tuple[Tensor, Tensor]]:
         twin = twin_of(
             self._canvit,
             canvas_grid=self._canvas_grid,
@@ -134,9 +143,9 @@ class CompiledStep:
             after = twin(glimpse=glimpse, state=state, viewpoint=Viewpoint(centers=centers, scales=scales)).state
             return after.canvas, after.recurrent_cls
 
-        return torch.compile(rebound(step), options=CUDA_GRAPH_OPTIONS if graphs else None)
+        return torch.compile(rebound(step), options=CUDA_GRAPH_OPTIONS if case.graphs else None)
 
 
-def _last_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else "no message"
