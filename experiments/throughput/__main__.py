@@ -15,8 +15,9 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,19 @@ def layers(config: ThroughputConfig) -> dict[str, Job]:
         "PPO end to end": replace(job, contestant="PPO end to end"),
         "SyncVectorEnv of single envs": replace(job, contestant="SyncVectorEnv of single envs"),
     }
+
+
+def sections(config: ThroughputConfig) -> dict[str, Callable[[], Any]]:
+    """What is measured, in this order, by its key in the record."""
+    found: dict[str, Callable[[], Any]] = {"layers": lambda: measure_layers(config)}
+    if not config.quick:
+        found["latency"] = lambda: measure_latency(config)
+        found["sizes"] = lambda: measure_sizes(config)
+        found["agreement"] = lambda: agreement(
+            layers(config)[VECTOR_ENV].config(), num_glimpses=config.budget, batch_size=config.num_envs
+        )
+    found["overhead"] = lambda: measure_overhead(config)
+    return found
 
 
 def measure_layers(config: ThroughputConfig) -> dict[str, Any]:
@@ -254,14 +268,9 @@ def main(config: ThroughputConfig) -> None:
         os.environ.setdefault(SHARED_DIRECTORY, directory)
         build_scenes_once(config)
         record: dict[str, Any] = {"config": plain(asdict(config)), "load_before": os.getloadavg()}
-        record["layers"] = measure_layers(config)
-        if not config.quick:
-            record["latency"] = measure_latency(config)
-            record["sizes"] = measure_sizes(config)
-            record["agreement"] = agreement(
-                layers(config)[VECTOR_ENV].config(), num_glimpses=config.budget, batch_size=config.num_envs
-            )
-        record["overhead"] = measure_overhead(config)
+        for name, section in sections(config).items():
+            print(f"measuring {name} ...", file=sys.stderr, flush=True)
+            record[name] = section()
     record["load_after"] = os.getloadavg()
     record["provenance"] = provenance()
     print(tables(record), end="")
