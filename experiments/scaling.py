@@ -24,6 +24,7 @@ from canvit_gym.backbone.load import resolve_device
 from experiments.provenance import plain, provenance
 from experiments.throughput.contestants import CONTESTANTS, Job
 from experiments.throughput.stages import synchronize
+from experiments.throughput.workers import busy_note
 
 LINEAR = 1.05
 """An exponent up to this counts as linear: what repeated measurements differ by."""
@@ -157,7 +158,8 @@ def main(config: ScalingConfig) -> None:
         torch.set_num_threads(config.threads)
     load_before = os.getloadavg()
     results = [measure(axis, config) for axis in AXES]
-    print(table(results))
+    text = "\n\n".join([*busy_note(load_before), table(results)])
+    print(text)
     if config.output is not None:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         record = dict(
@@ -168,7 +170,7 @@ def main(config: ScalingConfig) -> None:
             provenance=provenance(),
         )
         config.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-        config.output.with_suffix(".md").write_text(table(results))
+        config.output.with_suffix(".md").write_text(text)
         plot(results, config.output.with_suffix(".png"))
 
 

@@ -16,7 +16,7 @@ from experiments.throughput import __main__ as throughput
 from experiments.throughput.contestants import CONTESTANTS, Job
 from experiments.throughput.models import SHARED_DIRECTORY, env_kwargs_of
 from experiments.throughput.stages import STAGES, shares
-from experiments.throughput.workers import ratio, started
+from experiments.throughput.workers import busy_note, ratio, started
 
 JOB = Job("run_episode", num_envs=4, budget=3, num_scenes=8, rounds=2)
 IN_PROCESS = [name for name in CONTESTANTS if name not in ("PPO end to end", "vector env without a backbone")]
@@ -64,6 +64,11 @@ def test_shares_add_up() -> None:
     assert sum(found.values()) == pytest.approx(1)
     assert set(found) > set(STAGES) and all(0 < found[stage] < 1 for stage in STAGES)
     assert max(found, key=lambda stage: found[stage]) == "backbone"
+
+
+def test_a_busy_machine_is_told() -> None:
+    assert busy_note((0.1, 3.0, 3.0)) == []
+    assert "load average 2.5" in busy_note((2.5, 0.0, 0.0))[0]
 
 
 def test_ratios_are_of_the_same_turn() -> None:

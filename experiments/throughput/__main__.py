@@ -32,7 +32,7 @@ from experiments.provenance import plain, provenance
 from experiments.throughput.agreement import agreement
 from experiments.throughput.contestants import Job
 from experiments.throughput.models import SHARED_DIRECTORY, ModelSize, env_kwargs_of
-from experiments.throughput.workers import in_turns, ratio, started
+from experiments.throughput.workers import busy_note, in_turns, ratio, started
 
 REFERENCE, AS_PUBLISHED = "run_episode", "run_episode, default allocator"
 VECTOR_ENV = "vector env"
@@ -198,6 +198,7 @@ def tables(record: Mapping[str, Any]) -> str:
     config, contestants = record["config"], record["layers"]["contestants"]
     rates = {name: found["glimpses_per_second"] for name, found in contestants.items()}
     parts = [
+        *busy_note(record["load_before"]),
         f"nano, {config['num_envs']} scenes a batch, {config['budget']} glimpses a scene:",
         table(
             ["", "glimpses/s", f"ratio to {REFERENCE}", f"to {AS_PUBLISHED}", "peak MiB", "ready after s"],

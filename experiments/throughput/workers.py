@@ -5,7 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -16,6 +16,20 @@ AT_ONCE = 2
 """Processes that start at the same time."""
 LEAVES_ALLOCATOR = {"MALLOC_PERTURB_": "0"}
 """glibc's default, but set: canvit_gym.backbone.memory then changes nothing."""
+
+
+IDLE_LOAD = 0.5
+"""Load average over the last minute below which a machine counts as idle."""
+
+
+def busy_note(load: Sequence[float]) -> list[str]:
+    """What a table says first where the machine was busy when its measurement began; `load` as os.getloadavg gives it.
+
+    With two threads a waiting one is often not even running: rates fall tenfold and ratios mean nothing.
+    """
+    if load[0] < IDLE_LOAD:
+        return []
+    return [f"**The machine was busy (load average {load[0]:.1f}): measure again, these numbers mean little.**"]
 
 
 class Worker:
