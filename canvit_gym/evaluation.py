@@ -25,7 +25,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from canvit_pytorch.benchmarks.ade20k import per_image_confusion
-from canvit_pytorch.flops import glimpse_flops
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -244,9 +243,6 @@ def _roll_out(
     wanted = tuple(key for key in policy.info.observations if key in config.observations)
     layout = build_layout(replace(config, observations=wanted or ("time",)), backbone, is_dense=task.is_dense)
 
-    backbone_flops = glimpse_flops(
-        backbone.canvit.config, glimpse_size_px=backbone.glimpse_size_px, canvas_grid_size=backbone.canvas_grid
-    )
     flops = np.zeros(num_glimpses)
     parts: list[tuple[NDArray[Any], ...]] = []
     bar = tqdm(total=len(order), desc=progress, unit="scene", disable=None if progress else True)
@@ -267,7 +263,7 @@ def _roll_out(
             policy.begin(episodes, seed=seed)
             for t in range(num_glimpses):
                 viewpoints = policy.viewpoints(t, episodes)
-                flops[t] = backbone_flops + policy.flops_per_decision(episodes)
+                flops[t] = backbone.glimpse_flops + policy.flops_per_decision(episodes)
                 episodes.look(episodes.all_rows, viewpoints)
                 _require_finite(episodes, t)
                 counter.count()

@@ -30,7 +30,6 @@ import numpy as np
 import torch
 import tyro
 from canvit_pytorch import RecurrentState, Viewpoint
-from canvit_pytorch.flops import glimpse_flops
 from torch.profiler import ProfilerActivity, profile
 
 from canvit_gym.backbone.load import Backbone
@@ -114,9 +113,6 @@ def in_turns(jobs: dict[str, Job], device: torch.device, *, repeats: int) -> dic
 
 def compare_loops(job: Job, config: GPUReportConfig, chip: Chip) -> dict[str, Any]:
     backbone = build_backbone(job.config())
-    flops = glimpse_flops(
-        backbone.canvit.config, glimpse_size_px=backbone.glimpse_size_px, canvas_grid_size=backbone.canvas_grid
-    )
     rates = in_turns(loops(job, config), backbone.device, repeats=config.repeats)
     return {
         name: {
@@ -124,7 +120,7 @@ def compare_loops(job: Job, config: GPUReportConfig, chip: Chip) -> dict[str, An
             "ratio_to_canvit_pytorch": statistics.median(
                 one / other for one, other in zip(values, rates[CANVIT_EAGER], strict=True)
             ),
-            "share_of_matmul_rate": rate * flops / chip.matmul_flops_per_s,
+            "share_of_matmul_rate": rate * backbone.glimpse_flops / chip.matmul_flops_per_s,
         }
         for name, values in rates.items()
     }

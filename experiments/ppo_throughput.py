@@ -32,6 +32,7 @@ from agents.rollout import TensorRolloutBuffer
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from experiments.provenance import plain, provenance
+from experiments.throughput.stages import synchronize
 from experiments.train import ppo_for_throughput, stock_ppo_for_throughput
 
 OURS, STOCK, STOCK_POLICY = "canvit_gym", "stock PPO", "stock PPO and policy"
@@ -86,11 +87,6 @@ class BackboneClock:
             Backbone.step = original  # type: ignore[method-assign]
 
         return remove
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def resident_mib() -> float:

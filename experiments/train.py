@@ -73,8 +73,6 @@ DEFAULT_ENV = "CanViT/FashionSegmentation-v0"
 
 CONFIG, PROVENANCE, STATE, RESULT = "config.json", "provenance.json", "training_state.pt", "result.json"
 HEADROOM = "headroom.json"
-NO_PICTURES = ("stdout", "log", "json", "csv")
-"""Of SB3's formats, those that can show none."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +170,9 @@ def make_training_env(env_id: str, config: EnvConfig, hyper: Hyperparameters, en
     return PerStepNormalize(envs, num_decisions=num_decisions(config), center=not config.allow_stop)
 
 
-def make_model(env: VecEnv, config: EnvConfig, hyper: Hyperparameters, *, seed: int) -> GlimpsePPO:
-    glimpse_env = env.unwrapped
-    assert isinstance(glimpse_env, GlimpseVecEnv)
-    return GlimpsePPO(
-        ViewpointPolicy,
-        env,
+def _ppo_arguments(hyper: Hyperparameters) -> dict[str, Any]:
+    """Stable-Baselines3's own: those that have nothing to do with networks, rollouts or devices."""
+    return dict(
         learning_rate=schedule(hyper.learning_rate, name="learning_rate"),
         n_steps=hyper.n_steps,
         batch_size=hyper.batch_size,
@@ -190,6 +185,16 @@ def make_model(env: VecEnv, config: EnvConfig, hyper: Hyperparameters, *, seed: 
         vf_coef=hyper.vf_coef,
         max_grad_norm=hyper.max_grad_norm,
         target_kl=hyper.target_kl,
+    )
+
+
+def make_model(env: VecEnv, config: EnvConfig, hyper: Hyperparameters, *, seed: int) -> GlimpsePPO:
+    glimpse_env = env.unwrapped
+    assert isinstance(glimpse_env, GlimpseVecEnv)
+    return GlimpsePPO(
+        ViewpointPolicy,
+        env,
+        **_ppo_arguments(hyper),
         policy_kwargs={**policy_kwargs_for(glimpse_env.glimpse_envs.actions), **hyper.policy_kwargs},
         rollout_buffer_class=None if hyper.rollout_tensors is None else TensorRolloutBuffer,
         seed=seed,
@@ -255,18 +260,7 @@ def stock_ppo_for_throughput(
     model = PPO(
         policy if policy == "MultiInputPolicy" else ViewpointPolicy,
         VecMonitor(envs),
-        learning_rate=schedule(hyper.learning_rate, name="learning_rate"),
-        n_steps=hyper.n_steps,
-        batch_size=hyper.batch_size,
-        n_epochs=hyper.n_epochs,
-        gamma=hyper.gamma,
-        gae_lambda=hyper.gae_lambda,
-        clip_range=schedule(hyper.clip_range, name="clip_range"),
-        normalize_advantage=hyper.normalize_advantage,
-        ent_coef=hyper.ent_coef,
-        vf_coef=hyper.vf_coef,
-        max_grad_norm=hyper.max_grad_norm,
-        target_kl=hyper.target_kl,
+        **_ppo_arguments(hyper),
         policy_kwargs={} if policy == "MultiInputPolicy" else ours,
         rollout_buffer_class=DictRolloutBuffer,
         seed=0,

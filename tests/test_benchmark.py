@@ -53,10 +53,9 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> str:
     return "ppo=" + ",".join(str(save_untrained(root / f"seed{seed}", seed=seed)) for seed in (0, 1))
 
 
-@pytest.fixture
-def tiny(learned: str) -> BenchmarkConfig:
+def tiny_config(output: Path, learned: str) -> BenchmarkConfig:
     return BenchmarkConfig(
-        output=Path("unset"),
+        output=output,
         policies=POLICIES,
         learned=(learned,),
         budget=BUDGET,
@@ -69,24 +68,16 @@ def tiny(learned: str) -> BenchmarkConfig:
     )
 
 
+@pytest.fixture
+def tiny(learned: str) -> BenchmarkConfig:
+    return tiny_config(Path("unset"), learned)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, learned: str) -> Path:
     """The output of a benchmark that ran through."""
     output = tmp_path_factory.mktemp("benchmark") / "whole"
-    benchmark.benchmark(
-        BenchmarkConfig(
-            output=output,
-            policies=POLICIES,
-            learned=(learned,),
-            budget=BUDGET,
-            seeds=2,
-            num_scenes=NUM_SCENES,
-            oracle_scenes=ORACLE_SCENES,
-            batch_size=4,
-            device="cpu",
-            progress=False,
-        )
-    )
+    benchmark.benchmark(tiny_config(output, learned))
     return output
 
 

@@ -16,6 +16,7 @@ from canvit_pytorch import (
     RecurrentState,
     Viewpoint,
 )
+from canvit_pytorch.flops import glimpse_flops
 from canvit_pytorch.hub.repos import RELEASED_CANVAS_GRID_SIZE
 from safetensors import SafetensorError
 from torch import Tensor
@@ -108,6 +109,13 @@ class Backbone:
             "precision": self.precision,
             "compile": self.compile,
         }
+
+    @cached_property
+    def glimpse_flops(self) -> int:
+        """FLOPs of one step of one scene, as canvit_pytorch.flops counts them."""
+        return glimpse_flops(
+            self.canvit.config, glimpse_size_px=self.glimpse_size_px, canvas_grid_size=self.canvas_grid
+        )
 
     def autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")

@@ -24,6 +24,7 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.lookahead import losses_after
 from canvit_gym.policies.oracle import oracle_candidates
 from canvit_gym.policies.protocol import PolicyInfo
+from canvit_gym.scenes.order import batches_ahead
 from canvit_gym.scenes.source import StreamedSource
 from canvit_gym.tasks.task import Task
 from canvit_gym.viewpoints import FULL_SCENE
@@ -207,17 +208,8 @@ def _training_episodes(
     task = build_task(training, backbone, scenes.classes)
     # Only the loss is asked of these episodes.
     layout = build_layout(replace(training, observations=("time",)), backbone, is_dense=task.is_dense)
-    order = np.arange(len(scenes))
-    streamed = scenes if isinstance(scenes, StreamedSource) else None
-    if streamed:
-        streamed.prefetch(order)
-        if streamed.skips_unreadable:
-            order = order[streamed.readable(order)]
-    if not len(order):
-        raise ValueError(f"{scenes.name}: no training scene to search on; choose another root")
     batches = []
-    for start in range(0, len(order), BATCH_SIZE):
-        chosen = order[start : start + BATCH_SIZE]
+    for chosen in batches_ahead(scenes, np.arange(len(scenes)), batch_size=BATCH_SIZE):
         episodes = EpisodeBatch(
             num=len(chosen),
             backbone=backbone,
@@ -229,15 +221,17 @@ def _training_episodes(
         )
         episodes.begin(episodes.all_rows, chosen, read=False)
         batches.append(episodes)
-    if streamed:
-        streamed.close()
+    if isinstance(scenes, StreamedSource):
+        scenes.close()
+    if not batches:
+        raise ValueError(f"{scenes.name}: no training scene to search on; choose another root")
     nothing = FixedSequence(
         viewpoints=np.zeros((0, 3), dtype=np.float32),
         loss=np.zeros(0),
         searched_on=_searched_on(config.dataset, backbone, task),
         checkpoint=config.checkpoint,
         scenes=scenes.name,
-        num_scenes=len(order),
+        num_scenes=sum(episodes.num for episodes in batches),
         num_candidates=len(candidates),
         candidates_sha256=candidates_sha256(candidates),
     )

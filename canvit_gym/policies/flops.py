@@ -1,6 +1,6 @@
 """FLOPs of what policies compute, per scene: canvit_pytorch.flops on the parts an episode holds."""
 
-from canvit_pytorch.flops import glimpse_flops, linear_flops, segmentation_probe_flops
+from canvit_pytorch.flops import linear_flops, segmentation_probe_flops
 
 from canvit_gym.episodes import EpisodeBatch
 
@@ -17,8 +17,4 @@ def probe_flops(episodes: EpisodeBatch) -> int:
 
 def trial_flops(episodes: EpisodeBatch) -> int:
     """One glimpse tried out and read: what an oracle pays for every candidate."""
-    backbone = episodes.backbone
-    glimpse = glimpse_flops(
-        backbone.canvit.config, glimpse_size_px=backbone.glimpse_size_px, canvas_grid_size=backbone.canvas_grid
-    )
-    return glimpse + probe_flops(episodes)
+    return episodes.backbone.glimpse_flops + probe_flops(episodes)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from canvit_gym.scenes.decoding import Decoder, UnreadableSceneError
-from canvit_gym.scenes.files import SceneFiles, how_to_go_on
+from canvit_gym.scenes.files import SceneFiles, ScenesOnDisk, how_to_go_on
 from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.scenes.workers import DecodingPool, Pixels
 
@@ -63,7 +63,7 @@ def _stamps(files: SceneFiles) -> NDArray[np.uint64]:
     return stamps
 
 
-class CachedFileScenes:
+class CachedFileScenes(ScenesOnDisk):
     """The scenes of a split, from a cache in `directory` that is built or brought up to date first.
 
     Unreadable scenes stop the build, unless they are to be left out: then each is warned of when the cache is
@@ -80,10 +80,7 @@ class CachedFileScenes:
         skip_unreadable: bool = False,
         pin_memory: bool = False,
     ) -> None:
-        self.files = files
-        self.decoder = decoder
-        self.skips_unreadable = skip_unreadable
-        self._pin = pin_memory
+        super().__init__(files, decoder, skip_unreadable=skip_unreadable, pin_memory=pin_memory)
         size = decoder.size_px
         fields = [("image", np.uint8, (3, size, size))] + [("labels", np.uint8, (size, size))] * decoder.is_dense
         self._record = np.dtype(fields)
@@ -96,21 +93,6 @@ class CachedFileScenes:
         """Scenes left out, and why."""
         for count, (index, reason) in enumerate(self.unreadable.items(), start=1):
             warnings.warn(f"scene {index} is left out: {reason} ({count} left out)", RuntimeWarning, stacklevel=2)
-
-    @property
-    def name(self) -> str:
-        return f"{self.files.name}, {len(self)} scenes"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.files.classes
-
-    @property
-    def scene_size_px(self) -> int:
-        return self.decoder.size_px
-
-    def __len__(self) -> int:
-        return len(self.files)
 
     def load(self, indices: NDArray[np.int64]) -> SceneBatch:
         """The scenes at `indices`; see SceneSource."""

@@ -60,32 +60,14 @@ def stacked(tensors: Sequence[torch.Tensor], *, pin: bool) -> torch.Tensor:
     return torch.stack(list(tensors), out=out)
 
 
-class FileScenes:
-    """The scenes of a split, decoded from their files. `workers` processes decode ahead; 0 decodes in `load`.
+class ScenesOnDisk:
+    """What is the same of a split's files, however their pixels come."""
 
-    A scene that cannot be read raises UnreadableSceneError from `load`; with skip_unreadable, `readable` tells
-    such scenes beforehand, and each is warned of once and kept in `unreadable`.
-    """
-
-    def __init__(
-        self,
-        files: SceneFiles,
-        decoder: Decoder,
-        *,
-        workers: int = 0,
-        skip_unreadable: bool = False,
-        pin_memory: bool = False,
-    ) -> None:
+    def __init__(self, files: SceneFiles, decoder: Decoder, *, skip_unreadable: bool, pin_memory: bool) -> None:
         self.files = files
         self.decoder = decoder
-        self.workers = workers
         self.skips_unreadable = skip_unreadable
-        self.unreadable: dict[int, str] = {}
-        """Scenes left out so far, and why."""
         self._pin = pin_memory
-        self._pool: DecodingPool | None = None
-        self._ahead: dict[int, Future[Pixels]] = {}
-        self._ready: dict[int, Pixels] = {}
 
     @property
     def name(self) -> str:
@@ -101,6 +83,31 @@ class FileScenes:
 
     def __len__(self) -> int:
         return len(self.files)
+
+
+class FileScenes(ScenesOnDisk):
+    """The scenes of a split, decoded from their files. `workers` processes decode ahead; 0 decodes in `load`.
+
+    A scene that cannot be read raises UnreadableSceneError from `load`; with skip_unreadable, `readable` tells
+    such scenes beforehand, and each is warned of once and kept in `unreadable`.
+    """
+
+    def __init__(
+        self,
+        files: SceneFiles,
+        decoder: Decoder,
+        *,
+        workers: int = 0,
+        skip_unreadable: bool = False,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(files, decoder, skip_unreadable=skip_unreadable, pin_memory=pin_memory)
+        self.workers = workers
+        self.unreadable: dict[int, str] = {}
+        """Scenes left out so far, and why."""
+        self._pool: DecodingPool | None = None
+        self._ahead: dict[int, Future[Pixels]] = {}
+        self._ready: dict[int, Pixels] = {}
 
     def load(self, indices: NDArray[np.int64]) -> SceneBatch:
         """The scenes at `indices`; see SceneSource."""
