@@ -8,12 +8,14 @@ maps (`uncertainty`, `acuity`) folded to the canvas's size (space to depth, so n
 coordinates, and the vectors (`viewpoint`, `time`, `cls`) by feature-wise modulation. The heads read that map:
 
 - ViewpointHead: one score map per scale; the logit of a viewpoint is its scale's map sampled at its center.
+- WindowHead: one density map per scale; the logit of a viewpoint is its scale's map summed over its window.
 - GazeHead: attention over the map, for continuous actions.
 - ValueHead: the pooled map.
 
-Networks by name: `conv` (MapTrunk's convolutions, ViewpointHead), `pointer` (TokenTrunk's self-attention over the
-cells, then PointerHead: one query per scale points at cells, as in pointer networks) and `mlp` (MeanTrunk, which
-averages every map over the scene, then a logit per viewpoint): a control that cannot know where anything is.
+Networks by name: `conv` (MapTrunk's convolutions, ViewpointHead), `window` (the same trunk, WindowHead), `pointer`
+(TokenTrunk's self-attention over the cells, then PointerHead: one query per scale points at cells, as in pointer
+networks) and `mlp` (MeanTrunk, which averages every map over the scene, then a logit per viewpoint): a control that
+cannot know where anything is.
 """
 
 from collections.abc import Callable
@@ -27,6 +29,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
+
+from canvit_gym.policies.windows import Windows
 
 DEFAULT_GRID = 8
 """Side of the feature map where no `canvas` sets it."""
@@ -190,6 +194,16 @@ def interpolation_matrix(centers: NDArray[np.float32], *, size: int) -> Tensor:
     return sampled[0, :, 0].T.contiguous()
 
 
+def window_matrix(viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
+    """[A, size * size]: row a sums a flat map over window a, cells that it covers in part counting in part.
+
+    Divided by size / 2, the side of a window of scale 1/2 in cells: sums of so many independent cells then are about
+    as large as single cells.
+    """
+    windows = Windows(viewpoints, size=size, device=torch.device("cpu"))
+    return (windows.rows[:, :, None] * windows.cols[:, None, :]).flatten(1) / (size / 2)
+
+
 def covered_cells(viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
     """[A, size * size] ones where a viewpoint's window covers the cell's center, as `acuity` counts it."""
     cells = grid_coords(size=size, device=torch.device("cpu")).flatten(0, 1)  # [size * size, 2]
@@ -225,7 +239,7 @@ class TableHead(nn.Module):
         self.allow_stop = allow_stop
         self.mask_seen = mask_seen
         for index in range(len(scales)):
-            matrix = interpolation_matrix(viewpoints[group == index, :2], size=map_side)
+            matrix = self._sampling(viewpoints[group == index], size=map_side)
             self.register_buffer(f"sampling_{index}", matrix, persistent=False)
         # Position of each row of the table where rows stand group after group; None where they do already.
         order = np.argsort(np.argsort(group, kind="stable"), kind="stable")
@@ -237,6 +251,10 @@ class TableHead(nn.Module):
             for index in range(len(scales)):
                 windows = covered_cells(viewpoints[group == index], size=acuity_size)
                 self.register_buffer(f"windows_{index}", windows, persistent=False)
+
+    def _sampling(self, viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
+        """[A, size * size]: how a viewpoint's score is read from its scale's map."""
+        return interpolation_matrix(viewpoints[:, :2], size=size)
 
     def scores(self, features: Tensor) -> Tensor:
         """[B, C, g, g] -> [B, A (+ 1)]"""
@@ -272,7 +290,7 @@ class TableHead(nn.Module):
         return columns if self.order is None else columns[:, self.order]
 
     def sampled(self, maps: Tensor, bias: Tensor) -> Tensor:
-        """Score maps [B, S, side * side] at every viewpoint's center, plus its scale's bias [B, S (+ 1)]."""
+        """Maps [B, S, side * side] read at every viewpoint, plus its scale's bias [B, S (+ 1)]."""
         logits = torch.cat(
             [
                 maps[:, index] @ self.get_buffer(f"sampling_{index}").T + bias[:, index, None]
@@ -301,6 +319,17 @@ class ViewpointHead(TableHead):
     def scores(self, features: Tensor) -> Tensor:
         maps = F.pixel_shuffle(self.score_maps(features), self.upsample).flatten(2)  # [B, S, (g * upsample)^2]
         return self.sampled(maps, self.scale_bias(features.mean(dim=(2, 3))))
+
+
+class WindowHead(ViewpointHead):
+    """One map per scale of what a cell is worth to a glimpse, summed over the window that the glimpse covers.
+
+    What a glimpse gains, it mostly gains inside its window: the maps have to tell where, not the network how large
+    windows are.
+    """
+
+    def _sampling(self, viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
+        return window_matrix(viewpoints, size=size)
 
 
 class PointerHead(TableHead):
@@ -384,6 +413,7 @@ class ValueHead(nn.Module):
 
 NETWORKS: dict[str, tuple[type[MapTrunk], Callable[..., TableHead]]] = {
     "conv": (MapTrunk, ViewpointHead),
+    "window": (MapTrunk, WindowHead),
     "pointer": (TokenTrunk, PointerHead),
     "mlp": (MeanTrunk, ListHead),
 }

@@ -10,8 +10,8 @@ standard deviation within states. The actor begins as a softmax over predicted g
 glimpse ahead only is left to PPO. The critic learns the returns of the same episodes.
 
 States are collected in rounds, the first with random viewpoints, the others with those that the policy samples by
-then: a policy that learns from other states than its own stalls after the first glimpses. A round is forgotten once
-learned, so that memory does not grow with the number of states.
+then: a policy that learns from other states than its own stalls after the first glimpses. After every round it learns
+from all states so far (Ross et al. 2011, DAgger), maps kept in float16.
 """
 
 from collections.abc import Callable
@@ -45,8 +45,8 @@ class WarmStart:
     candidates: int = 8
     """Viewpoints tried in every state, the same for the states of one step of the batch."""
     round_states: int = 4096
-    epochs: int = 8
-    """Passes over a round."""
+    epochs: int = 4
+    """Passes over all states so far, after every round."""
     batch_size: int = 128
     learning_rate: float = 1e-3
     """Falls linearly to 0 over the rounds."""
@@ -70,13 +70,21 @@ class WarmStart:
 
 
 @dataclass(frozen=True)
-class _Round:
+class _Tried:
     """S states: what the policy saw, what it might have gained, and what it did gain until the episode's end."""
 
     observations: dict[str, Tensor]  # [S, ...] each, maps in float16
     chosen: Tensor  # [S, K] which actions were tried
     gains: Tensor  # [S, K]
     rewards: NDArray[np.float64]  # [S / T, T]: the states of an episode stand together
+
+    def and_then(self, other: "_Tried") -> "_Tried":
+        return _Tried(
+            observations={k: torch.cat([v, other.observations[k]]) for k, v in self.observations.items()},
+            chosen=torch.cat([self.chosen, other.chosen]),
+            gains=torch.cat([self.gains, other.gains]),
+            rewards=np.concatenate([self.rewards, other.rewards]),
+        )
 
 
 ReturnsOf = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -134,14 +142,17 @@ def warm_start(
         min(options.round_states, options.states - done) for done in range(0, options.states, options.round_states)
     ]
     history: list[dict[str, float]] = []
+    tried: _Tried | None = None
     bar = tqdm(total=options.states, desc="Warm start", unit="state", disable=None if progress else True)
     envs.reset(seed=seed)
     with bar:
         for number, size in enumerate(sizes):
-            collected = _collect(policy, envs, actions, options, size, rng, explores=number == 0, advance=bar.update)
-            returns = torch.from_numpy(returns_of(collected.rewards).reshape(-1)).float()
+            found = _collect(policy, envs, actions, options, size, rng, explores=number == 0, advance=bar.update)
+            explained = _explained(policy, found, options)
+            tried = found if tried is None else tried.and_then(found)
+            returns = torch.from_numpy(returns_of(tried.rewards).reshape(-1)).float()
             optimizer.param_groups[0]["lr"] = options.learning_rate * (1 - number / len(sizes))
-            record = _learn(policy, optimizer, collected, returns, options)
+            record = {"explained": explained, **_learn(policy, optimizer, tried, returns, options)}
             history.append({"states": float(sum(sizes[: number + 1])), **record})
             bar.set_postfix({name: f"{record[name]:.3f}" for name in ("explained", "loss")})
     envs.close()
@@ -159,7 +170,7 @@ def _collect(
     *,
     explores: bool,
     advance: Callable[[int], Any],
-) -> _Round:
+) -> _Tried:
     """At least `size` states, in whole batches of whole episodes."""
     policy.set_training_mode(False)
     table, reward, cost = actions.viewpoints, envs.config.reward, envs.config.glimpse_cost
@@ -192,7 +203,7 @@ def _collect(
         rewards.append(paid_at)
         count += paid_at.size
         advance(paid_at.size)
-    return _Round(
+    return _Tried(
         observations={k: torch.cat([part[k] for part in seen]) for k in seen[0]},
         chosen=torch.from_numpy(np.concatenate(chosen)),
         gains=torch.from_numpy(np.concatenate(gains)).float(),
@@ -217,16 +228,10 @@ def _sampled(policy: ViewpointPolicy, observation: dict[str, Tensor], num_viewpo
 
 
 def _learn(
-    policy: ViewpointPolicy, optimizer: torch.optim.Optimizer, data: _Round, returns: Tensor, options: WarmStart
+    policy: ViewpointPolicy, optimizer: torch.optim.Optimizer, data: _Tried, returns: Tensor, options: WarmStart
 ) -> dict[str, float]:
     device = policy.device
-    centered = data.gains - data.gains.mean(dim=1, keepdim=True)
-    sigma = centered.square().mean().sqrt().clamp(min=1e-9)
-    targets = centered / (options.temperature * sigma)  # [S, K]
-    predicted = [
-        _scores(policy, data, rows)[0].detach().cpu() for rows in torch.arange(len(targets)).split(options.batch_size)
-    ]
-    explained = 1 - (torch.cat(predicted) - targets).square().mean() / targets.square().mean()
+    targets, sigma = _targets(data, options)
     policy.set_training_mode(True)
     losses: list[Tensor] = []
     for _ in range(options.epochs):
@@ -247,13 +252,26 @@ def _learn(
     loss = torch.stack(losses)
     require_finite({"the warm start's loss": loss})
     return {
-        "explained": explained.item(),
         "sigma": sigma.item(),
         "loss": loss[-len(loss) // options.epochs :].mean().item(),
     }
 
 
-def _scores(policy: ViewpointPolicy, data: _Round, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _targets(data: _Tried, options: WarmStart) -> tuple[Tensor, Tensor]:
+    """(what the tried actions' scores shall be [S, K], the gains' standard deviation within states)."""
+    centered = data.gains - data.gains.mean(dim=1, keepdim=True)
+    sigma = centered.square().mean().sqrt().clamp(min=1e-9)
+    return centered / (options.temperature * sigma), sigma
+
+
+@torch.no_grad()
+def _explained(policy: ViewpointPolicy, data: _Tried, options: WarmStart) -> float:
+    targets, _ = _targets(data, options)
+    predicted = [_scores(policy, data, rows)[0].cpu() for rows in torch.arange(len(targets)).split(options.batch_size)]
+    return float(1 - (torch.cat(predicted) - targets).square().mean() / targets.square().mean())
+
+
+def _scores(policy: ViewpointPolicy, data: _Tried, rows: Tensor) -> tuple[Tensor, Tensor]:
     """(the tried actions' scores [n, K], centered; values [n])."""
     observation = {k: v[rows.to(v.device)].to(policy.device) for k, v in data.observations.items()}
     features: Any = policy.extract_features(observation)

@@ -64,7 +64,10 @@ VARIANTS: dict[str, Variant] = {
     "action=gaussian": Variant("action", _CONTINUOUS, _policy(distribution="gaussian")),
     "action=tanh_gaussian": Variant("action", _CONTINUOUS, _policy(distribution="tanh_gaussian")),
     "action=beta": Variant("action", _CONTINUOUS, _policy(distribution="beta")),
-    **{f"network={name}": Variant("network", hyper=_policy(network=name)) for name in ("conv", "pointer", "mlp")},
+    **{
+        f"network={name}": Variant("network", hyper=_policy(network=name))
+        for name in ("window", "conv", "pointer", "mlp")
+    },
     "separable=true": Variant("network", hyper=_policy(separable=True)),
     "blocks=1": Variant("network", hyper=_policy(blocks=1)),
     **{f"without {key}": Variant("observation") for key in _KEYS if key != "cls"},

@@ -17,7 +17,7 @@ from agents.callbacks import EntropyFloor, decision_index, normalized_entropy
 from agents.checkpoint import load_policy, save_policy
 from agents.hyperparameters import check_fit, load_hyperparameters, schedule
 from agents.learned import LearnedPolicy
-from agents.networks import Features, ViewpointHead, interpolation_matrix
+from agents.networks import Features, ViewpointHead, interpolation_matrix, window_matrix
 from agents.normalize import PerStepNormalize
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from agents.ppo import GlimpsePPO
@@ -60,6 +60,16 @@ def test_interpolation_is_bilinear_and_row_first() -> None:
     centers = np.array([[0, 0], [0.3, -0.5], [-0.8, 0.1]], dtype=np.float32)
     sampled = interpolation_matrix(centers, size=size) @ plane
     np.testing.assert_allclose(sampled, 3 * centers[:, 0] - centers[:, 1], atol=1e-5)
+
+
+def test_windows_sum_the_cells_they_cover() -> None:
+    """Of ones: the window's area in cells, over the side of a scale-1/2 window; nothing from outside the window."""
+    size, table = 8, np.array([[0, 0, 0.5], [-0.5, 0.5, 0.5], [0.3, 0.1, 0.2]], dtype=np.float32)
+    sums = window_matrix(table, size=size)
+    np.testing.assert_allclose(sums.sum(dim=1), (size * table[:, 2]) ** 2 / (size / 2), rtol=1e-5)
+    top_right = sums[1].view(size, size)
+    assert (top_right[:4, 4:] == 2 / size).all()
+    assert top_right.sum() == top_right[:4, 4:].sum()
 
 
 @pytest.mark.parametrize("shuffled", [False, True])
@@ -348,7 +358,7 @@ def test_damaged_policies_are_refused(tmp_path: Path) -> None:
 def test_hyperparameters() -> None:
     hyper = load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epochs": 7, "policy_kwargs": {"blocks": 1}})
     assert hyper.n_epochs == 7
-    assert hyper.policy_kwargs == {"channels": 32, "context_dim": 64, "blocks": 1, "upsample": 2}
+    assert hyper.policy_kwargs == {"network": "window", "channels": 32, "context_dim": 64, "blocks": 1, "upsample": 2}
     assert [schedule("lin_2e-3", name="x")(p) for p in (1.0, 0.5, 0.0, -0.2)] == [2e-3, 1e-3, 0, 0]
     with pytest.raises(ValueError, match=r"unknown hyperparameter 'n_epoch'; there are: .*n_epochs"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epoch": 7})

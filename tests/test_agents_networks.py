@@ -164,7 +164,7 @@ def test_the_mask_knows_what_was_seen(shuffled: bool, dtype: torch.dtype) -> Non
 def test_unknown_options_are_refused() -> None:
     blind = spaces.Dict({key: box for key, box in SPACE.items() if key != "acuity"})
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"network": "lstm"}, "unknown network 'lstm'; choose one of conv, pointer, mlp"),
+        ({"network": "lstm"}, "unknown network 'lstm'; choose one of conv, window, pointer, mlp"),
         ({"distribution": "beta"}, r"'beta' is for action='continuous'"),
         ({"network": "pointer", "separable": True}, "separable is an option of the network 'conv'"),
         ({"network": "pointer", "channels": 7}, "multiple of 2 attention heads, got 7"),

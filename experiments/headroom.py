@@ -1,0 +1,390 @@
+"""What the greedy oracle's lead is made of, and how much of it learned policies have.
+
+    python -m experiments.headroom --env CanViT/FashionSegmentation-v0 --learned runs/segmentation/seed*/best
+
+An oracle that tries every viewpoint with the labels also picks those that happen to push the reading the right way:
+luck that nothing in sight tells. Three ceilings bound what a policy without labels could have, all over the same
+scenes and, but for the locator, the same table of viewpoints as the learned policies:
+
+- greedy oracle: the whole lead;
+- locator: knows from the generator where every item lies and how large it is, not how a glimpse will be read. Of
+  several ways to look at items, the one that reads validation scenes best;
+- halves (segmentation): the oracle chooses by the cross-entropy on one half of the pixels and is measured on the
+  other, both ways round, on a checkerboard of squares of --blocks canvas cells. Small squares cut through items, so
+  that both halves share the luck of an item's reading; with large ones a choice also favours its own half.
+
+Headroom is a ceiling minus the best of the --baselines on validation scenes. Scores are after the last glimpse, on
+test scenes; oracles on the first --oracle-scenes of them.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+
+from agents.checkpoint import load_policy
+from agents.learned import LearnedPolicy
+from canvit_gym.actions import DiscreteActions, grid_viewpoints
+from canvit_gym.config import EnvConfig, build_actions
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
+from canvit_gym.observations import sharpened
+from canvit_gym.policies import GlimpsePolicy, GreedyOracle, PolicyInfo, make_policy
+from canvit_gym.policies.halves import Half, HalfLoss
+from canvit_gym.policies.streams import scene_uniforms
+from canvit_gym.policies.windows import Windows
+from canvit_gym.scenes.fashion import SCENE_SIZE_PX, Flavour, generate_scene
+from canvit_gym.statistics import Estimate, InterquartileMean, Mean, Statistic, bootstrap_interval
+from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
+from experiments.provenance import plain, provenance
+from experiments.train import env_config
+
+BASELINES = {
+    "fashion-segmentation": ("coarse_to_fine", "fine_to_coarse", "entropy_greedy", "saliency", "best_fixed"),
+    "fashion-classification": ("coarse_to_fine", "fine_to_coarse", "saliency", "best_fixed"),
+}
+BACKGROUND = 0
+
+
+@dataclass(frozen=True)
+class HeadroomConfig:
+    learned: tuple[Path, ...]
+    """Policies of one method, one per training seed."""
+    env: str = "CanViT/FashionSegmentation-v0"
+    baselines: tuple[str, ...] = ()
+    """Hand-coded policies that use no labels. Default: those that do best on the data set."""
+    num_scenes: int | None = None
+    """Test scenes. None: all."""
+    oracle_scenes: int = 200
+    tuning_scenes: int = 512
+    """Validation scenes that choose the best baseline and the best way to look at items."""
+    blocks: tuple[int, ...] = (1, 4)
+    results_dir: Path = Path("experiments/results/headroom")
+
+
+class BoxLocator:
+    """The full scene, then the items one after the other, the largest first, and from the first again.
+
+    factor: a glimpse's side as a multiple of the item's. jitter: centers are off by up to this share of the scale, so
+    that an item is not seen twice in the same way.
+    """
+
+    def __init__(self, flavour: Flavour, config: EnvConfig, *, factor: float, jitter: float) -> None:
+        self._flavour: Flavour = flavour
+        self._split = config.split
+        self._factor, self._jitter = factor, jitter
+        self.info = _locator_info(f"boxes(factor={factor:g}, jitter={jitter:g})", config)
+
+    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+        self._seed = seed
+        assert self._split in ("training", "validation", "test")
+        scenes = [generate_scene(self._flavour, self._split, index) for index in episodes.scene.tolist()]
+        self._items = [
+            sorted(((side, top, left) for _, top, left, side in scene.items), reverse=True) for scene in scenes
+        ]
+
+    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+        if t == 0:
+            return np.tile(FULL_SCENE, (episodes.num, 1))
+        boxes = np.array([items[(t - 1) % len(items)] for items in self._items], dtype=np.float64)
+        side, corner = boxes[:, :1], boxes[:, 1:]
+        scale = np.minimum(1, self._factor * side / SCENE_SIZE_PX)
+        off = np.stack([scene_uniforms(self._seed, episodes.scene, 2 * t + axis) for axis in (0, 1)], axis=1)
+        centers = (2 * corner + side) / SCENE_SIZE_PX - 1 + self._jitter * scale * (2 * off - 1)
+        return np.hstack([centers.clip(scale - 1, 1 - scale), scale]).astype(np.float32)
+
+    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+        return 0
+
+
+class WindowLocator:
+    """entropy_greedy with the items' true area for the entropy: the window that adds most where items are."""
+
+    def __init__(self, config: EnvConfig, *, scales: tuple[float, ...]) -> None:
+        self._table = grid_viewpoints(scales=scales, centers=8)
+        self.info = _locator_info(f"windows(scales={scales})", config)
+
+    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+        grid, device = episodes.backbone.canvas_grid, episodes.backbone.device
+        self._windows = Windows(self._table, size=grid, device=device)
+        self._items = 1 - episodes.truth["shares"][:, BACKGROUND]
+        self._seen_at = torch.zeros(episodes.num, grid, grid, device=device)
+
+    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+        if t == 0:
+            return np.tile(FULL_SCENE, (episodes.num, 1))
+        last = to_viewpoint(episodes.viewpoints[:, t - 1], episodes.backbone.device)
+        self._seen_at = sharpened(self._seen_at, last)
+        return self._table[self._windows.added(self._items, self._seen_at).argmax(dim=1).cpu().numpy()]
+
+    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+        return 0
+
+
+def _locator_info(name: str, config: EnvConfig) -> PolicyInfo:
+    return PolicyInfo(
+        name=f"locator {name}",
+        paper_name="locator (knows where items are)",
+        description="Is told from the labels where every item lies, not how it will be read.",
+        deterministic=True,
+        uses_labels=True,
+        tasks=("segmentation",) if config.dataset == "fashion-segmentation" else ("classification",),
+    )
+
+
+def locators(config: EnvConfig) -> Iterator[GlimpsePolicy]:
+    """For scenes of `config`'s split, which must be FashionScenes'."""
+    flavour: Flavour = "segmentation" if config.dataset == "fashion-segmentation" else "classification"
+    for factor in (1.0, 1.25, 1.5, 2.0):
+        for jitter in (0.0, 0.2):
+            yield BoxLocator(flavour, config, factor=factor, jitter=jitter)
+    if flavour == "segmentation":
+        for scales in ((0.5,), (0.6,), (0.5, 0.375)):
+            yield WindowLocator(config, scales=scales)
+
+
+def best_on_validation(policies: Callable[[EnvConfig], Sequence[GlimpsePolicy]], config: HeadroomConfig) -> int:
+    """Which of the policies reads validation scenes best after the last glimpse."""
+    validation = replace(_environment(config), split="validation", num_scenes=config.tuning_scenes)
+    scores = []
+    for policy in policies(validation):
+        scores.append(evaluate(policy, config=validation, progress=policy.info.name).score()[-1])
+        print(f"validation: {policy.info.name}: {100 * scores[-1]:.2f} %", flush=True)
+    return int(np.argmax(scores))
+
+
+def baselines(specs: Sequence[str], env: EnvConfig) -> list[GlimpsePolicy]:
+    return [make_policy(spec, config=env, num_glimpses=env.budget) for spec in specs]
+
+
+def _environment(config: HeadroomConfig) -> EnvConfig:
+    """The one that the learned policies were trained in."""
+    records = [load_policy(directory).record for directory in config.learned]
+    envs = {json.dumps(record.env.to_json(), sort_keys=True) for record in records if record is not None}
+    if len(envs) != 1 or records[0] is None:
+        raise ValueError(f"the learned policies must share one environment, got {len(envs)} of them")
+    wanted = env_config(config.env, {}).dataset
+    if records[0].env.dataset != wanted or wanted not in BASELINES:
+        raise ValueError(
+            f"the learned policies are of {records[0].env.dataset}, and {config.env} is of {wanted}: pass --env of "
+            f"theirs, one of the embedded data sets ({', '.join(BASELINES)})"
+        )
+    return records[0].env
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Runs of one policy or method on the same scenes."""
+
+    name: str
+    runs: tuple[Evaluation, ...]
+
+    def first(self, count: int) -> "Measured":
+        return Measured(self.name, tuple(_first_scenes(run, count) for run in self.runs))
+
+    @property
+    def score(self) -> Statistic:
+        return score_statistic(self.runs)
+
+    @property
+    def loss(self) -> Statistic:
+        return loss_statistic(self.runs)
+
+    @property
+    def scene_iqm(self) -> Statistic:
+        """Of single scenes' scores; of minus their cross-entropy where a score is only right or wrong."""
+        dense = self.runs[0].metric == "mIoU"
+        return InterquartileMean(np.stack([run.scene_score() if dense else -run.loss for run in self.runs]))
+
+
+def _first_scenes(run: Evaluation, count: int) -> Evaluation:
+    arrays = {name: getattr(run, name) for name in ("scene", "viewpoints", "loss", "intersection", "union", "rank")}
+    return replace(run, **{name: None if value is None else value[:count] for name, value in arrays.items()})
+
+
+def measured(config: HeadroomConfig) -> tuple[Measured, Measured, Measured, Measured, Measured]:
+    """(best baseline, learned, learned and sampled, locator, oracle)."""
+    env = _environment(config)
+    test = replace(env, split="test", num_scenes=config.num_scenes, shard=(0, 1))
+    specs = config.baselines or BASELINES[env.dataset]
+    spec = specs[best_on_validation(lambda split: baselines(specs, split), config)]
+    way = best_on_validation(lambda split: list(locators(split)), config)
+    (baseline,) = baselines([spec], test)
+    locator = list(locators(test))[way]
+    found = [
+        Measured(spec, (evaluate(baseline, config=test, progress=spec),)),
+        *(_learned(config, test, deterministic=deterministic) for deterministic in (True, False)),
+        Measured(locator.info.name, (evaluate(locator, config=test, progress=locator.info.name),)),
+        Measured("greedy oracle", (evaluate(_oracle(env), config=_few(test, config)),)),
+    ]
+    return found[0], found[1], found[2], found[3], found[4]
+
+
+def _learned(config: HeadroomConfig, test: EnvConfig, *, deterministic: bool) -> Measured:
+    runs = []
+    for seed, directory in enumerate(config.learned):
+        policy = LearnedPolicy(load_policy(directory), deterministic=deterministic)
+        runs.append(evaluate(policy, config=test, seed=seed, progress=f"learned, run {seed}"))
+    return Measured("learned" if deterministic else "learned, sampled", tuple(runs))
+
+
+def _few(test: EnvConfig, config: HeadroomConfig) -> EnvConfig:
+    return replace(test, num_scenes=min(config.oracle_scenes, test.num_scenes or config.oracle_scenes))
+
+
+def _oracle(env: EnvConfig, **options: Any) -> GreedyOracle:
+    actions = build_actions(env)
+    if not isinstance(actions, DiscreteActions):
+        raise ValueError("the oracle tries every viewpoint of a table: use policies of action='grid' or 'quadtree'")
+    return GreedyOracle(actions.viewpoints, progress=True, **options)
+
+
+def halves(config: HeadroomConfig, baseline: str, block: int) -> dict[str, Any]:
+    """The oracle's lead in cross-entropy over the baseline on pixels it did not choose by, and on those it did."""
+    env = _environment(config)
+    few = _few(replace(env, split="test", num_scenes=config.num_scenes, shard=(0, 1)), config)
+    (policy,) = baselines([baseline], few)
+    of_baseline = {half: HalfLoss(half, block=block) for half in get_args(Half)}
+    for loss in of_baseline.values():
+        evaluate(policy, config=few, on_glimpse=loss)
+    chosen, unseen = [], []
+    ways: tuple[tuple[Half, Half], ...] = (("even", "odd"), ("odd", "even"))
+    for half, other in ways:
+        own, across = HalfLoss(half, block=block), HalfLoss(other, block=block)
+
+        def both(t: int, episodes: EpisodeBatch, pair: tuple[HalfLoss, HalfLoss] = (own, across)) -> None:
+            for loss in pair:
+                loss(t, episodes)
+
+        evaluate(_oracle(env, half=half, block=block), config=few, on_glimpse=both)
+        chosen.append(of_baseline[half].loss() - own.loss())
+        unseen.append(of_baseline[other].loss() - across.loss())
+    lead, honest = (Mean(np.mean(leads, axis=0)[None]) for leads in (chosen, unseen))
+    return {
+        "block": block,
+        "lead_on_own_half": _last(bootstrap_interval(lead)),
+        "lead_on_other_half": _last(bootstrap_interval(honest)),
+        "share_of_luck": _last(bootstrap_interval(lead, honest, of=lambda own, other: 1 - other / own)),
+    }
+
+
+def _trained(directory: Path) -> dict[str, Any]:
+    """How a policy came to be."""
+    record = load_policy(directory).record
+    return {} if record is None else {"provenance": record.provenance, "hyperparameters": record.hyperparameters}
+
+
+def _last(estimate: Estimate) -> dict[str, float]:
+    """After the last glimpse."""
+    return {name: float(getattr(estimate, name)[-1]) for name in ("value", "low", "high")}
+
+
+def _share(policy: NDArray[Any], baseline: NDArray[Any], ceiling: NDArray[Any]) -> NDArray[np.float64]:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (policy - baseline) / (ceiling - baseline)
+
+
+def study(config: HeadroomConfig) -> dict[str, Any]:
+    """Everything, as JSON values; shares are fractions."""
+    baseline, learned, sampled, locator, oracle = measured(config)
+    count = len(oracle.runs[0].scene)
+    rows = {}
+    for policy in (baseline, learned, sampled, locator, oracle):
+        rows[policy.name] = {
+            "score_of_seed": [float(run.score()[-1]) for run in policy.runs],
+            **{name: _last(bootstrap_interval(getattr(policy, name))) for name in ("score", "loss", "scene_iqm")},
+        }
+        if policy is baseline:
+            continue
+        reference = baseline.first(count) if policy is oracle else baseline
+        for name in ("score", "loss"):
+            pair = [getattr(each, name) for each in (policy, reference)]
+            rows[policy.name][f"{name}_minus_baseline"] = _last(bootstrap_interval(*pair, of=np.subtract))
+            three = [getattr(each, name) for each in (policy.first(count), baseline.first(count), oracle)]
+            if policy is not oracle:
+                rows[policy.name][f"share_of_oracle_{name}"] = _last(bootstrap_interval(*three, of=_share))
+    for policy in (learned, sampled):
+        pair = [policy.score, locator.score]
+        rows[policy.name]["score_minus_locator"] = _last(bootstrap_interval(*pair, of=np.subtract))
+    dense = oracle.runs[0].metric == "mIoU"
+    return {
+        "metric": oracle.runs[0].metric,
+        "baseline": baseline.name,
+        "num_scenes": len(baseline.runs[0].scene),
+        "oracle_scenes": count,
+        "policies": rows,
+        "halves": [halves(config, baseline.name, block) for block in config.blocks] if dense else [],
+        "config": plain(asdict(config)) | {"learned": [str(path) for path in config.learned]},
+        "learned_provenance": [_trained(directory) for directory in config.learned],
+        "provenance": provenance(),
+    }
+
+
+def page(result: dict[str, Any]) -> str:
+    """Markdown."""
+    metric, rows = result["metric"], result["policies"]
+    lines = [
+        f"| | {metric} % | minus {result['baseline']} | cross-entropy minus {result['baseline']} "
+        "| share of the oracle's lead: by score | by cross-entropy | IQM of scenes | every seed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in rows.items():
+        dense = metric == "mIoU"
+        cells = [
+            f"{name} ({result['oracle_scenes']} scenes)" if name == "greedy oracle" else name,
+            _cell(row["score"], "{:.1f}", 100),
+            _cell(row.get("score_minus_baseline"), "{:+.1f}", 100),
+            _cell(row.get("loss_minus_baseline"), "{:+.4f}"),
+            _cell(row.get("share_of_oracle_score"), "{:.0f} %", 100),
+            _cell(row.get("share_of_oracle_loss"), "{:.0f} %", 100),
+            _cell(row["scene_iqm"], "{:.1f}", 100) if dense else _cell(row["scene_iqm"], "{:.3f}"),
+            ", ".join(f"{100 * score:.1f}" for score in row["score_of_seed"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    text = [
+        f"# Headroom on {result['config']['env']}",
+        f"{result['num_scenes']:,} test scenes, oracle on the first {result['oracle_scenes']}; after the last glimpse, "
+        "95% intervals over scenes and training seeds in brackets. The IQM is of single scenes' "
+        + (f"{metric}." if metric == "mIoU" else "minus cross-entropy, in nats."),
+        f"Written by\n\n    {result['provenance']['command']}",
+        "\n".join(lines),
+    ]
+    for half in result["halves"]:
+        text.append(
+            f"Oracle by halves, squares of {half['block']} x {half['block']} cells: the lead in cross-entropy is "
+            f"{_cell(half['lead_on_own_half'], '{:.4f}')} nats on the pixels it chooses by and "
+            f"{_cell(half['lead_on_other_half'], '{:.4f}')} on the others; "
+            f"{_cell(half['share_of_luck'], '{:.0f} %', 100)} of it does not carry over."
+        )
+    return "\n\n".join(text) + "\n"
+
+
+def _cell(estimate: dict[str, float] | None, form: str, factor: float = 1) -> str:
+    if estimate is None:
+        return ""
+    value, low, high = (form.format(factor * estimate[name]).replace("-", "−") for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def main() -> None:
+    config = tyro.cli(HeadroomConfig, description=__doc__)
+    try:
+        result = study(config)
+    except (OSError, ValueError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    config.results_dir.mkdir(parents=True, exist_ok=True)
+    path = config.results_dir / config.env.split("/")[-1]
+    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".md").write_text(page(result))
+    print(path.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()
