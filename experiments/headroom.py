@@ -271,7 +271,7 @@ def halves(config: HeadroomConfig, baseline: str, block: int) -> dict[str, Any]:
         "block": block,
         "lead_on_own_half": _last(bootstrap_interval(lead)),
         "lead_on_other_half": _last(bootstrap_interval(honest)),
-        "share_of_luck": _last(bootstrap_interval(lead, honest, of=lambda own, other: 1 - other / own)),
+        "share_of_luck": _last(bootstrap_interval(lead, honest, of=lambda own, other: 1 - _ratio(other, own))),
     }
 
 
@@ -287,8 +287,12 @@ def _last(estimate: Estimate) -> dict[str, float]:
 
 
 def _share(policy: NDArray[Any], baseline: NDArray[Any], ceiling: NDArray[Any]) -> NDArray[np.float64]:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return (policy - baseline) / (ceiling - baseline)
+    return _ratio(policy - baseline, ceiling - baseline)
+
+
+def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """Not a number where there is no whole to have a part of."""
+    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole != 0)
 
 
 def study(config: HeadroomConfig) -> dict[str, Any]:

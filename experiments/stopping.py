@@ -153,6 +153,30 @@ def table(rows: list[dict[str, float]], metric: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plot(rows: list[dict[str, float]], reference: list[dict[str, Any]], metric: str, path: Path) -> None:
+    """The score at the stop against mean glimpses, a point per cost, over the curve of fixed budgets."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+    if reference:
+        curve = 100 * np.mean([e["score_at_fixed_budget"] for e in reference], axis=0)
+        ax.plot(np.arange(1, len(curve) + 1), curve, "o-", color="0.6", ms=4, label="fixed budget")
+        ax.set_xticks(np.arange(1, len(curve) + 1))
+    stopping = [row for row in rows if row["cost"]]
+    ax.plot([row["mean_glimpses"] for row in stopping], [100 * row["score"] for row in stopping], "s", label="stops")
+    for row in stopping:
+        at = (row["mean_glimpses"], 100 * row["score"])
+        ax.annotate(f"{row['cost']:g}", at, xytext=(4, -10), textcoords="offset points", fontsize=8)
+    ax.set(xlabel="mean glimpses (numbers: cost of one)", ylabel=f"{metric} at the stop, %")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
 def study(config: StoppingConfig) -> bool:
     """Everything that is missing, with a report after every run. False: interrupted."""
     entries: list[dict[str, Any]] = []
@@ -167,7 +191,8 @@ def study(config: StoppingConfig) -> bool:
 
 
 def write_report(config: StoppingConfig, entries: list[dict[str, Any]]) -> None:
-    rows = at_equal_glimpses(entries, [e for e in entries if e["cost"] == 0])
+    reference = [e for e in entries if e["cost"] == 0]
+    rows = at_equal_glimpses(entries, reference)
     origin = provenance()
     result = {"config": plain(asdict(config)), "runs": entries, "curve": rows, "provenance": origin}
     config.results_dir.mkdir(parents=True, exist_ok=True)
@@ -176,8 +201,10 @@ def write_report(config: StoppingConfig, entries: list[dict[str, Any]]) -> None:
     path.with_suffix(".md").write_text(
         f"# The worth of a stop action on {config.env}\n\nOn {config.eval_scenes:,} validation scenes, means over "
         f"{len({e['seed'] for e in entries})} seeds; a fixed budget between two whole ones is interpolated. Written by"
-        f"\n\n    {origin['command']}\n\n{table(rows, entries[0]['metric'])}"
+        f"\n\n    {origin['command']}\n\n{table(rows, entries[0]['metric'])}\n"
+        f"![{entries[0]['metric']} at the stop against mean glimpses, by cost]({path.name}.png)\n"
     )
+    plot(rows, reference, entries[0]["metric"], path.with_suffix(".png"))
 
 
 def main() -> None:

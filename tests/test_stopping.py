@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from agents.checkpoint import load_policy
 from experiments.stopping import StoppingConfig, at_equal_glimpses, run_one, stops, study
@@ -55,6 +56,8 @@ def test_the_study_is_resumable_and_reported(tmp_path: Path) -> None:
     assert [(run["cost"], run["mean_glimpses"] <= 3) for run in result["runs"]] == [(0.0, True), (0.01, True)]
     assert result["curve"][0]["mean_glimpses"] == 3  # without a stop action
     assert "| 0.01 |" in (tmp_path / "results" / "FashionSegmentation-v0.md").read_text()
+    with Image.open(tmp_path / "results" / "FashionSegmentation-v0.png") as picture:
+        assert picture.width > picture.height > 300
 
 
 def test_the_reference_is_interpolated() -> None:

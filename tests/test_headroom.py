@@ -1,0 +1,113 @@
+"""What the oracle's lead is made of: locators, halves, shares."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agents.checkpoint import save_policy
+from agents.policy import ViewpointPolicy, policy_kwargs_for
+from agents.record import PolicyRecord, describe_inputs
+from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.policies import make_policy
+from canvit_gym.scenes.fashion import SCENE_SIZE_PX, generate_scene
+from experiments.headroom import BoxLocator, HeadroomConfig, WindowLocator, page, study
+from experiments.train import env_config
+
+ENV = {"num_scenes": 6, "device": "cpu", "budget": 3, "grid_centers": 3, "grid_scales": [0.5]}
+NETWORK = {"channels": 8, "context_dim": 16, "blocks": 1}
+
+
+def untrained(directory: Path, env_id: str, *, seed: int) -> Path:
+    config = env_config(env_id, ENV)
+    actions = build_actions(config)
+    layout = build_layout(config, build_backbone(config), is_dense=config.dataset == "fashion-segmentation")
+    torch.manual_seed(seed)
+    policy = ViewpointPolicy(
+        layout.space, actions.space, lambda _: 1e-3, network="window", **NETWORK, **policy_kwargs_for(actions)
+    )
+    record = PolicyRecord(
+        env_id=env_id, env=config, inputs=describe_inputs(config), network=NETWORK, hyperparameters={}, provenance={},
+        training={},
+    )  # fmt: skip
+    save_policy(directory, policy, record)
+    return directory
+
+
+def test_a_box_locator_looks_at_the_items() -> None:
+    config = EnvConfig(split="validation", num_scenes=5, device="cpu", budget=7)
+    result = evaluate(BoxLocator("segmentation", config, factor=1.25, jitter=0), config=config)
+    for index, viewpoints in enumerate(result.viewpoints):
+        items = generate_scene("segmentation", "validation", index).items
+        assert (viewpoints[0] == [0, 0, 1]).all()
+        seen = []
+        for row, col, scale in viewpoints[1:]:
+            corners = [((row - scale), (col - scale)), ((row + scale), (col + scale))]
+            (top, left), (bottom, right) = [
+                ((a + 1) * SCENE_SIZE_PX / 2, (b + 1) * SCENE_SIZE_PX / 2) for a, b in corners
+            ]
+            assert row - scale >= -1 and row + scale <= 1 + 1e-6
+            inside = [
+                n
+                for n, (_, y, x, side) in enumerate(items)
+                if top <= y + 1e-3 and left <= x + 1e-3 and bottom >= y + side - 1e-3 and right >= x + side - 1e-3
+            ]
+            assert inside, "a window of 1.25 times an item's side holds the item"
+            seen += inside
+        assert set(seen) == set(range(len(items)))  # at most five, and six glimpses
+
+
+def test_jitter_is_a_function_of_scene_and_seed() -> None:
+    config = EnvConfig(split="validation", num_scenes=6, device="cpu", budget=3)
+    locator = BoxLocator("segmentation", config, factor=1.0, jitter=0.2)
+    once, again = (evaluate(locator, config=config, batch_size=size).viewpoints for size in (6, 4))
+    assert (once == again).all()
+    assert (evaluate(locator, config=config, seed=1).viewpoints[:, 1:] != once[:, 1:]).any()
+
+
+def test_a_window_locator_covers_what_is_largest() -> None:
+    config = EnvConfig(split="validation", num_scenes=6, device="cpu", budget=2)
+    result = evaluate(WindowLocator(config, scales=(0.5,)), config=config)
+    covered = []
+    for index, (row, col, scale) in enumerate(result.viewpoints[:, 1]):
+        items = generate_scene("segmentation", "validation", index).labels > 0
+        low, high = (int((c - scale + 1) * SCENE_SIZE_PX / 2) for c in (row, col))
+        side = int(scale * SCENE_SIZE_PX)
+        covered.append(items[low : low + side, high : high + side].sum() / items.sum())
+    assert np.mean(covered) > 0.4  # a quarter of the scene
+
+
+@pytest.mark.parametrize("env_id", ["CanViT/FashionSegmentation-v0", "CanViT/FashionClassification-v0"])
+def test_the_study(tmp_path: Path, env_id: str) -> None:
+    learned = tuple(untrained(tmp_path / str(seed), env_id, seed=seed) for seed in (0, 1))
+    config = HeadroomConfig(
+        learned=learned, env=env_id, baselines=("coarse_to_fine", "center"), num_scenes=6, oracle_scenes=4,
+        tuning_scenes=4, blocks=(1,), results_dir=tmp_path,
+    )  # fmt: skip
+    result = study(config)
+    rows = result["policies"]
+    assert result["baseline"] in rows and len(rows) == 5
+    assert len(rows["learned"]["score_of_seed"]) == 2
+    assert rows["greedy oracle"]["loss_minus_baseline"]["value"] < 0  # it chooses by the loss
+    few = evaluate_again(result["baseline"], env_id)
+    np.testing.assert_allclose(rows[result["baseline"]]["score"]["value"], few.score()[-1])
+    assert len(result["halves"]) == (env_id == "CanViT/FashionSegmentation-v0")
+    for half in result["halves"]:
+        assert half["lead_on_own_half"]["value"] >= half["lead_on_other_half"]["value"]
+    json.dumps(result)
+    assert f"| {result['baseline']} |" in page(result)
+
+
+def evaluate_again(spec: str, env_id: str) -> Evaluation:
+    config = replace(env_config(env_id, ENV), split="test", num_scenes=6)
+    return evaluate(make_policy(spec, config=config, num_glimpses=3), config=config)
+
+
+def test_policies_of_another_data_set_are_refused(tmp_path: Path) -> None:
+    directory = untrained(tmp_path / "policy", "CanViT/FashionSegmentation-v0", seed=0)
+    with pytest.raises(ValueError, match="the learned policies are of fashion-segmentation"):
+        study(HeadroomConfig(learned=(directory,), env="CanViT/FashionClassification-v0"))
