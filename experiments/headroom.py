@@ -47,8 +47,8 @@ from experiments.provenance import plain, provenance
 from experiments.train import env_config
 
 BASELINES = {
-    "fashion-segmentation": ("coarse_to_fine", "fine_to_coarse", "entropy_greedy", "saliency", "best_fixed"),
-    "fashion-classification": ("coarse_to_fine", "fine_to_coarse", "saliency", "best_fixed"),
+    "fashion-segmentation": ("coarse_to_fine", "fine_to_coarse", "entropy_greedy", "saliency", "best_fixed_sequence"),
+    "fashion-classification": ("coarse_to_fine", "fine_to_coarse", "saliency", "best_fixed_sequence"),
 }
 BACKGROUND = 0
 

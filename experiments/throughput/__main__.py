@@ -80,6 +80,7 @@ def layers(config: ThroughputConfig) -> dict[str, Job]:
     env = jobs[VECTOR_ENV]
     return {
         **jobs,
+        "Backbone.step loop, compiled": replace(jobs["Backbone.step loop"], compile=True),
         "vector env, 1 thread": replace(env, threads=1),
         "vector env, compiled": replace(env, compile=True),
         "vector env, bfloat16": replace(env, precision="bfloat16"),
