@@ -193,14 +193,14 @@ def study(config: StoppingConfig) -> bool:
 def write_report(config: StoppingConfig, entries: list[dict[str, Any]]) -> None:
     reference = [e for e in entries if e["cost"] == 0]
     rows = at_equal_glimpses(entries, reference)
-    origin = provenance()
+    origin, seeds = provenance(), len({e["seed"] for e in entries})
     result = {"config": plain(asdict(config)), "runs": entries, "curve": rows, "provenance": origin}
     config.results_dir.mkdir(parents=True, exist_ok=True)
     path = config.results_dir / config.env.split("/")[-1]
     path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".md").write_text(
         f"# The worth of a stop action on {config.env}\n\nOn {config.eval_scenes:,} validation scenes, means over "
-        f"{len({e['seed'] for e in entries})} seeds; a fixed budget between two whole ones is interpolated. Written by"
+        f"{seeds} training seed{'s' * (seeds > 1)}; a fixed budget between two whole ones is interpolated. Written by"
         f"\n\n    {origin['command']}\n\n{table(rows, entries[0]['metric'])}\n"
         f"![{entries[0]['metric']} at the stop against mean glimpses, by cost]({path.name}.png)\n"
     )
