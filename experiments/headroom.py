@@ -316,8 +316,10 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
                 rows[policy.name][f"share_of_oracle_{name}"] = _last(bootstrap_interval(*three, of=_share))
     for policy in (learned, sampled):
         for name in ("score", "loss"):
-            three = [getattr(each, name) for each in (policy, baseline, locator)]
-            rows[policy.name][f"share_of_locator_{name}"] = _last(bootstrap_interval(*three, of=_share))
+            lead = rows[locator.name][f"{name}_minus_baseline"]
+            if lead["low"] * lead["high"] > 0:  # a share of nothing means nothing
+                three = [getattr(each, name) for each in (policy, baseline, locator)]
+                rows[policy.name][f"share_of_locator_{name}"] = _last(bootstrap_interval(*three, of=_share))
     dense = oracle.runs[0].metric == "mIoU"
     return {
         "metric": oracle.runs[0].metric,
