@@ -3,8 +3,8 @@
     python -m experiments.headroom --env CanViT/FashionSegmentation-v0 --learned runs/segmentation/seed*/best
 
 An oracle that tries every viewpoint with the labels also picks those that happen to push the reading the right way:
-luck that nothing in sight tells. Three ceilings bound what a policy without labels could have, all over the same
-scenes and, but for the locator, the same table of viewpoints as the learned policies:
+luck that nothing in sight tells. Three measures of what a policy without labels could have, all over the same scenes
+and, but for the locator, the same table of viewpoints as the learned policies:
 
 - greedy oracle: the whole lead;
 - locator: knows from the generator where every item lies and how large it is, not how a glimpse will be read. Of
