@@ -79,7 +79,7 @@ class _Observed:
 
     def __init__(self, entry: Entry, num_scenes: int) -> None:
         self.entry = entry
-        evaluations = [_first_scenes(e, num_scenes) for run in entry.runs for e in run.evaluations]
+        evaluations = [first_scenes(e, num_scenes) for run in entry.runs for e in run.evaluations]
         self.run = [i for i, run in enumerate(entry.runs) for _ in run.evaluations]
         self.score = score_statistic(evaluations, run=self.run)
         self.loss = loss_statistic(evaluations, run=self.run)
@@ -88,7 +88,7 @@ class _Observed:
         self.top5 = Mean(np.stack(ranks) < 5, run=self.run) if ranks else None
 
 
-def _first_scenes(evaluation: Evaluation, num_scenes: int) -> Evaluation:
+def first_scenes(evaluation: Evaluation, num_scenes: int) -> Evaluation:
     names = ("scene", "viewpoints", "loss", "intersection", "union", "rank")
     arrays = {name: value[:num_scenes] for name in names if (value := getattr(evaluation, name)) is not None}
     return replace(evaluation, **arrays)
@@ -220,7 +220,7 @@ def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
                 ("score", (observed.score, baseline.score, oracle.score)),
                 ("cross_entropy", (observed.loss, baseline.loss, oracle.loss)),
             ):
-                numbers[f"share_{name}"] = _defined(lead[name], _estimates(*curves, share=_share)["share"])
+                numbers[f"share_{name}"] = _defined(lead[name], _estimates(*curves, share=_last_share)["share"])
         policies[entry.label] = numbers
     return {
         "label": oracle_entry.label,
@@ -235,10 +235,14 @@ def _last_difference(one: Draws, other: Draws) -> Draws:
     return last(one - other)
 
 
-def _share(policy: Draws, baseline: Draws, oracle: Draws) -> Draws:
-    """[R], not a number where the oracle has no lead."""
-    lead = last(oracle - baseline)
-    return np.divide(last(policy - baseline), lead, out=np.full_like(lead, np.nan), where=lead != 0)
+def share_of_lead(policy: Draws, baseline: Draws, ceiling: Draws) -> Draws:
+    """(policy - baseline) / (ceiling - baseline); not a number where the ceiling has no lead."""
+    lead = ceiling - baseline
+    return np.divide(policy - baseline, lead, out=np.full_like(lead, np.nan), where=lead != 0)
+
+
+def _last_share(*curves: Draws) -> Draws:
+    return last(share_of_lead(*curves))
 
 
 def _defined(lead: dict[str, Any], share: dict[str, Any]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ test scenes; oracles on the first --oracle-scenes of them.
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -29,7 +29,7 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
-from agents.checkpoint import load_policy
+from agents.checkpoint import load_policy, load_record
 from agents.learned import LearnedPolicy
 from canvit_gym.actions import DiscreteActions, grid_viewpoints
 from canvit_gym.config import EnvConfig, build_actions
@@ -43,6 +43,7 @@ from canvit_gym.policies.windows import Windows
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, Flavour, generate_scene
 from canvit_gym.statistics import Estimate, InterquartileMean, Mean, Statistic, bootstrap_interval
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
+from experiments.comparison import first_scenes, per_scene, share_of_lead
 from experiments.provenance import plain, provenance
 from experiments.train import env_config
 
@@ -80,7 +81,7 @@ class BoxLocator:
         self._flavour: Flavour = flavour
         self._split = config.split
         self._factor, self._jitter = factor, jitter
-        self.info = _locator_info(f"boxes(factor={factor:g}, jitter={jitter:g})", config)
+        self.info = _locator_info(f"boxes(factor={factor:g}, jitter={jitter:g})", flavour)
 
     def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
         self._seed = seed
@@ -107,9 +108,9 @@ class BoxLocator:
 class WindowLocator:
     """entropy_greedy with the items' true area for the entropy: the window that adds most where items are."""
 
-    def __init__(self, config: EnvConfig, *, scales: tuple[float, ...]) -> None:
+    def __init__(self, *, scales: tuple[float, ...]) -> None:
         self._table = grid_viewpoints(scales=scales, centers=8)
-        self.info = _locator_info(f"windows(scales={scales})", config)
+        self.info = _locator_info(f"windows(scales={scales})", "segmentation")
 
     def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
         grid, device = episodes.backbone.canvas_grid, episodes.backbone.device
@@ -128,14 +129,14 @@ class WindowLocator:
         return 0
 
 
-def _locator_info(name: str, config: EnvConfig) -> PolicyInfo:
+def _locator_info(name: str, flavour: Flavour) -> PolicyInfo:
     return PolicyInfo(
         name=f"locator {name}",
         paper_name="locator (knows where items are)",
         description="Is told from the labels where every item lies, not how it will be read.",
         deterministic=True,
         uses_labels=True,
-        tasks=("segmentation",) if config.dataset == "fashion-segmentation" else ("classification",),
+        tasks=(flavour,),
     )
 
 
@@ -147,14 +148,13 @@ def locators(config: EnvConfig) -> Iterator[GlimpsePolicy]:
             yield BoxLocator(flavour, config, factor=factor, jitter=jitter)
     if flavour == "segmentation":
         for scales in ((0.5,), (0.6,), (0.5, 0.375)):
-            yield WindowLocator(config, scales=scales)
+            yield WindowLocator(scales=scales)
 
 
-def best_on_validation(policies: Callable[[EnvConfig], Sequence[GlimpsePolicy]], config: HeadroomConfig) -> int:
+def best_of(policies: Iterable[GlimpsePolicy], validation: EnvConfig) -> int:
     """Which of the policies reads validation scenes best after the last glimpse."""
-    validation = replace(_environment(config), split="validation", num_scenes=config.tuning_scenes)
     scores = []
-    for policy in policies(validation):
+    for policy in policies:
         scores.append(evaluate(policy, config=validation, progress=policy.info.name).score()[-1])
         print(f"validation: {policy.info.name}: {100 * scores[-1]:.2f} %", flush=True)
     return int(np.argmax(scores))
@@ -166,17 +166,17 @@ def baselines(specs: Sequence[str], env: EnvConfig) -> list[GlimpsePolicy]:
 
 def _environment(config: HeadroomConfig) -> EnvConfig:
     """The one that the learned policies were trained in."""
-    records = [load_policy(directory).record for directory in config.learned]
-    envs = {json.dumps(record.env.to_json(), sort_keys=True) for record in records if record is not None}
-    if len(envs) != 1 or records[0] is None:
+    envs = {record.env for record in map(load_record, config.learned)}
+    if len(envs) != 1:
         raise ValueError(f"the learned policies must share one environment, got {len(envs)} of them")
+    (env,) = envs
     wanted = env_config(config.env, {}).dataset
-    if records[0].env.dataset != wanted or wanted not in BASELINES:
+    if env.dataset != wanted or wanted not in BASELINES:
         raise ValueError(
-            f"the learned policies are of {records[0].env.dataset}, and {config.env} is of {wanted}: pass --env of "
+            f"the learned policies are of {env.dataset}, and {config.env} is of {wanted}: pass --env of "
             f"theirs, one of the embedded data sets ({', '.join(BASELINES)})"
         )
-    return records[0].env
+    return env
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Measured:
     runs: tuple[Evaluation, ...]
 
     def first(self, count: int) -> "Measured":
-        return Measured(self.name, tuple(_first_scenes(run, count) for run in self.runs))
+        return Measured(self.name, tuple(first_scenes(run, count) for run in self.runs))
 
     @property
     def score(self) -> Statistic:
@@ -199,23 +199,17 @@ class Measured:
 
     @property
     def scene_iqm(self) -> Statistic:
-        """Of single scenes' scores; of minus their cross-entropy where a score is only right or wrong."""
-        dense = self.runs[0].metric == "mIoU"
-        return InterquartileMean(np.stack([run.scene_score() if dense else -run.loss for run in self.runs]))
+        """Of what experiments.comparison.per_scene tells of single scenes."""
+        return InterquartileMean(np.stack([per_scene(run) for run in self.runs]))
 
 
-def _first_scenes(run: Evaluation, count: int) -> Evaluation:
-    arrays = {name: getattr(run, name) for name in ("scene", "viewpoints", "loss", "intersection", "union", "rank")}
-    return replace(run, **{name: None if value is None else value[:count] for name, value in arrays.items()})
-
-
-def measured(config: HeadroomConfig) -> tuple[Measured, Measured, Measured, Measured, Measured]:
+def measured(config: HeadroomConfig, env: EnvConfig) -> tuple[Measured, Measured, Measured, Measured, Measured]:
     """(best baseline, learned, learned and sampled, locator, oracle)."""
-    env = _environment(config)
-    test = replace(env, split="test", num_scenes=config.num_scenes, shard=(0, 1))
+    test = _test(config, env)
+    validation = replace(env, split="validation", num_scenes=config.tuning_scenes)
     specs = config.baselines or BASELINES[env.dataset]
-    spec = specs[best_on_validation(lambda split: baselines(specs, split), config)]
-    way = best_on_validation(lambda split: list(locators(split)), config)
+    spec = specs[best_of(baselines(specs, validation), validation)]
+    way = best_of(locators(validation), validation)
     (baseline,) = baselines([spec], test)
     locator = list(locators(test))[way]
     found = [
@@ -235,6 +229,10 @@ def _learned(config: HeadroomConfig, test: EnvConfig, *, deterministic: bool) ->
     return Measured("learned" if deterministic else "learned, sampled", tuple(runs))
 
 
+def _test(config: HeadroomConfig, env: EnvConfig) -> EnvConfig:
+    return replace(env, split="test", num_scenes=config.num_scenes, shard=(0, 1))
+
+
 def _few(test: EnvConfig, config: HeadroomConfig) -> EnvConfig:
     return replace(test, num_scenes=min(config.oracle_scenes, test.num_scenes or config.oracle_scenes))
 
@@ -246,39 +244,44 @@ def _oracle(env: EnvConfig, **options: Any) -> GreedyOracle:
     return GreedyOracle(actions.viewpoints, progress=True, **options)
 
 
-def halves(config: HeadroomConfig, baseline: str, block: int) -> dict[str, Any]:
+def halves(few: EnvConfig, baseline: str, block: int) -> dict[str, Any]:
     """The oracle's lead in cross-entropy over the baseline on pixels it did not choose by, and on those it did."""
-    env = _environment(config)
-    few = _few(replace(env, split="test", num_scenes=config.num_scenes, shard=(0, 1)), config)
-    (policy,) = baselines([baseline], few)
-    of_baseline = {half: HalfLoss(half, block=block) for half in get_args(Half)}
-    for loss in of_baseline.values():
-        evaluate(policy, config=few, on_glimpse=loss)
+    of_baseline = _losses_by_half(baselines([baseline], few)[0], few, block)
     chosen, unseen = [], []
     ways: tuple[tuple[Half, Half], ...] = (("even", "odd"), ("odd", "even"))
     for half, other in ways:
-        own, across = HalfLoss(half, block=block), HalfLoss(other, block=block)
-
-        def both(t: int, episodes: EpisodeBatch, pair: tuple[HalfLoss, HalfLoss] = (own, across)) -> None:
-            for loss in pair:
-                loss(t, episodes)
-
-        evaluate(_oracle(env, half=half, block=block), config=few, on_glimpse=both)
-        chosen.append(of_baseline[half].loss() - own.loss())
-        unseen.append(of_baseline[other].loss() - across.loss())
+        of_oracle = _losses_by_half(_oracle(few, half=half, block=block), few, block)
+        chosen.append(of_baseline[half] - of_oracle[half])
+        unseen.append(of_baseline[other] - of_oracle[other])
     lead, honest = (Mean(np.mean(leads, axis=0)[None]) for leads in (chosen, unseen))
     return {
         "block": block,
         "lead_on_own_half": _last(bootstrap_interval(lead)),
         "lead_on_other_half": _last(bootstrap_interval(honest)),
-        "share_of_luck": _last(bootstrap_interval(lead, honest, of=lambda own, other: 1 - _ratio(other, own))),
+        "share_of_luck": _last(bootstrap_interval(lead, honest, of=_share_lost)),
     }
+
+
+def _losses_by_half(policy: GlimpsePolicy, config: EnvConfig, block: int) -> dict[Half, NDArray[np.float32]]:
+    """[N, T] each, of one evaluation."""
+    losses: dict[Half, HalfLoss] = {half: HalfLoss(half, block=block) for half in get_args(Half)}
+
+    def measure(t: int, episodes: EpisodeBatch) -> None:
+        for loss in losses.values():
+            loss(t, episodes)
+
+    evaluate(policy, config=config, on_glimpse=measure)
+    return {half: loss.loss() for half, loss in losses.items()}
+
+
+def _share_lost(lead: NDArray[Any], honest: NDArray[Any]) -> NDArray[np.float64]:
+    return 1 - share_of_lead(honest, np.zeros_like(lead), lead)
 
 
 def _trained(directory: Path) -> dict[str, Any]:
     """How a policy came to be."""
-    record = load_policy(directory).record
-    return {} if record is None else {"provenance": record.provenance, "hyperparameters": record.hyperparameters}
+    record = load_record(directory)
+    return {"provenance": record.provenance, "hyperparameters": record.hyperparameters}
 
 
 def _last(estimate: Estimate) -> dict[str, float]:
@@ -286,18 +289,10 @@ def _last(estimate: Estimate) -> dict[str, float]:
     return {name: float(getattr(estimate, name)[-1]) for name in ("value", "low", "high")}
 
 
-def _share(policy: NDArray[Any], baseline: NDArray[Any], ceiling: NDArray[Any]) -> NDArray[np.float64]:
-    return _ratio(policy - baseline, ceiling - baseline)
-
-
-def _ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
-    """Not a number where there is no whole to have a part of."""
-    return np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole != 0)
-
-
 def study(config: HeadroomConfig) -> dict[str, Any]:
     """Everything, as JSON values; shares are fractions."""
-    baseline, learned, sampled, locator, oracle = measured(config)
+    env = _environment(config)
+    baseline, learned, sampled, locator, oracle = measured(config, env)
     count = len(oracle.runs[0].scene)
     rows = {}
     for policy in (baseline, learned, sampled, locator, oracle):
@@ -313,21 +308,22 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
             rows[policy.name][f"{name}_minus_baseline"] = _last(bootstrap_interval(*pair, of=np.subtract))
             three = [getattr(each, name) for each in (policy.first(count), baseline.first(count), oracle)]
             if policy is not oracle:
-                rows[policy.name][f"share_of_oracle_{name}"] = _last(bootstrap_interval(*three, of=_share))
+                rows[policy.name][f"share_of_oracle_{name}"] = _last(bootstrap_interval(*three, of=share_of_lead))
     for policy in (learned, sampled):
         for name in ("score", "loss"):
             lead = rows[locator.name][f"{name}_minus_baseline"]
             if lead["low"] * lead["high"] > 0:  # a share of nothing means nothing
                 three = [getattr(each, name) for each in (policy, baseline, locator)]
-                rows[policy.name][f"share_of_locator_{name}"] = _last(bootstrap_interval(*three, of=_share))
-    dense = oracle.runs[0].metric == "mIoU"
+                rows[policy.name][f"share_of_locator_{name}"] = _last(bootstrap_interval(*three, of=share_of_lead))
+    metric = oracle.runs[0].metric
+    blocks, few = config.blocks if metric == "mIoU" else (), _few(_test(config, env), config)
     return {
-        "metric": oracle.runs[0].metric,
+        "metric": metric,
         "baseline": baseline.name,
         "num_scenes": len(baseline.runs[0].scene),
         "oracle_scenes": count,
         "policies": rows,
-        "halves": [halves(config, baseline.name, block) for block in config.blocks] if dense else [],
+        "halves": [halves(few, baseline.name, block) for block in blocks],
         "config": plain(asdict(config)) | {"learned": [str(path) for path in config.learned]},
         "learned_provenance": [_trained(directory) for directory in config.learned],
         "provenance": provenance(),

@@ -71,7 +71,7 @@ def test_jitter_is_a_function_of_scene_and_seed() -> None:
 
 def test_a_window_locator_covers_what_is_largest() -> None:
     config = EnvConfig(split="validation", num_scenes=6, device="cpu", budget=2)
-    result = evaluate(WindowLocator(config, scales=(0.5,)), config=config)
+    result = evaluate(WindowLocator(scales=(0.5,)), config=config)
     covered = []
     for index, (row, col, scale) in enumerate(result.viewpoints[:, 1]):
         items = generate_scene("segmentation", "validation", index).labels > 0
