@@ -14,8 +14,7 @@ early updates are many and the final model has seen canvases of 20 glimpses and 
 decays as glimpses accumulate.
 
 Last (--finish-steps) the same rollouts are trained on the cross-entropy of the class shares themselves, half of
-them the teacher's and half the labels', with items weighted over background: squared errors of log-probabilities
-teach the features well but decide slowly which class a cell belongs to.
+them the teacher's and half the labels' (experiments/nano_finishing.py).
 
 Resumes from the run directory after an interruption, and continues with a larger --finish-steps.
 Batches, rollout lengths and viewpoints are functions of (seed, step): a resumed run equals an
@@ -41,22 +40,21 @@ from canvit_pytorch.episode import run_episode
 from canvit_pytorch.model.readout import LinearReadout
 from canvit_pytorch.policies import PolicyName, make_policy, random_viewpoints
 from canvit_pytorch.pretrain.loss import DistillationTargets
-from canvit_pytorch.pretrain.step import sample_rollout_length, training_step
-from torch import Tensor
+from canvit_pytorch.pretrain.step import training_step
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from canvit_gym.backbone.memory import keep_freed_memory
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX, nano_config
 from canvit_gym.scenes.prepared import FashionScenes
+from experiments.nano_finishing import FinishScenes, finishing_step
 from experiments.provenance import plain
 from experiments.teacher import (
     TEACHER_DIM,
     MixedScenes,
     PassiveTeacher,
-    cell_fractions,
     load_teacher,
     normalized,
-    scene_targets,
 )
 
 log = logging.getLogger(__name__)
@@ -82,6 +80,12 @@ class PretrainingConfig:
     """Steps on the cross-entropy, over which the learning rate falls linearly."""
     finish_batch_size: int = 48
     finish_stop_probability: float = 0.25
+    finish_classification_share: float = 0.25
+    """Of the finish's scenes, those with one item."""
+    finish_item_share: float = 0.0
+    """Of the finish's glimpses after the first, those drawn around items instead of anywhere."""
+    class_weight: float = 0.0
+    """In the finish: of the cross-entropy of a single item's class."""
     item_weight: float = 4.0
     """Weight of a cell that an item covers; background weighs 1."""
     batch_size: int = 64
@@ -245,52 +249,6 @@ def train_tokens(
             writer.add_scalar("tokens/patch_variance", wanted.var().item(), step)
 
 
-def finishing_step(
-    config: PretrainingConfig,
-    model: CanViTForPretraining,
-    images: Tensor,
-    *,
-    cells: Tensor,
-    scene: Tensor,
-    policy_name: PolicyName,
-) -> tuple[Tensor, int]:
-    """One rollout on cross-entropies, gradients accumulated; canvit-pytorch's step has squared errors only.
-
-    cells: [B, G*G, K] class shares; scene: [B, K] in [0, 1]. Returns (mean loss per glimpse, glimpses).
-    """
-    batch_size, device = len(images), images.device
-    num_glimpses = sample_rollout_length(
-        tbptt_chunk_glimpses=config.chunk_glimpses, stop_probability=config.finish_stop_probability
-    )
-    policy = make_policy(
-        policy_name,
-        batch_size=batch_size,
-        device=device,
-        num_glimpses=num_glimpses,
-        canvas_grid_size=NANO_CANVAS_GRID,
-    )
-    weight = 1 + (config.item_weight - 1) * (1 - cells[..., 0])
-    weight = weight / weight.mean()
-    state = model.init_state(batch_size=batch_size, canvas_grid_size=NANO_CANVAS_GRID)
-    chunk_loss, total = torch.zeros((), device=device), torch.zeros((), device=device)
-    for t in range(num_glimpses):
-        viewpoint = policy.step(t, state)
-        glimpse = sample_at_viewpoint(spatial=images, viewpoint=viewpoint, glimpse_size_px=NANO_GLIMPSE_SIZE_PX)
-        state = model(glimpse=glimpse, state=state, viewpoint=viewpoint).state
-        cell_logits = model.teacher_patch_standardizer.destandardize(model.predict_teacher_patches(state.canvas))
-        predicted_cls = model.predict_teacher_cls(state.recurrent_cls).unsqueeze(1)
-        scene_logits = model.teacher_cls_standardizer.destandardize(predicted_cls)[:, 0]
-        cell_loss = (-(cells * F.log_softmax(cell_logits, dim=-1)).sum(dim=-1) * weight).mean()
-        loss = cell_loss + F.binary_cross_entropy_with_logits(scene_logits, scene)
-        chunk_loss = chunk_loss + loss
-        total = total + loss.detach()
-        if (t + 1) % config.chunk_glimpses == 0:
-            (chunk_loss / num_glimpses).backward()
-            chunk_loss = torch.zeros((), device=device)
-            state = state.detach()
-    return total / num_glimpses, num_glimpses
-
-
 def record_start(config: PretrainingConfig, *, step: int) -> None:
     """Every start of a run with its settings: what a resumed run was really trained with."""
     entry = dict(step=step, config=plain(asdict(config)))
@@ -300,6 +258,8 @@ def record_start(config: PretrainingConfig, *, step: int) -> None:
 
 def train(config: PretrainingConfig) -> None:
     device = torch.device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     config.run_dir.mkdir(parents=True, exist_ok=True)
     scenes = MixedScenes(
         num_segmentation=config.num_segmentation,
@@ -307,13 +267,17 @@ def train(config: PretrainingConfig) -> None:
         batch_size=config.batch_size,
         seed=config.seed + 1,
     )
-    finish_scenes = MixedScenes(
-        num_segmentation=config.num_segmentation,
-        num_classification=config.num_classification,
-        batch_size=config.finish_batch_size,
-        seed=config.seed + 2,
-    )
     teacher = load_teacher(config.teacher_dir, device).to(memory_format=cast(Any, torch.channels_last))
+    finish_scenes = None
+    if config.finish_steps:
+        mixed = MixedScenes(
+            num_segmentation=config.num_segmentation,
+            num_classification=config.num_classification,
+            batch_size=config.finish_batch_size,
+            seed=config.seed + 2,
+            classification_share=config.finish_classification_share,
+        )
+        finish_scenes = FinishScenes(mixed, teacher=teacher, device=device)
     torch.manual_seed(config.seed)
     model = CanViTForPretraining(
         canvit_config=nano_config(), teacher_dim=TEACHER_DIM, teacher_patch_grid=NANO_CANVAS_GRID
@@ -351,28 +315,25 @@ def train(config: PretrainingConfig) -> None:
     for step in bar:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step)
-        finishing = step >= config.steps
-        batch = (finish_scenes if finishing else scenes).batch(step)
-        images = normalized(batch[0].to(device))
-        with torch.no_grad():
-            features = teacher(images)
         seed_step(config.seed, step)
         model.train()
         policy_name = ROLLOUTS[step % len(ROLLOUTS)]
-        if finishing:
-            labels = batch[1].to(device)
-            several = torch.arange(len(labels), device=device) < len(labels) - len(labels) // 4
-            shares = cell_fractions(labels).flatten(2).transpose(1, 2)
-            loss, num_glimpses = finishing_step(
-                config,
+        if finish_scenes is not None and step >= config.steps:
+            losses, num_glimpses = finishing_step(
                 model,
-                images,
-                cells=(features.patches.softmax(dim=-1) + shares) / 2,
-                scene=(features.cls.sigmoid() + scene_targets(labels, several=several)) / 2,
+                finish_scenes.batch(step),
                 policy_name=policy_name,
+                item_share=config.finish_item_share,
+                item_weight=config.item_weight,
+                class_weight=config.class_weight,
+                chunk_glimpses=config.chunk_glimpses,
+                stop_probability=config.finish_stop_probability,
             )
-            logged = {policy_name: {"cross_entropy": loss}}
+            loss, logged, batch_size = losses["cells"], {policy_name: losses}, config.finish_batch_size
         else:
+            images = normalized(scenes.batch(step)[0].to(device))
+            with torch.no_grad():
+                features = teacher(images)
             targets = DistillationTargets.standardize(model, patches=features.patches, cls=features.cls)
             metrics = training_step(
                 model=model,
@@ -388,6 +349,7 @@ def train(config: PretrainingConfig) -> None:
                 autocast=torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
             )
             loss, num_glimpses, logged = metrics.loss, metrics.num_glimpses, metrics.by_policy
+            batch_size = config.batch_size
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip_norm)
         if not torch.isfinite(norm):
             raise FloatingPointError(
@@ -395,7 +357,7 @@ def train(config: PretrainingConfig) -> None:
             )
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        glimpses += num_glimpses * len(images)
+        glimpses += num_glimpses * batch_size
         if step % 50 < len(ROLLOUTS):
             for name, entries in logged.items():
                 for key, value in entries.items():

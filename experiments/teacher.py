@@ -22,6 +22,7 @@ import torch.nn.functional as F
 import tyro
 from canvit_pytorch.benchmarks.ade20k import MeanIoU
 from canvit_pytorch.preprocess import imagenet_normalize
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -89,32 +90,45 @@ class PassiveTeacher(nn.Module):
 
 
 class MixedScenes:
-    """Batches of both flavours (three segmentation scenes to one classification scene), mirrored half of the time.
+    """Batches of both flavours (one classification scene in four, unless told otherwise), mirrored half of the time.
 
     Batch `step` is a function of (seed, step), so that a resumed run sees what an uninterrupted one sees.
     """
 
-    def __init__(self, *, num_segmentation: int, num_classification: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_segmentation: int,
+        num_classification: int,
+        batch_size: int,
+        seed: int,
+        classification_share: float = 0.25,
+    ) -> None:
         self.sources = (
             FashionScenes("segmentation", "training", num_segmentation),
             FashionScenes("classification", "training", num_classification),
         )
         self.batch_size = batch_size
+        self.num_classification = int(batch_size * classification_share)
         self.seed = seed
+
+    def picks(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+        """(segmentation scenes, classification scenes, whether they are mirrored); a batch holds them in this order."""
+        rng = np.random.default_rng([self.seed, step])
+        counts = (self.batch_size - self.num_classification, self.num_classification)
+        segmentation, classification = (
+            rng.integers(len(source), size=count) for source, count in zip(self.sources, counts, strict=True)
+        )
+        return segmentation, classification, bool(rng.integers(2))
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """(uint8 images [B, 3, 128, 128], int64 label maps [B, 128, 128])."""
-        rng = np.random.default_rng([self.seed, step])
-        num_classification = self.batch_size // 4
-        images, labels = [], []
-        for source, count in zip(self.sources, (self.batch_size - num_classification, num_classification), strict=True):
-            image, label = source.load_with_maps(rng.integers(len(source), size=count))
-            images.append(image)
-            labels.append(label)
-        image, label = torch.cat(images), torch.cat(labels).long()
-        if rng.integers(2):
+        *picks, mirrored = self.picks(step)
+        loaded = [source.load_with_maps(picked) for source, picked in zip(self.sources, picks, strict=True)]
+        image, label = (torch.cat(parts) for parts in zip(*loaded, strict=True))
+        if mirrored:
             image, label = image.flip(-1), label.flip(-1)
-        return image, label
+        return image, label.long()
 
 
 def cell_fractions(labels: Tensor) -> Tensor:
