@@ -19,6 +19,7 @@ from tqdm import tqdm
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX
 from canvit_gym.scenes.prepared import FashionScenes
 from experiments.teacher import (
+    TEACHER_DIM,
     MixedScenes,
     PassiveTeacher,
     cell_fractions,
@@ -43,16 +44,19 @@ def _targets(
     source: FashionScenes, *, several: bool, teacher: PassiveTeacher, device: torch.device, chunk: int = 64
 ) -> tuple[Tensor, Tensor]:
     """(cells [N, G*G, TEACHER_DIM], scene [N, TEACHER_DIM]) of all scenes of a flavour, float16."""
-    cells, scenes = [], []
+    # Written in place: small tensors kept between large ones that come and go would leave the heap full of holes.
+    cells = torch.empty(len(source), NANO_CANVAS_GRID**2, TEACHER_DIM, dtype=torch.float16)
+    scene = torch.empty(len(source), TEACHER_DIM, dtype=torch.float16)
     for start in tqdm(range(0, len(source), chunk), desc=f"targets of {source.flavour}", mininterval=10):
-        images, labels = source.load_with_maps(np.arange(start, min(start + chunk, len(source))))
+        rows = slice(start, min(start + chunk, len(source)))
+        images, labels = source.load_with_maps(np.arange(rows.start, rows.stop))
         features = teacher(normalized(images.to(device)))
         labels = labels.to(device).long()
         shares = cell_fractions(labels).flatten(2).transpose(1, 2)
         present = scene_targets(labels, several=torch.full((len(labels),), several, device=device))
-        cells.append(((features.patches.softmax(dim=-1) + shares) / 2).half().cpu())
-        scenes.append(((features.cls.sigmoid() + present) / 2).half().cpu())
-    return torch.cat(cells), torch.cat(scenes)
+        cells[rows] = (features.patches.softmax(dim=-1) + shares) / 2
+        scene[rows] = (features.cls.sigmoid() + present) / 2
+    return cells, scene
 
 
 class FinishScenes:
