@@ -10,7 +10,7 @@ passive teacher as the ceiling.
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -22,10 +22,14 @@ from canvit_gym.backbone.names import asset_dir
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import GreedyOracle, PaperPolicy
+from experiments.pretrain_nano import PretrainingConfig
 from experiments.provenance import plain, provenance
 
 LONG, SHORT = 21, 5
 """Glimpses: C2F's three quadtree levels, and the environments' default budget."""
+
+NOT_TOLD = ("run_dir", "teacher_dir", "init_from", "save_every", "validate_every", "device")
+"""Settings that the card's commands leave out: they name directories, or change no weight."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,11 @@ def stages(training: dict[str, Any]) -> str:
         f"batch {config['finish_batch_size']}": training["steps"] - config["steps"],
     }
     done = "; ".join(what for what, count in parts.items() if count)
+    if share := config.get("finish_item_share"):
+        single = config["finish_classification_share"]
+        done += (
+            f", {single:.0%} of its scenes with one item and {share:.0%} of its glimpses after the first around items"
+        )
     starts = len(training["starts"])
     line = (
         f"  - {'From those weights: ' if earlier else ''}{done}; F-IID and R-IID rollouts in turn, "
@@ -108,6 +117,26 @@ def stages(training: dict[str, Any]) -> str:
     )
     line = fill(line, 118, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     return f"{stages(earlier)}\n{line}" if earlier else line
+
+
+def commands(training: dict[str, Any]) -> list[str]:
+    """A command for each run that the weights went through, the first one first: what differs from the defaults."""
+    earlier = commands(training["continues"]) if "continues" in training else []
+    parts = [f"python -m experiments.pretrain_nano --run-dir {run_dir(len(earlier))} --teacher-dir runs/teacher"]
+    if earlier:
+        parts.append(f"--init-from {run_dir(len(earlier) - 1)}/model")
+    for field in fields(PretrainingConfig):
+        value = training["config"].get(field.name, field.default)
+        if field.name not in NOT_TOLD and value != field.default:
+            parts.append(f"--{field.name.replace('_', '-')} {value}")
+    # An option stays on the line of its value: no-break spaces hold them together while lines are filled.
+    whole = " ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+    lines = fill(whole, 108, break_long_words=False, break_on_hyphens=False).replace("\N{NO-BREAK SPACE}", " ")
+    return [*earlier, lines.replace("\n", " \\\n          ")]
+
+
+def run_dir(number: int) -> str:
+    return f"runs/nano_{number + 1}"
 
 
 def card(record: dict[str, Any]) -> str:
@@ -121,13 +150,8 @@ def card(record: dict[str, Any]) -> str:
     goals = "\n".join(f"| {goal} | {value} |" for goal, value in metrics["goals"].items())
     pretraining = training["config"]
     teacher = training["teacher"]
-    last, continued = "runs/nano", ""
-    if "continues" in training:
-        last = "runs/nano_continued"
-        continued = f"""
-      python -m experiments.pretrain_nano --run-dir {last} --teacher-dir runs/teacher \\
-          --init-from runs/nano/model --token-steps 0 --steps 0 --seed {pretraining["seed"]} \\
-          --finish-steps {pretraining["finish_steps"]} --peak-lr {pretraining["peak_lr"]}"""
+    runs = commands(training)
+    last, pretrain = run_dir(len(runs) - 1), "\n      ".join(runs)
     return f"""---
 library_name: canvit-pytorch
 license: mit
@@ -151,7 +175,7 @@ FashionScenes and nothing else.
 - **Commands**:
 
       python -m experiments.teacher --run-dir runs/teacher
-      python -m experiments.pretrain_nano --run-dir runs/nano --teacher-dir runs/teacher{continued}
+      {pretrain}
       python -m experiments.fit_probe --checkpoint {last}/model --output-dir runs/probes
       python -m experiments.ship_nano --model-dir {last}/model --probes-dir runs/probes
 

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from untrained import save_untrained
 
-from agents.checkpoint import RECORD, save_policy
-from agents.policy import ViewpointPolicy, policy_kwargs_for
-from agents.record import PolicyRecord, describe_inputs
-from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from agents.checkpoint import RECORD
+from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
 from experiments import benchmark
@@ -32,25 +30,17 @@ POLICIES = (
 Run = Callable[..., Path]
 
 
-def save_untrained(directory: Path, *, seed: int, **kwargs: Any) -> Path:
+def save_run(directory: Path, *, seed: int, **kwargs: Any) -> Path:
     """A run directory with a best policy that sees and does something else than the environment's defaults."""
     config = EnvConfig(device="cpu", grid_centers=4, canvas_size=4, budget=BUDGET, **kwargs)
-    actions, inputs = build_actions(config), describe_inputs(config)
-    layout = build_layout(config, build_backbone(config), is_dense=inputs.layout["is_dense"])
-    torch.manual_seed(seed)
-    policy = ViewpointPolicy(layout.space, actions.space, lambda _: 0.0, channels=8, **policy_kwargs_for(actions))
-    record = PolicyRecord(
-        env_id="CanViT/FashionSegmentation-v0", env=config, inputs=inputs, network={"channels": 8},
-        hyperparameters={}, provenance={}, training={},
-    )  # fmt: skip
-    save_policy(directory / "best", policy, record)
+    save_untrained(directory / "best", config, seed=seed)
     return directory
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("runs")
-    return "ppo=" + ",".join(str(save_untrained(root / f"seed{seed}", seed=seed)) for seed in (0, 1))
+    return "ppo=" + ",".join(str(save_run(root / f"seed{seed}", seed=seed)) for seed in (0, 1))
 
 
 def tiny_config(output: Path, learned: str) -> BenchmarkConfig:
@@ -198,7 +188,7 @@ def test_other_code_or_weights_are_evaluated_anew(
     tiny: BenchmarkConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A record is known by all that decides it: other training weights under the same name give another one."""
-    run = save_untrained(tmp_path / "mine", seed=0)
+    run = save_run(tmp_path / "mine", seed=0)
     config = replace(
         tiny, output=tmp_path / "out", policies=("coarse_to_fine", str(run)), learned=(), seeds=1, num_scenes=4
     )
@@ -209,7 +199,7 @@ def test_other_code_or_weights_are_evaluated_anew(
     assert sorted(name.rsplit("-", 1)[0] for name in first) == [
         "coarse_to_fine-seed0", "mine-run0-seed0", "mine_sampled-run0-seed0",
     ]  # fmt: skip
-    save_untrained(run, seed=5)
+    save_run(run, seed=5)
     benchmark.benchmark(config)
     second = {path.name for path in (config.output / RECORDS).iterdir()}
     assert len(second) == 3 and len(first & second) == 1, "the hand-coded one is kept, the others are replaced"
@@ -289,14 +279,14 @@ def test_gallery_policy_must_be_there(tiny: BenchmarkConfig, whole: Path) -> Non
 
 
 def test_run_of_another_environment_is_refused(tiny: BenchmarkConfig, tmp_path: Path) -> None:
-    run = save_untrained(tmp_path / "run", seed=0)
+    run = save_run(tmp_path / "run", seed=0)
     config = replace(tiny, output=tmp_path / "out", learned=(), env="CanViT/FashionClassification-v0")
     with pytest.raises(ValueError, match=r"trained on .*'fashion-segmentation'.*this benchmark is on"):
         benchmark.benchmark(replace(config, policies=("coarse_to_fine", str(run))))
 
 
 def test_run_of_another_checkpoint_is_refused(tiny: BenchmarkConfig, tmp_path: Path) -> None:
-    run = save_untrained(tmp_path / "run", seed=0)
+    run = save_run(tmp_path / "run", seed=0)
     path = run / "best" / RECORD
     record = json.loads(path.read_text())
     record["inputs"]["backbone_sha256"] = "0" * 64

@@ -6,12 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from untrained import save_untrained
 
-from agents.checkpoint import save_policy
-from agents.policy import ViewpointPolicy, policy_kwargs_for
-from agents.record import PolicyRecord, describe_inputs
-from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, generate_scene
@@ -19,23 +16,10 @@ from experiments.headroom import BoxLocator, HeadroomConfig, WindowLocator, page
 from experiments.train import env_config
 
 ENV = {"num_scenes": 6, "device": "cpu", "budget": 3, "grid_centers": 3, "grid_scales": [0.5]}
-NETWORK = {"channels": 8, "context_dim": 16, "blocks": 1}
 
 
 def untrained(directory: Path, env_id: str, *, seed: int) -> Path:
-    config = env_config(env_id, ENV)
-    actions = build_actions(config)
-    layout = build_layout(config, build_backbone(config), is_dense=config.dataset == "fashion-segmentation")
-    torch.manual_seed(seed)
-    policy = ViewpointPolicy(
-        layout.space, actions.space, lambda _: 1e-3, network="window", **NETWORK, **policy_kwargs_for(actions)
-    )
-    record = PolicyRecord(
-        env_id=env_id, env=config, inputs=describe_inputs(config), network=NETWORK, hyperparameters={}, provenance={},
-        training={},
-    )  # fmt: skip
-    save_policy(directory, policy, record)
-    return directory
+    return save_untrained(directory, env_config(env_id, ENV), env_id=env_id, seed=seed)
 
 
 def test_a_box_locator_looks_at_the_items() -> None:

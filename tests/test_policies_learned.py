@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from untrained import save_untrained
 
-from agents.checkpoint import save_policy
 from agents.learned import LearnedPolicy, load_learned
-from agents.policy import ViewpointPolicy, policy_kwargs_for
-from agents.record import PolicyRecord, describe_inputs
-from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
 
@@ -26,18 +24,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "own first glimpse": {"first_glimpse": None},
     "classification": {"dataset": "fashion-classification"},
 }
-
-
-def save_untrained(directory: Path, config: EnvConfig) -> None:
-    actions, inputs = build_actions(config), describe_inputs(config)
-    layout = build_layout(config, build_backbone(config), is_dense=inputs.layout["is_dense"])
-    torch.manual_seed(0)
-    policy = ViewpointPolicy(layout.space, actions.space, lambda _: 0.0, channels=8, **policy_kwargs_for(actions))
-    record = PolicyRecord(
-        env_id="CanViT/FashionSegmentation-v0", env=config, inputs=inputs, network={"channels": 8},
-        hyperparameters={}, provenance={}, training={},
-    )  # fmt: skip
-    save_policy(directory, policy, record)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -8,7 +8,8 @@ import torch
 from canvit_pytorch import CanViTForImageClassification, CanViTForSemanticSegmentation
 from safetensors.torch import load_file
 
-from experiments import fit_probe, pretrain_nano, teacher
+from canvit_gym.backbone.nano import NANO_CANVAS_GRID
+from experiments import fit_probe, nano_finishing, pretrain_nano, ship_nano, teacher
 
 TINY = dict(num_segmentation=32, num_classification=16, batch_size=4, device="cpu")
 
@@ -113,3 +114,54 @@ def test_rollouts_lengthen_and_the_learning_rate_falls() -> None:
     assert stops == sorted(stops, reverse=True) and stops[0] == 0.5 and stops[-1] == pytest.approx(0.2)
     rates = [pretrain_nano.learning_rate(config, step) for step in (999, 1200, 1499)]
     assert rates == sorted(rates, reverse=True) and rates[0] == config.peak_lr > 10 * rates[-1] > 0
+
+
+def test_glimpses_around_items_lie_inside_the_scene_and_show_the_item() -> None:
+    cells = torch.randint(NANO_CANVAS_GRID**2, (256,))
+    viewpoint = nano_finishing.item_viewpoints(torch.eye(NANO_CANVAS_GRID**2)[cells])
+    low, high = nano_finishing.ITEM_SCALES
+    assert (viewpoint.scales >= low).all() and (viewpoint.scales <= high).all()
+    assert (viewpoint.centers.abs() <= 1 - viewpoint.scales.unsqueeze(1) + 1e-6).all()
+    rows_and_cols = torch.stack([cells // NANO_CANVAS_GRID, cells % NANO_CANVAS_GRID], dim=1)
+    middle = 2 * (rows_and_cols + 0.5) / NANO_CANVAS_GRID - 1
+    reach = viewpoint.scales + 1 / NANO_CANVAS_GRID
+    assert ((viewpoint.centers - middle).abs() <= reach.unsqueeze(1) + 1e-6).all()
+
+
+def test_a_share_of_random_viewpoints_moves_to_items() -> None:
+    shares = torch.zeros(4000, NANO_CANVAS_GRID**2)
+    shares[:, 0] = 1  # the top left cell
+    for wanted in (0.0, 0.4, 1.0):
+        viewpoint = nano_finishing.mixed_viewpoints(shares, item_share=wanted)
+        low, high = nano_finishing.ITEM_SCALES
+        corner = (viewpoint.centers <= -1 + viewpoint.scales.unsqueeze(1) + 2 / NANO_CANVAS_GRID).all(dim=1)
+        moved = corner & (viewpoint.scales >= low) & (viewpoint.scales <= high)
+        assert moved.float().mean() == pytest.approx(wanted, abs=0.06)
+
+
+def test_targets_are_mirrored_with_their_scenes(teacher_dir: Path) -> None:
+    scenes = teacher.MixedScenes(
+        num_segmentation=32, num_classification=16, batch_size=8, seed=3, classification_share=0.5
+    )
+    network = teacher.load_teacher(teacher_dir, torch.device("cpu"))
+    prepared = nano_finishing.FinishScenes(scenes, teacher=network, device=torch.device("cpu"))
+    mirrored = set()
+    for step in range(8):
+        batch, (images, labels) = prepared.batch(step), scenes.batch(step)
+        assert torch.equal(batch.images, teacher.normalized(images)) and batch.num_classification == 4
+        assert torch.allclose(batch.cells.sum(dim=2), torch.ones(8, NANO_CANVAS_GRID**2), atol=5e-3)
+        labelled = teacher.cell_fractions(labels).flatten(2).transpose(1, 2)
+        assert (batch.cells >= labelled / 2 - 1e-3).all(), "half of a target is the labels'"
+        several = torch.tensor([True] * 4 + [False] * 4)
+        assert (batch.scene >= teacher.scene_targets(labels, several=several) / 2 - 1e-3).all()
+        mirrored.add(scenes.picks(step)[-1])
+    assert mirrored == {False, True}
+
+
+def test_the_card_tells_a_command_for_every_run_of_the_weights() -> None:
+    first = {"config": {"steps": 7}}
+    second = {"config": {"token_steps": 0, "seed": 2, "device": "mps"}, "continues": first}
+    defaults = " --run-dir runs/nano_{} --teacher-dir runs/teacher"
+    started, continued = (line.replace(" \\\n          ", " ") for line in ship_nano.commands(second))
+    assert started == "python -m experiments.pretrain_nano" + defaults.format(1) + " --steps 7"
+    assert continued.endswith(defaults.format(2) + " --init-from runs/nano_1/model --token-steps 0 --seed 2")

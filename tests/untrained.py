@@ -1,0 +1,28 @@
+"""Learned policies that have learned nothing: enough to save, load, evaluate and refuse."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agents.checkpoint import save_policy
+from agents.policy import ViewpointPolicy, policy_kwargs_for
+from agents.record import PolicyRecord, describe_inputs
+from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+
+NETWORK: dict[str, Any] = {"channels": 8, "context_dim": 16, "blocks": 1}
+
+
+def save_untrained(
+    directory: Path, config: EnvConfig, *, env_id: str = "CanViT/FashionSegmentation-v0", seed: int = 0
+) -> Path:
+    """A policy of `config`'s observations and actions, as training saves it."""
+    actions, inputs = build_actions(config), describe_inputs(config)
+    layout = build_layout(config, build_backbone(config), is_dense=inputs.layout["is_dense"])
+    torch.manual_seed(seed)
+    policy = ViewpointPolicy(layout.space, actions.space, lambda _: 1e-3, **NETWORK, **policy_kwargs_for(actions))
+    record = PolicyRecord(
+        env_id=env_id, env=config, inputs=inputs, network=NETWORK, hyperparameters={}, provenance={}, training={}
+    )
+    save_policy(directory, policy, record)
+    return directory
