@@ -47,9 +47,14 @@ from experiments.comparison import first_scenes, per_scene, share_of_lead
 from experiments.provenance import plain, provenance
 from experiments.train import env_config
 
+_ANY_TASK = (
+    "coarse_to_fine", "fine_to_coarse", "best_fixed_sequence", "saliency(scale=0.5)", "saliency(scale=0.4)",
+    "saliency(scale=0.3)", "saliency(scale=(0.4, 0.3))",
+)  # fmt: skip
 BASELINES = {
-    "fashion-segmentation": ("coarse_to_fine", "fine_to_coarse", "entropy_greedy", "saliency", "best_fixed_sequence"),
-    "fashion-classification": ("coarse_to_fine", "fine_to_coarse", "saliency", "best_fixed_sequence"),
+    # entropy_greedy has the windows of the learned policies' own actions.
+    "fashion-segmentation": (*_ANY_TASK, "entropy_coarse_to_fine", "entropy_greedy", "entropy_greedy(scale=0.5)"),
+    "fashion-classification": _ANY_TASK,
 }
 BACKGROUND = 0
 
