@@ -152,7 +152,7 @@ def locators(config: EnvConfig) -> Iterator[GlimpsePolicy]:
         for jitter in (0.0, 0.2):
             yield BoxLocator(flavour, config, factor=factor, jitter=jitter)
     if flavour == "segmentation":
-        for scales in ((0.5,), (0.6,), (0.5, 0.375)):
+        for scales in ((0.5,), (0.4,), (0.5, 0.4, 0.3)):
             yield WindowLocator(scales=scales)
 
 
