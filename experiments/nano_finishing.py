@@ -5,7 +5,6 @@ those teach the features well but decide slowly which class a cell belongs to.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -73,18 +72,17 @@ class FinishScenes:
         ]
 
     def batch(self, step: int) -> FinishBatch:
+        images, _ = self._scenes.batch(step)
         *picks, mirrored = self._scenes.picks(step)
-        images, cells, scene = [], [], []
-        for flavour, picked in enumerate(picks):
-            images.append(self._scenes.sources[flavour].load_with_maps(picked)[0])
-            for parts, target in zip((cells, scene), self._targets[flavour], strict=True):
-                parts.append(target[torch.from_numpy(picked)])
-        image = normalized(torch.cat(images).to(self._device))
-        shares = torch.cat(cells).to(self._device).float()
+        cells, scene = (
+            torch.cat([target[torch.from_numpy(picked)] for target, picked in zip(flavours, picks, strict=True)])
+            .to(self._device)
+            .float()
+            for flavours in zip(*self._targets, strict=True)
+        )
         if mirrored:
-            image = image.flip(-1)
-            shares = shares.unflatten(1, (NANO_CANVAS_GRID, NANO_CANVAS_GRID)).flip(2).flatten(1, 2)
-        return FinishBatch(image, shares, torch.cat(scene).to(self._device).float(), self._scenes.num_classification)
+            cells = cells.unflatten(1, (NANO_CANVAS_GRID, NANO_CANVAS_GRID)).flip(2).flatten(1, 2)
+        return FinishBatch(normalized(images.to(self._device)), cells, scene, self._scenes.num_classification)
 
 
 def item_viewpoints(item_shares: Tensor) -> Viewpoint:
@@ -99,7 +97,7 @@ def item_viewpoints(item_shares: Tensor) -> Viewpoint:
     low, high = ITEM_SCALES
     scales = low * (high / low) ** torch.rand(batch_size, device=device)
     limit = (1 - scales).unsqueeze(1)
-    return Viewpoint(centers=torch.minimum(torch.maximum(centers, -limit), limit), scales=scales)
+    return Viewpoint(centers=centers.clamp(-limit, limit), scales=scales)
 
 
 def mixed_viewpoints(item_shares: Tensor, *, item_share: float) -> Viewpoint:
@@ -146,7 +144,7 @@ def finishing_step(
     classes = batch.scene[single, 1:] / batch.scene[single, 1:].sum(dim=1, keepdim=True)
     state = model.init_state(batch_size=batch_size, canvas_grid_size=NANO_CANVAS_GRID)
     chunk_loss = torch.zeros((), device=device)
-    totals: dict[str, Any] = dict(cells=0.0, scene=0.0, one_item=0.0)
+    totals: dict[str, Tensor] = {}
     for t in range(num_glimpses):
         viewpoint = first.step(t, state) if t == 0 else mixed_viewpoints(items, item_share=item_share)
         glimpse = sample_at_viewpoint(spatial=images, viewpoint=viewpoint, glimpse_size_px=NANO_GLIMPSE_SIZE_PX)
@@ -162,7 +160,7 @@ def finishing_step(
             losses["one_item"] = F.cross_entropy(scene_logits[single, 1:], classes)
         chunk_loss = chunk_loss + losses["cells"] + losses["scene"] + class_weight * losses.get("one_item", 0.0)
         for name, loss in losses.items():
-            totals[name] = totals[name] + loss.detach()
+            totals[name] = totals.get(name, 0.0) + loss.detach()
         if (t + 1) % chunk_glimpses == 0:
             (chunk_loss / num_glimpses).backward()
             chunk_loss = torch.zeros((), device=device)

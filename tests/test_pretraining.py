@@ -75,6 +75,12 @@ def test_pretraining_goes_on_from_a_shipped_model(nano_dir: Path, teacher_dir: P
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs), "without a learning rate nothing moves"
 
 
+def test_pretraining_without_scenes_of_one_item_finishes(teacher_dir: Path, tmp_path: Path) -> None:
+    # Without distillation, so that the finish has the first steps, which are logged.
+    pretrain_nano.train(replace(nano_run(tmp_path, teacher_dir), steps=0, finish_classification_share=0))
+    assert (tmp_path / "model" / "model.safetensors").exists()
+
+
 def test_non_finite_gradients_stop_the_run_and_keep_the_last_state(
     teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
