@@ -3,18 +3,20 @@
     python -m experiments.headroom --env CanViT/FashionSegmentation-v0 --learned runs/segmentation/seed*/best
 
 An oracle that tries every viewpoint with the labels also picks those that happen to push the reading the right way:
-luck that nothing in sight tells. Three measures of what a policy without labels could have, all over the same scenes
+luck that nothing in sight tells. Four measures of what a policy without labels could have, all over the same scenes
 and, but for the locator, the same table of viewpoints as the learned policies:
 
 - greedy oracle: the whole lead;
+- trembling oracle: its glimpses land up to --tremor canvas cells beside, so that it cannot pick a sampling to the
+  pixel, only a place;
 - locator: knows from the generator where every item lies and how large it is, not how a glimpse will be read. Of
   several ways to look at items, the one that reads validation scenes best;
 - halves (segmentation): the oracle chooses by the cross-entropy on one half of the pixels and is measured on the
   other, both ways round, on a checkerboard of squares of --blocks canvas cells. Small squares cut through items, so
   that both halves share the luck of an item's reading; with large ones a choice also favours its own half.
 
-Headroom is a ceiling minus the best of the --baselines on validation scenes. Scores are after the last glimpse, on
-test scenes; oracles on the first --oracle-scenes of them.
+As a control, the learned policies tremble as well. Headroom is a ceiling minus the best of the --baselines on
+validation scenes. Scores are after the last glimpse, on test scenes; oracles on the first --oracle-scenes of them.
 """
 
 import json
@@ -22,7 +24,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -36,7 +38,7 @@ from canvit_gym.config import EnvConfig, build_actions
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.observations import sharpened
-from canvit_gym.policies import GlimpsePolicy, GreedyOracle, PolicyInfo, make_policy
+from canvit_gym.policies import GlimpsePolicy, GreedyOracle, PolicyInfo, Trembling, make_policy
 from canvit_gym.policies.halves import Half, HalfLoss
 from canvit_gym.policies.streams import scene_uniforms
 from canvit_gym.policies.windows import Windows
@@ -53,10 +55,22 @@ _ANY_TASK = (
 )  # fmt: skip
 BASELINES = {
     # entropy_greedy has the windows of the learned policies' own actions.
-    "fashion-segmentation": (*_ANY_TASK, "entropy_coarse_to_fine", "entropy_greedy", "entropy_greedy(scale=0.5)"),
+    "fashion-segmentation": (
+        *_ANY_TASK, "entropy_coarse_to_fine", "entropy_greedy", "entropy_greedy(scale=0.5)",
+        "entropy_greedy(scale=(0.5, 0.25), centers=16)", "entropy_greedy(scale=(0.34, 0.24), centers=12)",
+    ),
     "fashion-classification": _ANY_TASK,
-}
+}  # fmt: skip
 BACKGROUND = 0
+
+Role = Literal["baseline", "learned", "sampled", "learned trembling", "locator", "trembling", "oracle"]
+_LEARNED: tuple[Role, ...] = ("learned", "sampled", "learned trembling")
+SHARES: dict[Role, tuple[Role, ...]] = {
+    "oracle": (*_LEARNED, "locator", "trembling"),
+    "trembling": (*_LEARNED, "locator"),
+    "locator": _LEARNED,
+}
+"""Whose share of which ceiling's lead is told."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,8 @@ class HeadroomConfig:
     oracle_scenes: int = 200
     tuning_scenes: int = 512
     """Validation scenes that choose the best baseline and the best way to look at items."""
+    tremor: float = 0.5
+    """Canvas cells."""
     blocks: tuple[int, ...] = (1, 4)
     results_dir: Path = Path("experiments/results/headroom")
 
@@ -191,6 +207,10 @@ class Measured:
     name: str
     runs: tuple[Evaluation, ...]
 
+    @property
+    def num_scenes(self) -> int:
+        return len(self.runs[0].scene)
+
     def first(self, count: int) -> "Measured":
         return Measured(self.name, tuple(first_scenes(run, count) for run in self.runs))
 
@@ -208,8 +228,8 @@ class Measured:
         return InterquartileMean(np.stack([per_scene(run) for run in self.runs]))
 
 
-def measured(config: HeadroomConfig, env: EnvConfig) -> tuple[Measured, Measured, Measured, Measured, Measured]:
-    """(best baseline, learned, learned and sampled, locator, oracle)."""
+def measured(config: HeadroomConfig, env: EnvConfig) -> dict[Role, Measured]:
+    """The best baseline, what the learned policies do, and the ceilings."""
     test = _test(config, env)
     validation = replace(env, split="validation", num_scenes=config.tuning_scenes)
     specs = config.baselines or BASELINES[env.dataset]
@@ -217,21 +237,29 @@ def measured(config: HeadroomConfig, env: EnvConfig) -> tuple[Measured, Measured
     way = best_of(locators(validation), validation)
     (baseline,) = baselines([spec], test)
     locator = list(locators(test))[way]
-    found = [
-        Measured(spec, (evaluate(baseline, config=test, progress=spec),)),
-        *(_learned(config, test, deterministic=deterministic) for deterministic in (True, False)),
-        Measured(locator.info.name, (evaluate(locator, config=test, progress=locator.info.name),)),
-        Measured("greedy oracle", (evaluate(_oracle(env), config=_few(test, config)),)),
-    ]
-    return found[0], found[1], found[2], found[3], found[4]
+    few, oracle = _few(test, config), _oracle(env)
+    return {
+        "baseline": Measured(spec, (evaluate(baseline, config=test, progress=spec),)),
+        "learned": _learned(config, test),
+        "sampled": _learned(config, test, deterministic=False),
+        "learned trembling": _learned(config, test, tremor=config.tremor),
+        "locator": Measured(locator.info.name, (evaluate(locator, config=test, progress=locator.info.name),)),
+        "trembling": Measured("trembling oracle", (evaluate(Trembling(oracle, cells=config.tremor), config=few),)),
+        "oracle": Measured("greedy oracle", (evaluate(oracle, config=few),)),
+    }
 
 
-def _learned(config: HeadroomConfig, test: EnvConfig, *, deterministic: bool) -> Measured:
+def _learned(
+    config: HeadroomConfig, test: EnvConfig, *, deterministic: bool = True, tremor: float | None = None
+) -> Measured:
+    name = "learned" + ", sampled" * (not deterministic) + ", trembling" * (tremor is not None)
     runs = []
     for seed, directory in enumerate(config.learned):
-        policy = LearnedPolicy(load_policy(directory), deterministic=deterministic)
-        runs.append(evaluate(policy, config=test, seed=seed, progress=f"learned, run {seed}"))
-    return Measured("learned" if deterministic else "learned, sampled", tuple(runs))
+        policy: GlimpsePolicy = LearnedPolicy(load_policy(directory), deterministic=deterministic)
+        if tremor is not None:
+            policy = Trembling(policy, cells=tremor)
+        runs.append(evaluate(policy, config=test, seed=seed, progress=f"{name}, run {seed}"))
+    return Measured(name, tuple(runs))
 
 
 def _test(config: HeadroomConfig, env: EnvConfig) -> EnvConfig:
@@ -297,36 +325,37 @@ def _last(estimate: Estimate) -> dict[str, float]:
 def study(config: HeadroomConfig) -> dict[str, Any]:
     """Everything, as JSON values; shares are fractions."""
     env = _environment(config)
-    baseline, learned, sampled, locator, oracle = measured(config, env)
-    count = len(oracle.runs[0].scene)
-    rows = {}
-    for policy in (baseline, learned, sampled, locator, oracle):
+    found = measured(config, env)
+    baseline, oracle = found["baseline"], found["oracle"]
+    rows: dict[str, dict[str, Any]] = {}
+    for policy in found.values():
         rows[policy.name] = {
             "score_of_seed": [float(run.score()[-1]) for run in policy.runs],
             **{name: _last(bootstrap_interval(getattr(policy, name))) for name in ("score", "loss", "scene_iqm")},
         }
-        if policy is baseline:
-            continue
-        reference = baseline.first(count) if policy is oracle else baseline
+        if policy is not baseline:
+            for name in ("score", "loss"):
+                pair = [getattr(each, name) for each in (policy, baseline.first(policy.num_scenes))]
+                rows[policy.name][f"{name}_minus_baseline"] = _last(bootstrap_interval(*pair, of=np.subtract))
+    for ceiling, roles in SHARES.items():
+        leader = found[ceiling]
         for name in ("score", "loss"):
-            pair = [getattr(each, name) for each in (policy, reference)]
-            rows[policy.name][f"{name}_minus_baseline"] = _last(bootstrap_interval(*pair, of=np.subtract))
-            three = [getattr(each, name) for each in (policy.first(count), baseline.first(count), oracle)]
-            if policy is not oracle:
-                rows[policy.name][f"share_of_oracle_{name}"] = _last(bootstrap_interval(*three, of=share_of_lead))
-    for policy in (learned, sampled):
-        for name in ("score", "loss"):
-            lead = rows[locator.name][f"{name}_minus_baseline"]
-            if lead["low"] * lead["high"] > 0:  # a share of nothing means nothing
-                three = [getattr(each, name) for each in (policy, baseline, locator)]
-                rows[policy.name][f"share_of_locator_{name}"] = _last(bootstrap_interval(*three, of=share_of_lead))
+            lead = rows[leader.name][f"{name}_minus_baseline"]
+            if lead["low"] * lead["high"] <= 0:  # a share of nothing means nothing
+                continue
+            for role in roles:
+                three = [getattr(each.first(leader.num_scenes), name) for each in (found[role], baseline, leader)]
+                rows[found[role].name][f"share_of_{ceiling}_{name}"] = _last(
+                    bootstrap_interval(*three, of=share_of_lead)
+                )
     metric = oracle.runs[0].metric
     blocks, few = config.blocks if metric == "mIoU" else (), _few(_test(config, env), config)
     return {
         "metric": metric,
         "baseline": baseline.name,
-        "num_scenes": len(baseline.runs[0].scene),
-        "oracle_scenes": count,
+        "num_scenes": baseline.num_scenes,
+        "oracle_scenes": oracle.num_scenes,
+        "tremor_cells": config.tremor,
         "policies": rows,
         "halves": [halves(few, baseline.name, block) for block in blocks],
         "config": plain(asdict(config)) | {"learned": [str(path) for path in config.learned]},
@@ -340,20 +369,20 @@ def page(result: dict[str, Any]) -> str:
     metric, rows = result["metric"], result["policies"]
     lines = [
         f"| | {metric} % | minus {result['baseline']} | cross-entropy minus {result['baseline']} "
-        "| share of the oracle's lead: by score | by cross-entropy | share of the locator's lead: by score "
-        "| by cross-entropy | IQM of scenes | every seed |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| share of the oracle's lead: by score | by cross-entropy | share of the trembling oracle's: by score "
+        "| by cross-entropy | share of the locator's: by score | by cross-entropy | IQM of scenes | every seed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in rows.items():
         dense = metric == "mIoU"
         cells = [
-            f"{name} ({result['oracle_scenes']} scenes)" if name == "greedy oracle" else name,
+            f"{name} ({result['oracle_scenes']:,} scenes)" if name.endswith("oracle") else name,
             _cell(row["score"], "{:.1f}", 100),
             _cell(row.get("score_minus_baseline"), "{:+.1f}", 100),
             _cell(row.get("loss_minus_baseline"), "{:+.4f}"),
             *(
                 _cell(row.get(f"share_of_{ceiling}_{name}"), "{:.0f} %", 100)
-                for ceiling in ("oracle", "locator")
+                for ceiling in ("oracle", "trembling", "locator")
                 for name in ("score", "loss")
             ),
             _cell(row["scene_iqm"], "{:.1f}", 100) if dense else _cell(row["scene_iqm"], "{:.3f}"),
@@ -362,7 +391,8 @@ def page(result: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     text = [
         f"# Headroom on {result['config']['env']}",
-        f"{result['num_scenes']:,} test scenes, oracle on the first {result['oracle_scenes']}; after the last glimpse, "
+        f"{result['num_scenes']:,} test scenes, oracles on the first {result['oracle_scenes']:,}; trembling glimpses "
+        f"land up to {result['tremor_cells']:g} canvas cells beside. After the last glimpse, "
         "95% intervals over scenes and training seeds in brackets. The IQM is of single scenes' "
         + (f"{metric}." if metric == "mIoU" else "minus cross-entropy, in nats."),
         f"Written by\n\n    {result['provenance']['command']}",

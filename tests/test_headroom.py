@@ -74,9 +74,14 @@ def test_the_study(tmp_path: Path, env_id: str) -> None:
     )  # fmt: skip
     result = study(config)
     rows = result["policies"]
-    assert result["baseline"] in rows and len(rows) == 5
+    assert result["baseline"] in rows and len(rows) == 7
     assert len(rows["learned"]["score_of_seed"]) == 2
     assert rows["greedy oracle"]["loss_minus_baseline"]["value"] < 0  # it chooses by the loss
+    assert rows["greedy oracle"]["loss"]["value"] <= rows["trembling oracle"]["loss"]["value"]
+    for ceiling, name in (("oracle", "greedy oracle"), ("trembling", "trembling oracle")):
+        lead = rows[name]["loss_minus_baseline"]
+        told = f"share_of_{ceiling}_loss" in rows["learned, trembling"]
+        assert told == (lead["low"] * lead["high"] > 0)  # a share of nothing means nothing
     few = evaluate_again(result["baseline"], env_id)
     np.testing.assert_allclose(rows[result["baseline"]]["score"]["value"], few.score()[-1])
     assert len(result["halves"]) == (env_id == "CanViT/FashionSegmentation-v0")

@@ -18,6 +18,7 @@ from canvit_gym.policies import (
     GreedyOracle,
     HalfLoss,
     PolicyInfo,
+    Trembling,
     make_policy,
     oracle_candidates,
     search_fixed_sequence,
@@ -68,6 +69,35 @@ def test_oracle_shows_its_progress_where_asked(
     for progress in (False, True):
         evaluate(GreedyOracle(FEW, progress=progress), config=config, num_glimpses=2)
         assert ("greedy_oracle, 1 scenes, glimpse 2 of 2" in capfd.readouterr().err) == progress
+
+
+def test_trembling_moves_glimpses_a_little_and_keeps_them_inside() -> None:
+    corner = np.array([-0.5, 0.5, 0.5], dtype=np.float32)
+    steady, off, again, other = (
+        evaluate(policy, config=CONFIG, num_glimpses=4, seed=seed, batch_size=size).viewpoints
+        for policy, seed, size in (
+            (fixed(corner), 0, 6),
+            (Trembling(fixed(corner), cells=0.5), 0, 6),
+            (Trembling(fixed(corner), cells=0.5), 0, 4),
+            (Trembling(fixed(corner), cells=0.5), 1, 6),
+        )
+    )
+    assert np.array_equal(off, again) and not np.array_equal(off, other)
+    assert np.array_equal(off[:, 0], steady[:, 0])  # the first glimpse is where it was wanted
+    moved = off[:, 1:] - steady[:, 1:]
+    assert (moved[..., 0] >= 0).all() and (moved[..., 1] <= 0).all()  # out of the corner, never out of the scene
+    assert 0.03 < abs(moved[..., :2]).max() <= 0.5 * 2 / 16 + 1e-6 and (moved[..., 2] == 0).all()
+    with pytest.raises(ValueError, match="cells must be a finite number of canvas cells >= 0, got -1"):
+        Trembling(fixed(corner), cells=-1)
+
+
+def test_a_trembling_oracle_falls_behind() -> None:
+    config = replace(CONFIG, num_scenes=24)
+    still, trembling = (
+        evaluate(policy, config=config, num_glimpses=3).loss[:, 2].mean()
+        for policy in (GreedyOracle(), Trembling(GreedyOracle()))
+    )
+    assert trembling > still
 
 
 @pytest.mark.parametrize("block", [1, 3])

@@ -9,6 +9,7 @@ from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_suppor
 from canvit_gym.policies.registry import POLICY_NAMES, POLICY_SPECS, make_policy, parse_spec
 from canvit_gym.policies.saliency import SpectralResidualSaliency
 from canvit_gym.policies.sequences import CycledViewpoints, center, raster
+from canvit_gym.policies.tremor import Trembling
 
 __all__ = [
     "POLICY_NAMES",
@@ -24,6 +25,7 @@ __all__ = [
     "PolicyInfo",
     "QuadtreeBeam",
     "SpectralResidualSaliency",
+    "Trembling",
     "center",
     "check_supported",
     "make_policy",
