@@ -242,7 +242,7 @@ def measured(config: HeadroomConfig, env: EnvConfig) -> dict[Role, Measured]:
         "baseline": Measured(spec, (evaluate(baseline, config=test, progress=spec),)),
         "learned": _learned(config, test),
         "sampled": _learned(config, test, deterministic=False),
-        "learned trembling": _learned(config, test, tremor=config.tremor),
+        "learned trembling": _learned(config, few, tremor=config.tremor),
         "locator": Measured(locator.info.name, (evaluate(locator, config=test, progress=locator.info.name),)),
         "trembling": Measured("trembling oracle", (evaluate(Trembling(oracle, cells=config.tremor), config=few),)),
         "oracle": Measured("greedy oracle", (evaluate(oracle, config=few),)),
@@ -330,6 +330,7 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     for policy in found.values():
         rows[policy.name] = {
+            "num_scenes": policy.num_scenes,
             "score_of_seed": [float(run.score()[-1]) for run in policy.runs],
             **{name: _last(bootstrap_interval(getattr(policy, name))) for name in ("score", "loss", "scene_iqm")},
         }
@@ -376,7 +377,7 @@ def page(result: dict[str, Any]) -> str:
     for name, row in rows.items():
         dense = metric == "mIoU"
         cells = [
-            f"{name} ({result['oracle_scenes']:,} scenes)" if name.endswith("oracle") else name,
+            f"{name} ({row['num_scenes']:,} scenes)" if row["num_scenes"] < result["num_scenes"] else name,
             _cell(row["score"], "{:.1f}", 100),
             _cell(row.get("score_minus_baseline"), "{:+.1f}", 100),
             _cell(row.get("loss_minus_baseline"), "{:+.4f}"),
@@ -391,8 +392,8 @@ def page(result: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     text = [
         f"# Headroom on {result['config']['env']}",
-        f"{result['num_scenes']:,} test scenes, oracles on the first {result['oracle_scenes']:,}; trembling glimpses "
-        f"land up to {result['tremor_cells']:g} canvas cells beside. After the last glimpse, "
+        f"{result['num_scenes']:,} test scenes, oracles and what trembles on the first {result['oracle_scenes']:,}; "
+        f"trembling glimpses land up to {result['tremor_cells']:g} canvas cells beside. After the last glimpse, "
         "95% intervals over scenes and training seeds in brackets. The IQM is of single scenes' "
         + (f"{metric}." if metric == "mIoU" else "minus cross-entropy, in nats."),
         f"Written by\n\n    {result['provenance']['command']}",
