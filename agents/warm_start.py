@@ -30,8 +30,9 @@ from agents.networks import TableHead
 from agents.policy import ViewpointPolicy, require_finite
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.config import EnvConfig
-from canvit_gym.policies.lookahead import losses_after
-from canvit_gym.rewards import Reward, potential_reward, uses_score
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.policies.lookahead import outcomes_after
+from canvit_gym.rewards import Reward, potential_reward, uses_score, uses_soft_score
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 Objective = Literal["regression", "ranking"]
@@ -186,8 +187,7 @@ def _collect(
             observation = envs.observation_tensors()
             steps.append({k: v.half() if v.ndim == 4 else v for k, v in observation.items()})
             tried = rng.choice(len(table), options.candidates, replace=False)
-            after = losses_after(envs.episodes, table[tried])  # [K, N]
-            gain = _gains(reward, envs.episodes.loss, after).T - cost
+            gain = _gains(reward, envs.episodes, table[tried]).T - cost
             if actions.allow_stop:  # to stop gains nothing and costs nothing
                 tried, gain = np.append(tried, len(table)), np.pad(gain, ((0, 0), (0, 1)))
             looks = (
@@ -211,13 +211,16 @@ def _collect(
     )
 
 
-def _gains(reward: Reward, before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Losses [N] and [K, N] -> [K, N]."""
+def _gains(reward: Reward, episodes: EpisodeBatch, candidates: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[K, N]: what each of the candidates [K, 3] would pay now, in every episode."""
+    task = episodes.task
+    if uses_soft_score(reward):
+        before, after = episodes.soft_score, outcomes_after(episodes, candidates, measure=task.soft_score)
+    else:
+        before, after = episodes.loss, outcomes_after(episodes, candidates)
+    pair = np.broadcast_to(before, after.shape), after
     kind: Reward = "loss_reduction" if uses_score(reward) else reward
-    nothing = np.zeros_like(after)
-    return potential_reward(
-        kind, loss=(np.broadcast_to(before, after.shape), after), score=(nothing, nothing), ended=nothing > 0
-    )
+    return potential_reward(kind, loss=pair, score=pair, soft_score=pair, ended=np.zeros(after.shape, dtype=np.bool_))
 
 
 def _sampled(policy: ViewpointPolicy, observation: dict[str, Tensor], num_viewpoints: int) -> NDArray[np.int64]:

@@ -84,11 +84,11 @@ def to_host(tensors: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
 
 @dataclass(frozen=True)
 class _Potentials:
-    """Losses, and scores where asked for, of rows after so many glimpses: on their way to the host."""
+    """Losses, and scores and soft scores where asked for, of rows after so many glimpses: on their way to the host."""
 
     rows: Rows
     glimpses: NDArray[np.int64]
-    values: Tensor  # [1 or 2, len(rows)]
+    values: Tensor  # [1 to 3, len(rows)], in this order
     arrived: torch.cuda.Event | None
 
 
@@ -105,6 +105,7 @@ class EpisodeBatch:
         scenes: SceneSource,
         budget: int,
         with_score: bool,
+        with_soft_score: bool = False,
         first_glimpses: FirstGlimpseCache | None = None,
     ) -> None:
         self.num = num
@@ -114,6 +115,7 @@ class EpisodeBatch:
         self.scenes = scenes
         self.budget = budget
         self.with_score = with_score
+        self.with_soft_score = with_soft_score
         self.first_glimpses = first_glimpses
         self.all_rows: Rows = np.arange(num)
         self._mean, self._std = (
@@ -125,6 +127,7 @@ class EpisodeBatch:
         self.viewpoints = np.zeros((num, budget, 3), dtype=np.float32)
         self._loss = np.zeros(num, dtype=np.float32)
         self._score = np.full(num, np.nan, dtype=np.float32)
+        self._soft_score = np.full(num, np.nan, dtype=np.float32)
         self._loss_curve = np.full((num, budget + 1), np.nan, dtype=np.float32)
         self._score_curve = np.full((num, budget + 1), np.nan, dtype=np.float32)
         self._potentials: _Potentials | None = None
@@ -154,6 +157,12 @@ class EpisodeBatch:
         """[N], NaN where it is not measured."""
         self._settle()
         return self._score
+
+    @property
+    def soft_score(self) -> NDArray[np.float32]:
+        """[N], NaN where it is not measured."""
+        self._settle()
+        return self._soft_score
 
     @property
     def loss_curve(self) -> NDArray[np.float32]:
@@ -299,7 +308,7 @@ class EpisodeBatch:
         return torch.cat(logits), torch.cat(pooled) if observed else None
 
     def _read(self, rows: Rows, logits: Tensor, pooled: Tensor | None) -> None:
-        """Measure the readings of rows: loss, and score where asked for."""
+        """Measure the readings of rows: loss, and the scores where asked for."""
         self._settle()
         self.logits = _assign(self.logits, rows, logits, self.num)
         if pooled is not None:
@@ -308,6 +317,8 @@ class EpisodeBatch:
         potentials = [self.task.loss(logits, truth)]
         if self.with_score:
             potentials.append(self.task.score(logits, truth))
+        if self.with_soft_score:
+            potentials.append(self.task.soft_score(logits, truth))
         values, arrived = torch.stack(potentials), None
         if values.device.type == "cuda":
             # What the step is for is on its way while the observation is made; `_settle` waits for it.
@@ -329,6 +340,8 @@ class EpisodeBatch:
         if self.with_score:
             self._score[last.rows] = values[1]
             self._score_curve[last.rows, last.glimpses] = values[1]
+        if self.with_soft_score:
+            self._soft_score[last.rows] = values[-1]
 
     @torch.no_grad()
     def observe(self, rows: Rows | None = None) -> dict[str, Tensor]:

@@ -221,9 +221,11 @@ With $measures before and after a glimpse:
 | "loss_reduction" | L before minus L after |
 | "relative_loss_reduction" | the same, divided by L before (at least 0.05) |
 | "score_gain" | S after minus S before |
+| "soft_score_gain" | P after minus P before, P being $soft_score |
 | "final_score" | S at the end of the episode, 0 before |
 
-minus `glimpse_cost`. The first and third are differences of a potential: the return is the whole episode's gain.
+minus `glimpse_cost`. The first, third and fourth are differences of a potential: the return is the whole
+episode's gain.
 
 >>> env = gym.make("$id"$example, reward="score_gain")
 >>> _, first = env.reset(seed=0)
@@ -272,7 +274,8 @@ $disk
   `grid_scales`, `grid_centers`: default (0.5, 0.25) and 16. `quadtree_levels`: default 2.
 - `allow_stop`: whether the agent may end an episode early; default False. `glimpse_cost`: taken off the reward for
   every glimpse; default 0.0.
-- `reward`: "loss_reduction" (default), "relative_loss_reduction", "score_gain" or "final_score".
+- `reward`: "loss_reduction" (default), "relative_loss_reduction", "score_gain",
+  "soft_score_gain" or "final_score".
 - `observations`: the keys, default ("canvas", "uncertainty", "acuity", "viewpoint", "time"). `canvas_size`: default 8.
   `map_size`: default None, the canvas grid. `observation_dtype`: "float32" (default) or "float16".
 - `track_score`: whether every info holds the score; default False. $score_cost
@@ -338,6 +341,11 @@ def page(env_id: str) -> str:
             if own.dense
             else "the loss L (cross-entropy of the class, nats) and the score S (1 where the most likely class is the "
             "scene's, else 0)"
+        ),
+        soft_score=(
+            "the mean IoU of probabilities with class shares, over the scene's classes"
+            if own.dense
+            else "the probability of the scene's class"
         ),
         score_cost=(
             "A segmentation's score costs an upsampling to scene size."

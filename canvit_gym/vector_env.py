@@ -23,7 +23,7 @@ from canvit_gym.config import (
 )
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows, to_host
 from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
-from canvit_gym.rewards import potential_reward, uses_score
+from canvit_gym.rewards import potential_reward, uses_score, uses_soft_score
 from canvit_gym.scenes.order import SceneOrder, next_scenes
 from canvit_gym.scenes.source import StreamedSource
 from canvit_gym.viewpoints import first_viewpoints
@@ -202,6 +202,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             scenes=self.scenes,
             budget=self.config.budget,
             with_score=self.tracks_score or render_mode is not None,  # for the curve drawn
+            with_soft_score=uses_soft_score(self.config.reward),
             first_glimpses=build_first_glimpse_cache(self.config, self.backbone, num_scenes=len(self.scenes)),
         )
         self._order = SceneOrder(
@@ -278,7 +279,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
                 viewpoints[rows] = first
 
         episodes = self.episodes
-        before = (episodes.loss.copy(), episodes.score.copy())
+        before = (episodes.loss.copy(), episodes.score.copy(), episodes.soft_score.copy())
         if looking.any():
             rows = np.flatnonzero(looking)
             episodes.look(rows, viewpoints if len(rows) == self.num_envs else viewpoints[rows])
@@ -290,6 +291,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             self.config.reward,
             loss=(before[0], episodes.loss),
             score=(before[1], episodes.score),
+            soft_score=(before[2], episodes.soft_score),
             ended=terminated,
         )
         rewards -= self.config.glimpse_cost * looking

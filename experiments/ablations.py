@@ -56,6 +56,7 @@ VARIANTS: dict[str, Variant] = {
     "reward=loss_reduction": Variant("reward", {"reward": "loss_reduction"}),
     "reward=relative_loss_reduction": Variant("reward", {"reward": "relative_loss_reduction"}),
     "reward=score_gain": Variant("reward", {"reward": "score_gain"}),
+    "reward=soft_score_gain": Variant("reward", {"reward": "soft_score_gain"}),
     "normalize_reward=pooled": Variant("reward scale", hyper={"normalize_reward": "pooled"}),
     "normalize_reward=per_step": Variant("reward scale", hyper={"normalize_reward": "per_step"}),
     "normalize_reward=none": Variant("reward scale", hyper={"normalize_reward": None}),

@@ -12,9 +12,10 @@ import torch
 
 from agents.checkpoint import load_record
 from agents.policy import ViewpointPolicy, policy_kwargs_for
-from agents.warm_start import WarmStart, discounted_returns, warm_start
+from agents.warm_start import WarmStart, _gains, discounted_returns, warm_start
 from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
-from canvit_gym.policies.lookahead import losses_after
+from canvit_gym.policies.lookahead import outcomes_after
+from canvit_gym.rewards import Reward
 from canvit_gym.vector_env import GlimpseVectorEnv
 from experiments.train import TrainConfig, train
 
@@ -49,7 +50,7 @@ def test_the_actor_learns_what_gains(objective: str) -> None:
     envs = GlimpseVectorEnv(16, autoreset_mode="disabled", **vars(config))
     envs.reset(seed=5)
     actions: Any = envs.actions
-    gains = envs.episodes.loss - losses_after(envs.episodes, actions.viewpoints)  # [A, N]
+    gains = envs.episodes.loss - outcomes_after(envs.episodes, actions.viewpoints)  # [A, N]
     with torch.no_grad():
         probabilities = policy.get_distribution(envs.observation_tensors()).distribution.probs.numpy().T  # type: ignore[union-attr]
         values = policy.predict_values(envs.observation_tensors()).numpy()  # type: ignore[arg-type]
@@ -70,12 +71,26 @@ def test_the_same_seed_gives_the_same_policy() -> None:
         assert torch.equal(value, policies[1].state_dict()[name]), name
 
 
+@pytest.mark.parametrize("dataset", ["fashion-segmentation", "fashion-classification"])
+@pytest.mark.parametrize("reward", ["loss_reduction", "relative_loss_reduction", "soft_score_gain"])
+def test_what_is_tried_pays_what_a_step_would(reward: Reward, dataset: str) -> None:
+    config = replace(CONFIG, reward=reward, dataset=dataset)  # type: ignore[arg-type]
+    envs = GlimpseVectorEnv(8, autoreset_mode="disabled", **vars(config))
+    envs.reset(seed=3)
+    actions: Any = envs.actions
+    promised = _gains(reward, envs.episodes, actions.viewpoints[:4])  # [4, N]
+    _, paid, *_ = envs.step(np.full(8, 2))
+    np.testing.assert_allclose(promised[2], paid, atol=1e-6)
+    assert np.ptp(paid) > 0
+    envs.close()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"allow_stop": True, "glimpse_cost": 0.01, "reward": "relative_loss_reduction"},
         {"action": "quadtree", "reward": "score_gain", "first_glimpse": None},
-        {"dataset": "fashion-classification", "observation_dtype": "float16"},
+        {"dataset": "fashion-classification", "observation_dtype": "float16", "reward": "soft_score_gain"},
     ],
     ids=str,
 )

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import ENV_IDS
 
 from canvit_gym.rewards import RELATIVE_LOSS_FLOOR, potential_reward
@@ -57,6 +58,53 @@ def test_relative_loss_reduction_is_a_share_of_the_loss_before(make_vec: MakeVec
     curve = last["loss_curve"].astype(float)
     floor = np.maximum(curve[:, :-1], RELATIVE_LOSS_FLOOR)
     np.testing.assert_allclose(rewards.T, (curve[:, :-1] - curve[:, 1:]) / floor, atol=1e-5)
+
+
+@pytest.mark.parametrize("first_glimpse", ["full", None])
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_a_soft_score_gains_what_probabilities_gain(make_vec: MakeVec, env_id: str, first_glimpse: str | None) -> None:
+    envs = make_vec(8, env_id, reward="soft_score_gain", autoreset_mode="disabled", first_glimpse=first_glimpse)
+    envs.reset(seed=0)
+    before = soft_score(envs)
+    np.testing.assert_allclose(envs.episodes.soft_score, before, atol=1e-6)
+    for action in sampled(envs, 4):
+        _, rewards, *_ = envs.step(action)
+        after = soft_score(envs)
+        np.testing.assert_allclose(rewards, after - before, atol=1e-6)
+        assert np.ptp(rewards) > 0
+        before = after
+
+
+def soft_score(envs: GlimpseVectorEnv) -> np.ndarray:
+    """By its definition, class by class and scene by scene."""
+    logits, truth = envs.episodes.logits, envs.episodes.truth
+    assert logits is not None
+    scores = []
+    for row, probabilities in enumerate(logits.double().softmax(dim=1).numpy()):
+        if not envs.task.is_dense:
+            scores.append(probabilities[int(truth["labels"][row])])
+            continue
+        shares = truth["shares"][row].double().numpy()
+        ious = [
+            (shares[c] * probabilities[c]).sum() / (shares[c] + probabilities[c] - shares[c] * probabilities[c]).sum()
+            for c in np.flatnonzero(shares.sum(axis=(1, 2)))
+        ]
+        scores.append(np.mean(ious))
+    return np.array(scores)
+
+
+def test_what_is_not_labelled_counts_for_no_soft_score(make_vec: MakeVec) -> None:
+    envs = make_vec(2, reward="soft_score_gain")
+    envs.reset(seed=0)
+    logits, truth = envs.episodes.logits, dict(envs.episodes.truth)
+    assert logits is not None
+    left = torch.zeros_like(truth["shares"])
+    left[..., :8] = truth["shares"][..., :8]  # the right half of the scenes has no labels
+    whatever = logits.clone()
+    whatever[..., 8:] = torch.randn_like(whatever[..., 8:])
+    one, other = (envs.task.soft_score(reading, {**truth, "shares": left}) for reading in (logits, whatever))
+    torch.testing.assert_close(one, other)
+    assert not torch.allclose(one, envs.task.soft_score(logits, truth))
 
 
 @pytest.mark.parametrize("mode", ["next_step", "same_step", "disabled"])
@@ -129,5 +177,6 @@ def test_a_stop_still_pays_the_final_score(make_vec: MakeVec) -> None:
 
 def test_a_solved_scene_does_not_divide_by_zero() -> None:
     pair = (np.zeros(1, dtype=np.float32), np.full(1, 0.01, dtype=np.float32))
-    reward = potential_reward("relative_loss_reduction", loss=pair, score=pair, ended=np.zeros(1, dtype=bool))
+    ended = np.zeros(1, dtype=bool)
+    reward = potential_reward("relative_loss_reduction", loss=pair, score=pair, soft_score=pair, ended=ended)
     np.testing.assert_allclose(reward, [-0.01 / RELATIVE_LOSS_FLOOR], rtol=1e-6)

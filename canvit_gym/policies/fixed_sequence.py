@@ -21,7 +21,7 @@ from tqdm import tqdm
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.config import EnvConfig, build_backbone, build_layout, build_scenes, build_task, require_scene_size
 from canvit_gym.episodes import EpisodeBatch
-from canvit_gym.policies.lookahead import losses_after
+from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.oracle import oracle_candidates
 from canvit_gym.policies.protocol import PolicyInfo
 from canvit_gym.scenes.order import batches_ahead
@@ -271,5 +271,5 @@ def _total_losses(
     """[A]: summed over the scenes of all batches."""
     total = np.zeros(len(candidates))
     for episodes in batches:
-        total += losses_after(episodes, candidates, progress=bar).sum(axis=1, dtype=np.float64)
+        total += outcomes_after(episodes, candidates, progress=bar).sum(axis=1, dtype=np.float64)
     return total

@@ -1,8 +1,9 @@
-"""Looking ahead with the labels: the loss that the reading would have after each of many candidate viewpoints.
+"""Looking ahead with the labels: how good the reading would be after each of many candidate viewpoints.
 
 Candidates are rows (row, col, scale). Nothing of the episodes changes.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,24 +20,31 @@ ROWS_PER_FORWARD = 64
 """Candidates x scenes in one forward. On a CPU the cost of a row falls up to 32 rows and rises by half at 128."""
 
 
+Measure = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+"""(logits, truth) -> [B]: a Task's loss, score or soft_score."""
+
+
 @torch.no_grad()
-def losses_after(
+def outcomes_after(
     episodes: EpisodeBatch,
     candidates: NDArray[np.float32],
     *,
+    measure: Measure | None = None,
     truth: dict[str, Tensor] | None = None,
     progress: "tqdm[Any] | None" = None,
 ) -> NDArray[np.float32]:
-    """[A, B]: the loss of scene b after a glimpse at candidate a, in nats.
+    """[A, B]: the loss (or another measure) of scene b after a glimpse at candidate a.
 
-    truth: labels to use in place of the episodes' own. progress: a bar to advance by one for every candidate.
+    measure: default: the task's loss, in nats. truth: labels to use in place of the episodes' own. progress: a bar to
+    advance by one for every candidate.
     """
     images, state = episodes.images, episodes.state
     assert images is not None and state is not None, "begin() comes first"
     backbone, task, num = episodes.backbone, episodes.task, episodes.num
     truth = episodes.truth if truth is None else truth
+    measure = task.loss if measure is None else measure
     per_forward = max(1, ROWS_PER_FORWARD // num)
-    losses = []
+    outcomes = []
     for start in range(0, len(candidates), per_forward):
         chunk = candidates[start : start + per_forward]
         viewpoints = [to_viewpoint(np.tile(row, (num, 1)), backbone.device) for row in chunk]
@@ -47,10 +55,10 @@ def losses_after(
             scales=torch.cat([viewpoint.scales for viewpoint in viewpoints]),
         )
         logits = task.read(backbone.step(glimpses, _repeated(state, len(chunk)), together), None)
-        losses += [task.loss(part, truth) for part in logits.split(num)]
+        outcomes += [measure(part, truth) for part in logits.split(num)]
         if progress is not None:
             progress.update(len(chunk))
-    return torch.stack(losses).cpu().numpy()
+    return torch.stack(outcomes).cpu().numpy()
 
 
 def _repeated(state: RecurrentState, times: int) -> RecurrentState:

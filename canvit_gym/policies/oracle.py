@@ -8,7 +8,7 @@ from canvit_gym.actions import grid_viewpoints
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.flops import trial_flops
 from canvit_gym.policies.halves import Half, check_half, half_truth
-from canvit_gym.policies.lookahead import losses_after
+from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.viewpoints import FULL_SCENE
 
@@ -77,7 +77,7 @@ class GreedyOracle:
             disable=None if self._progress else True,
         )
         with bar:
-            losses = losses_after(episodes, self.candidates, truth=self._truth, progress=bar)
+            losses = outcomes_after(episodes, self.candidates, truth=self._truth, progress=bar)
         return self.candidates[losses.argmin(axis=0)]
 
     def flops_per_decision(self, episodes: EpisodeBatch) -> int:

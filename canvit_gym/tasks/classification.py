@@ -117,6 +117,10 @@ class ClassificationTask:
     def score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
         return (logits.argmax(dim=1) == truth["labels"]).float()
 
+    def soft_score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
+        """[B]: the probability of the true class."""
+        return logits.softmax(dim=1).gather(1, truth["labels"].unsqueeze(1)).squeeze(1)
+
     def predict(self, logits: Tensor) -> Tensor:
         """[B, K] probabilities."""
         return torch.softmax(logits, dim=1)

@@ -129,6 +129,16 @@ class SegmentationTask:
         present = union > 0
         return (intersection / union.clamp(min=1)).sum(dim=1) / present.sum(dim=1).clamp(min=1)
 
+    def soft_score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
+        """[B]: soft IoU over cells, sum(s p) / sum(s + p - s p) of class shares s and probabilities p, averaged over
+        the scene's own classes (Rahman & Wang 2016, eq. 3 to 5). What is not labelled counts in neither sum."""
+        shares = truth["shares"].flatten(2)  # [B, K, G * G]
+        probabilities = logits.softmax(dim=1).flatten(2) * shares.sum(dim=1, keepdim=True)
+        mass, intersection = shares.sum(dim=2), (shares * probabilities).sum(dim=2)
+        union = mass + probabilities.sum(dim=2) - intersection
+        present = mass > 0
+        return (intersection / union.clamp(min=1e-6) * present).sum(dim=1) / present.sum(dim=1).clamp(min=1)
+
     def predict(self, logits: Tensor, size_px: int | None = None) -> Tensor:
         """[B, size_px, size_px] int64 labels: bilinear upsampling, then argmax. Default size: the scene's."""
         size = size_px or self._backbone.scene_size_px

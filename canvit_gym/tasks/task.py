@@ -50,6 +50,10 @@ class Task(Protocol):
         """[B] in [0, 1]: mIoU of each scene, or whether it is classified correctly."""
         ...
 
+    def soft_score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
+        """[B] in [0, 1]: the score of probabilities instead of decisions, smooth in the logits."""
+        ...
+
     def predict(self, logits: Tensor) -> Any:
         """Dense: [B, H, W] labels at scene size; else [B, K] probabilities."""
         ...
