@@ -13,7 +13,7 @@ from canvit_gym.config import EnvConfig
 
 FILE = Path(__file__).with_name("hyperparameters.yml")
 POLICY_KWARGS = (
-    "network", "channels", "context_dim", "blocks", "separable", "upsample", "mask_seen", "distribution",
+    "network", "channels", "context_dim", "blocks", "separable", "upsample", "mask_seen", "inhibition", "distribution",
     "log_std_init",
 )  # fmt: skip
 ENTROPY_FLOOR = ("start", "end", "low", "high", "rate")

@@ -35,6 +35,9 @@ from canvit_gym.policies.windows import Windows
 DEFAULT_GRID = 8
 """Side of the feature map where no `canvas` sets it."""
 
+TOLERANCE = 1e-3
+"""Between a viewpoint of the table and the same one as observed: observations may be float16."""
+
 NEVER = -1e8
 """The logit of an action that is masked: probability 0, and finite."""
 
@@ -47,7 +50,8 @@ class Features(NamedTuple):
     """What the heads read."""
 
     map: Tensor  # [B, C, g, g]
-    acuity: Tensor | None  # [B, 1, m, m] as observed, or None where it is not
+    acuity: Tensor | None = None  # [B, 1, m, m] as observed, or None where it is not
+    gaze: Tensor | None = None  # [B, 3 * n] as observed, or None where it is not
 
 
 class ModulatedBlock(nn.Module):
@@ -158,7 +162,7 @@ class MapTrunk(BaseFeaturesExtractor):
         context = self.context(torch.cat([observations[key] for key in self.vector_keys] + [x.mean(dim=(2, 3))], dim=1))
         for block in self.blocks:
             x = block(x, context)
-        return Features(map=x, acuity=observations.get("acuity"))
+        return Features(map=x, acuity=observations.get("acuity"), gaze=observations.get("gaze"))
 
 
 class TokenTrunk(MapTrunk):
@@ -216,7 +220,13 @@ class TableHead(nn.Module):
     """Features -> logits [B, A (+ 1 for stop)] of a table of viewpoints [A, 3]: what the heads have in common.
 
     `mask_seen`: a viewpoint whose whole window has been seen at its scale or finer, so far as `acuity` tells, gets no
-    probability; unless that leaves none. A viewpoint taken before always counts as seen.
+    probability. A viewpoint taken before always counts as seen.
+
+    `inhibition`: nor does a viewpoint whose center is within this distance, in scene coordinates and along both axes,
+    of one of the same scale taken before, so far as `gaze` tells: inhibition of return. 0: exact repetitions only,
+    which show the backbone nothing new. None: off.
+
+    Unless that leaves no viewpoint at all.
     """
 
     order: Tensor | None
@@ -229,6 +239,7 @@ class TableHead(nn.Module):
         allow_stop: bool,
         mask_seen: bool = False,
         acuity_size: int = 0,
+        inhibition: float | None = None,
     ) -> None:
         super().__init__()
         scales, first, group = np.unique(viewpoints[:, 2], return_index=True, return_inverse=True)
@@ -238,6 +249,9 @@ class TableHead(nn.Module):
         self.num_scales = len(scales)
         self.allow_stop = allow_stop
         self.mask_seen = mask_seen
+        self.inhibition = inhibition
+        if inhibition is not None:
+            self.register_buffer("viewpoints", torch.from_numpy(viewpoints), persistent=False)
         for index in range(len(scales)):
             matrix = self._sampling(viewpoints[group == index], size=map_side)
             self.register_buffer(f"sampling_{index}", matrix, persistent=False)
@@ -267,23 +281,35 @@ class TableHead(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         logits = self.scores(features.map)
-        if not self.mask_seen:
+        masks = []
+        if self.mask_seen:
+            assert features.acuity is not None, "masking what was seen needs `acuity`"
+            masks.append(self.seen(features.acuity))
+        if self.inhibition is not None:
+            assert features.gaze is not None, "inhibition of return needs `gaze`"
+            masks.append(self.near_taken(features.gaze))
+        if not masks:
             return logits
-        assert features.acuity is not None, "masking what was seen needs `acuity`"
-        return logits.masked_fill(self.seen(features.acuity), NEVER)
+        masked = torch.stack(masks).any(dim=0)
+        masked = masked & ~masked.all(dim=1, keepdim=True)
+        return logits.masked_fill(F.pad(masked, (0, int(self.allow_stop))), NEVER)
+
+    def near_taken(self, gaze: Tensor) -> Tensor:
+        """[B, 3 * n] -> [B, A] booleans."""
+        assert self.inhibition is not None
+        off = (self.get_buffer("viewpoints") - gaze.unflatten(1, (-1, 1, 3))).abs()  # [B, n, A, 3]
+        near = (off[..., :2] <= self.inhibition + TOLERANCE).all(dim=-1) & (off[..., 2] <= TOLERANCE)
+        return near.any(dim=1)
 
     def seen(self, acuity: Tensor) -> Tensor:
-        """[B, 1, m, m] -> [B, A (+ 1)] booleans: not to be chosen."""
+        """[B, 1, m, m] -> [B, A] booleans."""
         cells, groups = acuity.flatten(1), []
         for index, scale in enumerate(self.scales):
             windows = self.get_buffer(f"windows_{index}")
-            # The margin: observations may be float16.
-            fresh = ((cells == 0) | (cells > scale * (1 + 1e-3))).to(windows.dtype)  # [B, m * m]
+            fresh = ((cells == 0) | (cells > scale * (1 + TOLERANCE))).to(windows.dtype)  # [B, m * m]
             # A window too small to hold a cell's center is never known to be seen.
             groups.append((fresh @ windows.T == 0) & windows.any(dim=1))
-        seen = self._in_order(torch.cat(groups, dim=1))
-        seen = seen & ~seen.all(dim=1, keepdim=True)
-        return F.pad(seen, (0, int(self.allow_stop)))
+        return self._in_order(torch.cat(groups, dim=1))
 
     def _in_order(self, columns: Tensor) -> Tensor:
         """[B, A] group after group -> in the order of the table."""

@@ -25,7 +25,8 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
 
     `viewpoints` ([A, 3], or None for continuous actions) is the environment's table,
     `envs.actions.viewpoints`: see `policy_kwargs_for`. `network` is one of agents.networks.NETWORKS;
-    `mask_seen` (discrete actions) gives no probability to viewpoints whose window has been seen at their scale;
+    `mask_seen` (discrete actions) gives no probability to viewpoints whose window has been seen at their scale,
+    `inhibition` none to those within this distance of one taken before (see agents.networks.TableHead);
     `distribution` (continuous actions) is "gaussian", "tanh_gaussian" or "beta". The rest of the keyword arguments
     are SB3's.
     """
@@ -48,6 +49,7 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
         separable: bool = False,
         upsample: int = 2,
         mask_seen: bool = False,
+        inhibition: float | None = None,
         distribution: str = "gaussian",
         **kwargs: Any,
     ) -> None:
@@ -59,6 +61,16 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
                 "mask_seen needs a table of viewpoints (action grid or quadtree) and `acuity` among the observations, "
                 f"got {action_space} and {list(observation_space.spaces)}"
             )
+        if inhibition is not None:
+            if continuous or "gaze" not in observation_space.spaces:
+                raise ValueError(
+                    "inhibition needs a table of viewpoints (action grid or quadtree) and `gaze` among the "
+                    f"observations, got {action_space} and {list(observation_space.spaces)}"
+                )
+            if not 0 <= inhibition < float("inf"):
+                raise ValueError(
+                    f"inhibition must be a distance >= 0 in scene coordinates, or null, got {inhibition!r}"
+                )
         if distribution != "gaussian" and not continuous:
             raise ValueError(f"distribution {distribution!r} is for action='continuous'; these are {action_space}")
         trunk = dict(channels=channels, context_dim=context_dim, blocks=blocks, separable=separable)
@@ -68,6 +80,7 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
             network=network,
             upsample=upsample,
             mask_seen=mask_seen,
+            inhibition=inhibition,
             distribution=distribution,
             **trunk,
         )
@@ -118,6 +131,7 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
             allow_stop=options["allow_stop"],
             mask_seen=options["mask_seen"],
             acuity_size=acuity[-1] if acuity else 0,
+            inhibition=options["inhibition"],
         )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.first_glimpses import FirstGlimpseCache
-from canvit_gym.observations import ObservationLayout, pooled_canvas, sharpened, uncertainty
+from canvit_gym.observations import GAZE_LENGTH, ObservationLayout, pooled_canvas, sharpened, uncertainty
 from canvit_gym.scenes.source import SceneSource
 from canvit_gym.states import Rows, States, index_of
 from canvit_gym.tasks.segmentation import normalized_canvas
@@ -380,6 +380,10 @@ class EpisodeBatch:
                 case "viewpoint":
                     last = np.maximum(self.glimpses[rows] - 1, 0)
                     observation[key] = from_host(self.viewpoints[rows, last])
+                case "gaze":
+                    recent = self.glimpses[rows, None] - 1 - np.arange(GAZE_LENGTH)  # [n, GAZE_LENGTH]
+                    taken = self.viewpoints[rows[:, None], np.maximum(recent, 0)]
+                    observation[key] = from_host((taken * (recent >= 0)[..., None]).reshape(len(rows), -1))
                 case "time":
                     left = (1 - self.glimpses[rows] / self.budget).astype(np.float32)
                     observation[key] = from_host(left[:, None])

@@ -10,6 +10,7 @@ label, the score, or pixels that no glimpse has seen.
 | `acuity` | [1, m, m] | [0, 1] | the finest scale at which each cell has been seen, 0 where never |
 | `cls` | [D_b] | [-sqrt(D_b), sqrt(D_b)] | recurrent CLS token, layer-normalized |
 | `viewpoint` | [3] | [-1, 1] | the last (row, col, scale); zeros before the first |
+| `gaze` | [3 * 8] | [-1, 1] | the last eight viewpoints, one after the other, newest first; zeros where none was |
 | `time` | [1] | [0, 1] | share of the budget left |
 | `glimpse` | [3, px, px] uint8 | [0, 255] | what the backbone saw last; zeros before the first |
 
@@ -28,8 +29,11 @@ from canvit_pytorch.viewpoint import Viewpoint, grid_coords
 from gymnasium import spaces
 from torch import Tensor
 
-ObservationKey = Literal["canvas", "uncertainty", "acuity", "cls", "viewpoint", "time", "glimpse"]
+ObservationKey = Literal["canvas", "uncertainty", "acuity", "cls", "viewpoint", "gaze", "time", "glimpse"]
 FloatDtype = Literal["float32", "float16"]
+
+GAZE_LENGTH = 8
+"""Viewpoints that `gaze` holds: all but the first of a nine-glimpse episode, the recent ones of a longer one."""
 
 DEFAULT_KEYS: tuple[ObservationKey, ...] = ("canvas", "uncertainty", "acuity", "viewpoint", "time")
 
@@ -77,6 +81,7 @@ class ObservationLayout:
             "acuity": box(0, 1, 1, size, size),
             "cls": box(-cls_bound, cls_bound, self.backbone_dim),
             "viewpoint": box(-1, 1, 3),
+            "gaze": box(-1, 1, 3 * GAZE_LENGTH),
             "time": box(0, 1, 1),
             "glimpse": spaces.Box(0, 255, pixels, np.uint8),
         }

@@ -206,6 +206,7 @@ The first five are the default.
 | "uncertainty" | $uncertainty | [0, 1] | the probe's predictive entropy, as a share of its maximum |
 | "acuity" | (1, $grid, $grid) | [0, 1] | the finest scale at which each cell has been seen, 0 where never |
 | "viewpoint" | (3,) | [-1, 1] | the last (row, col, scale); zeros before the first glimpse |
+| "gaze" | (24,) | [-1, 1] | the last eight of these, newest first; zeros where there was none |
 | "time" | (1,) | [0, 1] | share of the budget left |
 | "cls" | ($cls_dim,) | [-12, 12] | the recurrent CLS token, layer-normalized |
 | "glimpse" | (3, $glimpse_px, $glimpse_px), uint8 | [0, 255] | what the backbone saw last; zeros before the first |

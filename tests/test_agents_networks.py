@@ -11,7 +11,7 @@ from agents.distributions import BoundedBeta, TanhGaussian
 from agents.networks import NETWORKS
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
-from canvit_gym.observations import sharpened
+from canvit_gym.observations import GAZE_LENGTH, sharpened
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
 SPACE = spaces.Dict(
@@ -161,6 +161,30 @@ def test_the_mask_knows_what_was_seen(shuffled: bool, dtype: torch.dtype) -> Non
     assert (probabilities() > 0).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_gaze_is_inhibited_from_returning(dtype: torch.dtype) -> None:
+    table = grid_viewpoints(scales=(0.5, 0.3), centers=5)  # centers 0.25 and 0.35 apart
+    actions = DiscreteActions(table[np.random.default_rng(0).permutation(len(table))], allow_stop=True)
+    table = actions.viewpoints
+    gaze = torch.zeros(2, GAZE_LENGTH, 3)
+    gaze[0, 2], gaze[0, 5], gaze[1, 0] = (torch.from_numpy(table[i]) for i in (7, 31, 12))
+    given = observations(2) | {"gaze": gaze.flatten(1).to(dtype)}
+    space = spaces.Dict({**SPACE.spaces, "gaze": spaces.Box(-1, 1, (3 * GAZE_LENGTH,), np.float32)})
+    for distance, count in ((0.0, (2, 1)), (0.26, None)):
+        policy = make_policy(actions, space=space, inhibition=distance)
+        probabilities = policy.get_distribution(given).distribution.probs.detach().numpy()  # type: ignore[union-attr]
+        for row, taken in enumerate(([7, 31], [12])):
+            off = [
+                (table[:, 2] == table[i, 2]) & (np.abs(table[:, :2] - table[i, :2]).max(axis=1) <= distance + 1e-4)
+                for i in taken
+            ]
+            assert np.array_equal(probabilities[row, :-1] == 0, np.any(off, axis=0))
+            assert probabilities[row, -1] > 0 and (count is None or (probabilities[row] == 0).sum() == count[row])
+    everything = make_policy(actions, space=space, inhibition=3.0)
+    given["gaze"][:, :6] = torch.from_numpy(np.append(table[0], table[table[:, 2] != table[0, 2]][0]))
+    assert (everything.get_distribution(given).distribution.probs > 0).all()  # type: ignore[union-attr]
+
+
 def test_unknown_options_are_refused() -> None:
     blind = spaces.Dict({key: box for key, box in SPACE.items() if key != "acuity"})
     refused: list[tuple[dict[str, Any], str]] = [
@@ -169,6 +193,7 @@ def test_unknown_options_are_refused() -> None:
         ({"network": "pointer", "separable": True}, "separable is an option of the network 'conv'"),
         ({"network": "pointer", "channels": 7}, "multiple of 2 attention heads, got 7"),
         ({"space": blind, "mask_seen": True}, "`acuity` among the observations"),
+        ({"inhibition": 0.0}, "`gaze` among the observations"),
     ]
     for kwargs, message in refused:
         with pytest.raises(ValueError, match=message):

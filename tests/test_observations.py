@@ -14,7 +14,7 @@ from conftest import ENV_IDS
 from torch.utils.flop_counter import FlopCounterMode
 
 from canvit_gym import episodes as episodes_module
-from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, sharpened
+from canvit_gym.observations import DEFAULT_KEYS, GAZE_LENGTH, FloatDtype, ObservationKey, sharpened
 from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -117,6 +117,23 @@ def test_viewpoint_and_time(make_vec: MakeVec) -> None:
         assert np.array_equal(observation["viewpoint"], info["viewpoint"])
         times.append(observation["time"])
     np.testing.assert_allclose(np.stack(times)[:, :, 0], np.tile([[0.75], [0.5], [0.25], [0]], (1, 3)))
+
+
+def test_gaze_is_the_last_viewpoints_newest_first(make_vec: MakeVec) -> None:
+    envs = make_vec(3, observations=["viewpoint", "gaze"], budget=11, autoreset_mode="disabled")
+    observation, _ = envs.reset(seed=0)
+    seen = [observation["viewpoint"]]
+    envs.action_space.seed(0)
+    for _ in range(10):
+        gaze = observation["gaze"].reshape(3, GAZE_LENGTH, 3)
+        recent = seen[::-1][:GAZE_LENGTH]
+        assert np.array_equal(gaze[:, : len(recent)], np.stack(recent, axis=1))
+        assert not gaze[:, len(recent) :].any()
+        observation, *_ = envs.step(envs.action_space.sample())
+        seen.append(observation["viewpoint"])
+    observation, _ = envs.reset(options={"reset_mask": np.array([False, True, False])})
+    assert np.array_equal(observation["gaze"][1], np.append([0, 0, 1], np.zeros(3 * GAZE_LENGTH - 3)))
+    assert np.array_equal(observation["gaze"][0, :3], seen[-1][0])
 
 
 def test_before_the_first_glimpse_there_is_nothing_to_see(make_vec: MakeVec) -> None:
