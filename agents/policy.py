@@ -26,7 +26,8 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
     `viewpoints` ([A, 3], or None for continuous actions) is the environment's table,
     `envs.actions.viewpoints`: see `policy_kwargs_for`. `network` is one of agents.networks.NETWORKS;
     `mask_seen` (discrete actions) gives no probability to viewpoints whose window has been seen at their scale,
-    `inhibition` none to those within this distance of one taken before (see agents.networks.TableHead);
+    `inhibition` none to those within this distance of one taken before (see agents.networks.TableHead; it has no
+    effect on continuous actions);
     `distribution` (continuous actions) is "gaussian", "tanh_gaussian" or "beta". The rest of the keyword arguments
     are SB3's.
     """
@@ -61,11 +62,11 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
                 "mask_seen needs a table of viewpoints (action grid or quadtree) and `acuity` among the observations, "
                 f"got {action_space} and {list(observation_space.spaces)}"
             )
-        if inhibition is not None:
-            if continuous or "gaze" not in observation_space.spaces:
+        if inhibition is not None and not continuous:
+            if "gaze" not in observation_space.spaces:
                 raise ValueError(
-                    "inhibition needs a table of viewpoints (action grid or quadtree) and `gaze` among the "
-                    f"observations, got {action_space} and {list(observation_space.spaces)}"
+                    "inhibition of return needs `gaze` among the observations, which are "
+                    f"{list(observation_space.spaces)}: add it, or set policy_kwargs inhibition to null"
                 )
             if not 0 <= inhibition < float("inf"):
                 raise ValueError(

@@ -82,6 +82,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     "mask_seen=true": Variant("mask", hyper=_policy(mask_seen=True)),
     "mask_seen=false": Variant("mask", hyper=_policy(mask_seen=False)),
+    "inhibition=none": Variant("mask", hyper=_policy(inhibition=None)),
+    "inhibition=0.0": Variant("mask", hyper=_policy(inhibition=0.0)),
     "warm_start=8192": Variant("warm start", hyper={"warm_start": {"states": 8192}}),
     "warm_start=0": Variant("warm start", hyper={"warm_start": {"states": 0}}),
 }
@@ -165,7 +167,7 @@ def resolved(config: AblationConfig, name: str) -> str:
     env_kwargs, overrides = settings_of(config, name)
     hyper = load_hyperparameters(config.env, overrides)
     env = env_config(config.env, {**hyper.env_kwargs, **env_kwargs})
-    defaults = {"network": "conv", "mask_seen": False, "separable": False, "distribution": "gaussian"}
+    defaults = dict(network="conv", mask_seen=False, inhibition=None, separable=False, distribution="gaussian")
     values = {**hyper.to_json(), "env_kwargs": env.to_json()}
     values["policy_kwargs"] = {**defaults, **hyper.policy_kwargs}
     if hyper.entropy_floor is not None:

@@ -51,7 +51,7 @@ from experiments.train import env_config
 
 _ANY_TASK = (
     "coarse_to_fine", "fine_to_coarse", "best_fixed_sequence", "saliency(scale=0.5)", "saliency(scale=0.4)",
-    "saliency(scale=0.3)", "saliency(scale=(0.4, 0.3))",
+    "saliency(scale=0.3)", "saliency(scale=(0.4, 0.3))", "saliency(scale=0.34, centers=24)",
 )  # fmt: skip
 BASELINES = {
     # entropy_greedy has the windows of the learned policies' own actions.

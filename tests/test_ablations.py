@@ -48,7 +48,8 @@ def test_every_variant_changes_one_thing(env: str) -> None:
 
 def test_observation_keys() -> None:
     config = AblationConfig()
-    assert settings_of(config, "without canvas")[0]["observations"] == ["uncertainty", "acuity", "viewpoint", "time"]
+    without = settings_of(config, "without canvas")[0]["observations"]
+    assert without == ["uncertainty", "acuity", "viewpoint", "gaze", "time"]
     assert settings_of(config, "with cls")[0]["observations"][-1] == "cls"
 
 
@@ -74,7 +75,7 @@ def test_runs_are_finished_once_and_reported(tmp_path: Path, monkeypatch: pytest
     result = json.loads((tmp_path / "results" / "FashionSegmentation-v0.json").read_text())
     assert list(result["variants"]) == ["base", "gamma=0.5", "without acuity"]
     entry = result["variants"]["without acuity"]
-    assert entry["env_kwargs"]["observations"] == ["canvas", "uncertainty", "viewpoint", "time"]
+    assert entry["env_kwargs"]["observations"] == ["canvas", "uncertainty", "viewpoint", "gaze", "time"]
     for how in ("deterministic", "sampled"):
         assert len(entry[how]["score_of_seed"]) == 1 and len(entry[how]["score_of_seed"][0]) == 3
         difference = entry[how]["score_minus_base"]

@@ -358,7 +358,8 @@ def test_damaged_policies_are_refused(tmp_path: Path) -> None:
 def test_hyperparameters() -> None:
     hyper = load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epochs": 7, "policy_kwargs": {"blocks": 1}})
     assert hyper.n_epochs == 7
-    assert hyper.policy_kwargs == {"network": "window", "channels": 32, "context_dim": 64, "blocks": 1, "upsample": 2}
+    own = {"network": "window", "channels": 32, "context_dim": 64, "upsample": 2, "inhibition": 0.06}
+    assert hyper.policy_kwargs == own | {"blocks": 1}
     assert [schedule("lin_2e-3", name="x")(p) for p in (1.0, 0.5, 0.0, -0.2)] == [2e-3, 1e-3, 0, 0]
     with pytest.raises(ValueError, match=r"unknown hyperparameter 'n_epoch'; there are: .*n_epochs"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epoch": 7})

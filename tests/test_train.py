@@ -169,7 +169,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.mean_loss(), best["loss"])
     record = load_record(result.best_policy_dir)
     assert record.training == {"num_timesteps": best["num_timesteps"], "validation": best}
-    assert record.hyperparameters["n_epochs"] == 2 and record.env.reward == "loss_reduction"
+    assert record.hyperparameters["n_epochs"] == 2 and record.env.reward == "soft_score_gain"
 
     events = EventAccumulator(str(config.run_dir / "tensorboard")).Reload()
     tags = set(events.Tags()["scalars"])
@@ -213,7 +213,7 @@ def test_an_unfinished_run_is_not_begun_again(tmp_path: Path) -> None:
 
 def test_a_run_that_cannot_be_built_does_not_block_the_corrected_one(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", updates=1, eval_every=0)
-    pixels = tiny(config.run_dir, updates=1, eval_every=0, env_kwargs={"observations": ["canvas", "glimpse"]})
+    pixels = tiny(config.run_dir, updates=1, eval_every=0, env_kwargs={"observations": ["canvas", "gaze", "glimpse"]})
     with pytest.raises(ValueError, match="leave 'glimpse' out"):
         train(pixels)
     assert list(config.run_dir.iterdir()) == []
