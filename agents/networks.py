@@ -297,9 +297,12 @@ class TableHead(nn.Module):
     def near_taken(self, gaze: Tensor) -> Tensor:
         """[B, 3 * n] -> [B, A] booleans."""
         assert self.inhibition is not None
-        off = (self.get_buffer("viewpoints") - gaze.unflatten(1, (-1, 1, 3))).abs()  # [B, n, A, 3]
-        near = (off[..., :2] <= self.inhibition + TOLERANCE).all(dim=-1) & (off[..., 2] <= TOLERANCE)
-        return near.any(dim=1)
+        table, taken = self.get_buffer("viewpoints"), gaze.unflatten(1, (-1, 3))
+        row, col, scale = (
+            (table[:, axis] - taken[..., axis, None]).abs() <= reach + TOLERANCE  # [B, n, A]
+            for axis, reach in enumerate((self.inhibition, self.inhibition, 0.0))
+        )
+        return (row & col & scale).any(dim=1)
 
     def seen(self, acuity: Tensor) -> Tensor:
         """[B, 1, m, m] -> [B, A] booleans."""

@@ -225,8 +225,8 @@ With $measures before and after a glimpse:
 | "soft_score_gain" | P after minus P before, P being $soft_score |
 | "final_score" | S at the end of the episode, 0 before |
 
-minus `glimpse_cost`. The first, third and fourth are differences of a potential: the return is the whole
-episode's gain.
+minus `glimpse_cost`. The first, third and fourth are differences of a potential: the return is the whole episode's
+gain.
 
 >>> env = gym.make("$id"$example, reward="score_gain")
 >>> _, first = env.reset(seed=0)
@@ -275,8 +275,7 @@ $disk
   `grid_scales`, `grid_centers`: default (0.5, 0.25) and 16. `quadtree_levels`: default 2.
 - `allow_stop`: whether the agent may end an episode early; default False. `glimpse_cost`: taken off the reward for
   every glimpse; default 0.0.
-- `reward`: "loss_reduction" (default), "relative_loss_reduction", "score_gain",
-  "soft_score_gain" or "final_score".
+- `reward`: "loss_reduction" (default), "relative_loss_reduction", "score_gain", "soft_score_gain" or "final_score".
 - `observations`: the keys, default ("canvas", "uncertainty", "acuity", "viewpoint", "time"). `canvas_size`: default 8.
   `map_size`: default None, the canvas grid. `observation_dtype`: "float32" (default) or "float16".
 - `track_score`: whether every info holds the score; default False. $score_cost

@@ -131,7 +131,7 @@ class SegmentationTask:
 
     def soft_score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
         """[B]: soft IoU over cells, sum(s p) / sum(s + p - s p) of class shares s and probabilities p, averaged over
-        the scene's own classes (Rahman & Wang 2016, eq. 3 to 5). What is not labelled counts in neither sum."""
+        the scene's own classes (Rahman & Wang 2016). What is not labelled counts in neither sum."""
         shares = truth["shares"].flatten(2)  # [B, K, G * G]
         probabilities = logits.softmax(dim=1).flatten(2) * shares.sum(dim=1, keepdim=True)
         mass, intersection = shares.sum(dim=2), (shares * probabilities).sum(dim=2)
