@@ -175,6 +175,26 @@ class InterquartileMean:
         return kept
 
 
+class OfFirst:
+    """A statistic of fewer scenes, the first of `num_scenes`: for a bootstrap together with statistics of all.
+
+    A resample may hold more or fewer of them; one that holds none has no statistic, so let there be more than a few.
+
+    >>> values = np.linspace(0, 1, 40)[None, :, None]
+    >>> few, everything = OfFirst(Mean(values[:, :20]), num_scenes=40), Mean(values)
+    >>> round(float(bootstrap_interval(few, everything, of=np.subtract).value[0]), 4)
+    -0.2564
+    """
+
+    def __init__(self, statistic: Statistic, *, num_scenes: int) -> None:
+        if num_scenes < statistic.num_scenes:
+            raise ValueError(f"num_scenes must be at least the statistic's {statistic.num_scenes}, got {num_scenes}")
+        self._statistic, self.run, self.num_scenes = statistic, statistic.run, num_scenes
+
+    def __call__(self, rows: NDArray[np.float64], scenes: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._statistic(rows, scenes[:, : self._statistic.num_scenes])
+
+
 def _over_rows(rows: NDArray[np.float64], of_rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Multiplicities [R, S] and values [R, S, T] -> their mean [R, T]."""
     return np.einsum("rs,rst->rt", rows, of_rows) / rows.sum(axis=1, keepdims=True)

@@ -16,7 +16,8 @@ and, but for the locator, the same table of viewpoints as the learned policies:
   that both halves share the luck of an item's reading; with large ones a choice also favours its own half.
 
 As a control, the learned policies tremble as well. Headroom is a ceiling minus the best of the --baselines on
-validation scenes. Scores are after the last glimpse, on test scenes; oracles on the first --oracle-scenes of them.
+validation scenes. Scores are after the last glimpse, on test scenes; oracles on the first --oracle-scenes of them, so
+that a share is a policy's lead on all scenes over the oracle's lead on those.
 """
 
 import json
@@ -43,9 +44,9 @@ from canvit_gym.policies.halves import Half, HalfLoss
 from canvit_gym.policies.streams import scene_uniforms
 from canvit_gym.policies.windows import Windows
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, Flavour, generate_scene
-from canvit_gym.statistics import Estimate, InterquartileMean, Mean, Statistic, bootstrap_interval
+from canvit_gym.statistics import Estimate, InterquartileMean, Mean, OfFirst, Statistic, bootstrap_interval
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
-from experiments.comparison import first_scenes, per_scene, share_of_lead
+from experiments.comparison import Draws, first_scenes, per_scene, share_of_lead
 from experiments.provenance import plain, provenance
 from experiments.train import env_config
 
@@ -307,7 +308,12 @@ def _losses_by_half(policy: GlimpsePolicy, config: EnvConfig, block: int) -> dic
     return {half: loss.loss() for half, loss in losses.items()}
 
 
-def _share_lost(lead: NDArray[Any], honest: NDArray[Any]) -> NDArray[np.float64]:
+def _ratio_of_leads(one: Draws, its_reference: Draws, other: Draws, other_reference: Draws) -> Draws:
+    lead = other - other_reference
+    return share_of_lead(one - its_reference, np.zeros_like(lead), lead)
+
+
+def _share_lost(lead: Draws, honest: Draws) -> Draws:
     return 1 - share_of_lead(honest, np.zeros_like(lead), lead)
 
 
@@ -345,10 +351,13 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
             if lead["low"] * lead["high"] <= 0:  # a share of nothing means nothing
                 continue
             for role in roles:
-                three = [getattr(each.first(leader.num_scenes), name) for each in (found[role], baseline, leader)]
-                rows[found[role].name][f"share_of_{ceiling}_{name}"] = _last(
-                    bootstrap_interval(*three, of=share_of_lead)
-                )
+                policy = found[role]
+                four = [
+                    OfFirst(getattr(each, name), num_scenes=baseline.num_scenes)
+                    for ahead in (policy, leader)
+                    for each in (ahead, baseline.first(ahead.num_scenes))
+                ]
+                rows[policy.name][f"share_of_{ceiling}_{name}"] = _last(bootstrap_interval(*four, of=_ratio_of_leads))
     metric = oracle.runs[0].metric
     blocks, few = config.blocks if metric == "mIoU" else (), _few(_test(config, env), config)
     return {

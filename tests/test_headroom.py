@@ -15,7 +15,7 @@ from canvit_gym.scenes.fashion import SCENE_SIZE_PX, generate_scene
 from experiments.headroom import BoxLocator, HeadroomConfig, WindowLocator, page, study
 from experiments.train import env_config
 
-ENV = {"num_scenes": 6, "device": "cpu", "budget": 3, "grid_centers": 3, "grid_scales": [0.5]}
+ENV = {"num_scenes": 12, "device": "cpu", "budget": 3, "grid_centers": 3, "grid_scales": [0.5]}
 
 
 def untrained(directory: Path, env_id: str, *, seed: int) -> Path:
@@ -69,7 +69,7 @@ def test_a_window_locator_covers_what_is_largest() -> None:
 def test_the_study(tmp_path: Path, env_id: str) -> None:
     learned = tuple(untrained(tmp_path / str(seed), env_id, seed=seed) for seed in (0, 1))
     config = HeadroomConfig(
-        learned=learned, env=env_id, baselines=("coarse_to_fine", "center"), num_scenes=6, oracle_scenes=4,
+        learned=learned, env=env_id, baselines=("coarse_to_fine", "center"), num_scenes=12, oracle_scenes=8,
         tuning_scenes=4, blocks=(1,), results_dir=tmp_path,
     )  # fmt: skip
     result = study(config)
@@ -82,6 +82,9 @@ def test_the_study(tmp_path: Path, env_id: str) -> None:
         lead = rows[name]["loss_minus_baseline"]
         told = f"share_of_{ceiling}_loss" in rows["learned, trembling"]
         assert told == (lead["low"] * lead["high"] > 0)  # a share of nothing means nothing
+        if told:  # a lead on all scenes over one on some
+            share = rows["learned"][f"share_of_{ceiling}_loss"]["value"]
+            assert share == pytest.approx(rows["learned"]["loss_minus_baseline"]["value"] / lead["value"])
     few = evaluate_again(result["baseline"], env_id)
     np.testing.assert_allclose(rows[result["baseline"]]["score"]["value"], few.score()[-1])
     assert len(result["halves"]) == (env_id == "CanViT/FashionSegmentation-v0")
@@ -92,7 +95,7 @@ def test_the_study(tmp_path: Path, env_id: str) -> None:
 
 
 def evaluate_again(spec: str, env_id: str) -> Evaluation:
-    config = replace(env_config(env_id, ENV), split="test", num_scenes=6)
+    config = replace(env_config(env_id, ENV), split="test", num_scenes=12)
     return evaluate(make_policy(spec, config=config, num_glimpses=3), config=config)
 
 
