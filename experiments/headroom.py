@@ -348,7 +348,7 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
         leader = found[ceiling]
         for name in ("score", "loss"):
             lead = rows[leader.name][f"{name}_minus_baseline"]
-            if lead["low"] * lead["high"] <= 0:  # a share of nothing means nothing
+            if not (lead["low"] > 0 if name == "score" else lead["high"] < 0):  # a share of nothing means nothing
                 continue
             for role in roles:
                 policy = found[role]
