@@ -237,8 +237,12 @@ def _last_difference(one: Draws, other: Draws) -> Draws:
 
 def share_of_lead(policy: Draws, baseline: Draws, ceiling: Draws) -> Draws:
     """(policy - baseline) / (ceiling - baseline); not a number where the ceiling has no lead."""
-    lead = ceiling - baseline
-    return np.divide(policy - baseline, lead, out=np.full_like(lead, np.nan), where=lead != 0)
+    return ratio_of_leads(policy - baseline, ceiling - baseline)
+
+
+def ratio_of_leads(lead: Draws, whole: Draws) -> Draws:
+    """lead / whole; not a number where there is no whole lead."""
+    return np.divide(lead, whole, out=np.full_like(whole, np.nan), where=whole != 0)
 
 
 def _last_share(*curves: Draws) -> Draws:

@@ -41,12 +41,12 @@ from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_st
 from canvit_gym.observations import sharpened
 from canvit_gym.policies import GlimpsePolicy, GreedyOracle, PolicyInfo, Trembling, make_policy
 from canvit_gym.policies.halves import Half, HalfLoss
-from canvit_gym.policies.streams import scene_uniforms
+from canvit_gym.policies.streams import scene_displacements
 from canvit_gym.policies.windows import Windows
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, Flavour, generate_scene
 from canvit_gym.statistics import Estimate, InterquartileMean, Mean, OfFirst, Statistic, bootstrap_interval
-from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
-from experiments.comparison import Draws, first_scenes, per_scene, share_of_lead
+from canvit_gym.viewpoints import FULL_SCENE, kept_inside, to_viewpoint
+from experiments.comparison import Draws, first_scenes, per_scene, ratio_of_leads
 from experiments.provenance import plain, provenance
 from experiments.train import env_config
 
@@ -119,9 +119,8 @@ class BoxLocator:
         boxes = np.array([items[(t - 1) % len(items)] for items in self._items], dtype=np.float64)
         side, corner = boxes[:, :1], boxes[:, 1:]
         scale = np.minimum(1, self._factor * side / SCENE_SIZE_PX)
-        off = np.stack([scene_uniforms(self._seed, episodes.scene, 2 * t + axis) for axis in (0, 1)], axis=1)
-        centers = (2 * corner + side) / SCENE_SIZE_PX - 1 + self._jitter * scale * (2 * off - 1)
-        return np.hstack([centers.clip(scale - 1, 1 - scale), scale]).astype(np.float32)
+        off = self._jitter * scale * scene_displacements(self._seed, episodes.scene, t)
+        return kept_inside((2 * corner + side) / SCENE_SIZE_PX - 1 + off, scale)
 
     def flops_per_decision(self, episodes: EpisodeBatch) -> int:
         return 0
@@ -308,13 +307,12 @@ def _losses_by_half(policy: GlimpsePolicy, config: EnvConfig, block: int) -> dic
     return {half: loss.loss() for half, loss in losses.items()}
 
 
-def _ratio_of_leads(one: Draws, its_reference: Draws, other: Draws, other_reference: Draws) -> Draws:
-    lead = other - other_reference
-    return share_of_lead(one - its_reference, np.zeros_like(lead), lead)
+def _share_across_scenes(one: Draws, its_reference: Draws, other: Draws, other_reference: Draws) -> Draws:
+    return ratio_of_leads(one - its_reference, other - other_reference)
 
 
 def _share_lost(lead: Draws, honest: Draws) -> Draws:
-    return 1 - share_of_lead(honest, np.zeros_like(lead), lead)
+    return 1 - ratio_of_leads(honest, lead)
 
 
 def _trained(directory: Path) -> dict[str, Any]:
@@ -357,7 +355,9 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
                     for ahead in (policy, leader)
                     for each in (ahead, baseline.first(ahead.num_scenes))
                 ]
-                rows[policy.name][f"share_of_{ceiling}_{name}"] = _last(bootstrap_interval(*four, of=_ratio_of_leads))
+                rows[policy.name][f"share_of_{ceiling}_{name}"] = _last(
+                    bootstrap_interval(*four, of=_share_across_scenes)
+                )
     metric = oracle.runs[0].metric
     blocks, few = config.blocks if metric == "mIoU" else (), _few(_test(config, env), config)
     return {

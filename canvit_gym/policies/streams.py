@@ -11,6 +11,11 @@ def scene_seeds(seed: int, scenes: NDArray[np.int64], t: int = 0) -> list[int]:
     ]
 
 
+def scene_displacements(seed: int, scenes: NDArray[np.int64], t: int) -> NDArray[np.float64]:
+    """[len(scenes), 2], uniform in [-1, 1): rows and columns. Draws at 2 t and 2 t + 1."""
+    return 2 * np.stack([scene_uniforms(seed, scenes, 2 * t + axis) for axis in (0, 1)], axis=1) - 1
+
+
 def scene_uniforms(seed: int, scenes: NDArray[np.int64], t: int) -> NDArray[np.float64]:
     """[len(scenes)], uniform in [0, 1)."""
     return np.array([value >> 10 for value in scene_seeds(seed, scenes, t)]) / 2**53

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.protocol import GlimpsePolicy
-from canvit_gym.policies.streams import scene_uniforms
+from canvit_gym.policies.streams import scene_displacements
+from canvit_gym.viewpoints import kept_inside
 
-OWN_STREAM = 1 << 20
+OWN_STREAM = 1 << 19
 """Where its random numbers begin: the policy may draw from (seed, scene, t) itself."""
 
 
@@ -54,11 +55,9 @@ class Trembling:
         wanted = self._policy.viewpoints(t, episodes)
         if t == 0:
             return wanted
-        draws = [scene_uniforms(self._seed, episodes.scene, OWN_STREAM + 2 * t + axis) for axis in (0, 1)]
         reach = 2 * self._cells / episodes.backbone.canvas_grid
-        centers = wanted[:, :2] + reach * (2 * np.stack(draws, axis=1) - 1)
-        scale = wanted[:, 2:]
-        return np.hstack([centers.clip(scale - 1, 1 - scale), scale]).astype(np.float32)
+        off = reach * scene_displacements(self._seed, episodes.scene, OWN_STREAM + t)
+        return kept_inside(wanted[:, :2] + off, wanted[:, 2:])
 
     def flops_per_decision(self, episodes: EpisodeBatch) -> int:
         return self._policy.flops_per_decision(episodes)
