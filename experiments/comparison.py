@@ -196,7 +196,7 @@ def _difference(one: _Observed, other: _Observed, *, improvement: bool = True) -
 def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
     """(policy - C2F) / (oracle - C2F), on the scenes that the oracle has seen; None without the two.
 
-    A share is None where the oracle's own lead is not clear of zero: then a share of it means nothing.
+    A share is None where the oracle is not clearly ahead itself, or where resamples left it without a value.
     """
     named = {entry.spec.partition("(")[0]: entry for entry in reversed(benchmark.entries) if not entry.learned}
     oracle_entry, baseline_entry = named.get("greedy_oracle"), named.get("coarse_to_fine")
@@ -220,7 +220,10 @@ def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
                 ("score", (observed.score, baseline.score, oracle.score)),
                 ("cross_entropy", (observed.loss, baseline.loss, oracle.loss)),
             ):
-                numbers[f"share_{name}"] = _defined(lead[name], _estimates(*curves, share=_last_share)["share"])
+                share = _estimates(*curves, share=_last_share)["share"]
+                low, high = lead[name]["interval"]
+                told = clearly_ahead(low, high, higher_is_better=name == "score") and _is_finite(share)
+                numbers[f"share_{name}"] = share if told else None
         policies[entry.label] = numbers
     return {
         "label": oracle_entry.label,
@@ -249,10 +252,14 @@ def _last_share(*curves: Draws) -> Draws:
     return last(share_of_lead(*curves))
 
 
-def _defined(lead: dict[str, Any], share: dict[str, Any]) -> dict[str, Any] | None:
-    """The share, if the lead it is a share of is clear of zero and no resample was without one."""
-    low, high = lead["interval"]
-    return share if low * high > 0 and np.isfinite([share["value"], *share["interval"]]).all() else None
+def clearly_ahead(low: float, high: float, *, higher_is_better: bool) -> bool:
+    """Whether a lead's interval lies wholly on the better side of zero: a share of anything else means nothing."""
+    return low > 0 if higher_is_better else high < 0
+
+
+def _is_finite(estimate: dict[str, Any]) -> bool:
+    """Whether no resample was without a value."""
+    return bool(np.isfinite([estimate["value"], *estimate["interval"]]).all())
 
 
 def trained_policies(entries: tuple[Entry, ...]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -46,7 +46,7 @@ from canvit_gym.policies.windows import Windows
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, Flavour, generate_scene
 from canvit_gym.statistics import Estimate, InterquartileMean, Mean, OfFirst, Statistic, bootstrap_interval
 from canvit_gym.viewpoints import FULL_SCENE, kept_inside, to_viewpoint
-from experiments.comparison import Draws, first_scenes, per_scene, ratio_of_leads
+from experiments.comparison import Draws, clearly_ahead, first_scenes, per_scene, ratio_of_leads
 from experiments.provenance import plain, provenance
 from experiments.train import env_config
 
@@ -346,7 +346,7 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
         leader = found[ceiling]
         for name in ("score", "loss"):
             lead = rows[leader.name][f"{name}_minus_baseline"]
-            if not (lead["low"] > 0 if name == "score" else lead["high"] < 0):  # a share of nothing means nothing
+            if not clearly_ahead(lead["low"], lead["high"], higher_is_better=name == "score"):
                 continue
             for role in roles:
                 policy = found[role]

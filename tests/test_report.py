@@ -138,14 +138,16 @@ def test_headroom_is_shared_on_the_oracles_scenes(directory: Path) -> None:
     assert "score" not in numbers["policies"]["greedy oracle"], "its curve is on other scenes than the rest"
 
 
-def test_no_share_of_a_lead_that_is_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ceiling", [0.4, 0.35])
+def test_no_share_of_a_lead_that_is_none(tmp_path: Path, ceiling: float) -> None:
     lines: list[Line] = [
         ("C2F", "coarse_to_fine", [[evaluation(0.4)]]),
         ("random", "random", [[evaluation(0.3)]]),
-        ("greedy oracle", "greedy_oracle", [[evaluation(0.4)]]),
+        ("greedy oracle", "greedy_oracle", [[evaluation(ceiling)]]),
     ]
     benchmark = load_benchmark(save_benchmark(tmp_path, lines))
-    assert compare(benchmark)["oracle"]["policies"]["random"]["share_score"] is None
+    random = compare(benchmark)["oracle"]["policies"]["random"]
+    assert random["share_score"] is None and random["share_cross_entropy"] is None
     report.write_report(benchmark)
     assert "not defined" in (tmp_path / report.MARKDOWN).read_text()
     json.loads((tmp_path / report.RESULTS).read_text(), parse_constant=pytest.fail)
