@@ -19,6 +19,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -87,8 +88,10 @@ class ProbeConfig:
     peak_lr: float = 2e-2
     weight_decay: float = 1e-3
     item_weight: float = 4.0
-    """Weight of the items in FashionSegmentation's cross-entropy; background weighs 1. As in nano's pretraining: with
-    less, items lose their uncertain cells to the background, which mIoU counts more than cross-entropy does."""
+    """Weight of the items in FashionSegmentation's cross-entropy; background weighs 1."""
+    item_bonus: float = 0.6
+    """Nats added to the items' logits of FashionSegmentation after the fit (logit adjustment, Menon et al. 2021):
+    uncertain cells lost to the background cost more mIoU than cross-entropy."""
     class_balance: float | None = None
     """Classes weigh frequency^-class_balance. None: 0.5 in segmentation, where mIoU counts rare classes as much as
     common ones (FashionSegmentation: item_weight), 0 in classification."""
@@ -123,9 +126,13 @@ class Head(Protocol):
 
 
 class SegmentationHead:
-    """Cross-entropy between each cell's class shares and the probe's reading of it, weighed by class."""
+    """Cross-entropy between each cell's class shares and the probe's reading of it, weighed by class.
 
-    def __init__(self, backbone: Backbone, weights: Tensor) -> None:
+    `bonus`: nats that all classes but the first gain over it in what is saved.
+    """
+
+    def __init__(self, backbone: Backbone, weights: Tensor, *, bonus: float = 0.0) -> None:
+        self._bonus = bonus
         self._canvit, self._grid, self._device = backbone.canvit, backbone.canvas_grid, backbone.device
         self._weights = weights.to(backbone.device).view(-1, 1, 1)
         self.module = SegmentationProbe(
@@ -148,7 +155,11 @@ class SegmentationHead:
 
     def save(self, directory: Path) -> None:
         assert isinstance(self.module, SegmentationProbe)
-        self.module.save_pretrained(directory)
+        adjusted = deepcopy(self.module)
+        assert adjusted.conv.bias is not None
+        with torch.no_grad():
+            adjusted.conv.bias[0] -= self._bonus
+        adjusted.save_pretrained(directory)
 
 
 class ClassificationHead:
@@ -277,9 +288,9 @@ def class_weights(scenes: SceneSource, *, balance: float) -> Tensor:
 
 
 def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: SceneSource) -> Head:
-    dense = task_kind(env.dataset) == "segmentation"
+    dense, bonus = task_kind(env.dataset) == "segmentation", 0.0
     if env.dataset == "fashion-segmentation" and config.class_balance is None:
-        weights = torch.full((len(scenes.classes),), config.item_weight)
+        weights, bonus = torch.full((len(scenes.classes),), config.item_weight), config.item_bonus
         weights[0] = 1.0
     else:
         balance = config.class_balance if config.class_balance is not None else 0.5 * dense
@@ -287,7 +298,7 @@ def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: S
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if dense:
-            return SegmentationHead(backbone, weights)
+            return SegmentationHead(backbone, weights, bonus=bonus)
         return ClassificationHead(backbone, weights, reads_log_odds=env.dataset == "fashion-classification")
 
 
