@@ -203,6 +203,25 @@ def test_fashion_scenes_and_a_backbone_of_another_size(tmp_path: Path) -> None:
         fit_probe.main(config)
 
 
+def test_items_of_fashion_scenes_gain_a_bonus_in_what_is_saved(tmp_path: Path) -> None:
+    """Over background alone, in the file alone; a user's classes gain none."""
+    backbone = load_backbone("nano", device="cpu")
+    scenes: Any = Unbalanced()
+    config = ProbeConfig(output_dir=tmp_path, item_bonus=0.25, device="cpu")
+    bias: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for env_id, fitting in (
+        ("CanViT/FashionSegmentation-v0", config),
+        (SEGMENTATION, tiny_fit(SEGMENTATION, tmp_path)),
+    ):
+        env = fit_probe.env_config(fitting, env_id)
+        head: Any = fit_probe.make_head(fitting, env, backbone, scenes)
+        head.save(tmp_path)
+        bias[env_id] = head.module.conv.bias.detach(), load_file(tmp_path / "model.safetensors")["conv.bias"]
+    before, after = bias["CanViT/FashionSegmentation-v0"]
+    torch.testing.assert_close(after - before, torch.tensor([-0.25, 0, 0]))
+    assert torch.equal(*bias[SEGMENTATION])
+
+
 def test_heads_are_deterministic(tmp_path: Path) -> None:
     backbone: Backbone = load_backbone("nano", device="cpu")
     torch.manual_seed(0)
