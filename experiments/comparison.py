@@ -220,10 +220,7 @@ def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
                 ("score", (observed.score, baseline.score, oracle.score)),
                 ("cross_entropy", (observed.loss, baseline.loss, oracle.loss)),
             ):
-                share = _estimates(*curves, share=_last_share)["share"]
-                low, high = lead[name]["interval"]
-                told = clearly_ahead(low, high, higher_is_better=name == "score") and _is_finite(share)
-                numbers[f"share_{name}"] = share if told else None
+                numbers[f"share_{name}"] = _share(lead[name], *curves, higher_is_better=name == "score")
         policies[entry.label] = numbers
     return {
         "label": oracle_entry.label,
@@ -257,9 +254,13 @@ def clearly_ahead(low: float, high: float, *, higher_is_better: bool) -> bool:
     return low > 0 if higher_is_better else high < 0
 
 
-def _is_finite(estimate: dict[str, Any]) -> bool:
-    """Whether no resample was without a value."""
-    return bool(np.isfinite([estimate["value"], *estimate["interval"]]).all())
+def _share(lead: dict[str, Any], *curves: Statistic, higher_is_better: bool) -> dict[str, Any] | None:
+    """Of the ceiling's lead; None where there is none to share, or where a resample was without one."""
+    low, high = lead["interval"]
+    if not clearly_ahead(low, high, higher_is_better=higher_is_better):
+        return None
+    share = _estimates(*curves, share=_last_share)["share"]
+    return share if np.isfinite([share["value"], *share["interval"]]).all() else None
 
 
 def trained_policies(entries: tuple[Entry, ...]) -> list[tuple[str, list[dict[str, Any]]]]:

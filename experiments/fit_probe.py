@@ -94,7 +94,7 @@ class ProbeConfig:
     uncertain cells lost to the background cost more mIoU than cross-entropy."""
     class_balance: float | None = None
     """Classes weigh frequency^-class_balance. None: 0.5 in segmentation, where mIoU counts rare classes as much as
-    common ones (FashionSegmentation: item_weight), 0 in classification."""
+    common ones (FashionSegmentation: item_weight and item_bonus), 0 in classification."""
     validate_every: int = 100
     patience: int = 5
     """Validations without a new best after which the fit ends."""
@@ -288,9 +288,10 @@ def class_weights(scenes: SceneSource, *, balance: float) -> Tensor:
 
 
 def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: SceneSource) -> Head:
-    dense, bonus = task_kind(env.dataset) == "segmentation", 0.0
-    if env.dataset == "fashion-segmentation" and config.class_balance is None:
-        weights, bonus = torch.full((len(scenes.classes),), config.item_weight), config.item_bonus
+    dense = task_kind(env.dataset) == "segmentation"
+    favours_items = env.dataset == "fashion-segmentation" and config.class_balance is None
+    if favours_items:
+        weights = torch.full((len(scenes.classes),), config.item_weight)
         weights[0] = 1.0
     else:
         balance = config.class_balance if config.class_balance is not None else 0.5 * dense
@@ -298,7 +299,7 @@ def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: S
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if dense:
-            return SegmentationHead(backbone, weights, bonus=bonus)
+            return SegmentationHead(backbone, weights, bonus=config.item_bonus if favours_items else 0.0)
         return ClassificationHead(backbone, weights, reads_log_odds=env.dataset == "fashion-classification")
 
 
