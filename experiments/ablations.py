@@ -61,6 +61,8 @@ VARIANTS: dict[str, Variant] = {
     "normalize_reward=per_step": Variant("reward scale", hyper={"normalize_reward": "per_step"}),
     "normalize_reward=none": Variant("reward scale", hyper={"normalize_reward": None}),
     **{f"gamma={gamma}": Variant("discount", hyper={"gamma": gamma}) for gamma in (0.0, 0.5, 0.9, 1.0)},
+    "scales=0.5,0.375": Variant("scales", {"grid_scales": [0.5, 0.375]}),
+    "scales=0.34,0.24": Variant("scales", {"grid_scales": [0.34, 0.24]}),
     "action=quadtree": Variant("action", {"action": "quadtree"}),
     "action=gaussian": Variant("action", _CONTINUOUS, _policy(distribution="gaussian")),
     "action=tanh_gaussian": Variant("action", _CONTINUOUS, _policy(distribution="tanh_gaussian")),
@@ -84,7 +86,7 @@ VARIANTS: dict[str, Variant] = {
     "mask_seen=false": Variant("mask", hyper=_policy(mask_seen=False)),
     "inhibition=none": Variant("mask", hyper=_policy(inhibition=None)),
     "inhibition=0.0": Variant("mask", hyper=_policy(inhibition=0.0)),
-    "warm_start=8192": Variant("warm start", hyper={"warm_start": {"states": 8192}}),
+    "warm_start=16384": Variant("warm start", hyper={"warm_start": {"states": 16_384}}),
     "warm_start=0": Variant("warm start", hyper={"warm_start": {"states": 0}}),
 }
 
