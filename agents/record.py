@@ -79,10 +79,11 @@ def describe_inputs(config: EnvConfig) -> Inputs:
     )
 
 
-def require_same(trained: Inputs, found: Inputs, *, who: str) -> None:
+def require_same(trained: Inputs, found: Inputs, *, who: str, learning: bool = False) -> None:
     """Raise ValueError where a policy trained on `trained` would be given something else.
 
-    The probe counts only where the policy sees it, through `uncertainty`.
+    The probe counts only where the policy sees it, through `uncertainty`, or where it goes on `learning` from the
+    rewards that the probe decides.
     """
     differences: list[str] = []
     if trained.backbone_sha256 != found.backbone_sha256:
@@ -90,9 +91,11 @@ def require_same(trained: Inputs, found: Inputs, *, who: str) -> None:
             f"the backbone: trained on sha256 {trained.backbone_sha256}, found {found.backbone_sha256} "
             "(use that checkpoint, or train a policy on this one)"
         )
-    if "uncertainty" in trained.layout["keys"] and trained.probe_sha256 != found.probe_sha256:
+    reads_probe = learning or "uncertainty" in trained.layout["keys"]
+    if reads_probe and trained.probe_sha256 != found.probe_sha256:
+        behind = "the rewards" if learning else "`uncertainty`"
         differences.append(
-            f"the probe behind `uncertainty`: trained on sha256 {trained.probe_sha256}, found "
+            f"the probe behind {behind}: trained on sha256 {trained.probe_sha256}, found "
             f"{found.probe_sha256} (use that probe, or train a policy on this one)"
         )
     for what, ours, theirs in (

@@ -30,7 +30,8 @@ from agents.learned import LearnedPolicy
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.statistics import InterquartileMean, bootstrap_interval, paired_difference
 from experiments.provenance import plain, provenance
-from experiments.train import CONFIG, RESULT, TrainConfig, env_config, ppo_for_throughput, train
+from experiments.runs import complete, require_same_run
+from experiments.train import RESULT, TrainConfig, env_config, ppo_for_throughput
 
 BASE = "base"
 
@@ -207,28 +208,10 @@ def runs_of(config: AblationConfig) -> list[Run]:
     return runs
 
 
-def require_same_settings(run: Run) -> None:
-    """Raise ValueError where the run directory holds a run under other hyperparameters: the file may have changed."""
-    found = json.loads((run.directory / CONFIG).read_text())
-    assert run.config.env is not None
-    wanted = load_hyperparameters(run.config.env, json.loads(run.config.hyper or "{}")).to_json()
-    differing = {k for k, v in wanted.items() if found["hyperparameters"].get(k) != json.loads(json.dumps(v))}
-    differing |= {"env_kwargs"} if found["env_kwargs"] != json.loads(run.config.env_kwargs or "{}") else set()
-    if differing:
-        raise ValueError(
-            f"{run.directory} holds a run with other settings ({', '.join(sorted(differing))}): delete it, or choose "
-            "another --runs-dir"
-        )
-
-
 def execute(run: Run) -> bool:
     """Train and evaluate what is missing. False: Ctrl-C came; go on with the same command."""
-    if (run.directory / CONFIG).exists():
-        require_same_settings(run)
-    if not (run.directory / RESULT).exists():
-        result = train(replace(run.config, resume=(run.directory / CONFIG).exists()))
-        if result.interrupted:
-            return False
+    if not complete(run.config):
+        return False
     policy = load_policy(run.directory / "last")
     assert policy.record is not None
     validation = replace(policy.record.env, split="validation", num_scenes=run.eval_scenes, shard=(0, 1))
@@ -265,7 +248,7 @@ def summary(config: AblationConfig) -> dict[str, Any]:
     """Every finished run, and every variant against the base on the seeds that it has."""
     finished = [run for run in runs_of(config) if run.finished]
     for run in finished:
-        require_same_settings(run)
+        require_same_run(run.config)
     variants: dict[str, Any] = {}
     loaded = {
         (run.variant, run.seed, how): Evaluation.load(run.evaluation_file(how)) for run in finished for how in HOW

@@ -27,7 +27,8 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.statistics import mean_iou
 from experiments.provenance import plain, provenance
-from experiments.train import CONFIG, RESULT, TrainConfig, train
+from experiments.runs import complete
+from experiments.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -91,22 +92,18 @@ def run_one(config: StoppingConfig, cost: float, seed: int) -> Stops | None:
     env_kwargs = json.loads(config.env_kwargs)
     if cost:
         env_kwargs |= {"allow_stop": True, "glimpse_cost": cost}
-    if not (where / RESULT).exists():
-        result = train(
-            TrainConfig(
-                run_dir=where,
-                env=config.env,
-                env_kwargs=json.dumps(env_kwargs),
-                hyper=config.hyper,
-                total_timesteps=config.decisions,
-                seed=seed,
-                eval_every=0,
-                resume=(where / CONFIG).exists(),
-                progress=config.progress,
-            )
-        )
-        if result.interrupted:
-            return None
+    run = TrainConfig(
+        run_dir=where,
+        env=config.env,
+        env_kwargs=json.dumps(env_kwargs),
+        hyper=config.hyper,
+        total_timesteps=config.decisions,
+        seed=seed,
+        eval_every=0,
+        progress=config.progress,
+    )
+    if not complete(run):
+        return None
     policy = load_policy(where / "last")
     assert policy.record is not None
     validation = replace(policy.record.env, split="validation", num_scenes=config.eval_scenes, shard=(0, 1))

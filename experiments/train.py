@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import canvit_gym
 from agents.callbacks import EntropyFloor, ViewpointStatistics
-from agents.checkpoint import replace_file, save_policy
+from agents.checkpoint import load_record, replace_file, save_policy
 from agents.hyperparameters import (
     Hyperparameters,
     check_fit,
@@ -48,7 +48,7 @@ from agents.learned import LearnedPolicy
 from agents.normalize import PerStepNormalize
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from agents.ppo import GlimpsePPO
-from agents.record import PolicyRecord, describe_inputs
+from agents.record import PolicyRecord, describe_inputs, require_same
 from agents.rollout import TensorRolloutBuffer
 from agents.training_state import (
     State,
@@ -562,6 +562,9 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
         provenance=provenance(),
         training={},
     )
+    if state is not None:
+        begun = load_record(run_dir / "last").inputs
+        require_same(begun, record.inputs, who=f"the run in {run_dir}", learning=True)
     env = make_training_env(settings.env, env_cfg, hyper, env_kwargs)
     model = make_model(env, env_cfg, hyper, seed=settings.seed)
     run = Run(config, settings, env_cfg, record)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from experiments import ablations
+from experiments import ablations, runs
 from experiments.ablations import VARIANTS, AblationConfig, ablate, chosen_variants, resolved, runs_of, settings_of
 from experiments.train import TrainConfig, TrainResult
 
@@ -61,8 +61,8 @@ def test_runs_are_finished_once_and_reported(tmp_path: Path, monkeypatch: pytest
         trained.append(run.run_dir)
         return train(run)
 
-    train = ablations.train
-    monkeypatch.setattr(ablations, "train", counted)
+    train = runs.train
+    monkeypatch.setattr(runs, "train", counted)
     assert ablate(replace(config, shard=(1, 2)))
     assert [path.parent.name for path in trained] == ["gamma=0.5"]
     partial = json.loads((tmp_path / "results" / "FashionSegmentation-v0.json").read_text())
@@ -89,16 +89,23 @@ def test_runs_are_finished_once_and_reported(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ValueError, match=r"other settings \(n_epochs\): delete it, or choose another --runs-dir"):
         ablate(other)
 
+    path = trained[0] / "last" / "policy.json"
+    record = json.loads(path.read_text())
+    record["inputs"]["probe_sha256"] = "0" * 64
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="differs in the probe behind the rewards: trained on sha256 0000"):
+        ablate(config)
+
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(tmp_path, variants=("base",), decisions=32)
     (run,) = runs_of(config)
-    half = ablations.train(replace(run.config, total_timesteps=16))
+    half = runs.train(replace(run.config, total_timesteps=16))
     assert half.num_timesteps == 16
     (run.directory / "result.json").unlink()
     resumed: list[bool] = []
-    train = ablations.train
-    monkeypatch.setattr(ablations, "train", lambda run: (resumed.append(run.resume), train(run))[1])
+    train = runs.train
+    monkeypatch.setattr(runs, "train", lambda run: (resumed.append(run.resume), train(run))[1])
     assert ablate(config) and resumed == [True]
     assert json.loads((run.directory / "result.json").read_text())["num_timesteps"] == 32
 

@@ -237,6 +237,18 @@ def test_a_damaged_state_is_named(tmp_path: Path, content: str) -> None:
     assert train(resume).num_timesteps == 2 * ROLLOUT
 
 
+@pytest.mark.parametrize("what", ["backbone", "probe"])
+def test_a_run_is_not_resumed_on_another_checkpoint(tmp_path: Path, what: str) -> None:
+    config = tiny(tmp_path / "run", updates=1, eval_every=0, env_kwargs={"observations": ["canvas", "gaze", "time"]})
+    train(config)
+    path = config.run_dir / "last" / "policy.json"
+    record = json.loads(path.read_text())
+    record["inputs"][f"{what}_sha256"] = "0" * 64
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"the run in .* differs in the {what}.*trained on sha256 0000"):
+        train(replace(config, resume=True, total_timesteps=2 * ROLLOUT))
+
+
 def test_validation_does_not_follow_the_shard_of_training(tmp_path: Path) -> None:
     result = train(tiny(tmp_path / "run", updates=1, env_kwargs={"shard": [1, 2]}))
     trained = load_record(result.last_policy_dir).env

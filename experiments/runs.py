@@ -1,0 +1,43 @@
+"""Runs of experiments.train as parts of a study: each trained once, gone on with where interrupted, never mixed with
+runs of other settings.
+"""
+
+import json
+from dataclasses import replace
+
+from agents.checkpoint import load_record
+from agents.hyperparameters import load_hyperparameters
+from agents.record import describe_inputs, require_same
+from experiments.train import CONFIG, DEFAULT_ENV, RESULT, TrainConfig, train
+
+
+def complete(config: TrainConfig) -> bool:
+    """Train what is missing. False: Ctrl-C came; the same call goes on.
+
+    Raises:
+        ValueError: the directory holds a run of other settings, or of another backbone or probe.
+    """
+    begun = (config.run_dir / CONFIG).exists()
+    if begun:
+        require_same_run(config)
+    return (config.run_dir / RESULT).exists() or not train(replace(config, resume=begun)).interrupted
+
+
+def require_same_run(config: TrainConfig) -> None:
+    """Raise ValueError where the run in `config.run_dir` is not the one that `config` would begin now.
+
+    agents/hyperparameters.yml may have changed since, and so may the checkpoint behind a name.
+    """
+    found = json.loads((config.run_dir / CONFIG).read_text())
+    hyper = load_hyperparameters(config.env or DEFAULT_ENV, json.loads(config.hyper or "{}"))
+    wanted = json.loads(json.dumps(hyper.to_json()))
+    differing = {name for name, value in wanted.items() if found["hyperparameters"].get(name) != value}
+    differing |= {"env_kwargs"} if found["env_kwargs"] != json.loads(config.env_kwargs or "{}") else set()
+    if differing:
+        raise ValueError(
+            f"{config.run_dir} holds a run with other settings ({', '.join(sorted(differing))}): delete it, or choose "
+            "another --runs-dir"
+        )
+    if (config.run_dir / RESULT).exists():  # an unfinished run is checked where it is resumed
+        record = load_record(config.run_dir / "last")
+        require_same(record.inputs, describe_inputs(record.env), who=f"the run in {config.run_dir}", learning=True)
