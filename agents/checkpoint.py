@@ -45,6 +45,7 @@ def load_record(directory: Path) -> PolicyRecord:
     """
     Raises:
         FileNotFoundError: no policy there.
+        ValueError: its record is damaged.
     """
     for name in (WEIGHTS, RECORD):
         if not (Path(directory) / name).is_file():
@@ -52,7 +53,14 @@ def load_record(directory: Path) -> PolicyRecord:
                 f"{directory} has no {name}. A policy is a directory with {WEIGHTS} and {RECORD}, such as "
                 "the best/ and last/ that python -m experiments.train leaves in its run directory."
             )
-    return PolicyRecord.from_json(json.loads((Path(directory) / RECORD).read_text()))
+    path = Path(directory) / RECORD
+    try:
+        return PolicyRecord.from_json(json.loads(path.read_text()))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or of another version ({error}): put the intact file in its place, or train the "
+            "policy again"
+        ) from error
 
 
 def load_policy(directory: Path, *, device: str = "auto", config: EnvConfig | None = None) -> ViewpointPolicy:

@@ -49,9 +49,21 @@ class Hyperparameters:
             value = getattr(self, name)
             if not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"hyperparameter {name} must be a whole number >= 1, got {value!r}")
-        for name in ("gamma", "gae_lambda"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"hyperparameter {name} must lie in [0, 1], got {getattr(self, name)!r}")
+        for name in ("env_kwargs", "policy_kwargs", "warm_start"):
+            if not isinstance(value := getattr(self, name), dict):
+                raise ValueError(f"hyperparameter {name} must be an object of options, got {value!r}")
+        for name, high in (
+            ("gamma", 1), ("gae_lambda", 1), ("ent_coef", None), ("vf_coef", None), ("max_grad_norm", None),
+        ):  # fmt: skip
+            value = getattr(self, name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 <= value < float("inf") or (high is not None and value > high):
+                told = f"lie in [0, {high}]" if high is not None else "be a finite number >= 0"
+                raise ValueError(f"hyperparameter {name} must {told}, got {value!r}")
+        for name in ("channels", "context_dim", "upsample"):
+            value = self.policy_kwargs.get(name, 1)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"policy_kwargs {name} must be a whole number >= 1, got {value!r}")
         for name in ("learning_rate", "clip_range"):
             schedule(getattr(self, name), name=name)
         for name, choices in (

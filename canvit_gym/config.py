@@ -6,7 +6,7 @@ from typing import Any, cast, get_args
 from canvit_gym.actions import ActionKind, Actions, make_actions
 from canvit_gym.backbone.load import Backbone, Precision, load_backbone, resolve_device
 from canvit_gym.first_glimpses import CacheDevice, CacheDtype, FirstGlimpseCache
-from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, ObservationLayout
+from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, ObservationLayout, check_keys
 from canvit_gym.rewards import Reward, check_reward
 from canvit_gym.scenes.catalog import Dataset, SplitName, Unreadable, check_scene_arguments, make_scenes
 from canvit_gym.scenes.order import check_shard
@@ -109,12 +109,17 @@ class EnvConfig:
             raise ValueError(f"grid_scales must be a list of numbers, got {self.grid_scales!r}")
         if not isinstance(self.observations, tuple):
             raise ValueError(f"observations must be a list of keys, got {self.observations!r}")
+        check_keys(self.observations)
         if not isinstance(self.cache, bool | str):
             raise ValueError(f"cache must be True, False or a directory, got {self.cache!r}")
+        if self.cache == "":
+            raise ValueError("cache must not be empty: leave it out for no cache, or pass True or a directory")
         for name in ("root", "checkpoint", "revision", "probe", "device"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (name in ("root", "revision", "probe") and value is None):
                 raise ValueError(f"{name} must be a string, so that the environment's spec is JSON; got {value!r}")
+            if value == "":  # as an unset variable of a shell leaves it
+                raise ValueError(f"{name} must not be empty: leave it out for the default")
         check_shard(self.shard)
         check_scene_arguments(
             dataset=self.dataset,
@@ -137,7 +142,7 @@ class EnvConfig:
                 f"first_glimpse_cache_mb={self.first_glimpse_cache_mb} needs a first glimpse that is the same for "
                 f"every episode: use first_glimpse='full' or (row, col, scale), not {first!r}, or no cache"
             )
-        if first is None or first in ("full", "random"):
+        if first is None or (isinstance(first, str) and first in ("full", "random")):
             return
         if not (isinstance(first, tuple) and len(first) == 3 and all(_is_number(value) for value in first)):
             raise ValueError(f"first_glimpse must be 'full', 'random', None or (row, col, scale), got {first!r}")
@@ -207,8 +212,9 @@ def require_scene_size(config: EnvConfig, backbone: Backbone, scenes: SceneSourc
     """Raise ValueError where the scenes have another size than the backbone looks at."""
     if scenes.scene_size_px != backbone.scene_size_px:
         raise ValueError(
-            f"checkpoint {config.checkpoint!r} expects scenes of {backbone.scene_size_px} px, "
-            f"but those of {config.dataset} have {scenes.scene_size_px} px"
+            f"checkpoint {config.checkpoint!r} expects scenes of {backbone.scene_size_px} px, but those of "
+            f"{config.dataset} have {scenes.scene_size_px} px and no other: pass scene_size_px={scenes.scene_size_px}, "
+            "or a checkpoint of that size (such as nano)"
         )
 
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from canvit_gym.actions import checked_viewpoints
 from canvit_gym.config import (
     EnvConfig,
     build_backbone,
@@ -240,7 +241,12 @@ def _roll_out(
     require_scene_size(config, backbone, scenes)
     task = build_task(config, backbone, scenes.classes)
     # Observations cost more than counting does: only the keys that the policy asks for, or else one that is free.
-    wanted = tuple(key for key in policy.info.observations if key in config.observations)
+    wanted = policy.info.observations
+    if missing := [key for key in wanted if key not in config.observations]:
+        raise ValueError(
+            f"policy {policy.info.name!r} reads {', '.join(missing)}, which the environment's observations lack: they "
+            f"are {', '.join(config.observations)}; add {'it' if len(missing) == 1 else 'them'}"
+        )
     layout = build_layout(replace(config, observations=wanted or ("time",)), backbone, is_dense=task.is_dense)
 
     flops = np.zeros(num_glimpses)
@@ -262,7 +268,7 @@ def _roll_out(
             counter = _Counter(episodes)
             policy.begin(episodes, seed=seed)
             for t in range(num_glimpses):
-                viewpoints = policy.viewpoints(t, episodes)
+                viewpoints = _viewpoints(policy, t, episodes)
                 flops[t] = backbone.glimpse_flops + policy.flops_per_decision(episodes)
                 episodes.look(episodes.all_rows, viewpoints)
                 _require_finite(episodes, t)
@@ -314,6 +320,17 @@ def _batches(scenes: SceneSource, order: NDArray[np.int64], batch_size: int) -> 
     finally:
         if isinstance(scenes, StreamedSource):
             scenes.close()
+
+
+def _viewpoints(policy: GlimpsePolicy, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+    """[B, 3] of glimpse t, as the policy gives them, or ValueError where a backbone cannot take them."""
+    try:
+        viewpoints = checked_viewpoints(policy.viewpoints(t, episodes))
+        if len(viewpoints) != episodes.num:
+            raise ValueError(f"{len(viewpoints)} viewpoints for {episodes.num} scenes")
+    except ValueError as error:
+        raise ValueError(f"policy {policy.info.name!r}, glimpse {t + 1}: {error}") from error
+    return viewpoints.astype(np.float32, copy=False)
 
 
 def _require_finite(episodes: EpisodeBatch, t: int) -> None:

@@ -38,6 +38,20 @@ GAZE_LENGTH = 8
 DEFAULT_KEYS: tuple[ObservationKey, ...] = ("canvas", "uncertainty", "acuity", "viewpoint", "time")
 
 
+def bound(dim: int) -> int:
+    """Of a layer-normalized token's entries: they stay within sqrt(dim - 1), and the rest is room for rounding."""
+    return math.ceil(math.sqrt(dim))
+
+
+def check_keys(keys: tuple[object, ...]) -> None:
+    """Raise ValueError unless there are keys, all known and none twice."""
+    known = get_args(ObservationKey)
+    if not keys or any(key not in known for key in keys) or len(set(keys)) != len(keys):
+        raise ValueError(
+            f"observations must be distinct keys out of {', '.join(known)}, at least one; got {list(keys)}"
+        )
+
+
 @dataclass(frozen=True)
 class ObservationLayout:
     """Which keys, at which sizes: what a policy is built for, and what it records to refuse another."""
@@ -53,11 +67,7 @@ class ObservationLayout:
     is_dense: bool
 
     def __post_init__(self) -> None:
-        known = get_args(ObservationKey)
-        if not self.keys or len(set(self.keys)) != len(self.keys) or not set(self.keys) <= set(known):
-            raise ValueError(
-                f"observations must be distinct keys out of {', '.join(known)}, at least one; got {list(self.keys)}"
-            )
+        check_keys(self.keys)
         if self.dtype not in get_args(FloatDtype):
             raise ValueError(f"observation_dtype must be one of {', '.join(get_args(FloatDtype))}, got {self.dtype!r}")
         for name, size in (("canvas_size", self.canvas_size), ("map_size", self.map_size)):
@@ -71,8 +81,7 @@ class ObservationLayout:
         def box(low: float, high: float, *shape: int) -> spaces.Box:
             return spaces.Box(low, high, shape, dtype)
 
-        # LayerNorm bounds a token's entries by sqrt(D - 1); the rest is room for rounding.
-        canvas_bound, cls_bound = (math.ceil(math.sqrt(dim)) for dim in (self.canvas_dim, self.backbone_dim))
+        canvas_bound, cls_bound = bound(self.canvas_dim), bound(self.backbone_dim)
         size = self.map_size
         pixels = (3, self.glimpse_size_px, self.glimpse_size_px)
         every: dict[str, spaces.Space] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from string import Template
 from textwrap import dedent, fill
 
+from canvit_gym.observations import bound
 from canvit_gym.registration import ENVIRONMENTS
 
 
@@ -202,13 +203,13 @@ The first five are the default.
 
 | key | shape | range | meaning |
 | --- | --- | --- | --- |
-| "canvas" | ($canvas_dim, 8, 8) | [-12, 12] | canvas tokens, layer-normalized, pooled to `canvas_size` |
+| "canvas" | ($canvas_dim, 8, 8) | [-$canvas_bound, $canvas_bound] | canvas tokens, layer-normalized, pooled |
 | "uncertainty" | $uncertainty | [0, 1] | the probe's predictive entropy, as a share of its maximum |
 | "acuity" | (1, $grid, $grid) | [0, 1] | the finest scale at which each cell has been seen, 0 where never |
 | "viewpoint" | (3,) | [-1, 1] | the last (row, col, scale); zeros before the first glimpse |
 | "gaze" | (24,) | [-1, 1] | the last eight of these, newest first; zeros where there was none |
 | "time" | (1,) | [0, 1] | share of the budget left |
-| "cls" | ($cls_dim,) | [-12, 12] | the recurrent CLS token, layer-normalized |
+| "cls" | ($cls_dim,) | [-$cls_bound, $cls_bound] | the recurrent CLS token, layer-normalized |
 | "glimpse" | (3, $glimpse_px, $glimpse_px), uint8 | [0, 255] | what the backbone saw last; zeros before the first |
 
 >>> sorted(env.observation_space.spaces)
@@ -332,7 +333,9 @@ def page(env_id: str) -> str:
         glimpse_px=geometry.glimpse_px,
         grid=geometry.grid,
         canvas_dim=geometry.canvas_dim,
+        canvas_bound=bound(geometry.canvas_dim),
         cls_dim=geometry.cls_dim,
+        cls_bound=bound(geometry.cls_dim),
         uncertainty=f"(1, {geometry.grid}, {geometry.grid})" if own.dense else "(1,)",
         reading=f"{own.classes} from {'every cell' if own.dense else 'the recurrent CLS token'}",
         measures=(

@@ -367,8 +367,7 @@ def present_classes(view: EpisodeView) -> list[int]:
     """A dense view's true classes, then those read besides, each in order: the first part keeps still."""
     known = range(len(view.classes))
     truth = [int(c) for c in np.unique(view.truth) if c in known]
-    labels, counts = np.unique(view.prediction.astype(np.int64), return_counts=True)
-    return truth + [int(c) for c, n in zip(labels, counts, strict=True) if c not in truth and n > 0]
+    return truth + [int(c) for c in np.unique(view.prediction.astype(np.int64)) if c not in truth]
 
 
 def legend_picture(

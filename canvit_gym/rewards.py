@@ -1,5 +1,7 @@
 """Rewards: differences of a potential, so that an episode's undiscounted return is final minus first.
 
+(Those of `relative_loss_reduction` are shares of what is left instead, and `final_score` pays once, at the end.)
+
 With score S (mIoU or accuracy), soft score P (the same of probabilities instead of decisions: soft IoU, or the
 probability of the true class) and loss L (cross-entropy, nats) before (t) and after (t + 1) a glimpse:
 

@@ -38,15 +38,25 @@ def make_sb3_env(
     return GlimpseVecEnv(envs, tensors=tensors)
 
 
+def _column(value: Any, num_envs: int) -> NDArray[Any]:
+    """[N, ...] values; a dict of arrays, as wrappers add them (RecordEpisodeStatistics), becomes [N] dicts."""
+    if not isinstance(value, dict):
+        return np.asarray(value)
+    column = np.empty(num_envs, dtype=object)
+    column[:] = _rows(value, num_envs)
+    return column
+
+
 def _rows(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
     """Gymnasium's dict of arrays with `_key` masks -> one dict per environment."""
-    columns = {key: value for key, value in info.items() if not key.startswith("_")}
-    if all(info[f"_{key}"].all() for key in columns):
+    columns = {key: _column(value, num_envs) for key, value in info.items() if not key.startswith("_")}
+    held_by = {key: info.get(f"_{key}", np.ones(num_envs, dtype=np.bool_)) for key in columns}
+    if all(held.all() for held in held_by.values()):
         lists = [value.tolist() if value.ndim == 1 else list(value) for value in columns.values()]
         return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
     rows: list[dict[str, Any]] = [{} for _ in range(num_envs)]
     for key, value in columns.items():
-        held = np.flatnonzero(info[f"_{key}"])
+        held = np.flatnonzero(held_by[key])
         for row, entry in zip(held, value[held].tolist() if value.ndim == 1 else value[held], strict=True):
             rows[row][key] = entry
     return rows
@@ -56,7 +66,8 @@ class GlimpseVecEnv(VecEnv):
     """A GlimpseVectorEnv in SAME_STEP mode, wrapped or not, as SB3 sees it.
 
     The environments are one object: `get_attr` gives every index the same value, `set_attr` and `env_method`
-    act on all of them. Seeds: `seed(s)` seeds the whole batch with s at the next reset.
+    act on all of them: on the outermost wrapper that has such an attribute, or else on the environments. Seeds:
+    `seed(s)` seeds the whole batch with s at the next reset.
     """
 
     actions: NDArray[Any]
@@ -125,7 +136,9 @@ class GlimpseVecEnv(VecEnv):
             ended = _rows(cast(dict[str, Any], final_info), self.num_envs)
             for row in np.flatnonzero(dones):
                 self.reset_infos[row] = infos[row]
-                infos[row] = ended[row] | {"terminal_observation": cast(Any, final_obs)[row]}
+                # What RecordEpisodeStatistics tells of the ended episode, Gymnasium has beside the next one's info.
+                statistics = {key: infos[row].pop(key) for key in ("episode",) if key in infos[row]}
+                infos[row] = statistics | ended[row] | {"terminal_observation": cast(Any, final_obs)[row]}
         for row_info in infos:
             row_info["TimeLimit.truncated"] = False  # the budget is part of the task
         return observation, rewards.astype(np.float32), dones, infos
@@ -141,12 +154,15 @@ class GlimpseVecEnv(VecEnv):
         return cast(Sequence[NDArray[np.uint8]], self.envs.render())
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        value = getattr(self.glimpse_envs, _SINGLE.get(attr_name, attr_name))
+        if attr_name in _SINGLE:
+            value = getattr(self.envs, _SINGLE[attr_name])
+        else:
+            value = getattr(self._holding(attr_name), attr_name)
         return [value for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         self._require_all(f"set_attr({attr_name!r})", indices)
-        setattr(self.glimpse_envs, attr_name, value)
+        setattr(self._holding(attr_name), attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -158,8 +174,10 @@ class GlimpseVecEnv(VecEnv):
                 "together: "
                 f"call {method_name}() of the VecEnv"
             )
-        result = getattr(self.glimpse_envs, method_name)(*method_args, **method_kwargs)
-        return [result[i] if method_name == "render" else result for i in self._get_indices(indices)]
+        result = getattr(self._holding(method_name), method_name)(*method_args, **method_kwargs)
+        if method_name == "render" and result is not None:  # None: a window shows the frames
+            return [result[i] for i in self._get_indices(indices)]
+        return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether a Gymnasium vector wrapper of that class lies around the environments."""
@@ -168,6 +186,16 @@ class GlimpseVecEnv(VecEnv):
             found = found or isinstance(envs, cast(type, wrapper_class))
             envs = envs.env
         return [found for _ in self._get_indices(indices)]
+
+    def _holding(self, name: str) -> VectorEnv[Any, Any, Any]:
+        """The outermost layer that has an attribute of its own of this name; the environments where none has."""
+        envs = self.envs
+        while isinstance(envs, VectorWrapper):
+            own = set(type(envs).__mro__) - set(VectorWrapper.__mro__)
+            if name in vars(envs) or any(name in vars(layer) for layer in own):
+                return envs
+            envs = envs.env
+        return envs
 
     def _require_all(self, what: str, indices: VecEnvIndices) -> None:
         if len(set(self._get_indices(indices))) < self.num_envs:

@@ -6,14 +6,17 @@
 
 A variant is the entry of agents/hyperparameters.yml with one change; `base` has none. Every (variant, seed) is a run
 of experiments.train of its own, on the first --num-scenes training scenes (prepared once), in
-runs-dir/ENV/DECISIONSxSCENES/VARIANT/seed0. What is finished is not run again, what was interrupted goes on, and the
-report is of all finished runs of that directory, whoever ran them: experiments/results/ablations/ENV.json and .md.
+runs-dir/ENV/DECISIONSxSCENES/VARIANT/seed0. What is finished is not run again, what was interrupted goes on. The
+report, experiments/results/ablations/ENV.json and .md, is written at the end, of all finished runs of that directory,
+whoever ran them.
 
-Scores are of the last policy after the last glimpse. IQM is the interquartile mean over seeds and scenes of the
-scenes' own scores; intervals are 95% bootstraps over seeds and scenes, differences paired by scene.
+Scores are of the last policy after the last glimpse. IQM is the interquartile mean over seeds and scenes of single
+scenes' mIoU, or cross-entropy where a scene is only right or wrong; intervals are 95% bootstraps over seeds and scenes,
+differences paired by scene.
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -29,7 +32,9 @@ from agents.hyperparameters import load_hyperparameters
 from agents.learned import LearnedPolicy
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.statistics import InterquartileMean, bootstrap_interval, paired_difference
+from experiments.comparison import per_scene
 from experiments.provenance import plain, provenance
+from experiments.records import write_text
 from experiments.runs import complete, require_same_run
 from experiments.train import RESULT, TrainConfig, env_config, ppo_for_throughput
 
@@ -50,7 +55,7 @@ def _policy(**kwargs: Any) -> dict[str, Any]:
 
 
 _CONTINUOUS = {"action": "continuous", "min_scale": 0.25}
-_KEYS = ("canvas", "uncertainty", "acuity", "viewpoint", "time", "cls")
+_KEYS = ("canvas", "uncertainty", "acuity", "viewpoint", "gaze", "time", "cls")
 
 VARIANTS: dict[str, Variant] = {
     BASE: Variant("base"),
@@ -80,14 +85,18 @@ VARIANTS: dict[str, Variant] = {
         f"ent_coef={value}": Variant("entropy", hyper={"entropy_floor": None, "ent_coef": value})
         for value in (0.0, 0.003, 0.01, 0.03)
     },
-    "entropy_floor": Variant(
-        "entropy", hyper={"entropy_floor": {"start": 0.7, "end": 0.2, "low": 1e-4, "high": 0.05, "rate": 1.1}}
-    ),
+    **{
+        name: Variant("entropy", hyper={"entropy_floor": {**bounds, "low": 1e-4, "high": 0.05, "rate": 1.1}})
+        for name, bounds in (
+            ("entropy_floor=0.7,0.2", {"start": 0.7, "end": 0.2}),
+            ("entropy_floor=0.97,0.7", {"start": 0.97, "end": 0.7}),
+        )
+    },
     "mask_seen=true": Variant("mask", hyper=_policy(mask_seen=True)),
     "mask_seen=false": Variant("mask", hyper=_policy(mask_seen=False)),
     "inhibition=none": Variant("mask", hyper=_policy(inhibition=None)),
     "inhibition=0.0": Variant("mask", hyper=_policy(inhibition=0.0)),
-    "warm_start=16384": Variant("warm start", hyper={"warm_start": {"states": 16_384}}),
+    "warm_start=16384": Variant("warm start", hyper={"warm_start": {"states": 16_384}, "learning_rate": "lin_4.0e-4"}),
     "warm_start=0": Variant("warm start", hyper={"warm_start": {"states": 0}}),
 }
 
@@ -162,6 +171,8 @@ def settings_of(config: AblationConfig, name: str) -> tuple[dict[str, Any], dict
         what, key = name.split(" ")
         wanted = [k for k in keys if k != key] if what == "without" else [*keys, *{key} - set(keys)]
         env_kwargs["observations"] = wanted
+        if name == "without gaze":  # inhibition of return reads it
+            hyper["policy_kwargs"] = {**hyper.get("policy_kwargs", {}), "inhibition": None}
     return env_kwargs, hyper
 
 
@@ -280,13 +291,13 @@ def _seconds(run: Run) -> float:
 
 def _measures(runs: list[Evaluation], base: list[Evaluation], *, against_base: bool) -> dict[str, Any]:
     """After every glimpse; scores from 0 to 1, losses in nats."""
-    scenes = np.stack([run.scene_score() for run in runs])
+    scenes = np.stack([per_scene(run) for run in runs])
     record: dict[str, Any] = {
         "metric": runs[0].metric,
         "score_of_seed": [run.score().tolist() for run in runs],
         "loss_of_seed": [run.mean_loss().tolist() for run in runs],
         "score": _estimate(bootstrap_interval(score_statistic(runs))),
-        "scene_score_iqm": _estimate(bootstrap_interval(InterquartileMean(scenes))),
+        "per_scene_iqm": _estimate(bootstrap_interval(InterquartileMean(scenes))),
         "loss": _estimate(bootstrap_interval(loss_statistic(runs))),
     }
     if against_base and base:
@@ -305,9 +316,10 @@ def table(result: dict[str, Any]) -> str:
     if not variants:
         return "No run is finished yet.\n"
     metric = next(iter(variants.values()))["deterministic"]["metric"]
+    iqm, iqm_form = ("mIoU %", (100, "{:.2f}")) if metric == "mIoU" else ("cross-entropy", (-1, "{:.4f}"))
     lines += [
         f"| group | variant | {metric} % | seeds | minus base | cross-entropy minus base | sampled {metric} % "
-        "| sampled minus base | IQM of scenes % |",
+        f"| sampled minus base | IQM of the scenes' {iqm} |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     groups = list(dict.fromkeys(entry["group"] for entry in variants.values()))
@@ -327,7 +339,7 @@ def table(result: dict[str, Any]) -> str:
             _cell(greedy.get("loss_minus_base"), 1, "{:+.4f}"),
             _cell(sampled["score"], 100, "{:.2f}"),
             _cell(sampled.get("score_minus_base"), 100, "{:+.2f}"),
-            _cell(greedy["scene_score_iqm"], 100, "{:.2f}"),
+            _cell(greedy["per_scene_iqm"], *iqm_form),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -336,17 +348,18 @@ def table(result: dict[str, Any]) -> str:
 def _cell(estimate: dict[str, list[float]] | None, factor: float, form: str) -> str:
     if estimate is None:
         return ""
-    value, low, high = (form.format(factor * estimate[name][-1]) for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    low, high = sorted(factor * estimate[name][-1] for name in ("low", "high"))
+    return f"{form.format(factor * estimate['value'][-1])} [{form.format(low)}, {form.format(high)}]"
 
 
 def page(config: AblationConfig, result: dict[str, Any]) -> str:
     last = env_config(config.env, json.loads(config.env_kwargs or "{}")).budget
+    command = re.sub(r" --shard \d+ \d+", "", result["provenance"]["command"])  # the report is of all shards
     return (
         f"# Ablations on {config.env}\n\n"
         f"{config.decisions:,} decisions on {config.num_scenes:,} training scenes; after glimpse {last}, on "
         f"{config.eval_scenes:,} validation scenes, most likely viewpoints unless sampled. 95% intervals over seeds "
-        f"and scenes in brackets. Written by\n\n    {result['provenance']['command']}\n\n{table(result)}"
+        f"and scenes in brackets. Written by\n\n    {command}\n\n{table(result)}"
     )
 
 
@@ -370,12 +383,13 @@ def ablate(config: AblationConfig) -> bool:
             f"{config.decisions} and {config.shard}"
         )
     left = list(missing(config))
-    for number, run in enumerate(left):
-        print(f"{number + 1} of {len(left)}: {run.variant}, seed {run.seed}", flush=True)
-        if not execute(run):
-            return False
+    try:
+        for number, run in enumerate(left):
+            print(f"{number + 1} of {len(left)}: {run.variant}, seed {run.seed}", flush=True)
+            if not execute(run):
+                return False
+    finally:
         write_report(config)
-    write_report(config)
     return True
 
 
@@ -383,8 +397,8 @@ def write_report(config: AblationConfig) -> None:
     result = summary(config)
     config.results_dir.mkdir(parents=True, exist_ok=True)
     path = config.results_dir / config.env.split("/")[-1]
-    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".md").write_text(page(config, result))
+    write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+    write_text(path.with_suffix(".md"), page(config, result))
 
 
 def main() -> None:

@@ -250,8 +250,11 @@ def _last_share(*curves: Draws) -> Draws:
 
 
 def clearly_ahead(low: float, high: float, *, higher_is_better: bool) -> bool:
-    """Whether a lead's interval lies wholly on the better side of zero: a share of anything else means nothing."""
-    return low > 0 if higher_is_better else high < 0
+    """Whether a lead's interval, on the better side of zero, keeps away from it, by a fifth of its far end: a share of
+    anything else could be any number.
+    """
+    near, far = (low, high) if higher_is_better else (-high, -low)
+    return near > 0.2 * far
 
 
 def _share(lead: dict[str, Any], *curves: Statistic, higher_is_better: bool) -> dict[str, Any] | None:

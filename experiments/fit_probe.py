@@ -80,7 +80,7 @@ class ProbeConfig:
     training split, where the validation split is what results are reported on."""
     num_scenes: int | None = None
     """Training scenes. None: all (of FashionScenes 8192)."""
-    steps: int = 300
+    steps: int = 450
     batch_size: int = 64
     """Scenes per step, each with num_glimpses states: at 64 x 64 canvases of CanViT-B, 16 take about 20 GB."""
     num_glimpses: int = 8

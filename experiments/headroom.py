@@ -64,8 +64,8 @@ BASELINES = {
 }  # fmt: skip
 BACKGROUND = 0
 
-Role = Literal["baseline", "learned", "sampled", "learned trembling", "locator", "trembling", "oracle"]
-_LEARNED: tuple[Role, ...] = ("learned", "sampled", "learned trembling")
+Role = Literal["baseline", "warm start", "learned", "sampled", "learned trembling", "locator", "trembling", "oracle"]
+_LEARNED: tuple[Role, ...] = ("warm start", "learned", "sampled", "learned trembling")
 SHARES: dict[Role, tuple[Role, ...]] = {
     "oracle": (*_LEARNED, "locator", "trembling"),
     "trembling": (*_LEARNED, "locator"),
@@ -78,11 +78,13 @@ SHARES: dict[Role, tuple[Role, ...]] = {
 class HeadroomConfig:
     learned: tuple[Path, ...]
     """Policies of one method, one per training seed."""
+    warm_started: tuple[Path, ...] = ()
+    """The same policies as their warm starts left them, before PPO (experiments.train's warm_start/)."""
     env: str = "CanViT/FashionSegmentation-v0"
     baselines: tuple[str, ...] = ()
     """Hand-coded policies that use no labels. Default: those that do best on the data set."""
     num_scenes: int | None = None
-    """Test scenes. None: all."""
+    """Test scenes. None: FashionScenes' 1,000; as many as are asked for are generated."""
     oracle_scenes: int = 200
     tuning_scenes: int = 512
     """Validation scenes that choose the best baseline and the best way to look at items."""
@@ -187,7 +189,7 @@ def baselines(specs: Sequence[str], env: EnvConfig) -> list[GlimpsePolicy]:
 
 def _environment(config: HeadroomConfig) -> EnvConfig:
     """The one that the learned policies were trained in."""
-    envs = {record.env for record in map(load_record, config.learned)}
+    envs = {record.env for record in map(load_record, (*config.learned, *config.warm_started))}
     if len(envs) != 1:
         raise ValueError(f"the learned policies must share one environment, got {len(envs)} of them")
     (env,) = envs
@@ -238,23 +240,31 @@ def measured(config: HeadroomConfig, env: EnvConfig) -> dict[Role, Measured]:
     (baseline,) = baselines([spec], test)
     locator = list(locators(test))[way]
     few, oracle = _few(test, config), _oracle(env)
-    return {
+    warm: dict[Role, Measured] = {}
+    if config.warm_started:
+        warm["warm start"] = _evaluated("warm start alone", config.warm_started, test)
+    others: dict[Role, Measured] = {
         "baseline": Measured(spec, (evaluate(baseline, config=test, progress=spec),)),
-        "learned": _learned(config, test),
-        "sampled": _learned(config, test, deterministic=False),
-        "learned trembling": _learned(config, few, tremor=config.tremor),
+        "learned": _evaluated("learned", config.learned, test),
+        "sampled": _evaluated("learned, sampled", config.learned, test, deterministic=False),
+        "learned trembling": _evaluated("learned, trembling", config.learned, few, tremor=config.tremor),
         "locator": Measured(locator.info.name, (evaluate(locator, config=test, progress=locator.info.name),)),
         "trembling": Measured("trembling oracle", (evaluate(Trembling(oracle, cells=config.tremor), config=few),)),
         "oracle": Measured("greedy oracle", (evaluate(oracle, config=few),)),
     }
+    return warm | others
 
 
-def _learned(
-    config: HeadroomConfig, test: EnvConfig, *, deterministic: bool = True, tremor: float | None = None
+def _evaluated(
+    name: str,
+    policies: Sequence[Path],
+    test: EnvConfig,
+    *,
+    deterministic: bool = True,
+    tremor: float | None = None,
 ) -> Measured:
-    name = "learned" + ", sampled" * (not deterministic) + ", trembling" * (tremor is not None)
     runs = []
-    for seed, directory in enumerate(config.learned):
+    for seed, directory in enumerate(policies):
         policy: GlimpsePolicy = LearnedPolicy(load_policy(directory), deterministic=deterministic)
         if tremor is not None:
             policy = Trembling(policy, cells=tremor)
@@ -348,8 +358,7 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
             lead = rows[leader.name][f"{name}_minus_baseline"]
             if not clearly_ahead(lead["low"], lead["high"], higher_is_better=name == "score"):
                 continue
-            for role in roles:
-                policy = found[role]
+            for policy in (found[role] for role in roles if role in found):
                 four = [
                     OfFirst(getattr(each, name), num_scenes=baseline.num_scenes)
                     for ahead in (policy, leader)
@@ -368,7 +377,8 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
         "tremor_cells": config.tremor,
         "policies": rows,
         "halves": [halves(few, baseline.name, block) for block in blocks],
-        "config": plain(asdict(config)) | {"learned": [str(path) for path in config.learned]},
+        "config": plain(asdict(config))
+        | {name: [str(path) for path in getattr(config, name)] for name in ("learned", "warm_started")},
         "learned_provenance": [_trained(directory) for directory in config.learned],
         "provenance": provenance(),
     }

@@ -57,6 +57,7 @@ class NoiseScenes:
 
     scene_size_px: int
     name: str = "noise"
+    fingerprint: str = "noise"
     classes: tuple[str, ...] = tuple(str(k) for k in range(NUM_CLASSES))
 
     def __len__(self) -> int:

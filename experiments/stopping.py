@@ -1,15 +1,19 @@
 """What a stop action is worth: agents trained at several costs per glimpse, against budgets that are fixed.
 
-    python -m experiments.stopping --decisions 100000 --costs 0.002 0.005 0.01 0.02
+    python -m experiments.stopping --decisions 100000 --costs 0 0.002 0.005 0.01 0.02
 
 For every cost and seed an agent with allow_stop is trained (a run of experiments.train each, resumable) and evaluated
 on validation scenes, most likely actions: at each scene it stops where "stop" is likelier than every viewpoint, or
-when the budget is spent. The curve is the score at the stop against the mean number of glimpses; to be compared with
-the same agents made to go on to any fixed budget, and with an agent trained without cost.
+when the budget is spent. The curve is the score at the stop against the mean number of glimpses.
+
+What stopping is worth is told by the same agents made to go on to a fixed budget of as many glimpses on average:
+differences are paired by agent and scene, with 95% bootstrap intervals over both. Beside them stand agents trained
+without a cost (cost 0); a difference to those is also one between training runs.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +29,9 @@ from agents.policy import ViewpointPolicy
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
-from canvit_gym.statistics import mean_iou
+from canvit_gym.statistics import Mean, MeanIoU, Statistic, bootstrap_interval, mean_iou
 from experiments.provenance import plain, provenance
+from experiments.records import write_text
 from experiments.runs import complete
 from experiments.train import TrainConfig
 
@@ -58,14 +63,17 @@ class Stops:
     def mean_glimpses(self) -> float:
         return float(self.glimpses.mean())
 
+    def at_stop(self, values: NDArray[Any]) -> NDArray[Any]:
+        """[N, T, ...] -> [N, ...]"""
+        return values[np.arange(len(self.glimpses)), self.glimpses - 1]
+
     def score(self) -> float:
         """The data set's mIoU or top-1 of the readings at the stops."""
-        rows, at = np.arange(len(self.glimpses)), self.glimpses - 1
-        intersection, union = self.evaluation.intersection[rows, at], self.evaluation.union[rows, at]
-        return float(mean_iou(intersection.sum(axis=0), union.sum(axis=0)))
+        counts = (self.at_stop(c).sum(axis=0) for c in (self.evaluation.intersection, self.evaluation.union))
+        return float(mean_iou(*counts))
 
     def loss(self) -> float:
-        return float(self.evaluation.loss[np.arange(len(self.glimpses)), self.glimpses - 1].mean())
+        return float(self.at_stop(self.evaluation.loss).mean())
 
 
 def stops(policy: ViewpointPolicy, config: EnvConfig, *, seed: int = 0) -> Stops:
@@ -125,33 +133,85 @@ def entry(cost: float, seed: int, found: Stops) -> dict[str, Any]:
     }
 
 
-def at_equal_glimpses(entries: list[dict[str, Any]], reference: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Per cost, means over seeds, and what the reference's curve over fixed budgets says at as many glimpses."""
-    curve = np.mean([e["score_at_fixed_budget"] for e in reference], axis=0) if reference else None
-    rows = []
-    for cost in sorted({e["cost"] for e in entries}):
-        of_cost = [e for e in entries if e["cost"] == cost]
-        glimpses, score = (float(np.mean([e[name] for e in of_cost])) for name in ("mean_glimpses", "score"))
-        row = {"cost": cost, "mean_glimpses": glimpses, "score": score}
-        if curve is not None:
-            row["fixed_budget_score"] = float(np.interp(glimpses, np.arange(1, len(curve) + 1), curve))
-        rows.append(row)
-    return rows
+@dataclass(frozen=True)
+class Together:
+    """Statistics of the same runs, drawn together: their values side by side, [R, T + T' + ...]."""
+
+    statistics: tuple[Statistic, ...]
+
+    @property
+    def run(self) -> NDArray[np.int64]:
+        return self.statistics[0].run
+
+    @property
+    def num_scenes(self) -> int:
+        return self.statistics[0].num_scenes
+
+    def __call__(self, rows: NDArray[np.float64], scenes: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.concatenate([statistic(rows, scenes) for statistic in self.statistics], axis=1)
 
 
-def table(rows: list[dict[str, float]], metric: str) -> str:
+def fixed_then_stop_then_glimpses(found: Sequence[Stops]) -> Statistic:
+    """[T + 2]: the score after every fixed budget, the score at the stops, and the mean number of glimpses there."""
+    counts = (
+        np.stack([np.concatenate([counted, one.at_stop(counted)[:, None]], axis=1) for one, counted in pairs])
+        for pairs in (
+            [(one, getattr(one.evaluation, name).astype(np.int64)) for one in found]
+            for name in ("intersection", "union")
+        )
+    )
+    return Together((MeanIoU(*counts), Mean(np.stack([one.glimpses[:, None] for one in found]))))
+
+
+def interpolated(curves: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[R, T] curves over 1 .. T glimpses -> [R] their values at `at` [R] glimpses."""
+    glimpses = np.arange(1, curves.shape[1] + 1)
+    return np.array([np.interp(where, glimpses, curve) for where, curve in zip(at, curves, strict=True)])
+
+
+def row(cost: float, found: Sequence[Stops], reference: Sequence[Stops]) -> dict[str, Any]:
+    """Of the agents trained at a cost, as JSON values."""
+    values = fixed_then_stop_then_glimpses(found)
+
+    def parts(draws: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[R, 3]: at the stop, of a fixed budget of as many glimpses, the difference."""
+        stop, fixed = draws[:, -2], interpolated(draws[:, :-2], draws[:, -1])
+        return np.stack([stop, fixed, stop - fixed], axis=1)
+
+    told = bootstrap_interval(values, of=parts)
+    result: dict[str, Any] = {"cost": cost, "mean_glimpses": float(np.mean([one.mean_glimpses for one in found]))}
+    for i, name in enumerate(("score", "fixed_budget_score", "difference")):
+        result[name] = {key: float(getattr(told, key)[i]) for key in ("value", "low", "high")}
+    if reference:
+        curve = np.mean([one.evaluation.score() for one in reference], axis=0)
+        result["reference_score"] = float(interpolated(curve[None], np.array([result["mean_glimpses"]]))[0])
+    return result
+
+
+def table(rows: list[dict[str, Any]], metric: str) -> str:
     lines = [
-        f"| cost per glimpse | mean glimpses | {metric} % at the stop | {metric} % of a fixed budget of as many |",
-        "| --- | --- | --- | --- |",
+        f"| cost per glimpse | mean glimpses | {metric} % at the stop | the same agents, a fixed budget of as many "
+        "| difference | agents trained without a cost |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        fixed = f"{100 * row['fixed_budget_score']:.2f}" if "fixed_budget_score" in row else ""
-        lines.append(f"| {row['cost']:g} | {row['mean_glimpses']:.2f} | {100 * row['score']:.2f} | {fixed} |")
+        reference = f"{100 * row['reference_score']:.2f}" if "reference_score" in row else ""
+        cells = [f"{row['cost']:g}", f"{row['mean_glimpses']:.2f}", _cell(row["score"], "{:.2f}")]
+        if row["cost"]:
+            cells += [_cell(row["fixed_budget_score"], "{:.2f}"), _cell(row["difference"], "{:+.2f}"), reference]
+        else:
+            cells += ["", "", ""]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: list[dict[str, float]], reference: list[dict[str, Any]], metric: str, path: Path) -> None:
-    """The score at the stop against mean glimpses, a point per cost, over the curve of fixed budgets."""
+def _cell(estimate: dict[str, float], form: str) -> str:
+    value, low, high = (form.format(100 * estimate[name]) for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def plot(rows: list[dict[str, Any]], reference: Sequence[Stops], metric: str, path: Path) -> None:
+    """The score at the stop against mean glimpses, a point per cost, beside fixed budgets."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -159,49 +219,54 @@ def plot(rows: list[dict[str, float]], reference: list[dict[str, Any]], metric: 
 
     figure, ax = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
     if reference:
-        curve = 100 * np.mean([e["score_at_fixed_budget"] for e in reference], axis=0)
-        ax.plot(np.arange(1, len(curve) + 1), curve, "o-", color="0.6", ms=4, label="fixed budget")
+        curve = 100 * np.mean([one.evaluation.score() for one in reference], axis=0)
+        ax.plot(np.arange(1, len(curve) + 1), curve, "o-", color="0.75", ms=4, label="fixed, trained without cost")
         ax.set_xticks(np.arange(1, len(curve) + 1))
     stopping = [row for row in rows if row["cost"]]
-    ax.plot([row["mean_glimpses"] for row in stopping], [100 * row["score"] for row in stopping], "s", label="stops")
+    glimpses = [row["mean_glimpses"] for row in stopping]
+    fixed = [100 * row["fixed_budget_score"]["value"] for row in stopping]
+    ax.plot(glimpses, fixed, "D", color="0.4", ms=5, label="fixed, the same agents")
+    ax.plot(glimpses, [100 * row["score"]["value"] for row in stopping], "s", label="stops")
     for row in stopping:
-        at = (row["mean_glimpses"], 100 * row["score"])
-        ax.annotate(f"{row['cost']:g}", at, xytext=(4, -10), textcoords="offset points", fontsize=8)
-    ax.set(xlabel="mean glimpses (numbers: cost of one)", ylabel=f"{metric} at the stop, %")
+        at = (row["mean_glimpses"], 100 * row["score"]["value"])
+        ax.annotate(f"{row['cost']:g}", at, xytext=(6, -12), textcoords="offset points", fontsize=8)
+    ax.set(xlabel="mean glimpses (numbers: cost of one)", ylabel=f"{metric}, %")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False)
+    ax.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
 def study(config: StoppingConfig) -> bool:
-    """Everything that is missing, with a report after every run. False: interrupted."""
-    entries: list[dict[str, Any]] = []
+    """Everything that is missing, with a report after every seed. False: interrupted."""
+    found: dict[float, list[Stops]] = {cost: [] for cost in config.costs}
     for seed in range(config.seeds):
         for cost in config.costs:
-            found = run_one(config, cost, seed)
-            if found is None:
+            one = run_one(config, cost, seed)
+            if one is None:
                 return False
-            entries.append(entry(cost, seed, found))
-            write_report(config, entries)
+            found[cost].append(one)
+        write_report(config, found)
     return True
 
 
-def write_report(config: StoppingConfig, entries: list[dict[str, Any]]) -> None:
-    reference = [e for e in entries if e["cost"] == 0]
-    rows = at_equal_glimpses(entries, reference)
-    origin, seeds = provenance(), len({e["seed"] for e in entries})
+def write_report(config: StoppingConfig, found: dict[float, list[Stops]]) -> None:
+    reference = found.get(0.0, [])
+    rows = [row(cost, of_cost, reference) for cost, of_cost in sorted(found.items())]
+    entries = [entry(cost, seed, one) for cost, of_cost in found.items() for seed, one in enumerate(of_cost)]
+    origin, seeds, metric = provenance(), len(next(iter(found.values()))), entries[0]["metric"]
     result = {"config": plain(asdict(config)), "runs": entries, "curve": rows, "provenance": origin}
-    config.results_dir.mkdir(parents=True, exist_ok=True)
     path = config.results_dir / config.env.split("/")[-1]
-    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".md").write_text(
-        f"# The worth of a stop action on {config.env}\n\nOn {config.eval_scenes:,} validation scenes, means over "
-        f"{seeds} training seed{'s' * (seeds > 1)}; a fixed budget between two whole ones is interpolated. Written by"
-        f"\n\n    {origin['command']}\n\n{table(rows, entries[0]['metric'])}\n"
-        f"![{entries[0]['metric']} at the stop against mean glimpses, by cost]({path.name}.png)\n"
+    write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+    write_text(
+        path.with_suffix(".md"),
+        f"# The worth of a stop action on {config.env}\n\nOn {config.eval_scenes:,} validation scenes, "
+        f"{seeds} training seed{'s' * (seeds > 1)} per cost, 95% intervals over scenes and seeds in brackets, "
+        "differences paired by scene and seed; a fixed budget between two whole ones is interpolated. Written by"
+        f"\n\n    {origin['command']}\n\n{table(rows, metric)}\n"
+        f"![{metric} at the stop against mean glimpses, by cost]({path.name}.png)\n",
     )
-    plot(rows, reference, entries[0]["metric"], path.with_suffix(".png"))
+    plot(rows, reference, metric, path.with_suffix(".png"))
 
 
 def main() -> None:

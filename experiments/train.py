@@ -3,9 +3,10 @@
     python -m experiments.train --env CanViT/FashionSegmentation-v0 --run-dir runs/segmentation
     python -m experiments.train --run-dir runs/segmentation --resume
 
-A run directory holds best/ and last/ (policies: see agents.checkpoint), config.json, provenance.json (one entry per
-start), training_state.pt (what --resume goes on from), tensorboard/, headroom.json where that is asked for and, once
-finished, result.json. The best policy is the one with the least validation loss after the last glimpse.
+A run directory holds best/, last/ and, where there was a warm start, warm_start/ (policies: see agents.checkpoint),
+config.json, provenance.json (one entry per start), training_state.pt (what --resume goes on from), tensorboard/,
+headroom.json where that is asked for and, once finished, result.json. The best policy is the one with the least
+validation loss after the last glimpse.
 
 Ctrl-C saves the state after the last complete update. A resumed run equals an uninterrupted one, to the bit on the
 CPU. Numbers of decisions count one per environment and step: a rollout of 64 environments and 8 steps has 512.
@@ -32,6 +33,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image as TensorBoardImage
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import canvit_gym
@@ -73,6 +75,7 @@ DEFAULT_ENV = "CanViT/FashionSegmentation-v0"
 
 CONFIG, PROVENANCE, STATE, RESULT = "config.json", "provenance.json", "training_state.pt", "result.json"
 HEADROOM = "headroom.json"
+WARM_START = "warm_start"
 
 
 @dataclass(frozen=True)
@@ -95,15 +98,18 @@ class TrainConfig:
     """Training states in which viewpoints are tried with the labels, for a warm start (agents.warm_start), before PPO.
     None: as in agents/hyperparameters.yml."""
     eval_every: int | None = None
-    """Decisions between evaluations on validation scenes (and one at the end). 0: never. None: 20,000."""
+    """Decisions between evaluations on validation scenes (and one after a warm start, and at the end). 0: never. None:
+    20,000."""
     eval_scenes: int | None = None
     """Validation scenes to evaluate on. None: all."""
-    headroom_scenes: int = 0
-    """Validation scenes on which the share of headroom is told in TensorBoard (experiments.validation). 0: none."""
-    gaze_scenes: int = 4
-    """Validation scenes drawn in TensorBoard at every evaluation, with heat maps of the fixations of all. 0: none."""
-    checkpoint_every: int = 20_000
-    """Decisions between saved training states. Ctrl-C saves one in any case."""
+    headroom_scenes: int | None = None
+    """Validation scenes on which the share of headroom is told in TensorBoard (experiments.validation). 0: none.
+    None: 0, for the oracle costs a forward per viewpoint and glimpse."""
+    gaze_scenes: int | None = None
+    """Validation scenes drawn in TensorBoard at every evaluation, with heat maps of the fixations of all. 0: none.
+    None: 4."""
+    checkpoint_every: int | None = None
+    """Decisions between saved training states. Ctrl-C saves one in any case. None: 20,000."""
     resume: bool = False
     """Go on with the run in run_dir, with its settings; a larger --total-timesteps extends it."""
     progress: bool = True
@@ -123,7 +129,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the outcome of a run; recorded in config.json."""
+    """What decides the outcome of a run and what is told of it; recorded in config.json."""
 
     env: str
     env_kwargs: dict[str, Any]
@@ -132,6 +138,9 @@ class Settings:
     hyper: dict[str, Any]
     eval_every: int
     eval_scenes: int | None
+    headroom_scenes: int = 0
+    gaze_scenes: int = 4
+    checkpoint_every: int = 20_000
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     """All of them, as resolved when the run began: a resumed run does not follow later edits of the file."""
 
@@ -326,13 +335,16 @@ class Run(BaseCallback):
         }
         every = self.settings.eval_every
         last = self.evaluations[-1]["num_timesteps"] if self.evaluations else 0
-        if every and (now // every > last // every or (finished and now > last)):
+        warm = now == 0 and bool(self.warm_start)
+        if warm:
+            self._save_policy(WARM_START)
+        if every and ((warm and not self.evaluations) or now // every > last // every or (finished and now > last)):
             self._evaluate()
             self.snapshot["evaluations"] = json.dumps(self.evaluations)
         if (
             finished
             or self.saved_at < 0
-            or now // self.config.checkpoint_every > self.saved_at // self.config.checkpoint_every
+            or now // self.settings.checkpoint_every > self.saved_at // self.settings.checkpoint_every
         ):
             self.save()
         if finished:
@@ -344,12 +356,17 @@ class Run(BaseCallback):
             self.saved_at == self.snapshot["num_timesteps"] and (self.run_dir / "last").exists()
         ):
             return
-        policy = self.model.policy
-        assert isinstance(policy, ViewpointPolicy)
-        policy.load_state_dict(self.snapshot["policy"])  # Ctrl-C may have come within an update
-        save_policy(self.run_dir / "last", policy, self._record(self.snapshot["num_timesteps"]))
+        self.model.policy.load_state_dict(self.snapshot["policy"])  # Ctrl-C may have come within an update
+        self._save_policy("last", num_timesteps=self.snapshot["num_timesteps"])
         save_state(self.run_dir / STATE, self.snapshot)
         self.saved_at = self.snapshot["num_timesteps"]
+
+    def _save_policy(self, name: str, *, num_timesteps: int | None = None) -> None:
+        """The policy as it is, of now or of `num_timesteps`."""
+        policy = self.model.policy
+        assert isinstance(policy, ViewpointPolicy)
+        now = self.num_timesteps if num_timesteps is None else num_timesteps
+        save_policy(self.run_dir / name, policy, self._record(now))
 
     def _record(self, num_timesteps: int) -> PolicyRecord:
         evaluations = [e for e in self.evaluations if e["num_timesteps"] == num_timesteps]
@@ -383,7 +400,7 @@ class Run(BaseCallback):
             self.logger.record(f"eval/loss_glimpse_{t + 1}", float(loss[t]))
         self.logger.dump(self.num_timesteps)
         if loss[-1] < best:
-            save_policy(self.run_dir / "best", policy, self._record(self.num_timesteps))
+            self._save_policy("best")
         if self.bar is not None:
             self.bar.write(
                 f"{self.num_timesteps:>9,} decisions: validation {result.metric} {100 * score[-1]:.2f} %, "
@@ -391,9 +408,9 @@ class Run(BaseCallback):
             )
 
     def _show_gaze(self, policy: LearnedPolicy, validation: EnvConfig, result: Evaluation) -> None:
-        if not self.config.gaze_scenes:
+        if not self.settings.gaze_scenes:
             return
-        count = min(self.config.gaze_scenes, len(result.scene))
+        count = min(self.settings.gaze_scenes, len(result.scene))
         pictures = {
             "fixations": fixation_picture(result.viewpoints),
             "gaze": gaze_strips(policy, validation, num_scenes=count),
@@ -404,10 +421,10 @@ class Run(BaseCallback):
             )
 
     def _record_headroom(self, validation: EnvConfig, result: Evaluation) -> None:
-        if not self.config.headroom_scenes:
+        if not self.settings.headroom_scenes:
             return
         if self._headroom is None:
-            count = min(self.config.headroom_scenes, len(result.scene))
+            count = min(self.settings.headroom_scenes, len(result.scene))
             self._headroom = headroom(validation, count, path=self.run_dir / HEADROOM)
         for t, share in enumerate(self._headroom.share(result)):
             if np.isfinite(share):
@@ -428,8 +445,8 @@ class Run(BaseCallback):
 def _prepare(config: TrainConfig) -> tuple[Settings, State | None]:
     """The run's settings, and the state to resume from. Refuses what is wrong before touching anything."""
     least_values = {
-        "total_timesteps": 1, "eval_every": 0, "checkpoint_every": 1, "headroom_scenes": 0, "gaze_scenes": 0,
-        "warm_start_states": 0,
+        "total_timesteps": 1, "eval_every": 0, "eval_scenes": 1, "checkpoint_every": 1, "headroom_scenes": 0,
+        "gaze_scenes": 0, "warm_start_states": 0,
     }  # fmt: skip
     for name, least in least_values.items():
         value = getattr(config, name)
@@ -485,7 +502,14 @@ def _fresh_settings(config: TrainConfig) -> Settings:
         eval_every=20_000 if config.eval_every is None else config.eval_every,
         eval_scenes=config.eval_scenes,
         hyperparameters=hyper.to_json(),
+        **_told(config),
     )
+
+
+def _told(config: TrainConfig) -> dict[str, int]:
+    """What was asked for of the settings that leave the outcome as it is."""
+    asked = {name: getattr(config, name) for name in ("headroom_scenes", "gaze_scenes", "checkpoint_every")}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _overrides(config: TrainConfig) -> dict[str, Any]:
@@ -497,7 +521,9 @@ def _overrides(config: TrainConfig) -> dict[str, Any]:
 
 
 def _resumed_settings(config: TrainConfig, saved: Settings) -> Settings:
-    """The run's own; whatever else was asked for must agree with them, but for the number of decisions."""
+    """The run's own. What was asked for must agree with those that decide the outcome, but for the number of
+    decisions.
+    """
     for name in ("env", "env_kwargs", "seed", "hyper", "eval_every", "eval_scenes"):
         asked, own = getattr(config, name), getattr(saved, name)
         if name == "hyper" and (asked is not None or config.warm_start_states is not None):
@@ -509,7 +535,7 @@ def _resumed_settings(config: TrainConfig, saved: Settings) -> Settings:
                 f"the run in {config.run_dir} was begun with {name}={own!r}, not {asked!r}: leave it out to go on "
                 "with that run, or choose another run directory"
             )
-    return replace(saved, total_timesteps=config.total_timesteps or saved.total_timesteps)
+    return replace(saved, total_timesteps=config.total_timesteps or saved.total_timesteps, **_told(config))
 
 
 @contextmanager
@@ -577,7 +603,10 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
     # Only now: a run that cannot be built leaves a directory in which the corrected command may begin.
     _begin_run_dir(run_dir, settings, record.provenance)
     folder = str(run_dir / "tensorboard")
-    model.set_logger(Logger(folder, [TensorBoardOutputFormat(folder)]))
+    board = TensorBoardOutputFormat(folder)
+    if state is not None:  # what came after the state was lost with the process: TensorBoard shall not show it twice
+        board.writer = SummaryWriter(folder, purge_step=model.num_timesteps + 1)
+    model.set_logger(Logger(folder, [board]))
     learning: list[BaseCallback] = [run, ViewpointStatistics(build_actions(env_cfg))]
     if hyper.entropy_floor is not None:
         learning.append(EntropyFloor(**hyper.entropy_floor))

@@ -35,11 +35,11 @@ class Headroom:
     ceiling_policy: str
 
     def share(self, result: Evaluation) -> NDArray[np.float64]:
-        """[T]: 0 where the policy is as good as coarse-to-fine, 1 where as the oracle; NaN where those two agree."""
+        """[T]: 0 where the policy is as good as coarse-to-fine, 1 where as the oracle; NaN where that is no better."""
         floor, ceiling = np.array(self.floor), np.array(self.ceiling)
         gap = ceiling - floor
         gained = result.score(slice(self.num_scenes)) - floor
-        return np.divide(gained, gap, out=np.full_like(gap, np.nan), where=np.abs(gap) > 1e-9)
+        return np.divide(gained, gap, out=np.full_like(gap, np.nan), where=gap > 1e-9)
 
 
 def headroom(config: EnvConfig, num_scenes: int, *, path: Path) -> Headroom:

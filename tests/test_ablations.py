@@ -38,7 +38,12 @@ def test_every_variant_changes_one_thing(env: str) -> None:
         changed = json.loads(resolved(config, name))
         env_kwargs = {k for k, v in changed["env_kwargs"].items() if base["env_kwargs"][k] != v}
         hyper = {k for k, v in changed.items() if k != "env_kwargs" and base[k] != v}
-        allowed = {"action": {"action", "min_scale"}, "entropy": {"entropy_floor", "ent_coef"}}
+        allowed = {
+            "action": {"action", "min_scale"},
+            "entropy": {"entropy_floor", "ent_coef"},
+            "observation": {"observations"},
+            "warm start": {"warm_start", "learning_rate"},
+        }
         group = VARIANTS[name].group
         assert len(env_kwargs) + len(hyper) == 1 or env_kwargs | hyper <= allowed[group] | {"policy_kwargs"}, name
     # The base under another name is left out.
@@ -51,6 +56,17 @@ def test_observation_keys() -> None:
     without = settings_of(config, "without canvas")[0]["observations"]
     assert without == ["uncertainty", "acuity", "viewpoint", "gaze", "time"]
     assert settings_of(config, "with cls")[0]["observations"][-1] == "cls"
+    env_kwargs, hyper = settings_of(config, "without gaze")  # which inhibition of return reads
+    assert "gaze" not in env_kwargs["observations"] and hyper["policy_kwargs"] == {"inhibition": None}
+
+
+def test_single_scenes_of_a_classification_are_told_by_their_cross_entropy(tmp_path: Path) -> None:
+    config = tiny(tmp_path, env="CanViT/FashionClassification-v0", variants=("base",))
+    assert ablate(config)
+    result = json.loads((tmp_path / "results" / "FashionClassification-v0.json").read_text())
+    told = result["variants"]["base"]["deterministic"]
+    assert told["per_scene_iqm"]["value"][-1] < 0
+    assert "IQM of the scenes' cross-entropy" in (tmp_path / "results" / "FashionClassification-v0.md").read_text()
 
 
 def test_runs_are_finished_once_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

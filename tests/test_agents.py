@@ -331,7 +331,7 @@ def test_another_environment_is_refused(tmp_path: Path, changes: dict[str, Any],
     with pytest.raises(ValueError, match=message):
         load_policy(tmp_path, config=other)
     if "layout" in message:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"{message}|policy .learned. reads uncertainty"):
             evaluate(LearnedPolicy(policy), config=other)
 
 
@@ -353,6 +353,30 @@ def test_damaged_policies_are_refused(tmp_path: Path) -> None:
     (tmp_path / "policy.safetensors").write_bytes(b"rubbish")
     with pytest.raises(ValueError, match="does not hold the weights"):
         load_policy(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"env_id": "x"}'])
+def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
+    for name in ("policy.json", "policy.safetensors"):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=r"policy\.json is damaged, or of another version .*train the policy again"):
+        load_policy(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"max_grad_norm": -1}, "max_grad_norm must be a finite number >= 0, got -1"),
+        ({"ent_coef": -1}, "ent_coef must be a finite number >= 0, got -1"),
+        ({"gamma": "x"}, r"gamma must lie in \[0, 1\], got 'x'"),
+        ({"gae_lambda": 1.5}, r"gae_lambda must lie in \[0, 1\], got 1.5"),
+        ({"warm_start": None}, "warm_start must be an object of options, got None"),
+        ({"policy_kwargs": {"channels": 0}}, "policy_kwargs channels must be a whole number >= 1, got 0"),
+    ],
+)
+def test_bad_hyperparameters_are_named(overrides: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        load_hyperparameters("CanViT/FashionSegmentation-v0", overrides)
 
 
 def test_hyperparameters() -> None:

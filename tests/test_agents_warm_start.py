@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from agents.checkpoint import load_record
+from agents.checkpoint import load_policy, load_record
+from agents.learned import LearnedPolicy
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from agents.warm_start import WarmStart, _gains, discounted_returns, warm_start
 from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.rewards import Reward
 from canvit_gym.vector_env import GlimpseVectorEnv
@@ -132,9 +134,20 @@ def test_training_goes_on_from_it_and_resumes_to_the_bit(tmp_path: Path) -> None
     env_kwargs = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 3}
     whole = TrainConfig(
         tmp_path / "whole", env_kwargs=json.dumps(env_kwargs), hyper=json.dumps(hyper), total_timesteps=32,
-        warm_start_states=32, eval_every=0, progress=False,
+        warm_start_states=32, eval_every=32, eval_scenes=4, gaze_scenes=0, progress=False,
     )  # fmt: skip
-    train(whole)
+    trained = train(whole)
+    # What the warm start is worth alone is told, and it may be the best policy.
+    assert [found["num_timesteps"] for found in trained.evaluations] == [0, 32]
+    least = min(trained.evaluations, key=lambda found: found["loss"][-1])
+    assert load_record(trained.best_policy_dir).training == {
+        "num_timesteps": least["num_timesteps"], "validation": least,
+    }  # fmt: skip
+    alone = evaluate(
+        LearnedPolicy(load_policy(tmp_path / "whole" / "warm_start")),
+        config=replace(load_record(trained.best_policy_dir).env, split="validation", num_scenes=4),
+    )
+    np.testing.assert_allclose(alone.mean_loss(), trained.evaluations[0]["loss"])
     result = json.loads((tmp_path / "whole" / "result.json").read_text())
     assert [record["states"] for record in result["warm_start"]] == [16, 32]
     assert load_record(tmp_path / "whole" / "last").hyperparameters["warm_start"]["states"] == 32

@@ -127,6 +127,7 @@ CONSTRUCTOR: dict[str, Case] = {
         ValueError,
         "out of canvas, .* got .*'labels'",
     ),
+    "observation a list": (lambda: make(observations=[["cls"]]), ValueError, r"distinct keys .* got \[\['cls'\]\]"),
     "observation twice": (lambda: make(observations=["cls", "cls"]), ValueError, "must be distinct keys .* got"),
     "no observation": (lambda: make(observations=[]), ValueError, r"at least one; got \[\]"),
     "observations a word": (lambda: make(observations="canvas"), ValueError, "must be a list of keys, got 'canvas'"),
@@ -137,6 +138,8 @@ CONSTRUCTOR: dict[str, Case] = {
     "observation_dtype": (lambda: make(observation_dtype="float64"), ValueError, "float32, float16"),
     "precision": (lambda: make(precision="float16"), ValueError, "unknown precision 'float16'; choose one of float32"),
     "device": (lambda: make(device="gpu"), ValueError, "'gpu'.*'cpu'"),
+    "device meta": (lambda: make(device="meta"), ValueError, "device 'meta' is not supported; use 'cpu'"),
+    "probe empty": (lambda: make(probe=""), ValueError, "probe must not be empty: leave it out for the default"),
     "checkpoint type": (lambda: make(checkpoint=Path("x")), ValueError, "checkpoint must be a string.* got .*Path"),
     "checkpoint name": (lambda: make(checkpoint="huge"), FileNotFoundError, "'huge' is neither 'nano', 'flagship'"),
     "checkpoint path": (

@@ -8,6 +8,7 @@ import pkgutil
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import gymnasium as gym
 import pytest
@@ -16,6 +17,7 @@ from datasets import FOLDER_CLASSES, SEGMENTATION_CLASSES, classification_probe,
 
 import canvit_gym
 from canvit_gym.config import EnvConfig
+from canvit_gym.observations import ObservationKey
 from canvit_gym.scenes.prepared import DEFAULT_NUM_SCENES
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -91,6 +93,24 @@ def test_pages_tell_every_argument_and_its_default(env_id: str) -> None:
         assert written in told[start : start + 420], f"{env_id}: the default of {field.name} is {written}"
     if "Fashion" in env_id:
         assert ", ".join(str(n) for n in DEFAULT_NUM_SCENES.values()).replace(", 1000", " or 1000") in told
+
+
+@pytest.mark.parametrize("env_id", ["CanViT/FashionSegmentation-v0", "CanViT/FashionClassification-v0"])
+def test_pages_tell_the_shape_and_range_of_every_observation(env_id: str) -> None:
+    every = list(get_args(ObservationKey))
+    with gym.make(env_id, num_scenes=4, device="cpu", observations=every) as env:
+        space = env.observation_space
+    assert isinstance(space, gym.spaces.Dict)
+    for key, box in space.items():
+        assert isinstance(box, gym.spaces.Box)
+        row = re.search(rf'^\| "{key}" \| ([^|]*?) \| (\[.*?\]) \|', page(env_id), flags=re.MULTILINE)
+        assert row is not None and row[1].removesuffix(", uint8") == str(box.shape)
+        assert row[2] == f"[{box.low.min():g}, {box.high.max():g}]"
+
+
+def test_the_ranges_of_a_page_are_those_of_its_checkpoint() -> None:
+    told = page("CanViT/ADE20K-v0")
+    assert '"canvas" | (1024, 8, 8) | [-32, 32]' in told and '"cls" | (768,) | [-28, 28]' in told
 
 
 def test_pages_tell_nothing_that_is_no_argument() -> None:

@@ -226,6 +226,37 @@ def test_observations_are_computed_for_those_who_ask(monkeypatch: pytest.MonkeyP
     evaluate(Fixed(), config=CONFIG, num_glimpses=2)
 
 
+def test_observations_that_the_environment_lacks_are_named() -> None:
+    config = replace(CONFIG, observations=("time",))
+    with pytest.raises(
+        ValueError, match=r"policy 'fixed' reads canvas, which the environment's observations lack.*it$"
+    ):
+        evaluate(Fixed("canvas", "time"), config=config)
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (np.array([[0.5, 0.0, 1.0]] * 20), r"viewpoint 0, .*does not lie inside the scene"),
+        (np.full((20, 3), np.nan), r"viewpoint 0, .*nan.*does not lie inside the scene"),
+        (np.array([[0.0, 0.0, 1.0]]), "1 viewpoints for 20 scenes"),
+        (np.zeros((20, 2)), r"viewpoints must be floats of shape \[N, 3\]"),
+    ],
+)
+def test_viewpoints_that_no_backbone_takes_are_named(bad: np.ndarray, told: str) -> None:
+    policy = Fixed()
+    policy.viewpoints = lambda t, episodes: bad  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=f"policy 'fixed', glimpse 1: {told}"):
+        evaluate(policy, config=CONFIG)
+
+
+def test_viewpoints_may_be_float64() -> None:
+    policy = Fixed()
+    policy.viewpoints = lambda t, episodes: np.tile([0.0, 0.0, 1.0], (episodes.num, 1))  # type: ignore[method-assign]
+    double, single = (evaluate(one, config=CONFIG, num_glimpses=1) for one in (policy, Fixed()))
+    assert np.array_equal(double.loss, single.loss) and double.viewpoints.dtype == np.float32
+
+
 def test_readings_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     read = SegmentationTask.read
 

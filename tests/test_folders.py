@@ -349,6 +349,16 @@ class TestBadLayouts:
         (segmentation / "classes.json").write_text(json.dumps(SEGMENTATION_CLASSES))
         assert scenes_of("segmentation-folder", segmentation).classes == SEGMENTATION_CLASSES
 
+    def test_classes_with_a_byte_order_mark(self, segmentation: Path) -> None:
+        text = (segmentation / "classes.txt").read_text()
+        (segmentation / "classes.txt").write_text(text, encoding="utf-8-sig")
+        assert scenes_of("segmentation-folder", segmentation).classes == SEGMENTATION_CLASSES
+
+    def test_two_folders_for_one_split(self, folder: Path) -> None:
+        (folder / "valid").mkdir()
+        with pytest.raises(ValueError, match="has both val/ and valid/ for split='validation': keep one of them"):
+            scenes_of("image-folder", folder)
+
     @pytest.mark.parametrize(
         ("fault", "told"),
         [

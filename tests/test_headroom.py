@@ -12,6 +12,7 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, generate_scene
+from experiments.comparison import clearly_ahead
 from experiments.headroom import BoxLocator, HeadroomConfig, WindowLocator, page, study
 from experiments.train import env_config
 
@@ -69,19 +70,20 @@ def test_a_window_locator_covers_what_is_largest() -> None:
 def test_the_study(tmp_path: Path, env_id: str) -> None:
     learned = tuple(untrained(tmp_path / str(seed), env_id, seed=seed) for seed in (0, 1))
     config = HeadroomConfig(
-        learned=learned, env=env_id, baselines=("coarse_to_fine", "center"), num_scenes=12, oracle_scenes=8,
-        tuning_scenes=4, blocks=(1,), results_dir=tmp_path,
+        learned=learned, warm_started=learned, env=env_id, baselines=("coarse_to_fine", "center"), num_scenes=12,
+        oracle_scenes=8, tuning_scenes=4, blocks=(1,), results_dir=tmp_path,
     )  # fmt: skip
     result = study(config)
     rows = result["policies"]
-    assert result["baseline"] in rows and len(rows) == 7
+    assert result["baseline"] in rows and len(rows) == 8
+    assert rows["warm start alone"] == {key: rows["learned"][key] for key in rows["warm start alone"]}
     assert len(rows["learned"]["score_of_seed"]) == 2
     assert rows["greedy oracle"]["loss_minus_baseline"]["value"] < 0  # it chooses by the loss
     assert rows["greedy oracle"]["loss"]["value"] <= rows["trembling oracle"]["loss"]["value"]
     for ceiling, name in (("oracle", "greedy oracle"), ("trembling", "trembling oracle")):
         lead = rows[name]["loss_minus_baseline"]
         told = f"share_of_{ceiling}_loss" in rows["learned, trembling"]
-        assert told == (lead["high"] < 0)  # a share of nothing means nothing
+        assert told == clearly_ahead(lead["low"], lead["high"], higher_is_better=False)
         if told:  # a lead on all scenes over one on some
             share = rows["learned"][f"share_of_{ceiling}_loss"]["value"]
             assert share == pytest.approx(rows["learned"]["loss_minus_baseline"]["value"] / lead["value"])

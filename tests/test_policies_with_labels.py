@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import SEGMENTATION_CLASSES, segmentation_probe, write_segmentation_folder
 
 from canvit_gym.actions import grid_viewpoints
 from canvit_gym.config import EnvConfig, build_actions
@@ -245,3 +246,20 @@ def test_a_search_by_name_is_kept_and_extended(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("canvit_gym.policies.registry.search_fixed_sequence", None)  # the rest comes from the cache
     make_policy(spec, config=CONFIG, num_glimpses=2)
     make_policy(spec, config=CONFIG, num_glimpses=3)
+
+
+def test_a_search_by_name_is_kept_per_training_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANVIT_GYM_CACHE", str(tmp_path / "cache"))
+    probe = segmentation_probe(len(SEGMENTATION_CLASSES))
+    spec, searched = "best_fixed_sequence(num_scenes=2)", set()
+    for folder, tuning_scenes in (("a", 0), ("b", 0), ("b", 2), ("b", 0)):
+        root = tmp_path / folder
+        if not root.exists():
+            write_segmentation_folder(root, splits=("train", "val"), per_split=6)
+        config = EnvConfig(
+            dataset="segmentation-folder", root=str(root), probe=str(probe), tuning_scenes=tuning_scenes, device="cpu"
+        )
+        policy = make_policy(spec, config=config, num_glimpses=2)
+        assert isinstance(policy, BestFixedSequence)
+        searched.add(policy.sequence.scenes)
+    assert len(searched) == len(list((tmp_path / "cache" / "fixed_sequences").iterdir())) == 3

@@ -6,9 +6,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import ENV_IDS
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize
 
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
+from canvit_gym.wrappers import NormalizeRewardPerStep
 
 SEGMENTATION = "CanViT/FashionSegmentation-v0"
 KWARGS: dict[str, Any] = {"num_scenes": 16, "device": "cpu", "budget": 3}
@@ -110,6 +112,32 @@ def test_attributes_methods_and_options() -> None:
     envs.set_options({"colour": 1})
     with pytest.raises(ValueError, match="unknown reset option colour"):
         envs.reset()
+
+
+def test_around_gymnasiums_wrappers() -> None:
+    frozen = NormalizeRewardPerStep(vector())
+    envs = GlimpseVecEnv(RecordEpisodeStatistics(frozen))
+    envs.reset()
+    returns = np.zeros(NUM)
+    for _ in range(2):
+        _, rewards, dones, infos = envs.step(np.zeros(NUM, dtype=np.int64))
+        returns += rewards
+    assert dones.all()
+    for row, info in enumerate(infos):
+        assert info["episode"]["l"] == 2 and info["episode"]["r"] == pytest.approx(returns[row], abs=1e-5)
+        assert "scene" in info and "terminal_observation" in info
+    assert [list(count) for count in envs.get_attr("count", indices=0)] == [[NUM, NUM]]
+    envs.set_attr("update_statistics", False)
+    assert frozen.update_statistics is False and envs.get_attr("update_statistics", indices=0) == [False]
+    assert "update_statistics" not in vars(envs.glimpse_envs)
+    assert envs.env_is_wrapped(RecordEpisodeStatistics) == [True] * NUM  # type: ignore[arg-type]
+    assert [config.budget for config in envs.get_attr("config")] == [3] * NUM
+
+
+def test_a_window_gives_no_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs = adapter()
+    monkeypatch.setattr(envs.glimpse_envs, "render", lambda: None)  # as render_mode="human" does
+    assert envs.env_method("render") == [None] * NUM
 
 
 def test_seed_decides_the_scenes() -> None:

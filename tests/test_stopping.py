@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from agents.checkpoint import load_policy
-from experiments.stopping import StoppingConfig, at_equal_glimpses, run_one, stops, study
+from experiments.stopping import StoppingConfig, interpolated, row, run_one, stops, study
 
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1,
@@ -60,7 +60,25 @@ def test_the_study_is_resumable_and_reported(tmp_path: Path) -> None:
         assert picture.width > picture.height > 300
 
 
-def test_the_reference_is_interpolated() -> None:
-    reference = [{"score_at_fixed_budget": [0.1, 0.3]}]
-    rows = at_equal_glimpses([{"cost": 0.5, "mean_glimpses": 1.5, "score": 0.25}], reference)
-    np.testing.assert_allclose(rows[0]["fixed_budget_score"], 0.2)
+def test_stops_are_held_against_the_same_agents_fixed_budgets(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    one = run_one(config, 0.01, 0)
+    assert one is not None
+    taken = np.array([1, 3, 2, 3, 1, 2])  # two on average
+    found = [replace(one, glimpses=taken), replace(one, glimpses=taken[::-1])]
+    told = row(0.01, found, found[:1])
+    assert told["mean_glimpses"] == 2
+    at_stop, fixed = np.mean([each.score() for each in found]), one.evaluation.score()[1]
+    np.testing.assert_allclose(told["score"]["value"], at_stop, rtol=1e-6)
+    np.testing.assert_allclose([told["fixed_budget_score"]["value"], told["reference_score"]], fixed, rtol=1e-6)
+    np.testing.assert_allclose(told["difference"]["value"], at_stop - fixed, atol=1e-7)
+    assert told["difference"]["low"] <= told["difference"]["value"] <= told["difference"]["high"]
+
+    # Who stops at the same glimpse everywhere is the fixed budget, in every resample.
+    always = row(0.01, [replace(one, glimpses=np.full(6, 2))], [])
+    assert all(abs(value) < 1e-7 for value in always["difference"].values()) and "reference_score" not in always
+
+
+def test_curves_are_interpolated() -> None:
+    curves = np.array([[0.1, 0.3], [0.2, 0.2]])
+    np.testing.assert_allclose(interpolated(curves, np.array([1.5, 2.0])), [0.2, 0.2])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -400,6 +401,25 @@ class TestCache:
             *[source.files.classes, 7],
         )
 
+    def test_a_load_copies_its_scenes_and_no_others(self, tmp_path: Path) -> None:
+        root = write_segmentation_folder(tmp_path / "land", splits=("train", "val"), per_split=60)
+        source = self.cached(root)
+        source.load(np.arange(1))
+        tracemalloc.start()
+        source.load(np.arange(1))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < source.path.stat().st_size / 10
+
+    def test_a_closed_source_loads_on(self, root: Path) -> None:
+        source = self.cached(root)
+        source.prefetch(np.arange(3))
+        before = source.load(np.arange(3))
+        source.close()
+        source.prefetch(np.arange(3))
+        assert torch.equal(source.load(np.arange(3)).images, before.images)
+        source.close()
+
     def test_classes_need_no_map(self, tmp_path: Path, files: SceneFiles, streamed: Any) -> None:
         source = CachedFileScenes(files, CroppedImage(SIZE_PX), directory=tmp_path)
         one, other = source.load(np.arange(12)), streamed(files, workers=0).load(np.arange(12))
@@ -492,7 +512,9 @@ class TestCache:
             with pytest.warns(RuntimeWarning, match=r"scene 4 is left out: cannot read .*scene_4\.jpg"):
                 source = self.cached(root, skip_unreadable=True, workers=workers)
             assert source.readable(np.arange(7)).tolist() == [True] * 4 + [False] + [True] * 2
-        with pytest.raises(OSError, match="scene 4 was left out"):
+        with pytest.raises(
+            OSError, match=r"scene 4: cannot read .*are left out, as unreadable='skip' asks: choose another"
+        ):
             source.load(np.array([4]))
         with pytest.raises(OSError, match=r"cannot read .*scene_4\.jpg"):
             self.cached(root)

@@ -127,8 +127,12 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         train(killed, callbacks=[Interrupt(at=3 * ROLLOUT + 4, error=ZeroDivisionError())])
     assert torch.load(killed.run_dir / "training_state.pt", weights_only=True)["num_timesteps"] == 2 * ROLLOUT
-    train(replace(killed, resume=True))
+    train(TrainConfig(killed.run_dir, resume=True, progress=False))
     assert_same_runs(whole.run_dir, killed.run_dir)
+    # Neither the pictures that were switched off appear, nor what was lost and came again a second time.
+    board = EventAccumulator(str(killed.run_dir / "tensorboard")).Reload()
+    assert not board.Tags()["images"]
+    assert [event.step for event in board.Scalars("rollout/entropy")] == [k * ROLLOUT for k in range(1, 6)]
 
 
 def test_sigkill_at_any_moment(tmp_path: Path) -> None:
@@ -315,6 +319,7 @@ def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, where: str, mon
         ({"hyper": {"learning_rate": "quick"}}, ValueError, "learning_rate must be a number > 0"),
         ({"total_timesteps": 0}, ValueError, "total_timesteps must be at least 1, got 0"),
         ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be at least 1, got 0"),
+        ({"eval_scenes": 0}, ValueError, "eval_scenes must be at least 1, got 0"),
     ],
 )  # fmt: skip
 def test_bad_input(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:

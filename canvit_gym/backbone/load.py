@@ -234,8 +234,12 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}; use 'cpu', 'cuda' or 'auto'") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is not supported; use 'cpu', 'cuda' or 'auto'")
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: PyTorch sees no CUDA device. Use device='cpu' or 'auto'.")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices, counted from 0")
     return resolved
 
 

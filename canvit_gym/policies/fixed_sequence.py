@@ -202,7 +202,7 @@ def _training_episodes(
     config: EnvConfig, num_glimpses: int, num_scenes: int, candidates: NDArray[np.float32]
 ) -> tuple[list[EpisodeBatch], FixedSequence]:
     """Batches of training scenes before any glimpse, and the sequence of length 0."""
-    training = replace(config, split="training", num_scenes=num_scenes, shard=(0, 1))
+    training = search_config(config, num_scenes)
     backbone, scenes = build_backbone(training), build_scenes(training)
     require_scene_size(training, backbone, scenes)
     task = build_task(training, backbone, scenes.classes)
@@ -236,6 +236,11 @@ def _training_episodes(
         candidates_sha256=candidates_sha256(candidates),
     )
     return batches, nothing
+
+
+def search_config(config: EnvConfig, num_scenes: int) -> EnvConfig:
+    """Of the training scenes that a search for this environment uses."""
+    return replace(config, split="training", num_scenes=num_scenes, shard=(0, 1))
 
 
 def searched_on(config: EnvConfig) -> SearchedOn:

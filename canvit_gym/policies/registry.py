@@ -14,12 +14,13 @@ from typing import Any, Literal, get_args
 from canvit_pytorch.policies import PolicyName
 
 from canvit_gym.actions import DiscreteActions
-from canvit_gym.config import EnvConfig, build_actions, build_backbone, task_kind
+from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_scenes, task_kind
 from canvit_gym.policies.entropy import EntropyGreedy, QuadtreeBeam
 from canvit_gym.policies.fixed_sequence import (
     BestFixedSequence,
     FixedSequence,
     candidates_sha256,
+    search_config,
     search_fixed_sequence,
     searched_on,
 )
@@ -82,7 +83,9 @@ def _best_fixed_sequence(context: Context, *, num_scenes: int = 256, path: str |
                 f"for: search one with num_glimpses={num_glimpses}"
             )
         return BestFixedSequence(sequence)
-    key = [asdict(searched_on(config)), num_scenes, candidates_sha256(oracle_candidates())]
+    training = replace(search_config(config, num_scenes), cache=False)  # to tell scenes apart, none are decoded
+    scenes = build_scenes(training, batched=False).fingerprint
+    key = [asdict(searched_on(config)), scenes, candidates_sha256(oracle_candidates())]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     cached = cache_dir() / "fixed_sequences" / f"{config.dataset}-{digest}.json"
     known = FixedSequence.load(cached) if cached.is_file() else None

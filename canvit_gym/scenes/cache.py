@@ -11,7 +11,6 @@ where its stamp fits the files as they are now, so that
 The file bears its final name only when every record is complete.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -29,38 +29,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from canvit_gym.scenes.decoding import Decoder, UnreadableSceneError
-from canvit_gym.scenes.files import SceneFiles, ScenesOnDisk, how_to_go_on
+from canvit_gym.scenes.files import READABLE, SceneFiles, ScenesOnDisk, digest, how_to_go_on, left_out
 from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.scenes.workers import DecodingPool, Pixels
 
 log = logging.getLogger(__name__)
 
-_READABLE = np.uint64(1)
-"""A stamp's lowest bit: whether the scene could be decoded. A stamp of 0 is a record not yet written."""
 _SYNC_EVERY = 64
-
-
-def _digest(*parts: str) -> bytes:
-    return hashlib.sha256("\n".join(parts).encode()).digest()
-
-
-def _state(path: Path) -> str:
-    """Size and modification time of a file, or that there is none."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return "missing"
-    return f"{stat.st_size} {stat.st_mtime_ns}"
-
-
-def _stamps(files: SceneFiles) -> NDArray[np.uint64]:
-    """[n] hashes of what the scenes' files are now, lowest bit set."""
-    stamps = np.empty(len(files), dtype=np.uint64)
-    for i, image in enumerate(files.images):
-        mask = files.mask(i)
-        parts = [os.path.relpath(image, files.root), _state(image), "" if mask is None else _state(mask)]
-        stamps[i] = int.from_bytes(_digest(*parts)[:8]) | 1
-    return stamps
 
 
 class CachedFileScenes(ScenesOnDisk):
@@ -86,9 +61,9 @@ class CachedFileScenes(ScenesOnDisk):
         self._record = np.dtype(fields)
         self.path = self._up_to_date(directory, workers)
         self._scenes = np.memmap(self.path, dtype=self._record, mode="r", shape=(len(files),))
-        self._file = self.path.open("rb")
+        self._file: BufferedReader | None = None
         stamps = np.memmap(self.path, dtype=np.uint64, mode="r", offset=self._stamps_at(), shape=(len(files),))
-        left_out = np.flatnonzero((stamps & _READABLE) == 0)
+        left_out = np.flatnonzero((stamps & READABLE) == 0)
         self.unreadable: dict[int, str] = {int(i): f"cannot read {files.images[i]}" for i in left_out}
         """Scenes left out, and why."""
         for count, (index, reason) in enumerate(self.unreadable.items(), start=1):
@@ -98,12 +73,12 @@ class CachedFileScenes(ScenesOnDisk):
         """The scenes at `indices`; see SceneSource."""
         for index in indices.tolist():
             if index in self.unreadable:
-                raise UnreadableSceneError(f"scene {index} was left out: {self.unreadable[index]}")
+                raise left_out(f"scene {index}: {self.unreadable[index]}")
 
         def picked(name: str) -> torch.Tensor:
             field = self._scenes[name]
             out = torch.empty(len(indices), *field.shape[1:], dtype=torch.uint8, pin_memory=self._pin)
-            np.take(field, indices, axis=0, out=out.numpy(), mode="clip")
+            out.numpy()[:] = field[indices]  # np.take would copy the whole file first where records hold two fields
             return out
 
         truth = self.files.truth
@@ -113,6 +88,8 @@ class CachedFileScenes(ScenesOnDisk):
     def prefetch(self, indices: NDArray[np.int64]) -> None:
         """Ask the operating system to read these records from the disk, where it can be asked."""
         if hasattr(os, "posix_fadvise"):
+            if self._file is None:
+                self._file = self.path.open("rb")
             size = self._record.itemsize
             for index in indices.tolist():
                 os.posix_fadvise(self._file.fileno(), index * size, size, os.POSIX_FADV_WILLNEED)
@@ -122,7 +99,10 @@ class CachedFileScenes(ScenesOnDisk):
         return np.array([index not in self.unreadable for index in indices.tolist()])
 
     def close(self) -> None:
-        """There is no process to end: the build's have ended."""
+        """There is no process to end, the build's have ended: it closes the file. Scenes can be loaded on."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _stamps_at(self) -> int:
         """Offset of the stamps, bytes."""
@@ -132,11 +112,11 @@ class CachedFileScenes(ScenesOnDisk):
         """The complete file, built where it has to be."""
         files, size = self.files, self.decoder.size_px
         slug = re.sub(r"\W+", "-", files.name.lower())
-        which = _digest(str(files.root.resolve()), files.name, str(size)).hex()[:8]
+        which = digest(str(files.root.resolve()), files.name, str(size)).hex()[:8]
         relative = [os.path.relpath(image, files.root) for image in files.images]
-        content = _digest(repr(self.decoder), self.decoder.geometry, *relative).hex()[:12]
+        content = digest(repr(self.decoder), self.decoder.geometry, *relative).hex()[:12]
         path = directory / f"{slug}-{size}px-{which}-{content}.bin"
-        wanted = _stamps(files)
+        wanted = files.stamps()
         if self._complete(path, wanted):
             return path
         try:
@@ -167,7 +147,7 @@ class CachedFileScenes(ScenesOnDisk):
     def _to_do(self, held: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Scenes without a record of their files as they are now; unreadable ones count unless they are left out."""
         fits = held == wanted
-        return np.flatnonzero(~(fits | (held == (wanted ^ _READABLE))) if self.skips_unreadable else ~fits)
+        return np.flatnonzero(~(fits | (held == (wanted ^ READABLE))) if self.skips_unreadable else ~fits)
 
     def _build(self, path: Path, wanted: NDArray[np.uint64], workers: int) -> None:
         partial = path.with_suffix(".partial")
@@ -199,7 +179,7 @@ class CachedFileScenes(ScenesOnDisk):
                     except UnreadableSceneError as error:
                         if not self.skips_unreadable:
                             raise how_to_go_on(error) from error
-                        writer.write(index, None, stamp=wanted[index] ^ _READABLE)
+                        writer.write(index, None, stamp=wanted[index] ^ READABLE)
         finally:
             os.close(descriptor)
         os.replace(partial, path)

@@ -1,5 +1,7 @@
 """Scenes that lie on disk as images: decoded when they are needed, or ahead of need by worker processes."""
 
+import hashlib
+import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -13,6 +15,22 @@ from numpy.typing import NDArray
 from canvit_gym.scenes.decoding import Decoder, UnreadableSceneError
 from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.scenes.workers import DecodingPool, Pixels
+
+READABLE = np.uint64(1)
+"""A stamp's lowest bit: whether the scene could be decoded. A stamp of 0 is no scene's."""
+
+
+def digest(*parts: str) -> bytes:
+    return hashlib.sha256("\n".join(parts).encode()).digest()
+
+
+def _state(path: Path) -> str:
+    """Size and modification time of a file, or that there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return "missing"
+    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 @dataclass(frozen=True)
@@ -32,6 +50,15 @@ class SceneFiles:
 
     def mask(self, index: int) -> Path | None:
         return None if isinstance(self.truth, np.ndarray) else self.truth[index]
+
+    def stamps(self) -> NDArray[np.uint64]:
+        """[n] hashes of what the scenes' files are now, lowest bit set."""
+        stamps = np.empty(len(self), dtype=np.uint64)
+        for i, image in enumerate(self.images):
+            mask = self.mask(i)
+            parts = [os.path.relpath(image, self.root), _state(image), "" if mask is None else _state(mask)]
+            stamps[i] = int.from_bytes(digest(*parts)[:8]) | int(READABLE)
+        return stamps
 
     def subset(self, indices: NDArray[np.int64], name: str) -> "SceneFiles":
         """The scenes at `indices`, under another name."""
@@ -54,6 +81,11 @@ def how_to_go_on(error: UnreadableSceneError) -> UnreadableSceneError:
     return UnreadableSceneError(f'{error}. Repair or remove it, or pass unreadable="skip" to leave such scenes out.')
 
 
+def left_out(error: Exception | str) -> UnreadableSceneError:
+    """For a scene that was asked for by its index, although such scenes are to be left out."""
+    return UnreadableSceneError(f"{error}. Such scenes are left out, as unreadable='skip' asks: choose another index.")
+
+
 def stacked(tensors: Sequence[torch.Tensor], *, pin: bool) -> torch.Tensor:
     """[n, ...], in page-locked memory where it is to be copied to a GPU while the host goes on."""
     out = torch.empty(len(tensors), *tensors[0].shape, dtype=tensors[0].dtype, pin_memory=pin)
@@ -72,6 +104,10 @@ class ScenesOnDisk:
     @property
     def name(self) -> str:
         return f"{self.files.name}, {len(self)} scenes"
+
+    @property
+    def fingerprint(self) -> str:
+        return digest(str(self.files.root.resolve()), self.files.stamps().tobytes().hex()).hex()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -112,7 +148,7 @@ class FileScenes(ScenesOnDisk):
     def load(self, indices: NDArray[np.int64]) -> SceneBatch:
         """The scenes at `indices`; see SceneSource."""
         for error in self._make_ready(indices).values():
-            raise how_to_go_on(error) from error
+            raise (left_out(error) if self.skips_unreadable else how_to_go_on(error)) from error
         scenes = [self._ready[int(i)] for i in indices]
         self._ready.clear()
         images = stacked([pixels for pixels, _ in scenes], pin=self._pin)

@@ -144,8 +144,17 @@ def _classified(
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """Split -> its folder; none where the folder is not divided: a class may be called "train"."""
-    found = {split: root / name for split, names in SPLIT_FOLDERS.items() for name in names if (root / name).is_dir()}
-    return found if "training" in found and len(found) > 1 else {}
+    present = {
+        split: [root / name for name in names if (root / name).is_dir()] for split, names in SPLIT_FOLDERS.items()
+    }
+    found = {split: folders[0] for split, folders in present.items() if folders}
+    if "training" not in found or len(found) < 2:
+        return {}
+    for split, folders in present.items():
+        if len(folders) > 1:
+            told = " and ".join(f"{folder.name}/" for folder in folders)
+            raise ValueError(f"{root} has both {told} for split={split!r}: keep one of them")
+    return found
 
 
 def _chosen_split(root: Path, splits: dict[str, Path], split: str) -> Path:
@@ -216,11 +225,11 @@ def read_classes(root: Path) -> tuple[str, ...]:
     """Class names in the order of the masks' values: lines of classes.txt, or the list in classes.json."""
     text, data = root / "classes.txt", root / "classes.json"
     if text.is_file():
-        path, names = text, [line.strip() for line in text.read_text().splitlines() if line.strip()]
+        path, names = text, [line.strip() for line in text.read_text("utf-8-sig").splitlines() if line.strip()]
     elif data.is_file():
         path = data
         try:
-            names = json.loads(data.read_text())
+            names = json.loads(data.read_text("utf-8-sig"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{data} is not JSON: {error}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

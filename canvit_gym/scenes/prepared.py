@@ -83,6 +83,7 @@ def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> Non
                 disable=None if num_scenes >= 1000 else True,
                 file=sys.stderr,
             )
+            os.fchmod(handle, 0o644)  # of mkstemp's making, only this user could read it in a shared directory
             for index in bar:
                 scene = generate_scene(flavour, split, index)
                 record = np.zeros((), dtype=_RECORD)
@@ -129,6 +130,10 @@ class FashionScenes:
     @property
     def name(self) -> str:
         return f"FashionScenes v{GENERATOR_VERSION}, {self.flavour}, {self.split}, {self.num_scenes} scenes"
+
+    @property
+    def fingerprint(self) -> str:
+        return self.name  # a scene is a function of what the name tells
 
     @property
     def classes(self) -> tuple[str, ...]:

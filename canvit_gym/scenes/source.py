@@ -25,6 +25,11 @@ class SceneSource(Protocol):
         ...
 
     @property
+    def fingerprint(self) -> str:
+        """The same only where the scenes are: what was found on them may be kept under it."""
+        ...
+
+    @property
     def classes(self) -> tuple[str, ...]: ...
 
     @property

@@ -63,6 +63,9 @@ TRAINING_RECORD = "training.json"
 """Beside a probe's weights: how it was fitted (experiments.fit_probe writes it)."""
 
 
+_REFIT = "Put the intact file in its place, remove it, or fit the probe again (python -m experiments.fit_probe)."
+
+
 def check_probe(what: str, directory: Path, *, backbone: Backbone, num_classes: int, classes: tuple[str, ...]) -> None:
     """Raise ValueError where a probe is not for these classes, or for this checkpoint or canvas, as far as it tells."""
     if num_classes != len(classes):
@@ -71,7 +74,12 @@ def check_probe(what: str, directory: Path, *, backbone: Backbone, num_classes: 
             "Use a probe fitted on these classes (python -m experiments.fit_probe)."
         )
     path = directory / TRAINING_RECORD
-    record = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        record = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}. {_REFIT}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} must hold a JSON object, as experiments.fit_probe writes it. {_REFIT}")
     if (fitted := record.get("classes")) is not None and tuple(fitted) != classes:
         at = next(i for i, (one, other) in enumerate(zip(fitted, classes, strict=True)) if one != other)
         raise ValueError(
