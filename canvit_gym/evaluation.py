@@ -24,7 +24,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from canvit_pytorch.benchmarks.ade20k import per_image_confusion
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -38,7 +37,6 @@ from canvit_gym.config import (
     build_task,
     require_scene_size,
 )
-from canvit_gym.confusion import QuadLabels, count_confusion
 from canvit_gym.episodes import EpisodeBatch, EpisodeView
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.scenes.order import batches_ahead
@@ -353,17 +351,14 @@ class _Counter:
         self._episodes, self._task = episodes, episodes.task
         self._labels = episodes.truth["labels"]
         self._counts: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._quads: QuadLabels | None = None
-        size, grid = self._labels.shape[-1], episodes.backbone.canvas_grid
-        if self._task.is_dense and size % (2 * grid) == 0:
-            self._quads = QuadLabels.cut(self._labels, grid=grid, num_classes=len(self._task.classes))
+        self._quads = self._task.quads(self._labels) if isinstance(self._task, SegmentationTask) else None
 
     def count(self) -> None:
         """The current readings."""
         logits = self._episodes.logits
         assert logits is not None
         if isinstance(self._task, SegmentationTask):
-            intersection, union = self._confusion(self._task, logits)
+            intersection, union = self._task.confusion(logits, self._labels, self._quads)
             self._counts.append((intersection, union, intersection[:, 0]))
             return
         true = logits.gather(1, self._labels.unsqueeze(1))
@@ -372,13 +367,6 @@ class _Counter:
         rank = ((logits > true) | ((logits == true) & before)).sum(dim=1)
         correct = (rank == 0).long().unsqueeze(1)
         self._counts.append((correct, torch.ones_like(correct), rank))
-
-    def _confusion(self, task: SegmentationTask, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """(intersection, union) [B, K]."""
-        if self._quads is not None:
-            return count_confusion(logits, self._quads)
-        labels = self._labels.long()
-        return per_image_confusion(task.predict(logits, labels.shape[-1]), labels, len(task.classes))[:2]
 
     def counts(self) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer]]:
         """(intersection [B, T, K], union [B, T, K], rank [B, T]), as small as they fit."""

@@ -351,7 +351,7 @@ def page(env_id: str) -> str:
             else "the probability of the scene's class"
         ),
         score_cost=(
-            "A segmentation's score costs an upsampling to scene size."
+            "A segmentation's score is counted at scene size, which takes time."
             if own.dense
             else "A classification's always does, at no cost."
         ),

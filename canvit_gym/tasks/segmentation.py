@@ -13,6 +13,7 @@ from torch import Tensor
 
 from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading
 from canvit_gym.backbone.names import CONFIG, WEIGHTS, Source, locate, mark_used
+from canvit_gym.confusion import QuadLabels, count_confusion
 from canvit_gym.tasks.task import check_probe
 
 IGNORE_LABEL = 255
@@ -124,10 +125,24 @@ class SegmentationTask:
         return cross_entropy / shares.sum(dim=(1, 2, 3)).clamp(min=1e-6)
 
     def score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
-        labels = truth["labels"].long()
-        intersection, union, _ = per_image_confusion(self.predict(logits, labels.shape[-1]), labels, len(self.classes))
+        labels = truth["labels"]
+        intersection, union = self.confusion(logits, labels, self.quads(labels))
         present = union > 0
         return (intersection / union.clamp(min=1)).sum(dim=1) / present.sum(dim=1).clamp(min=1)
+
+    def quads(self, labels: Tensor) -> QuadLabels | None:
+        """Label maps [B, S, S] made ready for `confusion`; None where they do not divide into whole quads."""
+        grid = self._backbone.canvas_grid
+        if labels.shape[-1] % (2 * grid):
+            return None
+        return QuadLabels.cut(labels, grid=grid, num_classes=len(self.classes))
+
+    def confusion(self, logits: Tensor, labels: Tensor, quads: QuadLabels | None) -> tuple[Tensor, Tensor]:
+        """(intersection, union) [B, K] in pixels, of readings and label maps [B, S, S] with their `quads`."""
+        if quads is not None:
+            return count_confusion(logits, quads)
+        maps = labels.long()
+        return per_image_confusion(self.predict(logits, maps.shape[-1]), maps, len(self.classes))[:2]
 
     def soft_score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
         """[B]: soft IoU over cells, sum(s p) / sum(s + p - s p) of class shares s and probabilities p, averaged over
