@@ -105,7 +105,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     - `action`, `min_scale` (continuous), `grid_scales`, `grid_centers` (grid), `quadtree_levels` (quadtree),
       `allow_stop`, `glimpse_cost`.
     - `reward`, `observations`, `canvas_size`, `map_size` (None: the canvas grid), `observation_dtype`.
-    - `track_score`: put the score into every info. A segmentation's score costs an upsampling to scene size, so
+    - `track_score`: put the score into every info. A segmentation's score is counted at scene size, so
       it is computed only where the reward or this asks for it; a classification's is always there.
     - `autoreset_mode`: "next_step" (Gymnasium's default), "same_step" or "disabled".
 
