@@ -63,8 +63,8 @@ class CachedFileScenes(ScenesOnDisk):
         self._scenes = np.memmap(self.path, dtype=self._record, mode="r", shape=(len(files),))
         self._file: BufferedReader | None = None
         stamps = np.memmap(self.path, dtype=np.uint64, mode="r", offset=self._stamps_at(), shape=(len(files),))
-        left_out = np.flatnonzero((stamps & READABLE) == 0)
-        self.unreadable: dict[int, str] = {int(i): f"cannot read {files.images[i]}" for i in left_out}
+        lacking = np.flatnonzero((stamps & READABLE) == 0)
+        self.unreadable: dict[int, str] = {int(i): f"cannot read {files.images[i]}" for i in lacking}
         """Scenes left out, and why."""
         for count, (index, reason) in enumerate(self.unreadable.items(), start=1):
             warnings.warn(f"scene {index} is left out: {reason} ({count} left out)", RuntimeWarning, stacklevel=2)
