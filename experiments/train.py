@@ -605,6 +605,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
     folder = str(run_dir / "tensorboard")
     board = TensorBoardOutputFormat(folder)
     if state is not None:  # what came after the state was lost with the process: TensorBoard shall not show it twice
+        board.writer.close()
         board.writer = SummaryWriter(folder, purge_step=model.num_timesteps + 1)
     model.set_logger(Logger(folder, [board]))
     learning: list[BaseCallback] = [run, ViewpointStatistics(build_actions(env_cfg))]
