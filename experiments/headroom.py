@@ -393,7 +393,7 @@ def page(result: dict[str, Any]) -> str:
         "| by cross-entropy | share of the locator's: by score | by cross-entropy | IQM of scenes | every seed |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, row in rows.items():
+    for name, row in sorted(rows.items(), key=lambda item: item[0] != result["baseline"]):  # the baseline first
         dense = metric == "mIoU"
         cells = [
             f"{name} ({row['num_scenes']:,} scenes)" if row["num_scenes"] < result["num_scenes"] else name,
