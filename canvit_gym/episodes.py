@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from canvit_core.preprocess import IMAGENET_MEAN, IMAGENET_STD
-from canvit_pytorch import RecurrentState
+from canvit_pytorch import RecurrentState, Viewpoint
 from canvit_pytorch.preprocess import imagenet_denormalize
 from numpy.typing import NDArray
 from torch import Tensor
@@ -226,31 +226,34 @@ class EpisodeBatch:
     def look(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
         assert self.images is not None, "begin() comes first"
-        state = self._after_glimpses(rows, viewpoints)
+        where = to_viewpoint(viewpoints, self.backbone.device)
+        state = self._after_glimpses(rows, viewpoints, where)
         self._states.put(rows, state)
 
         self.viewpoints[rows, self.glimpses[rows]] = viewpoints
         self.glimpses[rows] += 1
         if self._acuity is not None:
             acuity = self._acuity if len(rows) == self.num else self._acuity[index_of(rows, self._acuity)]
-            viewpoint = to_viewpoint(viewpoints, self.backbone.device)
-            self._acuity = _assign(self._acuity, rows, sharpened(acuity, viewpoint), self.num)
+            self._acuity = _assign(self._acuity, rows, sharpened(acuity, where), self.num)
         self._read(rows, *self._decode(state))
 
-    def _after_glimpses(self, rows: Rows, viewpoints: NDArray[np.float32]) -> RecurrentState:
-        """The states of rows after their glimpses; forwards only for those that the cache does not hold."""
+    def _after_glimpses(self, rows: Rows, viewpoints: NDArray[np.float32], where: Viewpoint) -> RecurrentState:
+        """The states of rows after their glimpses; forwards only for those that the cache does not hold. `where` is
+        the viewpoints on the device.
+        """
         cache = self.first_glimpses
         if cache is None:
-            return self._forward(rows, viewpoints)
+            return self._forward(rows, viewpoints, where)
         scene = self.scene[rows]
         first = (self.glimpses[rows] == 0) & (viewpoints == cache.viewpoint).all(axis=1)
         held = first & cache.holds(scene)
         known, others = np.flatnonzero(held), np.flatnonzero(~held)
         if known.size and self._pixels is not None:
-            self._keep_pixels(rows[known], self._glimpses(rows[known], viewpoints[known]))
+            of_known = to_viewpoint(viewpoints[known], self.backbone.device)
+            self._keep_pixels(rows[known], self._glimpses(rows[known], viewpoints[known], of_known))
         if not others.size:
             return cache.get(scene)
-        state = self._forward(rows[others], viewpoints[others])
+        state = self._forward(rows[others], viewpoints[others], to_viewpoint(viewpoints[others], self.backbone.device))
         if (new := np.flatnonzero(first[others])).size:
             index = index_of(new, state.canvas)
             part = RecurrentState(canvas=state.canvas[index], recurrent_cls=state.recurrent_cls[index])
@@ -266,20 +269,20 @@ class EpisodeBatch:
             recurrent_cls=torch.cat([state.recurrent_cls, here.recurrent_cls]).index_select(0, place),
         )
 
-    def _forward(self, rows: Rows, viewpoints: NDArray[np.float32]) -> RecurrentState:
-        glimpse = self._glimpses(rows, viewpoints)
+    def _forward(self, rows: Rows, viewpoints: NDArray[np.float32], where: Viewpoint) -> RecurrentState:
+        glimpse = self._glimpses(rows, viewpoints, where)
         if self._pixels is not None:
             self._keep_pixels(rows, glimpse)
-        return self.backbone.step(glimpse, self._states.take(rows), to_viewpoint(viewpoints, self.backbone.device))
+        return self.backbone.step(glimpse, self._states.take(rows), where)
 
-    def _glimpses(self, rows: Rows, viewpoints: NDArray[np.float32]) -> Tensor:
+    def _glimpses(self, rows: Rows, viewpoints: NDArray[np.float32], where: Viewpoint) -> Tensor:
         """[len(rows), 3, px, px], ImageNet-normalized."""
         assert self.images is not None
         if len(rows) == self.num:
-            return self.backbone.glimpse(self.images, to_viewpoint(viewpoints, self.backbone.device))
+            return self.backbone.glimpse(self.images, where)
         if 2 * len(rows) <= self.num:
             images = self.images[index_of(rows, self.images)]
-            return self.backbone.glimpse(images, to_viewpoint(viewpoints, self.backbone.device))
+            return self.backbone.glimpse(images, where)
         # Sampling every scene and dropping some glimpses is cheaper than copying the scenes of most.
         everywhere = np.tile(FULL_SCENE, (self.num, 1))
         everywhere[rows] = viewpoints

@@ -197,7 +197,8 @@ def evaluate(
     names a progress bar. Of a data set on disk with unreadable="skip", scenes that cannot be read are left out.
 
     Raises:
-        ValueError: batch_size or num_glimpses below 1, no scenes, or a policy that does not fit the task.
+        ValueError: batch_size or num_glimpses below 1, a seed below 0, no scenes, a policy that does not fit the task
+            or the observations, or viewpoints that do not lie inside the scene.
         FloatingPointError: a reading that is not finite.
     """
     scenes = build_scenes(config)
@@ -235,6 +236,8 @@ def _roll_out(
     """The scenes `order` of the config's, in this order."""
     if batch_size < 1 or num_glimpses < 1:
         raise ValueError(f"batch_size and num_glimpses must be at least 1, got {batch_size} and {num_glimpses}")
+    if seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, got {seed}")
     backbone = build_backbone(config)
     require_scene_size(config, backbone, scenes)
     task = build_task(config, backbone, scenes.classes)
