@@ -229,7 +229,7 @@ def plot(rows: list[dict[str, Any]], reference: Sequence[Stops], metric: str, pa
     ax.plot(glimpses, [100 * row["score"]["value"] for row in stopping], "s", label="stops")
     for row in stopping:
         at = (row["mean_glimpses"], 100 * row["score"]["value"])
-        ax.annotate(f"{row['cost']:g}", at, xytext=(6, -12), textcoords="offset points", fontsize=8)
+        ax.annotate(f"{row['cost']:g}", at, xytext=(8, -3), textcoords="offset points", fontsize=8)
     ax.set(xlabel="mean glimpses (numbers: cost of one)", ylabel=f"{metric}, %")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
