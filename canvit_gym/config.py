@@ -112,13 +112,12 @@ class EnvConfig:
         check_keys(self.observations)
         if not isinstance(self.cache, bool | str):
             raise ValueError(f"cache must be True, False or a directory, got {self.cache!r}")
-        if self.cache == "":
-            raise ValueError("cache must not be empty: leave it out for no cache, or pass True or a directory")
         for name in ("root", "checkpoint", "revision", "probe", "device"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (name in ("root", "revision", "probe") and value is None):
                 raise ValueError(f"{name} must be a string, so that the environment's spec is JSON; got {value!r}")
-            if value == "":  # as an unset variable of a shell leaves it
+        for name in ("root", "checkpoint", "revision", "probe", "device", "cache"):
+            if getattr(self, name) == "":  # as an unset variable of a shell leaves it
                 raise ValueError(f"{name} must not be empty: leave it out for the default")
         check_shard(self.shard)
         check_scene_arguments(

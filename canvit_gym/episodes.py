@@ -243,17 +243,17 @@ class EpisodeBatch:
         """
         cache = self.first_glimpses
         if cache is None:
-            return self._forward(rows, viewpoints, where)
+            return self._forward(rows, where)
         scene = self.scene[rows]
         first = (self.glimpses[rows] == 0) & (viewpoints == cache.viewpoint).all(axis=1)
         held = first & cache.holds(scene)
         known, others = np.flatnonzero(held), np.flatnonzero(~held)
         if known.size and self._pixels is not None:
             of_known = to_viewpoint(viewpoints[known], self.backbone.device)
-            self._keep_pixels(rows[known], self._glimpses(rows[known], viewpoints[known], of_known))
+            self._keep_pixels(rows[known], self._glimpses(rows[known], of_known))
         if not others.size:
             return cache.get(scene)
-        state = self._forward(rows[others], viewpoints[others], to_viewpoint(viewpoints[others], self.backbone.device))
+        state = self._forward(rows[others], to_viewpoint(viewpoints[others], self.backbone.device))
         if (new := np.flatnonzero(first[others])).size:
             index = index_of(new, state.canvas)
             part = RecurrentState(canvas=state.canvas[index], recurrent_cls=state.recurrent_cls[index])
@@ -269,13 +269,13 @@ class EpisodeBatch:
             recurrent_cls=torch.cat([state.recurrent_cls, here.recurrent_cls]).index_select(0, place),
         )
 
-    def _forward(self, rows: Rows, viewpoints: NDArray[np.float32], where: Viewpoint) -> RecurrentState:
-        glimpse = self._glimpses(rows, viewpoints, where)
+    def _forward(self, rows: Rows, where: Viewpoint) -> RecurrentState:
+        glimpse = self._glimpses(rows, where)
         if self._pixels is not None:
             self._keep_pixels(rows, glimpse)
         return self.backbone.step(glimpse, self._states.take(rows), where)
 
-    def _glimpses(self, rows: Rows, viewpoints: NDArray[np.float32], where: Viewpoint) -> Tensor:
+    def _glimpses(self, rows: Rows, where: Viewpoint) -> Tensor:
         """[len(rows), 3, px, px], ImageNet-normalized."""
         assert self.images is not None
         if len(rows) == self.num:
@@ -284,10 +284,10 @@ class EpisodeBatch:
             images = self.images[index_of(rows, self.images)]
             return self.backbone.glimpse(images, where)
         # Sampling every scene and dropping some glimpses is cheaper than copying the scenes of most.
-        everywhere = np.tile(FULL_SCENE, (self.num, 1))
-        everywhere[rows] = viewpoints
-        glimpse = self.backbone.glimpse(self.images, to_viewpoint(everywhere, self.backbone.device))
-        return glimpse[index_of(rows, glimpse)]
+        index = index_of(rows, where.scales)
+        everywhere = to_viewpoint(np.tile(FULL_SCENE, (self.num, 1)), self.backbone.device)
+        everywhere.centers[index], everywhere.scales[index] = where.centers, where.scales
+        return self.backbone.glimpse(self.images, everywhere)[index]
 
     def _keep_pixels(self, rows: Rows, glimpse: Tensor) -> None:
         self._pixels = _assign(self._pixels, rows, _to_uint8(glimpse), self.num)

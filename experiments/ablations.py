@@ -32,7 +32,7 @@ from agents.hyperparameters import load_hyperparameters
 from agents.learned import LearnedPolicy
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.statistics import InterquartileMean, bootstrap_interval, paired_difference
-from experiments.comparison import per_scene
+from experiments.comparison import per_scene, with_interval
 from experiments.provenance import plain, provenance
 from experiments.records import write_text
 from experiments.runs import complete, require_same_run
@@ -80,6 +80,7 @@ VARIANTS: dict[str, Variant] = {
     "separable=true": Variant("network", hyper=_policy(separable=True)),
     "blocks=1": Variant("network", hyper=_policy(blocks=1)),
     **{f"without {key}": Variant("observation") for key in _KEYS if key != "cls"},
+    "without gaze": Variant("observation", hyper=_policy(inhibition=None)),  # inhibition of return reads it
     "with cls": Variant("observation"),
     **{
         f"ent_coef={value}": Variant("entropy", hyper={"entropy_floor": None, "ent_coef": value})
@@ -171,8 +172,6 @@ def settings_of(config: AblationConfig, name: str) -> tuple[dict[str, Any], dict
         what, key = name.split(" ")
         wanted = [k for k in keys if k != key] if what == "without" else [*keys, *{key} - set(keys)]
         env_kwargs["observations"] = wanted
-        if name == "without gaze":  # inhibition of return reads it
-            hyper["policy_kwargs"] = {**hyper.get("policy_kwargs", {}), "inhibition": None}
     return env_kwargs, hyper
 
 
@@ -348,8 +347,7 @@ def table(result: dict[str, Any]) -> str:
 def _cell(estimate: dict[str, list[float]] | None, factor: float, form: str) -> str:
     if estimate is None:
         return ""
-    low, high = sorted(factor * estimate[name][-1] for name in ("low", "high"))
-    return f"{form.format(factor * estimate['value'][-1])} [{form.format(low)}, {form.format(high)}]"
+    return with_interval({name: curve[-1] for name, curve in estimate.items()}, form, factor)
 
 
 def page(config: AblationConfig, result: dict[str, Any]) -> str:
@@ -395,7 +393,6 @@ def ablate(config: AblationConfig) -> bool:
 
 def write_report(config: AblationConfig) -> None:
     result = summary(config)
-    config.results_dir.mkdir(parents=True, exist_ok=True)
     path = config.results_dir / config.env.split("/")[-1]
     write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
     write_text(path.with_suffix(".md"), page(config, result))

@@ -40,6 +40,12 @@ def per_scene(evaluation: Evaluation) -> NDArray[np.float64]:
     return -evaluation.loss.astype(np.float64)
 
 
+def with_interval(estimate: dict[str, float], form: str, factor: float = 1) -> str:
+    """{"value", "low", "high"}, times a factor, as "value [low, high]"."""
+    low, high = sorted(factor * estimate[name] for name in ("low", "high"))
+    return f"{form.format(factor * estimate['value'])} [{form.format(low)}, {form.format(high)}]"
+
+
 def last(curve: Draws) -> Draws:
     """[R, T] -> [R]"""
     return curve[:, -1]

@@ -46,7 +46,7 @@ from canvit_gym.policies.windows import Windows
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, Flavour, generate_scene
 from canvit_gym.statistics import Estimate, InterquartileMean, Mean, OfFirst, Statistic, bootstrap_interval
 from canvit_gym.viewpoints import FULL_SCENE, kept_inside, to_viewpoint
-from experiments.comparison import Draws, clearly_ahead, first_scenes, per_scene, ratio_of_leads
+from experiments.comparison import Draws, clearly_ahead, first_scenes, per_scene, ratio_of_leads, with_interval
 from experiments.provenance import plain, provenance
 from experiments.train import env_config
 
@@ -240,11 +240,10 @@ def measured(config: HeadroomConfig, env: EnvConfig) -> dict[Role, Measured]:
     (baseline,) = baselines([spec], test)
     locator = list(locators(test))[way]
     few, oracle = _few(test, config), _oracle(env)
-    warm: dict[Role, Measured] = {}
+    found: dict[Role, Measured] = {"baseline": Measured(spec, (evaluate(baseline, config=test, progress=spec),))}
     if config.warm_started:
-        warm["warm start"] = _evaluated("warm start alone", config.warm_started, test)
-    others: dict[Role, Measured] = {
-        "baseline": Measured(spec, (evaluate(baseline, config=test, progress=spec),)),
+        found["warm start"] = _evaluated("warm start alone", config.warm_started, test)
+    found |= {
         "learned": _evaluated("learned", config.learned, test),
         "sampled": _evaluated("learned, sampled", config.learned, test, deterministic=False),
         "learned trembling": _evaluated("learned, trembling", config.learned, few, tremor=config.tremor),
@@ -252,7 +251,7 @@ def measured(config: HeadroomConfig, env: EnvConfig) -> dict[Role, Measured]:
         "trembling": Measured("trembling oracle", (evaluate(Trembling(oracle, cells=config.tremor), config=few),)),
         "oracle": Measured("greedy oracle", (evaluate(oracle, config=few),)),
     }
-    return warm | others
+    return found
 
 
 def _evaluated(
@@ -393,7 +392,7 @@ def page(result: dict[str, Any]) -> str:
         "| by cross-entropy | share of the locator's: by score | by cross-entropy | IQM of scenes | every seed |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, row in sorted(rows.items(), key=lambda item: item[0] != result["baseline"]):  # the baseline first
+    for name, row in rows.items():
         dense = metric == "mIoU"
         cells = [
             f"{name} ({row['num_scenes']:,} scenes)" if row["num_scenes"] < result["num_scenes"] else name,
@@ -431,8 +430,7 @@ def page(result: dict[str, Any]) -> str:
 def _cell(estimate: dict[str, float] | None, form: str, factor: float = 1) -> str:
     if estimate is None:
         return ""
-    value, low, high = (form.format(factor * estimate[name]).replace("-", "−") for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    return with_interval(estimate, form, factor).replace("-", "−")
 
 
 def main() -> None:

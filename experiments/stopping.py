@@ -30,6 +30,7 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.statistics import Mean, MeanIoU, Statistic, bootstrap_interval, mean_iou
+from experiments.comparison import with_interval
 from experiments.provenance import plain, provenance
 from experiments.records import write_text
 from experiments.runs import complete
@@ -153,14 +154,15 @@ class Together:
 
 def fixed_then_stop_then_glimpses(found: Sequence[Stops]) -> Statistic:
     """[T + 2]: the score after every fixed budget, the score at the stops, and the mean number of glimpses there."""
-    counts = (
-        np.stack([np.concatenate([counted, one.at_stop(counted)[:, None]], axis=1) for one, counted in pairs])
-        for pairs in (
-            [(one, getattr(one.evaluation, name).astype(np.int64)) for one in found]
-            for name in ("intersection", "union")
-        )
+
+    def counted(name: str) -> NDArray[np.integer]:
+        """[S, N, T + 1, K]"""
+        of_runs = [(one, getattr(one.evaluation, name)) for one in found]
+        return np.stack([np.concatenate([counts, one.at_stop(counts)[:, None]], axis=1) for one, counts in of_runs])
+
+    return Together(
+        (MeanIoU(counted("intersection"), counted("union")), Mean(np.stack([one.glimpses[:, None] for one in found])))
     )
-    return Together((MeanIoU(*counts), Mean(np.stack([one.glimpses[:, None] for one in found]))))
 
 
 def interpolated(curves: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -196,18 +198,14 @@ def table(rows: list[dict[str, Any]], metric: str) -> str:
     ]
     for row in rows:
         reference = f"{100 * row['reference_score']:.2f}" if "reference_score" in row else ""
-        cells = [f"{row['cost']:g}", f"{row['mean_glimpses']:.2f}", _cell(row["score"], "{:.2f}")]
+        cells = [f"{row['cost']:g}", f"{row['mean_glimpses']:.2f}", with_interval(row["score"], "{:.2f}", 100)]
         if row["cost"]:
-            cells += [_cell(row["fixed_budget_score"], "{:.2f}"), _cell(row["difference"], "{:+.2f}"), reference]
+            fixed, difference = row["fixed_budget_score"], row["difference"]
+            cells += [with_interval(fixed, "{:.2f}", 100), with_interval(difference, "{:+.2f}", 100), reference]
         else:
             cells += ["", "", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _cell(estimate: dict[str, float], form: str) -> str:
-    value, low, high = (form.format(100 * estimate[name]) for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def plot(rows: list[dict[str, Any]], reference: Sequence[Stops], metric: str, path: Path) -> None:
