@@ -90,6 +90,9 @@ class PretrainingConfig:
     """Weight of a cell that an item covers; background weighs 1."""
     batch_size: int = 64
     peak_lr: float = 2e-3
+    muon_lr: float | None = None
+    """Learn the matrices of the backbone's blocks by Muon (https://kellerjordan.github.io/posts/muon), with this peak
+    rate in the units of AdamW's. None: everything by AdamW."""
     final_lr_fraction: float = 0.02
     """Of its peak, at the end of the finish."""
     warmup_steps: int = 100
@@ -112,12 +115,37 @@ class PretrainingConfig:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def learning_rate(config: PretrainingConfig, step: int) -> float:
-    """Warm-up, constant while distilling, then a linear fall; `step` counts both phases."""
+def make_optimizers(config: PretrainingConfig, model: CanViTForPretraining) -> list[torch.optim.Optimizer]:
+    """AdamW for all parameters, or Muon for the matrices of the backbone's blocks and AdamW for the others."""
+    matrices = []
+    if config.muon_lr is not None:
+        matrices = [p for p in model.canvit.backbone.blocks.parameters() if p.ndim == 2]
+    by_muon = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in by_muon]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=config.peak_lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    ]
+    if config.muon_lr is not None:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def rate_of_peak(config: PretrainingConfig, step: int) -> float:
+    """The learning rate as a share of its peak: warm-up, constant while distilling, then a linear fall.
+
+    `step` counts both phases.
+    """
     if step < config.warmup_steps:
-        return config.peak_lr * (step + 1) / config.warmup_steps
+        return (step + 1) / config.warmup_steps
     progress = max(step - config.steps, 0) / max(config.finish_steps, 1)
-    return config.peak_lr * (1 - (1 - config.final_lr_fraction) * progress)
+    return 1 - (1 - config.final_lr_fraction) * progress
 
 
 def stop_probability(config: PretrainingConfig, step: int) -> float:
@@ -282,14 +310,13 @@ def train(config: PretrainingConfig) -> None:
     model = CanViTForPretraining(
         canvit_config=nano_config(), teacher_dim=TEACHER_DIM, teacher_patch_grid=NANO_CANVAS_GRID
     ).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.peak_lr, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
+    optimizers = make_optimizers(config, model)
     checkpoint, start, seconds, glimpses = config.run_dir / "state.pt", 0, 0.0, 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         start, seconds, glimpses = state["step"], state["seconds"], state["glimpses"]
         log.info("Resuming at step %d", start)
         writer = SummaryWriter(str(config.run_dir))
@@ -302,7 +329,7 @@ def train(config: PretrainingConfig) -> None:
             fit_standardizers(config, model, teacher, scenes, device)
             train_tokens(config, model, teacher, scenes, writer, device)
         seconds = time.monotonic() - started
-        _save_state(checkpoint, model, optimizer, step=0, seconds=seconds, glimpses=0)
+        _save_state(checkpoint, model, optimizers, step=0, seconds=seconds, glimpses=0)
 
     forward: Callable[..., Any] = model.canvit.forward
     if config.compile:
@@ -313,8 +340,9 @@ def train(config: PretrainingConfig) -> None:
     last = config.steps + config.finish_steps
     bar = tqdm(range(start, last), initial=start, total=last, desc="nano", mininterval=10)
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * rate_of_peak(config, step)
         seed_step(config.seed, step)
         model.train()
         policy_name = ROLLOUTS[step % len(ROLLOUTS)]
@@ -355,8 +383,9 @@ def train(config: PretrainingConfig) -> None:
             raise FloatingPointError(
                 f"gradient norm is {norm.item()} at step {step}; the last good state is in {checkpoint}"
             )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         glimpses += num_glimpses * batch_size
         if step % 50 < len(ROLLOUTS):
             for name, entries in logged.items():
@@ -378,13 +407,16 @@ def train(config: PretrainingConfig) -> None:
         # The state comes last: a run interrupted before it repeats the validation, and no model is left unwritten.
         if (step + 1) % config.save_every == 0 or step + 1 == last:
             seconds = time.monotonic() - began
-            _save_state(checkpoint, model, optimizer, step=step + 1, seconds=seconds, glimpses=glimpses)
+            _save_state(checkpoint, model, optimizers, step=step + 1, seconds=seconds, glimpses=glimpses)
 
 
-def _save_state(path: Path, model: CanViTForPretraining, optimizer: torch.optim.Optimizer, **progress: float) -> None:
+def _save_state(
+    path: Path, model: CanViTForPretraining, optimizers: list[torch.optim.Optimizer], **progress: float
+) -> None:
     """What a resumed run needs, written whole or not at all."""
     partial = path.with_suffix(".partial")
-    torch.save(dict(model=model.state_dict(), optimizer=optimizer.state_dict(), **progress), partial)
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.save(dict(model=model.state_dict(), optimizers=states, **progress), partial)
     partial.replace(path)
 
 

@@ -109,9 +109,12 @@ def stages(training: dict[str, Any]) -> str:
             f", {single:.0%} of its scenes with one item and {share:.0%} of its glimpses after the first around items"
         )
     starts = len(training["starts"])
+    optimizers = f"AdamW at {config['peak_lr']}"
+    if muon_lr := config.get("muon_lr"):
+        optimizers += f" (the matrices of the blocks by Muon at {muon_lr})"
     line = (
         f"  - {'From those weights: ' if earlier else ''}{done}; F-IID and R-IID rollouts in turn, "
-        f"{training['glimpses']:,} glimpses, AdamW at {config['peak_lr']}, seed {config['seed']}, "
+        f"{training['glimpses']:,} glimpses, {optimizers}, seed {config['seed']}, "
         f"{training['seconds'] / 60:.0f} minutes"
         + (f" (started {starts} times, some with other settings)." if starts > 1 else ".")
     )

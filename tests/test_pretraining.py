@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from canvit_pytorch import CanViTForImageClassification, CanViTForSemanticSegmentation
+from canvit_pytorch import CanViTForImageClassification, CanViTForPretraining, CanViTForSemanticSegmentation
 from safetensors.torch import load_file
 
-from canvit_gym.backbone.nano import NANO_CANVAS_GRID
+from canvit_gym.backbone.nano import NANO_CANVAS_GRID, nano_config
 from experiments import fit_probe, nano_finishing, pretrain_nano, ship_nano, teacher
 
 TINY = dict(num_segmentation=32, num_classification=16, batch_size=4, device="cpu")
@@ -45,10 +45,14 @@ def nano_dir(tmp_path_factory: pytest.TempPathFactory, teacher_dir: Path) -> Pat
     return run_dir
 
 
-@pytest.mark.parametrize("phase", ["training_step", "finishing_step"])
+@pytest.mark.parametrize(
+    ("phase", "muon_lr"), [("training_step", None), ("finishing_step", None), ("finishing_step", 1e-3)]
+)
 def test_interrupted_pretraining_resumes_to_the_bit(
-    nano_dir: Path, teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+    teacher_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, muon_lr: float | None
 ) -> None:
+    config = replace(nano_run(tmp_path / "interrupted", teacher_dir), muon_lr=muon_lr)
+    pretrain_nano.train(replace(config, run_dir=tmp_path / "whole"))
     step = getattr(pretrain_nano, phase)
     calls = 0
 
@@ -61,10 +65,10 @@ def test_interrupted_pretraining_resumes_to_the_bit(
 
     monkeypatch.setattr(pretrain_nano, phase, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pretrain_nano.train(nano_run(tmp_path, teacher_dir))
+        pretrain_nano.train(config)
     monkeypatch.undo()
-    pretrain_nano.train(nano_run(tmp_path, teacher_dir))
-    ours, theirs = (load_file(d / "model" / "model.safetensors") for d in (tmp_path, nano_dir))
+    pretrain_nano.train(config)
+    ours, theirs = (load_file(tmp_path / d / "model" / "model.safetensors") for d in ("interrupted", "whole"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
@@ -118,8 +122,21 @@ def test_rollouts_lengthen_and_the_learning_rate_falls() -> None:
     config = pretrain_nano.PretrainingConfig(run_dir=Path("x"), teacher_dir=Path("y"), steps=1000, finish_steps=500)
     stops = [pretrain_nano.stop_probability(config, step) for step in (0, 300, 750, 999)]
     assert stops == sorted(stops, reverse=True) and stops[0] == 0.5 and stops[-1] == pytest.approx(0.2)
-    rates = [pretrain_nano.learning_rate(config, step) for step in (999, 1200, 1499)]
-    assert rates == sorted(rates, reverse=True) and rates[0] == config.peak_lr > 10 * rates[-1] > 0
+    rates = [pretrain_nano.rate_of_peak(config, step) for step in (999, 1200, 1499)]
+    assert rates == sorted(rates, reverse=True) and rates[0] == 1 > 10 * rates[-1] > 0
+
+
+def test_muon_learns_the_matrices_of_the_blocks_and_adamw_the_rest(teacher_dir: Path, tmp_path: Path) -> None:
+    config = replace(nano_run(tmp_path, teacher_dir), token_steps=0, steps=0, peak_lr=0, muon_lr=1e-3)
+    torch.manual_seed(config.seed)
+    before = CanViTForPretraining(
+        canvit_config=nano_config(), teacher_dim=teacher.TEACHER_DIM, teacher_patch_grid=NANO_CANVAS_GRID
+    ).state_dict()
+    pretrain_nano.train(config)
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    matrices = {k for k, v in before.items() if k.startswith("canvit.backbone.blocks.") and v.ndim == 2}
+    learned = {k for k, v in before.items() if "standardizer" not in k and not torch.equal(v, after[k])}
+    assert len(matrices) >= 8 and learned == matrices, "AdamW has no learning rate here"
 
 
 def test_glimpses_around_items_lie_inside_the_scene_and_show_the_item() -> None:
