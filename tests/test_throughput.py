@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from canvit_gym.backbone.load import Backbone
 from experiments import gpu_report, scaling
@@ -172,13 +173,22 @@ def test_gpu_report_runs_without_one(tmp_path: Path) -> None:
     costs = record["costs"]["largest"]
     assert len(costs) == 3 and costs[0]["milliseconds"] >= costs[1]["milliseconds"] > 0
     assert all(cost["floor_bytes_ms"] > 0 for cost in costs)
-    assert any(cost["floor_flops_ms"] > 0 for cost in costs)
     late = gpu_report.GPUReportConfig(dry_run=True, repeats=1, compile=False, deadline_s=0, output=tmp_path / "late")
     gpu_report.main(late)
     assert "Left out for lack of time: loops, environment" in (tmp_path / "late.md").read_text()
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="run with --dry-run"):
             gpu_report.main(gpu_report.GPUReportConfig())
+
+
+def test_floors_count_what_a_product_reads_writes_and_multiplies() -> None:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, with_flops=True) as profiler:
+        torch.mm(torch.ones(64, 32), torch.ones(32, 16))
+    [product] = [e for e in profiler.key_averages(group_by_input_shape=True) if e.key == "aten::mm"]
+    chip = gpu_report.Chip(matmul_flops_per_s=1e6, bytes_per_s=1e6)
+    floors = gpu_report.floors(product, chip, item_size=4)
+    assert floors["floor_flops_ms"] == pytest.approx(2 * 64 * 32 * 16 / 1e3)
+    assert floors["floor_bytes_ms"] == pytest.approx(4 * (64 * 32 + 32 * 16 + 64 * 32) / 1e3)
 
 
 def test_ap_gym_is_asked_for_before_anything_is_measured() -> None:
