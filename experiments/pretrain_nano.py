@@ -131,9 +131,6 @@ def make_optimizers(config: PretrainingConfig, model: CanViTForPretraining) -> l
                 matrices, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
         )
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
     return optimizers
 
 
@@ -342,7 +339,7 @@ def train(config: PretrainingConfig) -> None:
     for step in bar:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * rate_of_peak(config, step)
+                group["lr"] = optimizer.defaults["lr"] * rate_of_peak(config, step)
         seed_step(config.seed, step)
         model.train()
         policy_name = ROLLOUTS[step % len(ROLLOUTS)]

@@ -72,6 +72,18 @@ def test_interrupted_pretraining_resumes_to_the_bit(
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+@pytest.mark.parametrize("muon_lr", [None, 1e-3])
+def test_a_resumed_run_learns_at_the_rates_it_is_resumed_with(
+    teacher_dir: Path, tmp_path: Path, muon_lr: float | None
+) -> None:
+    config = replace(nano_run(tmp_path, teacher_dir), finish_steps=1, muon_lr=muon_lr)
+    pretrain_nano.train(config)
+    before = load_file(tmp_path / "model" / "model.safetensors")
+    pretrain_nano.train(replace(config, finish_steps=2, peak_lr=0, muon_lr=None if muon_lr is None else 0))
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(torch.equal(after[k], before[k]) for k in before), "without a learning rate nothing moves"
+
+
 def test_pretraining_goes_on_from_a_shipped_model(nano_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
     config = replace(nano_run(tmp_path, teacher_dir), init_from=nano_dir / "model", steps=0, finish_steps=1, peak_lr=0)
     pretrain_nano.train(config)
