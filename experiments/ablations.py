@@ -97,6 +97,8 @@ VARIANTS: dict[str, Variant] = {
     "mask_seen=false": Variant("mask", hyper=_policy(mask_seen=False)),
     "inhibition=none": Variant("mask", hyper=_policy(inhibition=None)),
     "inhibition=0.0": Variant("mask", hyper=_policy(inhibition=0.0)),
+    "learning_rate=4e-4": Variant("warm start", hyper={"learning_rate": "lin_4.0e-4"}),
+    # At the base's learning rate PPO forgets what it begins with: two changes, to be held against the one above.
     "warm_start=16384": Variant("warm start", hyper={"warm_start": {"states": 16_384}, "learning_rate": "lin_4.0e-4"}),
     "warm_start=0": Variant("warm start", hyper={"warm_start": {"states": 0}}),
 }

@@ -15,6 +15,8 @@ import torch
 from canvit_gym.backbone.names import used_sources
 
 PACKAGES = ("canvit-gym", "canvit-pytorch", "gymnasium", "stable-baselines3", "torch", "numpy")
+CODE_AND_ASSETS = (":/*.py", ":/*.yml", ":/canvit_gym/assets")
+"""Pathspecs from the checkout's root: what a result depends on."""
 
 
 def provenance() -> dict[str, Any]:
@@ -62,13 +64,15 @@ def _cpu() -> str:
 
 
 def _revision() -> dict[str, Any] | None:
-    """The commit of this checkout and whether files differ from it; None outside git or before the first commit."""
+    """The commit of this checkout and whether code or assets differ from it; None outside git or before the first
+    commit. Results, which a run itself may write, do not count."""
 
     def git(*arguments: str) -> str:
         where = Path(__file__).parent
         return subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        changed = git("status", "--porcelain", "--", *CODE_AND_ASSETS)
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return None

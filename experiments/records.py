@@ -25,9 +25,9 @@ CODE = ("canvit_gym", "agents")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Such that an interruption leaves the old file or the new one."""
+    """Such that an interruption leaves the old file or the new one, and two writers leave the text of one of them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_text(text)
     os.replace(partial, path)
 
