@@ -195,6 +195,30 @@ class OfFirst:
         return self._statistic(rows, scenes[:, : self._statistic.num_scenes])
 
 
+@dataclass(frozen=True)
+class Together:
+    """Statistics of the same runs, drawn together: their values side by side, [R, T + T' + ...].
+
+    >>> trained, begun = Mean([[[0.5], [0.9]], [[0.6], [1.0]]]), Mean([[[0.4], [0.8]], [[0.5], [0.9]]])
+    >>> gain = bootstrap_interval(Together((trained, begun)), of=lambda values: values[:, 0] - values[:, 1])
+    >>> round(float(gain.low), 3), round(float(gain.high), 3)
+    (0.1, 0.1)
+    """
+
+    statistics: tuple[Statistic, ...]
+
+    @property
+    def run(self) -> NDArray[np.int64]:
+        return self.statistics[0].run
+
+    @property
+    def num_scenes(self) -> int:
+        return self.statistics[0].num_scenes
+
+    def __call__(self, rows: NDArray[np.float64], scenes: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.concatenate([statistic(rows, scenes) for statistic in self.statistics], axis=1)
+
+
 def _over_rows(rows: NDArray[np.float64], of_rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Multiplicities [R, S] and values [R, S, T] -> their mean [R, T]."""
     return np.einsum("rs,rst->rt", rows, of_rows) / rows.sum(axis=1, keepdims=True)

@@ -16,13 +16,14 @@ and, but for the locator, the same table of viewpoints as the learned policies:
   that both halves share the luck of an item's reading; with large ones a choice also favours its own half.
 
 As a control, the learned policies tremble as well. Headroom is a ceiling minus the best of the --baselines on
-validation scenes. Scores are after the last glimpse, on test scenes; oracles on the first --oracle-scenes of them, so
-that a share is a policy's lead on all scenes over the oracle's lead on those.
+validation scenes. What PPO adds to its warm start is paired by training seed. Scores are after the last glimpse, on
+test scenes; oracles on the first --oracle-scenes of them, so that a share is a policy's lead on all scenes over the
+oracle's lead on those.
 """
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -44,7 +45,7 @@ from canvit_gym.policies.halves import Half, HalfLoss
 from canvit_gym.policies.streams import scene_displacements
 from canvit_gym.policies.windows import Windows
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, Flavour, generate_scene
-from canvit_gym.statistics import Estimate, InterquartileMean, Mean, OfFirst, Statistic, bootstrap_interval
+from canvit_gym.statistics import Estimate, InterquartileMean, Mean, OfFirst, Statistic, Together, bootstrap_interval
 from canvit_gym.viewpoints import FULL_SCENE, kept_inside, to_viewpoint
 from experiments.comparison import Draws, clearly_ahead, first_scenes, per_scene, ratio_of_leads, with_interval
 from experiments.provenance import plain, provenance
@@ -79,7 +80,8 @@ class HeadroomConfig:
     learned: tuple[Path, ...]
     """Policies of one method, one per training seed."""
     warm_started: tuple[Path, ...] = ()
-    """The same policies as their warm starts left them, before PPO (experiments.train's warm_start/)."""
+    """The same policies, in the same order, as their warm starts left them, before PPO (experiments.train's
+    warm_start/)."""
     env: str = "CanViT/FashionSegmentation-v0"
     baselines: tuple[str, ...] = ()
     """Hand-coded policies that use no labels. Default: those that do best on the data set."""
@@ -163,32 +165,43 @@ def _locator_info(name: str, flavour: Flavour) -> PolicyInfo:
     )
 
 
-def locators(config: EnvConfig) -> Iterator[GlimpsePolicy]:
-    """For scenes of `config`'s split, which must be FashionScenes'."""
+def locators(config: EnvConfig) -> dict[str, GlimpsePolicy]:
+    """By name, for scenes of `config`'s split, which must be FashionScenes'."""
     flavour: Flavour = "segmentation" if config.dataset == "fashion-segmentation" else "classification"
-    for factor in (1.0, 1.25, 1.5, 2.0):
-        for jitter in (0.0, 0.2):
-            yield BoxLocator(flavour, config, factor=factor, jitter=jitter)
+    found: list[GlimpsePolicy] = [
+        BoxLocator(flavour, config, factor=factor, jitter=jitter)
+        for factor in (1.0, 1.25, 1.5, 2.0)
+        for jitter in (0.0, 0.2)
+    ]
     if flavour == "segmentation":
-        for scales in ((0.5,), (0.4,), (0.5, 0.4, 0.3)):
-            yield WindowLocator(scales=scales)
+        found += [WindowLocator(scales=scales) for scales in ((0.5,), (0.4,), (0.5, 0.4, 0.3))]
+    return {locator.info.name: locator for locator in found}
 
 
-def best_of(policies: Iterable[GlimpsePolicy], validation: EnvConfig) -> int:
-    """Which of the policies reads validation scenes best after the last glimpse."""
-    scores = []
-    for policy in policies:
-        scores.append(evaluate(policy, config=validation, progress=policy.info.name).score()[-1])
-        print(f"validation: {policy.info.name}: {100 * scores[-1]:.2f} %", flush=True)
-    return int(np.argmax(scores))
+def on_validation(policies: Mapping[str, GlimpsePolicy], validation: EnvConfig) -> dict[str, float]:
+    """By name, the score of validation scenes after the last glimpse."""
+    scores = {}
+    for name, policy in policies.items():
+        scores[name] = float(evaluate(policy, config=validation, progress=name).score()[-1])
+        print(f"validation: {name}: {100 * scores[name]:.2f} %", flush=True)
+    return scores
 
 
-def baselines(specs: Sequence[str], env: EnvConfig) -> list[GlimpsePolicy]:
-    return [make_policy(spec, config=env, num_glimpses=env.budget) for spec in specs]
+def best_of(scores: Mapping[str, float]) -> str:
+    return max(scores, key=lambda name: scores[name])
+
+
+def baseline_policy(spec: str, env: EnvConfig) -> GlimpsePolicy:
+    return make_policy(spec, config=env, num_glimpses=env.budget)
 
 
 def _environment(config: HeadroomConfig) -> EnvConfig:
     """The one that the learned policies were trained in."""
+    if config.warm_started and len(config.warm_started) != len(config.learned):
+        raise ValueError(
+            f"got {len(config.warm_started)} --warm-started for {len(config.learned)} --learned: name the warm start "
+            "of every learned policy, in the same order, or none"
+        )
     envs = {record.env for record in map(load_record, (*config.learned, *config.warm_started))}
     if len(envs) != 1:
         raise ValueError(f"the learned policies must share one environment, got {len(envs)} of them")
@@ -230,24 +243,30 @@ class Measured:
         return InterquartileMean(np.stack([per_scene(run) for run in self.runs]))
 
 
-def measured(config: HeadroomConfig, env: EnvConfig) -> dict[Role, Measured]:
-    """The best baseline, what the learned policies do, and the ceilings."""
-    test = _test(config, env)
+def candidates(config: HeadroomConfig, env: EnvConfig) -> dict[Role, dict[str, float]]:
+    """What may stand for the hand-coded policies and for the locators, by the score on validation scenes."""
     validation = replace(env, split="validation", num_scenes=config.tuning_scenes)
     specs = config.baselines or BASELINES[env.dataset]
-    spec = specs[best_of(baselines(specs, validation), validation)]
-    way = best_of(locators(validation), validation)
-    (baseline,) = baselines([spec], test)
-    locator = list(locators(test))[way]
+    return {
+        "baseline": on_validation({spec: baseline_policy(spec, validation) for spec in specs}, validation),
+        "locator": on_validation(locators(validation), validation),
+    }
+
+
+def measured(config: HeadroomConfig, env: EnvConfig, *, baseline: str, locator: str) -> dict[Role, Measured]:
+    """The best baseline, what the learned policies do, and the ceilings."""
+    test = _test(config, env)
     few, oracle = _few(test, config), _oracle(env)
-    found: dict[Role, Measured] = {"baseline": Measured(spec, (evaluate(baseline, config=test, progress=spec),))}
+    found: dict[Role, Measured] = {
+        "baseline": Measured(baseline, (evaluate(baseline_policy(baseline, test), config=test, progress=baseline),))
+    }
     if config.warm_started:
         found["warm start"] = _evaluated("warm start alone", config.warm_started, test)
     found |= {
         "learned": _evaluated("learned", config.learned, test),
         "sampled": _evaluated("learned, sampled", config.learned, test, deterministic=False),
         "learned trembling": _evaluated("learned, trembling", config.learned, few, tremor=config.tremor),
-        "locator": Measured(locator.info.name, (evaluate(locator, config=test, progress=locator.info.name),)),
+        "locator": Measured(locator, (evaluate(locators(test)[locator], config=test, progress=locator),)),
         "trembling": Measured("trembling oracle", (evaluate(Trembling(oracle, cells=config.tremor), config=few),)),
         "oracle": Measured("greedy oracle", (evaluate(oracle, config=few),)),
     }
@@ -288,7 +307,7 @@ def _oracle(env: EnvConfig, **options: Any) -> GreedyOracle:
 
 def halves(few: EnvConfig, baseline: str, block: int) -> dict[str, Any]:
     """The oracle's lead in cross-entropy over the baseline on pixels it did not choose by, and on those it did."""
-    of_baseline = _losses_by_half(baselines([baseline], few)[0], few, block)
+    of_baseline = _losses_by_half(baseline_policy(baseline, few), few, block)
     chosen, unseen = [], []
     ways: tuple[tuple[Half, Half], ...] = (("even", "odd"), ("odd", "even"))
     for half, other in ways:
@@ -320,6 +339,10 @@ def _share_across_scenes(one: Draws, its_reference: Draws, other: Draws, other_r
     return ratio_of_leads(one - its_reference, other - other_reference)
 
 
+def _first_minus_second(curves: Draws) -> Draws:
+    return np.subtract(*np.split(curves, 2, axis=1))
+
+
 def _share_lost(lead: Draws, honest: Draws) -> Draws:
     return 1 - ratio_of_leads(honest, lead)
 
@@ -338,7 +361,8 @@ def _last(estimate: Estimate) -> dict[str, float]:
 def study(config: HeadroomConfig) -> dict[str, Any]:
     """Everything, as JSON values; shares are fractions."""
     env = _environment(config)
-    found = measured(config, env)
+    tried = candidates(config, env)
+    found = measured(config, env, baseline=best_of(tried["baseline"]), locator=best_of(tried["locator"]))
     baseline, oracle = found["baseline"], found["oracle"]
     rows: dict[str, dict[str, Any]] = {}
     for policy in found.values():
@@ -351,6 +375,10 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
             for name in ("score", "loss"):
                 pair = [getattr(each, name) for each in (policy, baseline.first(policy.num_scenes))]
                 rows[policy.name][f"{name}_minus_baseline"] = _last(bootstrap_interval(*pair, of=np.subtract))
+    if "warm start" in found:
+        for name in ("score", "loss"):
+            pair = Together(tuple(getattr(found[role], name) for role in ("learned", "warm start")))
+            rows["learned"][f"{name}_minus_warm_start"] = _last(bootstrap_interval(pair, of=_first_minus_second))
     for ceiling, roles in SHARES.items():
         leader = found[ceiling]
         for name in ("score", "loss"):
@@ -374,6 +402,8 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
         "num_scenes": baseline.num_scenes,
         "oracle_scenes": oracle.num_scenes,
         "tremor_cells": config.tremor,
+        "tuning_scenes": config.tuning_scenes,
+        "on_validation": tried,
         "policies": rows,
         "halves": [halves(few, baseline.name, block) for block in blocks],
         "config": plain(asdict(config))
@@ -417,6 +447,11 @@ def page(result: dict[str, Any]) -> str:
         f"Written by\n\n    {result['provenance']['command']}",
         "\n".join(lines),
     ]
+    if gained := rows["learned"].get("score_minus_warm_start"):
+        text.append(
+            f"PPO minus its warm start, paired by training seed: {_cell(gained, '{:+.1f}', 100)} points, "
+            f"{_cell(rows['learned']['loss_minus_warm_start'], '{:+.4f}')} nats."
+        )
     for half in result["halves"]:
         text.append(
             f"Oracle by halves, squares of {half['block']} x {half['block']} cells: the lead in cross-entropy is "
@@ -424,6 +459,10 @@ def page(result: dict[str, Any]) -> str:
             f"{_cell(half['lead_on_other_half'], '{:.4f}')} on the others; "
             f"{_cell(half['share_of_luck'], '{:.0f} %', 100)} of it does not carry over."
         )
+    for role, what in (("baseline", "The best hand-coded policy"), ("locator", "The best locator")):
+        scores = sorted(result["on_validation"][role].items(), key=lambda item: -item[1])
+        listed = ", ".join(f"{name} {100 * score:.1f}" for name, score in scores)
+        text.append(f"{what} on {result['tuning_scenes']:,} validation scenes, {metric} %: {listed}.")
     return "\n\n".join(text) + "\n"
 
 

@@ -29,7 +29,7 @@ from agents.policy import ViewpointPolicy
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
-from canvit_gym.statistics import Mean, MeanIoU, Statistic, bootstrap_interval, mean_iou
+from canvit_gym.statistics import Mean, MeanIoU, Statistic, Together, bootstrap_interval, mean_iou
 from experiments.comparison import with_interval
 from experiments.provenance import plain, provenance
 from experiments.records import write_text
@@ -132,24 +132,6 @@ def entry(cost: float, seed: int, found: Stops) -> dict[str, Any]:
         "score_at_fixed_budget": found.evaluation.score().tolist(),
         "loss_at_fixed_budget": found.evaluation.mean_loss().tolist(),
     }
-
-
-@dataclass(frozen=True)
-class Together:
-    """Statistics of the same runs, drawn together: their values side by side, [R, T + T' + ...]."""
-
-    statistics: tuple[Statistic, ...]
-
-    @property
-    def run(self) -> NDArray[np.int64]:
-        return self.statistics[0].run
-
-    @property
-    def num_scenes(self) -> int:
-        return self.statistics[0].num_scenes
-
-    def __call__(self, rows: NDArray[np.float64], scenes: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.concatenate([statistic(rows, scenes) for statistic in self.statistics], axis=1)
 
 
 def fixed_then_stop_then_glimpses(found: Sequence[Stops]) -> Statistic:

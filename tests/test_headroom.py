@@ -78,6 +78,12 @@ def test_the_study(tmp_path: Path, env_id: str) -> None:
     assert result["baseline"] in rows and len(rows) == 8
     assert rows["warm start alone"] == {key: rows["learned"][key] for key in rows["warm start alone"]}
     assert len(rows["learned"]["score_of_seed"]) == 2
+    # The same policies: paired by seed, there is nothing between them.
+    assert rows["learned"]["score_minus_warm_start"] == rows["learned"]["loss_minus_warm_start"]
+    assert set(rows["learned"]["score_minus_warm_start"].values()) == {0.0}
+    assert set(result["on_validation"]["baseline"]) == {"coarse_to_fine", "center"}
+    assert result["baseline"] == max(result["on_validation"]["baseline"].items(), key=lambda item: item[1])[0]
+    assert len(result["on_validation"]["locator"]) == (11 if env_id == "CanViT/FashionSegmentation-v0" else 8)
     assert rows["greedy oracle"]["loss_minus_baseline"]["value"] < 0  # it chooses by the loss
     assert rows["greedy oracle"]["loss"]["value"] <= rows["trembling oracle"]["loss"]["value"]
     for ceiling, name in (("oracle", "greedy oracle"), ("trembling", "trembling oracle")):
@@ -105,3 +111,9 @@ def test_policies_of_another_data_set_are_refused(tmp_path: Path) -> None:
     directory = untrained(tmp_path / "policy", "CanViT/FashionSegmentation-v0", seed=0)
     with pytest.raises(ValueError, match="the learned policies are of fashion-segmentation"):
         study(HeadroomConfig(learned=(directory,), env="CanViT/FashionClassification-v0"))
+
+
+def test_every_learned_policy_needs_its_warm_start(tmp_path: Path) -> None:
+    directory = untrained(tmp_path / "policy", "CanViT/FashionSegmentation-v0", seed=0)
+    with pytest.raises(ValueError, match="got 1 --warm-started for 2 --learned"):
+        study(HeadroomConfig(learned=(directory, directory), warm_started=(directory,)))
