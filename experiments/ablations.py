@@ -17,7 +17,6 @@ differences paired by scene.
 
 import json
 import re
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -25,18 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from agents.checkpoint import load_policy
 from agents.hyperparameters import load_hyperparameters
 from agents.learned import LearnedPolicy
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.statistics import InterquartileMean, bootstrap_interval, paired_difference
+from experiments.command_line import GOES_ON, env_config, run_command
 from experiments.comparison import per_scene, with_interval
 from experiments.provenance import plain, provenance
 from experiments.records import write_text
 from experiments.runs import complete, require_same_run
-from experiments.train import RESULT, TrainConfig, env_config, ppo_for_throughput
+from experiments.throughput.ppo import ppo_for_throughput
+from experiments.training.settings import RESULT, TrainConfig
 
 BASE = "base"
 
@@ -400,21 +400,14 @@ def write_report(config: AblationConfig) -> None:
     write_text(path.with_suffix(".md"), page(config, result))
 
 
-def main() -> None:
-    config = tyro.cli(AblationConfig, description=__doc__)
-    try:
-        if config.list:
-            print_list(config)
-            return
-        finished = ablate(config)
-    except (OSError, ValueError, TypeError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        finished = False
-    if not finished:
-        sys.exit("Interrupted; the same command goes on.")
+def main(config: AblationConfig) -> None:
+    if config.list:
+        print_list(config)
+        return
+    if not ablate(config):
+        raise KeyboardInterrupt
     print(table(summary(config)))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, AblationConfig, description=__doc__, if_interrupted=GOES_ON)

@@ -21,7 +21,6 @@ import glob
 import hashlib
 import logging
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +28,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
 from tqdm import tqdm
 
 from agents.checkpoint import WEIGHTS, load_record
@@ -39,6 +37,7 @@ from canvit_gym.config import EnvConfig, build_backbone, build_scenes, build_tas
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import POLICY_NAMES, POLICY_SPECS, GlimpsePolicy, check_supported, make_policy, parse_spec
+from experiments.command_line import GOES_ON, env_config, json_object, run_command
 from experiments.comparison import run_warnings
 from experiments.gallery import draw_gallery
 from experiments.provenance import provenance
@@ -52,7 +51,6 @@ from experiments.records import (
     write_json,
 )
 from experiments.report import write_report
-from experiments.train import env_config, json_object
 
 DEFAULT_POLICIES = (
     *(name for name in POLICY_NAMES if name not in ("center", "raster")),
@@ -412,11 +410,4 @@ def benchmark(config: BenchmarkConfig) -> Path:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
-    benchmark_config = tyro.cli(BenchmarkConfig, description=__doc__)
-    try:
-        benchmark(benchmark_config)
-    except KeyboardInterrupt:
-        print("Interrupted. The same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
-    except (OSError, ValueError, TypeError, FloatingPointError) as error:
-        sys.exit(f"benchmark: {error}")
+    run_command(benchmark, BenchmarkConfig, description=__doc__, if_interrupted=GOES_ON)

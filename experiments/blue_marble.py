@@ -33,10 +33,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
+
+from experiments.command_line import run_command
 
 log = logging.getLogger(__name__)
 
@@ -144,4 +145,4 @@ def main(config: BlueMarbleConfig) -> Path:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    main(tyro.cli(BlueMarbleConfig, description=__doc__))
+    run_command(main, BlueMarbleConfig, description=__doc__)

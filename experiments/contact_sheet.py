@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from canvit_pytorch import Viewpoint, sample_at_viewpoint
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -26,6 +25,7 @@ from canvit_gym.scenes.fashion import (
     Split,
     generate_scene,
 )
+from experiments.command_line import run_command
 
 GAP_PX = 10
 CAPTION_PX = 18
@@ -112,4 +112,4 @@ def main(config: ContactSheetConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ContactSheetConfig, description=__doc__))
+    run_command(main, ContactSheetConfig, description=__doc__)

@@ -10,7 +10,6 @@ all test scenes against the paper's R-IID, F-IID, C2F and EG-C2F at the same bud
 import json
 import logging
 import resource
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from canvit_pytorch.policies import PolicyName
 
 from agents.checkpoint import load_policy, load_record
@@ -27,9 +25,11 @@ from agents.learned import LearnedPolicy
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
 from canvit_gym.policies import GlimpsePolicy, PaperPolicy
 from canvit_gym.statistics import paired_difference
+from experiments.command_line import run_command
 from experiments.gaze_picture import draw_gaze
 from experiments.provenance import provenance
-from experiments.train import CONFIG, RESULT, TrainConfig, train
+from experiments.train import train
+from experiments.training.settings import CONFIG, RESULT, TrainConfig
 
 ENV_ID = "CanViT/FashionSegmentation-v0"
 OPPONENTS: tuple[PolicyName, ...] = ("random", "full_then_random", "coarse_to_fine", "entropy_coarse_to_fine")
@@ -175,8 +175,4 @@ def main(config: DemoConfig) -> dict[str, object]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
-    demo_config = tyro.cli(DemoConfig, description=__doc__)
-    try:
-        main(demo_config)
-    except (OSError, ValueError, TypeError, FloatingPointError) as error:
-        sys.exit(f"demo: {error}")
+    run_command(main, DemoConfig, description=__doc__)

@@ -28,7 +28,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from canvit_pytorch import RecurrentState, SegmentationProbe
 from canvit_pytorch.episode import run_episode
 from canvit_pytorch.policies import make_policy
@@ -47,6 +46,7 @@ from canvit_gym.policies import PaperPolicy
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.tasks.segmentation import class_shares
 from canvit_gym.tasks.task import TRAINING_RECORD
+from experiments.command_line import GOES_ON, run_command
 from experiments.probe_card import card
 from experiments.provenance import plain, provenance
 
@@ -516,4 +516,4 @@ def main(config: ProbeConfig) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     names = f"Checkpoints by name: nano, {', '.join(CHECKPOINTS)}."
-    main(tyro.cli(ProbeConfig, description=f"{__doc__}\n{names}"))
+    run_command(main, ProbeConfig, description=f"{__doc__}\n{names}", if_interrupted=GOES_ON)

@@ -28,13 +28,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from canvit_pytorch import RecurrentState, Viewpoint
 from torch.profiler import ProfilerActivity, profile
 
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.config import build_backbone
 from canvit_gym.vector_env import GlimpseVectorEnv
+from experiments.command_line import run_command
 from experiments.provenance import plain, provenance
 from experiments.throughput.contestants import CONTESTANTS, Job
 from experiments.throughput.stages import synchronize
@@ -273,7 +273,7 @@ def report(record: dict[str, Any]) -> str:
 
 def main(config: GPUReportConfig) -> None:
     if not config.dry_run and not torch.cuda.is_available():
-        raise RuntimeError("PyTorch sees no CUDA device: run with --dry-run to see that the script works")
+        raise OSError("PyTorch sees no CUDA device: run with --dry-run to see that the script works")
     began = time.perf_counter()
     job = Job(
         contestant="run_episode",
@@ -328,4 +328,4 @@ def main(config: GPUReportConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(GPUReportConfig, description=__doc__))
+    run_command(main, GPUReportConfig, description=__doc__)

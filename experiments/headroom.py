@@ -22,7 +22,6 @@ oracle's lead on those.
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,7 +29,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 
 from agents.checkpoint import load_policy, load_record
@@ -47,9 +45,9 @@ from canvit_gym.policies.windows import Windows
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, Flavour, generate_scene
 from canvit_gym.statistics import Estimate, InterquartileMean, Mean, OfFirst, Statistic, Together, bootstrap_interval
 from canvit_gym.viewpoints import FULL_SCENE, kept_inside, to_viewpoint
+from experiments.command_line import env_config, run_command
 from experiments.comparison import Draws, clearly_ahead, first_scenes, per_scene, ratio_of_leads, with_interval
 from experiments.provenance import plain, provenance
-from experiments.train import env_config
 
 _ANY_TASK = (
     "coarse_to_fine", "fine_to_coarse", "best_fixed_sequence", "saliency(scale=0.5)", "saliency(scale=0.4)",
@@ -472,12 +470,8 @@ def _cell(estimate: dict[str, float] | None, form: str, factor: float = 1) -> st
     return with_interval(estimate, form, factor).replace("-", "−")
 
 
-def main() -> None:
-    config = tyro.cli(HeadroomConfig, description=__doc__)
-    try:
-        result = study(config)
-    except (OSError, ValueError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+def main(config: HeadroomConfig) -> None:
+    result = study(config)
     config.results_dir.mkdir(parents=True, exist_ok=True)
     path = config.results_dir / config.env.split("/")[-1]
     path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
@@ -486,4 +480,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, HeadroomConfig, description=__doc__)

@@ -20,7 +20,6 @@ from typing import Any, cast, get_args
 
 import numpy as np
 import torch
-import tyro
 from canvit_pytorch import CanViTConfig, CanViTForPretraining, SegmentationProbe
 from canvit_pytorch.hub import repos
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.tasks.segmentation import SegmentationTask
 from canvit_gym.viewpoints import FULL_SCENE
+from experiments.command_line import run_command
 from experiments.provenance import provenance
 
 log = logging.getLogger(__name__)
@@ -171,4 +171,4 @@ def main(config: MemoryConfig) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    main(tyro.cli(MemoryConfig, description=__doc__))
+    run_command(main, MemoryConfig, description=__doc__)

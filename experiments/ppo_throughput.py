@@ -27,16 +27,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.hyperparameters import load_hyperparameters
 from agents.rollout import TensorRolloutBuffer
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
+from experiments.command_line import run_command
 from experiments.provenance import plain, provenance
+from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_throughput
 from experiments.throughput.stages import synchronize
-from experiments.train import ppo_for_throughput, stock_ppo_for_throughput
 
 OURS, STOCK, STOCK_POLICY = "canvit_gym", "stock PPO", "stock PPO and policy"
 DESCRIPTIONS = {
@@ -193,8 +193,7 @@ def ratio_with_free_update(medians: dict[str, dict[str, float]]) -> float:
     return ours["glimpses_per_second"] / (1 - ours["share_in_update"]) / stock["glimpses_per_second"]
 
 
-def main() -> None:
-    config = tyro.cli(PPOThroughputConfig, description=__doc__)
+def main(config: PPOThroughputConfig) -> None:
     if config.contestant is not None:
         print(json.dumps(measure(config)))
         return
@@ -222,4 +221,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, PPOThroughputConfig, description=__doc__)

@@ -33,7 +33,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from canvit_pytorch import CanViTForPretraining, sample_at_viewpoint
 from canvit_pytorch.benchmarks.ade20k import MeanIoU
 from canvit_pytorch.episode import run_episode
@@ -47,6 +46,7 @@ from tqdm import tqdm
 from canvit_gym.backbone.memory import keep_freed_memory
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX, nano_config
 from canvit_gym.scenes.prepared import FashionScenes
+from experiments.command_line import GOES_ON, run_command
 from experiments.nano_finishing import FinishScenes, finishing_step
 from experiments.provenance import plain
 from experiments.teacher import (
@@ -439,4 +439,4 @@ def _save(model: Any, config: PretrainingConfig, *, results: dict[str, Any], **p
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(tyro.cli(PretrainingConfig, description=__doc__))
+    run_command(train, PretrainingConfig, description=__doc__, if_interrupted=GOES_ON)

@@ -12,15 +12,14 @@ import csv
 import io
 import json
 import re
-import sys
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
+from experiments.command_line import run_command
 from experiments.comparison import compare, run_warnings, trained_policies
 from experiments.gallery import GALLERY, INDEX, picture_size
 from experiments.records import Benchmark, load_benchmark, write_json, write_text
@@ -757,8 +756,4 @@ def main(config: ReportConfig) -> Path:
 
 
 if __name__ == "__main__":
-    report_config = tyro.cli(ReportConfig, description=__doc__)
-    try:
-        main(report_config)
-    except (OSError, ValueError) as error:
-        sys.exit(f"report: {error}")
+    run_command(main, ReportConfig, description=__doc__)

@@ -8,7 +8,8 @@ from dataclasses import replace
 from agents.checkpoint import load_record
 from agents.hyperparameters import load_hyperparameters
 from agents.record import describe_inputs, require_same
-from experiments.train import CONFIG, DEFAULT_ENV, RESULT, TrainConfig, train
+from experiments.train import train
+from experiments.training.settings import CONFIG, DEFAULT_ENV, RESULT, TrainConfig
 
 
 def complete(config: TrainConfig) -> bool:

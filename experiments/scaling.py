@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 from canvit_gym.backbone.load import resolve_device
+from experiments.command_line import run_command
 from experiments.provenance import plain, provenance
 from experiments.throughput.contestants import CONTESTANTS, Job
 from experiments.throughput.stages import synchronize
@@ -175,4 +175,4 @@ def main(config: ScalingConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ScalingConfig, description=__doc__))
+    run_command(main, ScalingConfig, description=__doc__)

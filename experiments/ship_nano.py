@@ -15,13 +15,12 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import tyro
-
 from canvit_gym.backbone.load import load_backbone
 from canvit_gym.backbone.names import asset_dir
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import GreedyOracle, PaperPolicy
+from experiments.command_line import run_command
 from experiments.pretrain_nano import PretrainingConfig
 from experiments.provenance import plain, provenance
 
@@ -228,4 +227,4 @@ def main(config: ShippingConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ShippingConfig, description=__doc__))
+    run_command(main, ShippingConfig, description=__doc__)

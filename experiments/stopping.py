@@ -12,7 +12,6 @@ without a cost (cost 0); a difference to those is also one between training runs
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from numpy.typing import NDArray
 
 from agents.checkpoint import load_policy
@@ -30,11 +28,12 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.statistics import Mean, MeanIoU, Statistic, Together, bootstrap_interval, mean_iou
+from experiments.command_line import GOES_ON, run_command
 from experiments.comparison import with_interval
 from experiments.provenance import plain, provenance
 from experiments.records import write_text
 from experiments.runs import complete
-from experiments.train import TrainConfig
+from experiments.training.settings import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -249,18 +248,11 @@ def write_report(config: StoppingConfig, found: dict[float, list[Stops]]) -> Non
     plot(rows, reference, metric, path.with_suffix(".png"))
 
 
-def main() -> None:
-    config = tyro.cli(StoppingConfig, description=__doc__)
-    try:
-        finished = study(config)
-    except (OSError, ValueError, TypeError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        finished = False
-    if not finished:
-        sys.exit("Interrupted; the same command goes on.")
+def main(config: StoppingConfig) -> None:
+    if not study(config):
+        raise KeyboardInterrupt
     print((config.results_dir / config.env.split("/")[-1]).with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, StoppingConfig, description=__doc__, if_interrupted=GOES_ON)

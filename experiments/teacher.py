@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from canvit_pytorch.benchmarks.ade20k import MeanIoU
 from canvit_pytorch.preprocess import imagenet_normalize
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from canvit_gym.scenes.fashion import SEGMENTATION_CLASSES, Split
 from canvit_gym.scenes.prepared import FashionScenes
+from experiments.command_line import run_command
 from experiments.provenance import plain
 
 log = logging.getLogger(__name__)
@@ -267,4 +267,4 @@ def train(config: TeacherConfig) -> dict[str, float]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(tyro.cli(TeacherConfig, description=__doc__))
+    run_command(train, TeacherConfig, description=__doc__)

@@ -9,7 +9,8 @@ import pytest
 
 from experiments import ablations, runs
 from experiments.ablations import VARIANTS, AblationConfig, ablate, chosen_variants, resolved, runs_of, settings_of
-from experiments.train import TrainConfig, TrainResult
+from experiments.train import TrainResult
+from experiments.training.settings import TrainConfig
 
 ENV_KWARGS: dict[str, Any] = {"device": "cpu", "budget": 3, "grid_centers": 4}
 HYPER: dict[str, Any] = {

@@ -19,7 +19,8 @@ from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.rewards import Reward
 from canvit_gym.vector_env import GlimpseVectorEnv
-from experiments.train import TrainConfig, train
+from experiments.train import train
+from experiments.training.settings import TrainConfig
 
 CONFIG = EnvConfig(num_scenes=16, device="cpu", budget=3, grid_scales=(0.5,), grid_centers=3)
 RETURNS = partial(discounted_returns, gamma=1.0, normalize="pooled", center=True)

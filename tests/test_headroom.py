@@ -12,9 +12,9 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, generate_scene
+from experiments.command_line import env_config
 from experiments.comparison import clearly_ahead
 from experiments.headroom import BoxLocator, HeadroomConfig, WindowLocator, page, study
-from experiments.train import env_config
 
 ENV = {"num_scenes": 12, "device": "cpu", "budget": 3, "grid_centers": 3, "grid_scales": [0.5]}
 

@@ -177,7 +177,7 @@ def test_gpu_report_runs_without_one(tmp_path: Path) -> None:
     gpu_report.main(late)
     assert "Left out for lack of time: loops, environment" in (tmp_path / "late.md").read_text()
     if not torch.cuda.is_available():
-        with pytest.raises(RuntimeError, match="run with --dry-run"):
+        with pytest.raises(OSError, match="run with --dry-run"):
             gpu_report.main(gpu_report.GPUReportConfig())
 
 

@@ -24,7 +24,9 @@ from agents.learned import LearnedPolicy
 from canvit_gym.evaluation import evaluate
 from canvit_gym.sb3 import GlimpseVecEnv
 from experiments.provenance import provenance
-from experiments.train import TrainConfig, ppo_for_throughput, stock_ppo_for_throughput, train
+from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_throughput
+from experiments.train import train
+from experiments.training.settings import TrainConfig
 from experiments.validation import Headroom, fixation_maps, fixation_picture
 
 ENV_KWARGS: dict[str, Any] = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 4}
@@ -342,7 +344,7 @@ def test_unwritable_run_directory(tmp_path: Path) -> None:
 
 def command_line(config: TrainConfig) -> list[str]:
     # One thread, as in this process: sums over more come out in another order.
-    start = "import sys, torch; torch.set_num_threads(1); from experiments.train import main; sys.exit(main())"
+    start = "import runpy, torch; torch.set_num_threads(1); runpy.run_module('experiments.train', run_name='__main__')"
     command = [sys.executable, "-c", start, "--run-dir", str(config.run_dir), "--no-progress"]
     for name in (
         "env_kwargs", "hyper", "total_timesteps", "eval_every", "eval_scenes", "checkpoint_every", "gaze_scenes",

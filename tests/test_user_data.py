@@ -12,7 +12,8 @@ from datasets import tiny
 from experiments import fit_probe
 from experiments.benchmark import BenchmarkConfig, benchmark
 from experiments.fit_probe import ProbeConfig
-from experiments.train import TrainConfig, train
+from experiments.train import train
+from experiments.training.settings import TrainConfig
 
 HYPER = {
     "n_envs": 2, "n_steps": 1, "batch_size": 2, "n_epochs": 1,

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.backbone.nano import NANO_GLIMPSE_SIZE_PX
 from canvit_gym.scenes.prepared import FashionScenes
+from experiments.command_line import run_command
 from experiments.provenance import plain, provenance
 from experiments.throughput.agreement import agreement
 from experiments.throughput.contestants import Job
@@ -299,4 +299,4 @@ def build_scenes_once(config: ThroughputConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(ThroughputConfig, description=__doc__))
+    run_command(main, ThroughputConfig, description=__doc__)

@@ -24,7 +24,7 @@ from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from experiments.throughput.models import ModelSize, env_kwargs_of
-from experiments.train import ppo_for_throughput
+from experiments.throughput.ppo import ppo_for_throughput
 
 SEGMENTATION, CLASSIFICATION = "CanViT/FashionSegmentation-v0", "CanViT/FashionClassification-v0"
 

@@ -1,0 +1,81 @@
+"""PPO and its environments as a run's hyperparameters want them."""
+
+from functools import partial
+from typing import Any
+
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+
+from agents.hyperparameters import Hyperparameters, num_decisions, schedule
+from agents.normalize import PerStepNormalize
+from agents.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo import GlimpsePPO
+from agents.rollout import TensorRolloutBuffer
+from agents.training_state import preserved_random_state
+from agents.warm_start import WarmStart, discounted_returns, warm_start
+from canvit_gym.backbone.load import resolve_device
+from canvit_gym.config import EnvConfig
+from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
+
+
+def make_training_env(env_id: str, config: EnvConfig, hyper: Hyperparameters, env_kwargs: dict[str, Any]) -> VecEnv:
+    """GlimpseVecEnv, VecMonitor (returns as the environment pays them), PerStepNormalize."""
+    envs = VecMonitor(make_sb3_env(env_id, hyper.n_envs, tensors=hyper.rollout_tensors, **env_kwargs))
+    if hyper.normalize_reward is None:
+        return envs
+    if hyper.normalize_reward == "pooled":
+        return PerStepNormalize(envs, num_decisions=1, center=False)
+    return PerStepNormalize(envs, num_decisions=num_decisions(config), center=not config.allow_stop)
+
+
+def ppo_arguments(hyper: Hyperparameters) -> dict[str, Any]:
+    """Stable-Baselines3's own: those that have nothing to do with networks, rollouts or devices."""
+    return dict(
+        learning_rate=schedule(hyper.learning_rate, name="learning_rate"),
+        n_steps=hyper.n_steps,
+        batch_size=hyper.batch_size,
+        n_epochs=hyper.n_epochs,
+        gamma=hyper.gamma,
+        gae_lambda=hyper.gae_lambda,
+        clip_range=schedule(hyper.clip_range, name="clip_range"),
+        normalize_advantage=hyper.normalize_advantage,
+        ent_coef=hyper.ent_coef,
+        vf_coef=hyper.vf_coef,
+        max_grad_norm=hyper.max_grad_norm,
+        target_kl=hyper.target_kl,
+    )
+
+
+def make_model(env: VecEnv, config: EnvConfig, hyper: Hyperparameters, *, seed: int) -> GlimpsePPO:
+    glimpse_env = env.unwrapped
+    assert isinstance(glimpse_env, GlimpseVecEnv)
+    return GlimpsePPO(
+        ViewpointPolicy,
+        env,
+        **ppo_arguments(hyper),
+        policy_kwargs={**policy_kwargs_for(glimpse_env.glimpse_envs.actions), **hyper.policy_kwargs},
+        rollout_buffer_class=None if hyper.rollout_tensors is None else TensorRolloutBuffer,
+        seed=seed,
+        device=resolve_device(config.device),
+    )
+
+
+def warmed_up(
+    model: GlimpsePPO, config: EnvConfig, hyper: Hyperparameters, *, seed: int, progress: bool
+) -> list[dict[str, float]]:
+    """The warm start that the hyperparameters ask for, if any; what it found, round by round."""
+    options = WarmStart(**hyper.warm_start)
+    if not options.states:
+        return []
+    assert isinstance(model.policy, ViewpointPolicy)
+    with preserved_random_state():
+        return warm_start(
+            model.policy,
+            config=config,
+            options=options,
+            returns_of=partial(
+                discounted_returns, gamma=hyper.gamma, normalize=hyper.normalize_reward, center=not config.allow_stop
+            ),
+            num_envs=hyper.n_envs,
+            seed=seed,
+            progress=progress,
+        )

@@ -1,0 +1,187 @@
+"""What happens between the updates of a run: evaluation, policies and training states on disk, the progress bar."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Image as TensorBoardImage
+from tqdm import tqdm
+
+from agents.checkpoint import save_policy
+from agents.learned import LearnedPolicy
+from agents.policy import ViewpointPolicy
+from agents.ppo import GlimpsePPO
+from agents.record import PolicyRecord
+from agents.training_state import State, capture, preserved_random_state, save_state
+from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import Evaluation, evaluate
+from experiments.training.settings import STATE, Settings, TrainConfig
+from experiments.validation import Headroom, fixation_picture, gaze_strips, headroom
+
+HEADROOM, WARM_START = "headroom.json", "warm_start"
+
+
+class Run(BaseCallback):
+    """What happens between updates: evaluation, snapshots, checkpoints. And the progress bar."""
+
+    def __init__(self, config: TrainConfig, settings: Settings, env: EnvConfig, record: PolicyRecord) -> None:
+        super().__init__()
+        self.config, self.settings, self.env, self.record = config, settings, env, record
+        self.evaluations: list[dict[str, Any]] = []
+        self.warm_start: list[dict[str, float]] = []
+        self.snapshot: State | None = None
+        """The state after the last complete update."""
+        self.saved_at = -1
+        self.bar: tqdm[Any] | None = None
+        self._headroom: Headroom | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        return self.config.run_dir
+
+    def resume_from(self, state: State) -> None:
+        self.evaluations = json.loads(state["evaluations"])
+        self.warm_start = json.loads(state.get("warm_start", "[]"))
+        self.saved_at = state["num_timesteps"]
+
+    def _on_training_start(self) -> None:
+        self.bar = tqdm(
+            total=self.settings.total_timesteps,
+            initial=self.model.num_timesteps,
+            desc="Training",
+            unit="decision",
+            unit_scale=True,
+            mininterval=0.5,
+            disable=None if self.config.progress else True,
+        )
+
+    def _on_step(self) -> bool:
+        if self.bar is not None:
+            self.bar.update(self.training_env.num_envs)
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self._between_updates(finished=False)
+
+    def _on_training_end(self) -> None:
+        if self.model.num_timesteps >= self.settings.total_timesteps:  # else a callback ended it within a rollout
+            self._between_updates(finished=True)
+
+    def _between_updates(self, *, finished: bool) -> None:
+        assert isinstance(self.model, GlimpsePPO)
+        now = self.model.num_timesteps
+        self._show_progress()
+        self.snapshot = capture(self.model) | {
+            "evaluations": json.dumps(self.evaluations),
+            "warm_start": json.dumps(self.warm_start),
+        }
+        every = self.settings.eval_every
+        last = self.evaluations[-1]["num_timesteps"] if self.evaluations else 0
+        warm = now == 0 and bool(self.warm_start)
+        if warm:
+            self._save_policy(WARM_START)
+        if every and ((warm and not self.evaluations) or now // every > last // every or (finished and now > last)):
+            self._evaluate()
+            self.snapshot["evaluations"] = json.dumps(self.evaluations)
+        if (
+            finished
+            or self.saved_at < 0
+            or now // self.settings.checkpoint_every > self.saved_at // self.settings.checkpoint_every
+        ):
+            self.save()
+        if finished:
+            self.logger.dump(now)
+
+    def save(self) -> None:
+        """The snapshot and its policy, to disk."""
+        if self.snapshot is None or (
+            self.saved_at == self.snapshot["num_timesteps"] and (self.run_dir / "last").exists()
+        ):
+            return
+        self.model.policy.load_state_dict(self.snapshot["policy"])  # Ctrl-C may have come within an update
+        self._save_policy("last", num_timesteps=self.snapshot["num_timesteps"])
+        save_state(self.run_dir / STATE, self.snapshot)
+        self.saved_at = self.snapshot["num_timesteps"]
+
+    def _save_policy(self, name: str, *, num_timesteps: int | None = None) -> None:
+        """The policy as it is, of now or of `num_timesteps`."""
+        policy = self.model.policy
+        assert isinstance(policy, ViewpointPolicy)
+        now = self.num_timesteps if num_timesteps is None else num_timesteps
+        save_policy(self.run_dir / name, policy, self._record(now))
+
+    def _record(self, num_timesteps: int) -> PolicyRecord:
+        evaluations = [e for e in self.evaluations if e["num_timesteps"] == num_timesteps]
+        validation = evaluations[-1] if evaluations else None
+        return replace(self.record, training={"num_timesteps": num_timesteps, "validation": validation})
+
+    def _evaluate(self) -> None:
+        """Every validation scene once, with the most likely viewpoints; keeps the policy if best so far."""
+        policy = self.model.policy
+        assert isinstance(policy, ViewpointPolicy)
+        policy.set_training_mode(False)
+        policy.record = self.record
+        validation = replace(self.env, split="validation", num_scenes=self.settings.eval_scenes, shard=(0, 1))
+        learned = LearnedPolicy(policy)
+        with preserved_random_state():
+            result = evaluate(learned, config=validation)
+            self._show_gaze(learned, validation, result)
+            self._record_headroom(validation, result)
+        score, loss = result.score(), result.mean_loss()
+        best = min((e["loss"][-1] for e in self.evaluations), default=float("inf"))
+        self.evaluations.append(
+            {
+                "num_timesteps": self.num_timesteps,
+                "metric": result.metric,
+                "score": score.tolist(),
+                "loss": loss.tolist(),
+            }
+        )
+        for t in range(len(score)):
+            self.logger.record(f"eval/{result.metric}_glimpse_{t + 1}", float(score[t]))
+            self.logger.record(f"eval/loss_glimpse_{t + 1}", float(loss[t]))
+        self.logger.dump(self.num_timesteps)
+        if loss[-1] < best:
+            self._save_policy("best")
+        if self.bar is not None:
+            self.bar.write(
+                f"{self.num_timesteps:>9,} decisions: validation {result.metric} {100 * score[-1]:.2f} %, "
+                f"loss {loss[-1]:.4f} after glimpse {len(score)}"
+            )
+
+    def _show_gaze(self, policy: LearnedPolicy, validation: EnvConfig, result: Evaluation) -> None:
+        if not self.settings.gaze_scenes:
+            return
+        count = min(self.settings.gaze_scenes, len(result.scene))
+        pictures = {
+            "fixations": fixation_picture(result.viewpoints),
+            "gaze": gaze_strips(policy, validation, num_scenes=count),
+        }
+        for name, picture in pictures.items():
+            self.logger.record(
+                f"eval/{name}", TensorBoardImage(picture, "HWC"), exclude=("stdout", "log", "json", "csv")
+            )
+
+    def _record_headroom(self, validation: EnvConfig, result: Evaluation) -> None:
+        if not self.settings.headroom_scenes:
+            return
+        if self._headroom is None:
+            count = min(self.settings.headroom_scenes, len(result.scene))
+            self._headroom = headroom(validation, count, path=self.run_dir / HEADROOM)
+        for t, share in enumerate(self._headroom.share(result)):
+            if np.isfinite(share):
+                self.logger.record(f"eval/headroom_share_glimpse_{t + 1}", float(share))
+
+    def _show_progress(self) -> None:
+        assert isinstance(self.model, GlimpsePPO)
+        if self.bar is None or self.model.ep_info_buffer is None:
+            return
+        returns = [info["r"] for info in self.model.ep_info_buffer]
+        values = {"reward": np.mean(returns) if returns else None} | {
+            short: self.logger.name_to_value.get(name)
+            for short, name in (("entropy", "rollout/entropy"), ("loss", "train/loss"))
+        }
+        self.bar.set_postfix({k: f"{v:.3f}" for k, v in values.items() if v is not None}, refresh=False)

@@ -1,0 +1,164 @@
+"""What decides a run: asked for on the command line, kept in its directory, the same again when it is resumed."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from agents.hyperparameters import check_fit, load_hyperparameters
+from agents.training_state import State, load_state
+from experiments.command_line import env_config, json_object
+
+DEFAULT_ENV = "CanViT/FashionSegmentation-v0"
+CONFIG, STATE, RESULT = "config.json", "training_state.pt", "result.json"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What is None was not given: a new run takes the default, a resumed one its own value."""
+
+    run_dir: Path
+    """Policies, logs and the training state go here."""
+    env: str | None = None
+    """Environment id. None: CanViT/FashionSegmentation-v0."""
+    env_kwargs: str | None = None
+    """Keyword arguments of the environment, as JSON: '{"action": "continuous"}'. None: {}."""
+    total_timesteps: int | None = None
+    """Decisions to train for; the last rollout is completed. None: as in agents/hyperparameters.yml."""
+    seed: int | None = None
+    """None: 0."""
+    hyper: str | None = None
+    """Overrides of agents/hyperparameters.yml, as JSON: '{"n_epochs": 4, "learning_rate": "lin_5e-4"}'. None: {}."""
+    warm_start_states: int | None = None
+    """Training states in which viewpoints are tried with the labels, for a warm start (agents.warm_start), before PPO.
+    None: as in agents/hyperparameters.yml."""
+    eval_every: int | None = None
+    """Decisions between evaluations on validation scenes (and one after a warm start, and at the end). 0: never. None:
+    20,000."""
+    eval_scenes: int | None = None
+    """Validation scenes to evaluate on. None: all."""
+    headroom_scenes: int | None = None
+    """Validation scenes on which the share of headroom is told in TensorBoard (experiments.validation). 0: none.
+    None: 0, for the oracle costs a forward per viewpoint and glimpse."""
+    gaze_scenes: int | None = None
+    """Validation scenes drawn in TensorBoard at every evaluation, with heat maps of the fixations of all. 0: none.
+    None: 4."""
+    checkpoint_every: int | None = None
+    """Decisions between saved training states. Ctrl-C saves one in any case. None: 20,000."""
+    resume: bool = False
+    """Go on with the run in run_dir, with its settings; a larger --total-timesteps extends it."""
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the outcome of a run and what is told of it; recorded in config.json."""
+
+    env: str
+    env_kwargs: dict[str, Any]
+    total_timesteps: int
+    seed: int
+    hyper: dict[str, Any]
+    eval_every: int
+    eval_scenes: int | None
+    headroom_scenes: int = 0
+    gaze_scenes: int = 4
+    checkpoint_every: int = 20_000
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    """All of them, as resolved when the run began: a resumed run does not follow later edits of the file."""
+
+
+def prepare(config: TrainConfig) -> tuple[Settings, State | None]:
+    """The run's settings, and the state to resume from. Refuses what is wrong before touching anything."""
+    least_values = {
+        "total_timesteps": 1, "eval_every": 0, "eval_scenes": 1, "checkpoint_every": 1, "headroom_scenes": 0,
+        "gaze_scenes": 0, "warm_start_states": 0,
+    }  # fmt: skip
+    for name, least in least_values.items():
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+    run_dir = config.run_dir
+    begun, finished = (run_dir / CONFIG).exists(), (run_dir / RESULT).exists()
+    if not config.resume:
+        if finished:
+            done = json.loads((run_dir / RESULT).read_text())["num_timesteps"]
+            raise FileExistsError(
+                f"{run_dir} holds a finished run of {done:,} decisions. Choose another run directory, or "
+                f"extend this run with --resume and --total-timesteps above {done}."
+            )
+        if begun:
+            raise FileExistsError(
+                f"{run_dir} holds an unfinished run. Go on with it with --resume, or choose another run directory."
+            )
+        return _fresh_settings(config), None
+    if not begun:
+        raise FileNotFoundError(
+            f"{run_dir} holds no run to resume: {CONFIG} is missing. Leave out --resume to begin one."
+        )
+    settings = _resumed_settings(config, Settings(**json.loads((run_dir / CONFIG).read_text())))
+    state = load_state(run_dir / STATE) if (run_dir / STATE).exists() else None
+    if state is not None and finished and state["num_timesteps"] >= settings.total_timesteps:
+        raise ValueError(
+            f"{run_dir} holds a finished run of {state['num_timesteps']:,} decisions: to extend it, ask for "
+            f"--total-timesteps above {state['num_timesteps']} (got {settings.total_timesteps})"
+        )
+    return settings, state
+
+
+def _fresh_settings(config: TrainConfig) -> Settings:
+    env_kwargs = json_object(config.env_kwargs, option="--env-kwargs")
+    overrides = _overrides(config)
+    env_id = DEFAULT_ENV if config.env is None else config.env
+    env_config(env_id, env_kwargs)  # an unknown id is named before the lack of hyperparameters for it
+    hyper = load_hyperparameters(env_id, overrides)
+    env = env_config(env_id, {**hyper.env_kwargs, **env_kwargs})
+    if env.split != "training":
+        raise ValueError(
+            f"agents train on split='training', got {env.split!r}: validation scenes choose the best "
+            "policy, and test scenes are for experiments that compare policies"
+        )
+    check_fit(hyper, env)
+    return Settings(
+        env=env_id,
+        env_kwargs=env_kwargs,
+        total_timesteps=hyper.total_timesteps if config.total_timesteps is None else config.total_timesteps,
+        seed=0 if config.seed is None else config.seed,
+        hyper=overrides,
+        eval_every=20_000 if config.eval_every is None else config.eval_every,
+        eval_scenes=config.eval_scenes,
+        hyperparameters=hyper.to_json(),
+        **_told(config),
+    )
+
+
+def _told(config: TrainConfig) -> dict[str, int]:
+    """What was asked for of the settings that leave the outcome as it is."""
+    asked = {name: getattr(config, name) for name in ("headroom_scenes", "gaze_scenes", "checkpoint_every")}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def _overrides(config: TrainConfig) -> dict[str, Any]:
+    """--hyper, with what has an option of its own."""
+    overrides = json_object(config.hyper, option="--hyper")
+    if config.warm_start_states is not None:
+        overrides["warm_start"] = {**overrides.get("warm_start", {}), "states": config.warm_start_states}
+    return overrides
+
+
+def _resumed_settings(config: TrainConfig, saved: Settings) -> Settings:
+    """The run's own. What was asked for must agree with those that decide the outcome, but for the number of
+    decisions.
+    """
+    for name in ("env", "env_kwargs", "seed", "hyper", "eval_every", "eval_scenes"):
+        asked, own = getattr(config, name), getattr(saved, name)
+        if name == "hyper" and (asked is not None or config.warm_start_states is not None):
+            asked = _overrides(config)
+        elif asked is not None and isinstance(own, dict):
+            asked = json_object(asked, option="--" + name.replace("_", "-"))
+        if asked is not None and asked != own:
+            raise ValueError(
+                f"the run in {config.run_dir} was begun with {name}={own!r}, not {asked!r}: leave it out to go on "
+                "with that run, or choose another run directory"
+            )
+    return replace(saved, total_timesteps=config.total_timesteps or saved.total_timesteps, **_told(config))
