@@ -13,6 +13,8 @@ from canvit_pytorch.policies.quadtree import quadtree_level
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from canvit_gym.viewpoints import MIN_SCALE
+
 ActionKind = Literal["grid", "continuous", "quadtree"]
 
 
@@ -106,8 +108,8 @@ class ContinuousActions:
     allow_stop: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.min_scale < 1:
-            raise ValueError(f"min_scale must lie in (0, 1), got {self.min_scale}")
+        if not MIN_SCALE <= self.min_scale < 1:
+            raise ValueError(f"min_scale must lie in [{MIN_SCALE}, 1), got {self.min_scale}")
 
     @property
     def space(self) -> spaces.Box:
@@ -170,8 +172,8 @@ def grid_viewpoints(*, scales: tuple[float, ...], centers: int) -> NDArray[np.fl
 
     One center per axis is the middle. A scale of 1 has only that one.
     """
-    if not scales or not all(0 < s <= 1 for s in scales) or len(set(scales)) != len(scales):
-        raise ValueError(f"grid_scales must be distinct numbers in (0, 1], got {scales}")
+    if not scales or not all(MIN_SCALE <= s <= 1 for s in scales) or len(set(scales)) != len(scales):
+        raise ValueError(f"grid_scales must be distinct numbers in [{MIN_SCALE}, 1], got {scales}")
     if centers < 1:
         raise ValueError(f"grid_centers must be at least 1, got {centers}")
     rows: list[NDArray[np.float32]] = []

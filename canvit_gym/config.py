@@ -14,7 +14,7 @@ from canvit_gym.scenes.source import SceneSource
 from canvit_gym.tasks.classification import ClassificationTask, load_classifier
 from canvit_gym.tasks.default_probe import TaskKind, default_probe
 from canvit_gym.tasks.segmentation import SegmentationTask, load_probe
-from canvit_gym.viewpoints import FirstGlimpse, first_viewpoints
+from canvit_gym.viewpoints import MIN_SCALE, FirstGlimpse, first_viewpoints
 
 _CHOICES: dict[str, Any] = {
     "dataset": Dataset,
@@ -146,9 +146,10 @@ class EnvConfig:
         if not (isinstance(first, tuple) and len(first) == 3 and all(_is_number(value) for value in first)):
             raise ValueError(f"first_glimpse must be 'full', 'random', None or (row, col, scale), got {first!r}")
         row, col, scale = first
-        if not (0 < scale <= 1 and max(abs(row), abs(col)) <= 1 - scale + 1e-6):
+        inside = all(abs(center) <= 1 - scale + 1e-6 for center in (row, col))  # each by itself: max() hides a NaN
+        if not (MIN_SCALE <= scale <= 1 and inside):
             raise ValueError(
-                f"first_glimpse {first} does not lie inside the scene: scale must be in (0, 1] and "
+                f"first_glimpse {first} does not lie inside the scene: scale must be in [{MIN_SCALE}, 1] and "
                 "|row|, |col| at most 1 - scale"
             )
 

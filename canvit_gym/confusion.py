@@ -12,6 +12,7 @@ on `F.interpolate(logits, mode="bilinear").argmax(dim=1)`; only where two classe
 a pixel go to the other one, as it may between PyTorch's own kernels.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,14 +30,12 @@ CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 @dataclass(frozen=True)
 class QuadLabels:
-    """Label maps of B scenes cut into Q = B * (G + 1)^2 quads: done once, then compared with any number of readings."""
+    """Label maps of B scenes cut into Q = (G + 1)^2 quads each: once, then compared with any number of readings."""
 
-    labels: Tensor  # [Q, cell^2] uint8; IGNORE_LABEL also beyond the border
-    by_pixel: Tensor  # [cell^2, Q], the same with the quads innermost: sums over pixels are then sums of vectors
-    labeled: Tensor  # [Q] pixels with a label
+    # [B, cell^2, Q] uint8, IGNORE_LABEL beyond the border; quads innermost: sums over pixels are then sums of vectors
+    pixels: Tensor
+    labeled: Tensor  # [B, Q] pixels with a label
     area: Tensor  # [B, K] pixels of each class
-    grid: int
-    cell: int
 
     @classmethod
     def cut(cls, labels: Tensor, *, grid: int, num_classes: int) -> "QuadLabels":
@@ -50,24 +49,20 @@ class QuadLabels:
         if cell * grid != size or cell % 2:
             raise ValueError(f"label maps of {size} px do not divide into {grid} canvas cells of an even size")
         padded = F.pad(labels, (cell // 2,) * 4, value=IGNORE_LABEL)
-        quads = padded.view(num, grid + 1, cell, grid + 1, cell).transpose(2, 3).reshape(-1, cell**2)
-        by_pixel = quads.t().contiguous()
+        pixels = padded.view(num, grid + 1, cell, grid + 1, cell).permute(0, 2, 4, 1, 3).reshape(num, cell**2, -1)
         scene = torch.arange(num, device=labels.device, dtype=torch.int32).unsqueeze(1) * 256
         histogram = torch.bincount((labels.flatten(1).int() + scene).flatten(), minlength=num * 256).view(num, 256)
         return cls(
-            labels=quads,
-            by_pixel=by_pixel,
-            labeled=(by_pixel != IGNORE_LABEL).view(torch.uint8).sum(dim=0, dtype=torch.int32),
+            pixels=pixels,
+            labeled=(pixels != IGNORE_LABEL).view(torch.uint8).sum(dim=1, dtype=torch.int32),
             area=histogram[:, :num_classes],
-            grid=grid,
-            cell=cell,
         )
 
 
 def count_confusion(logits: Tensor, truth: QuadLabels) -> tuple[Tensor, Tensor]:
     """(intersection, union) in pixels, [B, K] int64 each, of finite float32 logits [B, K, G, G]."""
     num, num_classes, grid, _ = logits.shape
-    device, side = logits.device, grid + 1
+    device, side, cell = logits.device, grid + 1, math.isqrt(truth.pixels.shape[1])
     cells = F.pad(logits, (1, 1, 1, 1), mode="replicate")
     lowest, highest = _over_corners(torch.minimum, cells), _over_corners(torch.maximum, cells)  # [B, K, (G + 1)^2]
     bar = lowest.amax(dim=1, keepdim=True) - ROUNDING * logits.abs().amax()
@@ -80,22 +75,23 @@ def count_confusion(logits: Tensor, truth: QuadLabels) -> tuple[Tensor, Tensor]:
     # One bin per scene and class, and one that is dropped, for the quads still open.
     counts = torch.zeros(2, num * num_classes + 1, dtype=torch.int32, device=device)
     certain = how_many == 1
-    hits = (truth.by_pixel == winner.to(torch.uint8)).view(torch.uint8).sum(dim=0, dtype=torch.int32)
+    hits = truth.pixels == winner.to(torch.uint8).view(num, 1, -1)
+    hits = hits.view(torch.uint8).sum(dim=1, dtype=torch.int32).flatten()
     bins = torch.where(certain, scene * num_classes + winner, num * num_classes)
-    counts.index_add_(1, bins, torch.stack([hits, truth.labeled]))
+    counts.index_add_(1, bins, torch.stack([hits, truth.labeled.flatten()]))
 
-    still_open = (~certain).nonzero().squeeze(1)
+    still_open = (how_many > 1).nonzero().squeeze(1)  # none of a reading that is not finite, which its loss tells
     # In the order of their numbers of candidates, so that few other classes are interpolated.
     still_open = still_open[how_many[still_open].argsort()]
-    for start, end, most in _chunks(how_many[still_open], CHUNK.get(device.type, CHUNK["cpu"]) // truth.cell**2):
+    for start, end, most in _chunks(how_many[still_open], CHUNK.get(device.type, CHUNK["cpu"]) // cell**2):
         quad = still_open[start:end]
         position, quad_scene = quad % side**2, scene[quad]
         # The candidates in ascending order; where there are fewer than `most`, any other classes: they win nothing.
         ranked = candidates[quad_scene, :, position] * (num_classes - names.int())
         classes = (num_classes - ranked.topk(most, dim=1).values).clamp(max=num_classes - 1)
         classes = classes.t().contiguous()  # [m, n]
-        values = _upsampled(cells, quad_scene, classes, row=position // side, column=position % side, cell=truth.cell)
-        wins = _wins(values, classes, truth.labels[quad].t().contiguous())
+        values = _upsampled(cells, quad_scene, classes, row=position // side, column=position % side, cell=cell)
+        wins = _wins(values, classes, truth.pixels[quad_scene, :, position].t().contiguous())
         counts.index_add_(1, (quad_scene * num_classes + classes).flatten(), wins)
     intersection, predicted = counts[:, :-1].view(2, num, num_classes).long()
     return intersection, predicted + truth.area - intersection

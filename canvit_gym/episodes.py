@@ -183,7 +183,7 @@ class EpisodeBatch:
         device = self.backbone.device
         batch = self.scenes.load(scene)
         self._put_images(rows, batch.images)
-        for name, value in self.task.truth(batch.labels).items():
+        for name, value in self.task.truth(batch.labels, with_score=self.with_score).items():
             self.truth[name] = _assign(self.truth.get(name), rows, value, self.num)
         self._states.restart(rows)
 
@@ -331,7 +331,11 @@ class EpisodeBatch:
         self._potentials = _Potentials(rows=rows, glimpses=self.glimpses[rows], values=values, arrived=arrived)
 
     def _settle(self) -> None:
-        """Wait for the last potentials and note them."""
+        """Wait for the last potentials and note them.
+
+        Raises:
+            FloatingPointError: the reading of a scene is not finite; names the scene and the glimpse.
+        """
         last, self._potentials = self._potentials, None
         if last is None:
             return
@@ -345,6 +349,14 @@ class EpisodeBatch:
             self._score_curve[last.rows, last.glimpses] = values[1]
         if self.with_soft_score:
             self._soft_score[last.rows] = values[-1]
+        if (wrong := np.flatnonzero(~np.isfinite(values[0]))).size:  # as any logit that is not finite makes the loss
+            row, taken = int(last.rows[wrong[0]]), int(last.glimpses[wrong[0]])
+            when = f"glimpse {taken} at {self.viewpoints[row, taken - 1].tolist()}" if taken else "before any glimpse"
+            raise FloatingPointError(
+                f"scene {self.scene[row]}, {when}: the reading is not finite (cross-entropy {self._loss[row]}). Check "
+                f"the weights of checkpoint {self.backbone.name!r} and its probe, or try precision='float32' (this is "
+                f"{self.backbone.precision})."
+            )
 
     @torch.no_grad()
     def observe(self, rows: Rows | None = None) -> dict[str, Tensor]:

@@ -1,4 +1,5 @@
-"""Exact evaluation: every scene of a split once, in order, measured after every glimpse.
+"""Exact evaluation: every scene of a split once, in order, measured after every glimpse. (Scenes without any label
+have nothing to measure and are left out, with a warning.)
 
 Segmentation is reported as data-set mIoU (intersections and unions summed over scenes, then averaged over
 classes, as canvit-pytorch's MeanIoU does) of the logits upsampled to the scene before the argmax;
@@ -12,6 +13,7 @@ elsewhere.
 
 import json
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +44,7 @@ from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.scenes.order import batches_ahead
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.statistics import Mean, MeanIoU, area_under_curve, mean_iou
-from canvit_gym.tasks.segmentation import SegmentationTask
+from canvit_gym.tasks.segmentation import IGNORE_LABEL, SegmentationTask
 
 FORMAT = 1
 """Of a saved evaluation."""
@@ -250,36 +252,48 @@ def _roll_out(
         )
     layout = build_layout(replace(config, observations=wanted or ("time",)), backbone, is_dense=task.is_dense)
 
+    def begun(chosen: NDArray[np.int64]) -> EpisodeBatch:
+        episodes = EpisodeBatch(
+            num=len(chosen),
+            backbone=backbone,
+            task=task,
+            layout=layout,
+            scenes=scenes,
+            budget=num_glimpses,
+            with_score=False,
+        )
+        episodes.begin(episodes.all_rows, chosen, read=bool(wanted))
+        return episodes
+
     flops = np.zeros(num_glimpses)
     parts: list[tuple[NDArray[Any], ...]] = []
     bar = tqdm(total=len(order), desc=progress, unit="scene", disable=None if progress else True)
     with bar, _batches(scenes, order, batch_size) as batches, torch.random.fork_rng():
         torch.manual_seed(seed)
         for chosen in batches:
-            episodes = EpisodeBatch(
-                num=len(chosen),
-                backbone=backbone,
-                task=task,
-                layout=layout,
-                scenes=scenes,
-                budget=num_glimpses,
-                with_score=False,
-            )
-            episodes.begin(episodes.all_rows, chosen, read=bool(wanted))
+            episodes = begun(chosen)
+            if not (labelled := _labelled(episodes)).all():
+                left_out = chosen[~labelled].tolist()
+                warnings.warn(f"scenes {left_out} hold no label and are left out", RuntimeWarning, stacklevel=3)
+                bar.update(len(left_out))
+                if not len(chosen := chosen[labelled]):
+                    continue
+                episodes = begun(chosen)
             counter = _Counter(episodes)
             policy.begin(episodes, seed=seed)
             for t in range(num_glimpses):
                 viewpoints = _viewpoints(policy, t, episodes)
                 flops[t] = backbone.glimpse_flops + policy.flops_per_decision(episodes)
                 episodes.look(episodes.all_rows, viewpoints)
-                _require_finite(episodes, t)
                 counter.count()
                 if on_glimpse is not None:
                     on_glimpse(t, episodes)
             parts.append((chosen, episodes.viewpoints, episodes.loss_curve[:, 1:], *counter.counts()))
             bar.update(len(chosen))
     if not parts:
-        raise ValueError(f"none of the {len(order)} scenes of {scenes.name} can be read; see the warnings")
+        raise ValueError(
+            f"none of the {len(order)} scenes of {scenes.name} can be read and holds a label; see the warnings"
+        )
     scene, viewpoints, loss, intersection, union, rank = (np.concatenate(c) for c in zip(*parts, strict=True))
     return Evaluation(
         scene=scene,
@@ -308,6 +322,14 @@ def _roll_out(
     )
 
 
+def _labelled(episodes: EpisodeBatch) -> NDArray[np.bool_]:
+    """[B]: a scene without any label has neither loss nor score."""
+    labels = episodes.truth["labels"]
+    if not episodes.task.is_dense:
+        return np.ones(len(labels), dtype=np.bool_)
+    return (labels != IGNORE_LABEL).flatten(1).any(dim=1).cpu().numpy()
+
+
 @cache
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in _PACKAGES}
@@ -332,19 +354,6 @@ def _viewpoints(policy: GlimpsePolicy, t: int, episodes: EpisodeBatch) -> NDArra
     except ValueError as error:
         raise ValueError(f"policy {policy.info.name!r}, glimpse {t + 1}: {error}") from error
     return viewpoints.astype(np.float32, copy=False)
-
-
-def _require_finite(episodes: EpisodeBatch, t: int) -> None:
-    """A logit that is not finite makes its scene's loss NaN or infinite, and that is on the host already."""
-    finite = np.isfinite(episodes.loss)
-    if not finite.all():
-        row = int(np.flatnonzero(~finite)[0])
-        raise FloatingPointError(
-            f"scene {episodes.scene[row]}, glimpse {t + 1} at {episodes.viewpoints[row, t].tolist()}: the reading is "
-            f"not finite (cross-entropy {episodes.loss[row]}). Check the weights of checkpoint "
-            f"{episodes.backbone.name!r} and its probe, or try precision='float32' "
-            f"(this is {episodes.backbone.precision})."
-        )
 
 
 class _Counter:

@@ -2,7 +2,8 @@
 
 Such a state depends on the scene alone, so a scene that comes back needs no forward for it. States are kept in half the
 bytes of float32 or less; while the cache is in use every first state is rounded so, kept or not, and no number
-depends on what the cache holds.
+depends on what the cache holds, up to float32 rounding where episodes end at different times: what is held leaves the
+batch of the forward, and matrix products of other shapes add in another order.
 
 A full cache keeps what it has: under passes over more scenes than it holds, a cache that forgets the least recently
 used would forget every scene just before it comes back.

@@ -183,9 +183,10 @@ def viewpoint_box(viewpoint: NDArray[np.float32], size: int) -> tuple[int, int, 
 
 
 def draw_box(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: Colour, width: int) -> None:
-    """A coloured rectangle between dark hairlines, inside `box`."""
+    """A coloured rectangle between dark hairlines, inside `box`, widened to the three pixels that these take."""
     left, top, right, bottom = box
-    draw.rectangle(box, outline=INK, width=width + 2)
+    right, bottom = max(right, left + 2), max(bottom, top + 2)
+    draw.rectangle((left, top, right, bottom), outline=INK, width=width + 2)
     draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=colour, width=width)
 
 

@@ -1,10 +1,12 @@
 """GlimpseVectorEnv: N scenes stepped through one batched CanViT forward. Everything happens here."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from canvit_pytorch import RecurrentState
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -31,11 +33,7 @@ from canvit_gym.viewpoints import first_viewpoints
 Observation = dict[str, NDArray[Any]]
 Info = dict[str, Any]
 
-_AUTORESET = {
-    "next_step": AutoresetMode.NEXT_STEP,
-    "same_step": AutoresetMode.SAME_STEP,
-    "disabled": AutoresetMode.DISABLED,
-}
+_AUTORESET = {mode.name.lower(): mode for mode in AutoresetMode}
 _OPTIONS = ("scene", "reset_mask")
 _RENDER_MODES = ("rgb_array", "human")
 SCENES_AHEAD = 2
@@ -115,7 +113,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     early keeps its last value to the end of the curve).
 
     ## Determinism
-    The same seed, actions and number of environments give the same numbers to the bit on one machine. A scene
+    The same seed, actions and number of environments give the same numbers to the bit on one machine (up to
+    float32 rounding where first glimpses are cached and episodes end at different times). A scene
     in a batch of 64 and the scene alone agree to float32 rounding only (1e-3 on the canvas): matrix products of
     other shapes add in another order. Nothing else couples the scenes of a batch.
 
@@ -163,6 +162,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     v0: first release.
     """
 
+    _spec: EnvSpec | None = None
     metadata: dict[str, Any] = {
         "render_modes": RENDER_MODES,
         "render_fps": 2,
@@ -220,6 +220,17 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self._window = None
         if render_mode == "human":
             self._window = Window(self.scenes.name, fps=self.metadata["render_fps"])
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """As make_vec notes it, with the autoreset mode by name: an enum is no JSON."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if spec is not None and "autoreset_mode" in spec.kwargs:
+            spec = replace(spec, kwargs={**spec.kwargs, "autoreset_mode": self.autoreset_mode.name.lower()})
+        self._spec = spec
 
     @property
     def state(self) -> RecurrentState:

@@ -14,6 +14,10 @@ FULL_SCENE = np.array([0, 0, 1], dtype=np.float32)
 """The viewpoint (row, col, scale) that covers the scene."""
 
 
+MIN_SCALE = 1e-3
+"""Of an action or a first glimpse: less than a pixel of any scene, and far from where float32 loses it."""
+
+
 def to_rows(viewpoint: Viewpoint) -> NDArray[np.float32]:
     """[N, 3], on the host."""
     return torch.cat([viewpoint.centers, viewpoint.scales.unsqueeze(1)], dim=1).cpu().numpy()

@@ -30,13 +30,13 @@ from agents.hyperparameters import load_hyperparameters
 from agents.learned import LearnedPolicy
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.statistics import InterquartileMean, bootstrap_interval, paired_difference
-from experiments.command_line import GOES_ON, env_config, run_command
+from experiments.command_line import GOES_ON, env_config, json_object, run_command
 from experiments.comparison import per_scene, with_interval
 from experiments.provenance import plain, provenance
 from experiments.records import write_text
 from experiments.runs import complete, require_same_run
 from experiments.throughput.ppo import ppo_for_throughput
-from experiments.training.settings import RESULT, TrainConfig
+from experiments.training.settings import CONFIG, RESULT, TrainConfig
 
 BASE = "base"
 
@@ -162,11 +162,11 @@ def settings_of(config: AblationConfig, name: str) -> tuple[dict[str, Any], dict
     if name not in VARIANTS:
         raise ValueError(f"unknown variant {name!r}; there are: {', '.join(VARIANTS)}")
     variant = VARIANTS[name]
-    hyper = json.loads(config.hyper or "{}")
+    hyper = json_object(config.hyper, option="--hyper")
     for key, value in variant.hyper.items():
         both = isinstance(value, dict) and isinstance(hyper.get(key), dict)
         hyper[key] = {**hyper[key], **value} if both else value
-    given = {"num_scenes": config.num_scenes, **json.loads(config.env_kwargs or "{}")}
+    given = {"num_scenes": config.num_scenes, **json_object(config.env_kwargs, option="--env-kwargs")}
     env_kwargs = {**given, **variant.env_kwargs}
     if variant.group == "observation":
         own = load_hyperparameters(config.env, hyper).env_kwargs
@@ -353,7 +353,7 @@ def _cell(estimate: dict[str, list[float]] | None, factor: float, form: str) -> 
 
 
 def page(config: AblationConfig, result: dict[str, Any]) -> str:
-    last = env_config(config.env, json.loads(config.env_kwargs or "{}")).budget
+    last = env_config(config.env, json_object(config.env_kwargs, option="--env-kwargs")).budget
     command = re.sub(r" --shard \d+ \d+", "", result["provenance"]["command"])  # the report is of all shards
     return (
         f"# Ablations on {config.env}\n\n"
@@ -371,7 +371,7 @@ def missing(config: AblationConfig) -> Iterator[Run]:
 
 
 def ablate(config: AblationConfig) -> bool:
-    """Run what is missing and write the report after every run. False: interrupted.
+    """Run what is missing and write the report of all that is finished. False: interrupted.
 
     Raises:
         ValueError: unknown variants, or a run directory of other settings.
@@ -382,6 +382,9 @@ def ablate(config: AblationConfig) -> bool:
             f"seeds and decisions must be at least 1 and shard (i, n) with 0 <= i < n, got {config.seeds}, "
             f"{config.decisions} and {config.shard}"
         )
+    for run in runs_of(config):
+        if (run.directory / CONFIG).exists():
+            require_same_run(run.config)  # now, and not after hours of others
     left = list(missing(config))
     try:
         for number, run in enumerate(left):

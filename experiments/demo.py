@@ -39,7 +39,8 @@ AGENT, SAMPLED = "PPO agent", "PPO agent, sampled"
 @dataclass(frozen=True)
 class DemoConfig:
     run_dir: Path = Path("runs/demo")
-    """Where the policy, the results and the picture go. Must not hold a finished run."""
+    """Where the policy, the results and the picture go. A finished run there is evaluated as it is, an unfinished one
+    gone on with."""
     total_timesteps: int | None = None
     """Decisions to train for. None: as in agents/hyperparameters.yml."""
     warm_start_states: int | None = None
@@ -112,7 +113,7 @@ def trained_policy(config: DemoConfig) -> Path:
 def main(config: DemoConfig) -> dict[str, object]:
     began = time.monotonic()
     policy_dir = trained_policy(config)
-    training_seconds = time.monotonic() - began
+    training = json.loads((config.run_dir / RESULT).read_text())
 
     print("2/3 Evaluating on test scenes")
     # The environment that the policy was trained in, but for the scenes.
@@ -159,7 +160,7 @@ def main(config: DemoConfig) -> dict[str, object]:
         cross_entropy={name: result.mean_loss().tolist() for name, result in results.items()},
         agent_minus=differences,
         beats_best_of_four={metric: bool(won) for metric, won in wins.items()},
-        training_seconds=training_seconds,
+        training=training | {"seed": json.loads((config.run_dir / CONFIG).read_text())["seed"]},
         seconds=time.monotonic() - began,
         peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         num_threads=torch.get_num_threads(),

@@ -46,7 +46,7 @@ from canvit_gym.policies import PaperPolicy
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.tasks.segmentation import class_shares
 from canvit_gym.tasks.task import TRAINING_RECORD
-from experiments.command_line import GOES_ON, run_command
+from experiments.command_line import GOES_ON, json_object, run_command
 from experiments.probe_card import card
 from experiments.provenance import plain, provenance
 
@@ -340,8 +340,8 @@ def fit(
         state = torch.load(state_file, map_location=backbone.device, weights_only=True)
         if state["settings"] != settings:
             raise ValueError(
-                f"{state_file} is of an interrupted fit with other settings: give the same options again to go on "
-                "with it, remove the file to begin anew, or choose another --output-dir"
+                f"{state_file} is of an interrupted fit with other settings or data: give the same options again to go "
+                "on with it, remove the file to begin anew, or choose another --output-dir"
             )
         for part, key in ((module, "module"), (optimizer, "optimizer"), (schedule, "schedule")):
             part.load_state_dict(state[key])
@@ -413,9 +413,7 @@ def env_config(config: ProbeConfig, env_id: str) -> EnvConfig:
     """The environment to fit a probe for. Whether it has one does not matter."""
     if env_id not in ENVIRONMENTS:
         raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(ENVIRONMENTS)}")
-    more = json.loads(config.env_kwargs)
-    if not isinstance(more, dict):
-        raise ValueError(f"--env-kwargs must be a JSON object, got {config.env_kwargs!r}")
+    more = json_object(config.env_kwargs, option="--env-kwargs")
     given = {
         name: value
         for name in ("checkpoint", "revision", "canvas_grid", "scene_size_px", "device", "num_scenes")
@@ -441,7 +439,12 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
         )
     head = make_head(config, env, backbone, training)
     shown = plain(asdict(config)) | {"checkpoint": backbone.source.record["name"]}
-    settings = {"config": shown, "env": env_id, "checkpoint_sha256": backbone.sha256}
+    settings = {
+        "config": shown,
+        "env": env_id,
+        "checkpoint_sha256": backbone.sha256,
+        "scenes": {"training": training.fingerprint, "validation": validation.fingerprint},
+    }
     state_file = directory / STATE
     progress = fit(
         head,

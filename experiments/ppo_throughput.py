@@ -33,7 +33,7 @@ from agents.hyperparameters import load_hyperparameters
 from agents.rollout import TensorRolloutBuffer
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
-from experiments.command_line import run_command
+from experiments.command_line import json_object, run_command
 from experiments.provenance import plain, provenance
 from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_throughput
 from experiments.throughput.stages import synchronize
@@ -94,12 +94,15 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
+def env_kwargs_of(config: PPOThroughputConfig) -> dict[str, Any]:
+    return {"num_scenes": config.num_scenes, **json_object(config.env_kwargs, option="--env-kwargs")}
+
+
 def make(config: PPOThroughputConfig) -> OnPolicyAlgorithm:
-    env_kwargs = {"num_scenes": config.num_scenes, **json.loads(config.env_kwargs)}
+    env_kwargs = env_kwargs_of(config)
     if config.contestant == OURS:
-        return ppo_for_throughput(
-            config.env, num_envs=config.num_envs, env_kwargs=env_kwargs, overrides=json.loads(config.hyper)
-        )
+        overrides = json_object(config.hyper, option="--hyper")
+        return ppo_for_throughput(config.env, num_envs=config.num_envs, env_kwargs=env_kwargs, overrides=overrides)
     return stock_ppo_for_throughput(
         config.env,
         num_envs=config.num_envs,
@@ -152,8 +155,8 @@ def measure(config: PPOThroughputConfig) -> dict[str, float]:
 
 def warm_environment(config: PPOThroughputConfig) -> None:
     """An environment of the same size, stepped once: what follows in memory is the algorithm's."""
-    env_kwargs = {"num_scenes": config.num_scenes, **json.loads(config.env_kwargs)}
-    envs = make_sb3_env(config.env, config.num_envs, **{**load_hyperparameters(config.env).env_kwargs, **env_kwargs})
+    env_kwargs = load_hyperparameters(config.env).env_kwargs | env_kwargs_of(config)
+    envs = make_sb3_env(config.env, config.num_envs, **env_kwargs)
     envs.reset()
     shape = (config.num_envs, *(envs.action_space.shape or ()))
     for _ in range(envs.glimpse_envs.config.budget):
@@ -195,6 +198,8 @@ def ratio_with_free_update(medians: dict[str, dict[str, float]]) -> float:
 
 def main(config: PPOThroughputConfig) -> None:
     if config.contestant is not None:
+        if config.contestant not in DESCRIPTIONS:
+            raise ValueError(f"unknown contestant {config.contestant!r}; there are: {', '.join(DESCRIPTIONS)}")
         print(json.dumps(measure(config)))
         return
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in DESCRIPTIONS}

@@ -27,6 +27,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +70,8 @@ class PretrainingConfig:
     teacher_dir: Path
     """Run directory of experiments.teacher."""
     init_from: Path | None = None
-    """Begin with this model directory's weights, such as canvit_gym/assets/nano, instead of from scratch."""
+    """Begin with this model directory's weights, such as canvit_gym/assets/nano, instead of from scratch; they have
+    learned their tokens, so that --token-steps must be 0."""
     token_steps: int = 1_500
     """Steps of glimpse-stream learning before the rollouts."""
     token_glimpses: int = 4
@@ -117,21 +119,32 @@ class PretrainingConfig:
 
 def make_optimizers(config: PretrainingConfig, model: CanViTForPretraining) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the matrices of the backbone's blocks and AdamW for the others."""
-    matrices = []
-    if config.muon_lr is not None:
-        matrices = [p for p in model.canvit.backbone.blocks.parameters() if p.ndim == 2]
+    adamw = partial(torch.optim.AdamW, lr=config.peak_lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    if config.muon_lr is None:
+        return [adamw(model.parameters())]
+    matrices = [p for p in model.canvit.backbone.blocks.parameters() if p.ndim == 2]
     by_muon = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in by_muon]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=config.peak_lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    ]
-    if config.muon_lr is not None:
-        optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+    muon = torch.optim.Muon(
+        matrices, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+    return [adamw([p for p in model.parameters() if id(p) not in by_muon]), muon]
+
+
+def restore_optimizers(optimizers: list[torch.optim.Optimizer], states: list[dict[str, Any]]) -> None:
+    """Their moments from a saved state; rates and weight decay stay those of the settings it is resumed with.
+
+    Raises:
+        ValueError: a state of other optimizers.
+    """
+    if len(states) != len(optimizers):
+        ours, theirs = ("with" if number == 2 else "without" for number in (len(optimizers), len(states)))
+        raise ValueError(
+            f"the run was begun {theirs} --muon-lr and is resumed {ours} it: give the same, or another --run-dir"
         )
-    return optimizers
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict(state)
+        for group in optimizer.param_groups:
+            group["weight_decay"] = optimizer.defaults["weight_decay"]
 
 
 def rate_of_peak(config: PretrainingConfig, step: int) -> float:
@@ -282,6 +295,15 @@ def record_start(config: PretrainingConfig, *, step: int) -> None:
 
 
 def train(config: PretrainingConfig) -> None:
+    """
+    Raises:
+        ValueError: settings that contradict each other, or those of the run that is resumed.
+        FloatingPointError: a gradient that is no number; the last good state is kept.
+    """
+    if config.init_from is not None and config.token_steps:
+        raise ValueError(
+            f"the weights of --init-from have learned their tokens: pass --token-steps 0 (got {config.token_steps})"
+        )
     device = torch.device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -312,8 +334,7 @@ def train(config: PretrainingConfig) -> None:
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        restore_optimizers(optimizers, state["optimizers"])
         start, seconds, glimpses = state["step"], state["seconds"], state["glimpses"]
         log.info("Resuming at step %d", start)
         writer = SummaryWriter(str(config.run_dir))

@@ -194,7 +194,8 @@ def summary(numbers: dict[str, Any]) -> list[str]:
         text = f"{oracle['label']} {leads} {oracle['baseline']} in {metric} on {_oracle_scope(numbers)}: {lead} points."
         if shares:
             top = max(shares, key=lambda label: shares[label]["value"])
-            text += f" Of that headroom {top} captures most: {_with_interval(shares[top], digits=0)} %."
+            text += f" The largest share of that lead: {top}, {_with_interval(shares[top], digits=0)} %"
+            text += ", not told apart from none." if _verdict(shares[top]) != "better" else "."
         lines.append(text)
     return lines
 

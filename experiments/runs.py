@@ -8,6 +8,7 @@ from dataclasses import replace
 from agents.checkpoint import load_record
 from agents.hyperparameters import load_hyperparameters
 from agents.record import describe_inputs, require_same
+from experiments.command_line import json_object
 from experiments.train import train
 from experiments.training.settings import CONFIG, DEFAULT_ENV, RESULT, TrainConfig
 
@@ -30,10 +31,12 @@ def require_same_run(config: TrainConfig) -> None:
     agents/hyperparameters.yml may have changed since, and so may the checkpoint behind a name.
     """
     found = json.loads((config.run_dir / CONFIG).read_text())
-    hyper = load_hyperparameters(config.env or DEFAULT_ENV, json.loads(config.hyper or "{}"))
+    hyper = load_hyperparameters(config.env or DEFAULT_ENV, json_object(config.hyper, option="--hyper"))
     wanted = json.loads(json.dumps(hyper.to_json()))
     differing = {name for name, value in wanted.items() if found["hyperparameters"].get(name) != value}
-    differing |= {"env_kwargs"} if found["env_kwargs"] != json.loads(config.env_kwargs or "{}") else set()
+    differing |= (
+        {"env_kwargs"} if found["env_kwargs"] != json_object(config.env_kwargs, option="--env-kwargs") else set()
+    )
     if differing:
         raise ValueError(
             f"{config.run_dir} holds a run with other settings ({', '.join(sorted(differing))}): delete it, or choose "

@@ -28,7 +28,7 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.statistics import Mean, MeanIoU, Statistic, Together, bootstrap_interval, mean_iou
-from experiments.command_line import GOES_ON, run_command
+from experiments.command_line import GOES_ON, json_object, run_command
 from experiments.comparison import with_interval
 from experiments.provenance import plain, provenance
 from experiments.records import write_text
@@ -97,7 +97,7 @@ def stops(policy: ViewpointPolicy, config: EnvConfig, *, seed: int = 0) -> Stops
 def run_one(config: StoppingConfig, cost: float, seed: int) -> Stops | None:
     """Trained where that is missing, then evaluated; None where Ctrl-C came."""
     where = config.runs_dir / config.env.split("/")[-1] / str(config.decisions) / f"cost{cost:g}" / f"seed{seed}"
-    env_kwargs = json.loads(config.env_kwargs)
+    env_kwargs = json_object(config.env_kwargs, option="--env-kwargs")
     if cost:
         env_kwargs |= {"allow_stop": True, "glimpse_cost": cost}
     run = TrainConfig(

@@ -9,7 +9,8 @@ headroom.json where that is asked for and, once finished, result.json. The best 
 validation loss after the last glimpse.
 
 Ctrl-C saves the state after the last complete update. A resumed run equals an uninterrupted one, to the bit on the
-CPU. Numbers of decisions count one per environment and step: a rollout of 64 environments and 8 steps has 512.
+CPU with as many threads. Numbers of decisions count one per environment and step: a rollout of 64 environments and 8
+steps has 512.
 """
 
 import json

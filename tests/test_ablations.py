@@ -39,14 +39,17 @@ def test_every_variant_changes_one_thing(env: str) -> None:
         changed = json.loads(resolved(config, name))
         env_kwargs = {k for k, v in changed["env_kwargs"].items() if base["env_kwargs"][k] != v}
         hyper = {k for k, v in changed.items() if k != "env_kwargs" and base[k] != v}
-        allowed = {
-            "action": {"action", "min_scale"},
-            "entropy": {"entropy_floor", "ent_coef"},
-            "observation": {"observations"},
-            "warm start": {"warm_start", "learning_rate"},
+        both = {  # with what a change cannot be without
+            "without gaze": {"observations", "policy_kwargs"},
+            "warm_start=16384": {"warm_start", "learning_rate"},
+            "action=gaussian": {"action", "min_scale"},
+            "action=tanh_gaussian": {"action", "min_scale", "policy_kwargs"},
+            "action=beta": {"action", "min_scale", "policy_kwargs"},
         }
-        group = VARIANTS[name].group
-        assert len(env_kwargs) + len(hyper) == 1 or env_kwargs | hyper <= allowed[group] | {"policy_kwargs"}, name
+        if VARIANTS[name].group == "entropy":  # a floor moves the coefficient: without one, or another
+            assert env_kwargs | hyper <= {"entropy_floor", "ent_coef"}, name
+        else:
+            assert len(env_kwargs) + len(hyper) == 1 or env_kwargs | hyper == both.get(name), name
     # The base under another name is left out.
     assert "gamma=1.0" not in names and "gamma=0.5" in names
     assert "gamma=1.0" in chosen_variants(replace(config, hyper='{"gamma": 0.5}'))
@@ -111,7 +114,8 @@ def test_runs_are_finished_once_and_reported(tmp_path: Path, monkeypatch: pytest
     record["inputs"]["probe_sha256"] = "0" * 64
     path.write_text(json.dumps(record))
     with pytest.raises(ValueError, match="differs in the probe behind the rewards: trained on sha256 0000"):
-        ablate(config)
+        ablate(replace(config, seeds=2))
+    assert len(trained) == 3, "refused before anything else is trained"
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

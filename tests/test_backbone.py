@@ -27,7 +27,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from canvit_gym.backbone.load import load_backbone
-from canvit_gym.backbone.names import CHECKPOINTS, PROBES, asset_dir, locate, used_sources
+from canvit_gym.backbone.names import CHECKPOINTS, PROBES, asset_dir, hub_root, locate, used_sources
 from canvit_gym.config import EnvConfig, build_backbone, build_task
 from canvit_gym.scenes.fashion import CLASSES as ITEM_CLASSES
 from canvit_gym.tasks.classification import ClassificationTask, load_classifier
@@ -76,6 +76,11 @@ EVERY_NAME = {
 def test_every_released_checkpoint_has_a_name() -> None:
     assert {name: Path(repo).name for name, repo in EVERY_NAME.items()} == CHECKPOINTS
     assert Path(repos.DINOV3_VITB16_IN1K_PROBE).name in PROBES.values()
+
+
+def test_an_empty_hub_root_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANVIT_HUB_ROOT", "")
+    assert hub_root() == "canvit"
 
 
 @pytest.mark.parametrize("name", EVERY_NAME)

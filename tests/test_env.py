@@ -14,6 +14,7 @@ import pytest
 from conftest import ALL_ENV_IDS, ENV_IDS, SMALL, small
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector import AutoresetMode
 
 import canvit_gym
 from canvit_gym.env import GlimpseEnv
@@ -138,14 +139,16 @@ def test_specs_survive_json(env_id: str) -> None:
     assert all(data_equivalence(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("mode", ["same_step", AutoresetMode.SAME_STEP])
 @pytest.mark.parametrize("env_id", ALL_ENV_IDS)
-def test_vector_specs_survive_json(env_id: str) -> None:
-    envs = gym.make_vec(env_id, num_envs=3, autoreset_mode="same_step", budget=3, **small(env_id))
+def test_vector_specs_survive_json(env_id: str, mode: str | AutoresetMode) -> None:
+    envs = gym.make_vec(env_id, num_envs=3, autoreset_mode=mode, budget=3, **small(env_id))
     assert envs.spec is not None and isinstance(envs.unwrapped, GlimpseVectorEnv)
     spec = EnvSpec.from_json(envs.spec.to_json())
     kwargs = dict(spec.kwargs)
-    num_envs, mode = kwargs.pop("num_envs"), kwargs.pop("vectorization_mode")
-    again = gym.make_vec(spec.id, num_envs=num_envs, vectorization_mode=mode, **kwargs)
+    assert kwargs["autoreset_mode"] == "same_step"
+    num_envs, vectorization = kwargs.pop("num_envs"), kwargs.pop("vectorization_mode")
+    again = gym.make_vec(spec.id, num_envs=num_envs, vectorization_mode=vectorization, **kwargs)
     assert again.unwrapped.config == envs.unwrapped.config  # pyright: ignore[reportAttributeAccessIssue]
     assert again.metadata["autoreset_mode"] == envs.metadata["autoreset_mode"]
     envs.close()

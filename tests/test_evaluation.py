@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_v
 from canvit_gym.observations import ObservationKey
 from canvit_gym.policies import GreedyOracle, PaperPolicy, PolicyInfo, oracle_candidates
 from canvit_gym.scenes.prepared import FashionScenes
+from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.statistics import bootstrap_interval
 from canvit_gym.tasks.classification import ClassificationTask
 from canvit_gym.tasks.segmentation import SegmentationTask
@@ -271,6 +273,41 @@ def test_readings_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(SegmentationTask, "read", broken)
     with pytest.raises(FloatingPointError, match=r"scene 11, glimpse 2 at \[0.0, 0.0, 1.0\].*checkpoint 'nano'"):
         evaluate(Fixed(), config=CONFIG, num_glimpses=2, batch_size=8)
+
+
+@pytest.mark.parametrize("track_score", [False, True])
+def test_an_environment_stops_at_a_reading_that_is_not_finite(
+    monkeypatch: pytest.MonkeyPatch, track_score: bool
+) -> None:
+    envs = gym.make_vec(
+        "CanViT/FashionSegmentation-v0", num_envs=3, num_scenes=8, device="cpu", track_score=track_score
+    )
+    envs.reset(seed=0)
+    read = SegmentationTask.read
+    monkeypatch.setattr(SegmentationTask, "read", lambda *args: read(*args) * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"scene \d+, glimpse 2 at .*the reading is not finite"):
+        envs.step(envs.action_space.sample())
+
+
+def test_scenes_without_any_label_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = evaluate(Fixed(), config=CONFIG, num_glimpses=2, batch_size=4)
+    load, empty = FashionScenes.load, [2, 5, 12, 13, 14, 15]
+
+    def partly_labelled(self: FashionScenes, indices: Any) -> SceneBatch:
+        batch = load(self, indices)
+        labels = batch.labels.clone()
+        labels[np.isin(indices, empty)] = 255
+        return replace(batch, labels=labels)
+
+    monkeypatch.setattr(FashionScenes, "load", partly_labelled)
+    with pytest.warns(RuntimeWarning, match=r"scenes \[\d.*\] hold no label and are left out"):
+        partly = evaluate(Fixed(), config=CONFIG, num_glimpses=2, batch_size=4)
+    rest = np.flatnonzero(~np.isin(whole.scene, empty))
+    assert partly.scene.tolist() == whole.scene[rest].tolist()
+    np.testing.assert_allclose(partly.loss, whole.loss[rest], atol=1e-5)
+    empty.extend(range(20))
+    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="can be read and holds a label"):
+        evaluate(Fixed(), config=CONFIG, num_glimpses=2)
 
 
 @pytest.mark.parametrize("config", [CONFIG, CLASSIFICATION], ids=["segmentation", "classification"])

@@ -15,6 +15,8 @@ from datasets import FOLDER_CLASSES, SEGMENTATION_CLASSES, tiny
 from safetensors.torch import load_file
 
 from canvit_gym.backbone.load import Backbone, load_backbone
+from canvit_gym.scenes.files import FileScenes
+from canvit_gym.scenes.prepared import FashionScenes
 from canvit_gym.scenes.source import SceneBatch
 from experiments import fit_probe
 from experiments.fit_probe import (
@@ -112,6 +114,10 @@ def test_an_interrupted_fit_goes_on_to_the_bit(env_id: str, tmp_path: Path, monk
     assert (tmp_path / "parts" / fit_probe.STATE).exists() and not (tmp_path / "parts" / "training.json").exists()
     with pytest.raises(ValueError, match="interrupted fit with other settings"):
         fit_probe.main(tiny_fit(env_id, tmp_path / "parts", peak_lr=0.1))
+    with monkeypatch.context() as other, pytest.raises(ValueError, match="other settings or data"):
+        for source in (FashionScenes, FileScenes):
+            other.setattr(source, "fingerprint", "another folder of the same size and classes")
+        fit_probe.main(tiny_fit(env_id, tmp_path / "parts"))
     fit_probe.main(tiny_fit(env_id, tmp_path / "parts"))
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)

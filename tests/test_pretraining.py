@@ -85,10 +85,28 @@ def test_a_resumed_run_learns_at_the_rates_it_is_resumed_with(
 
 
 def test_pretraining_goes_on_from_a_shipped_model(nano_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
-    config = replace(nano_run(tmp_path, teacher_dir), init_from=nano_dir / "model", steps=0, finish_steps=1, peak_lr=0)
+    config = replace(
+        nano_run(tmp_path, teacher_dir), init_from=nano_dir / "model", token_steps=0, steps=0, finish_steps=1, peak_lr=0
+    )
     pretrain_nano.train(config)
     ours, theirs = (load_file(d / "model" / "model.safetensors") for d in (tmp_path, nano_dir))
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs), "without a learning rate nothing moves"
+
+
+def test_settings_that_contradict_are_refused(nano_dir: Path, teacher_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"pass --token-steps 0 \(got 2\)"):
+        pretrain_nano.train(replace(nano_run(tmp_path, teacher_dir), init_from=nano_dir / "model"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_is_resumed_with_the_optimizers_it_is_of_and_the_weight_decay_asked_for() -> None:
+    parameter = [torch.nn.Parameter(torch.zeros(2, 2))]
+    saved = torch.optim.AdamW(parameter, weight_decay=0.02).state_dict()
+    optimizer = torch.optim.AdamW(parameter, weight_decay=0.3)
+    pretrain_nano.restore_optimizers([optimizer], [saved])
+    assert optimizer.param_groups[0]["weight_decay"] == 0.3
+    with pytest.raises(ValueError, match="begun without --muon-lr and is resumed with it"):
+        pretrain_nano.restore_optimizers([optimizer, torch.optim.Muon(parameter)], [saved])
 
 
 def test_pretraining_without_scenes_of_one_item_finishes(teacher_dir: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import ENV_IDS
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from canvit_gym.episodes import EpisodeView
 from canvit_gym.rendering import (
@@ -23,6 +23,7 @@ from canvit_gym.rendering import (
     Window,
     canvas_colours,
     display_exists,
+    draw_box,
     draw_frame,
     glimpse_colour,
     palette,
@@ -258,3 +259,12 @@ def test_contact_sheet(tmp_path: Path) -> None:
     draw_contact_sheet(ContactSheetConfig(output=path, split="validation", lines=1, columns=2))
     with Image.open(path) as picture:
         assert picture.width > 2 * 3 * 128 and picture.height > 2 * 128
+
+
+@pytest.mark.parametrize("size", [96, 256])
+def test_glimpses_of_any_size_can_be_drawn(size: int) -> None:
+    picture = Image.new("RGB", (size, size))
+    for scale in np.geomspace(1e-3, 1, 40):
+        for width in (1, 2, 4):
+            draw_box(ImageDraw.Draw(picture), viewpoint_box(np.array([0.0, 0.0, scale]), size), (255, 0, 0), width)
+    assert picture.getbbox() == (0, 0, size, size)

@@ -226,7 +226,7 @@ def test_summary_says_who_wins_and_what_is_noise(directory: Path) -> None:
     assert "ppo against the fixed, which sees no image: +3.0" in text and "more than a prior" in text
     assert (
         "greedy oracle leads C2F in mIoU on the first 16 scenes: +20.0" in text
-        and "ppo captures most: 25 [20, 30] %" in text
+        and "The largest share of that lead: ppo, 25 [20, 30] %." in text
     )
 
 

@@ -21,6 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.checkpoint import load_policy, load_record
 from agents.learned import LearnedPolicy
+from agents.training_state import load_state
 from canvit_gym.evaluation import evaluate
 from canvit_gym.sb3 import GlimpseVecEnv
 from experiments.provenance import provenance
@@ -210,9 +211,12 @@ def test_a_finished_run(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_is_not_begun_again(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run")
-    train(config, callbacks=[Interrupt(at=8)])
+    train(config, callbacks=[Interrupt(at=ROLLOUT + 8)])
     with pytest.raises(FileExistsError, match=r"unfinished run.*--resume"):
         train(config)
+    done = load_state(config.run_dir / "training_state.pt")["num_timesteps"]
+    with pytest.raises(ValueError, match=rf"an unfinished run of {done} decisions.*--total-timesteps above {done}"):
+        train(replace(config, resume=True, total_timesteps=done))  # would end it where it stands, and call it finished
     with pytest.raises(FileNotFoundError, match=r"no run to resume.*Leave out --resume"):
         train(replace(config, run_dir=tmp_path / "nothing", resume=True))
 

@@ -119,8 +119,8 @@ def _shipped() -> tuple[str, ...]:
 
 
 def hub_root() -> str:
-    """$CANVIT_HUB_ROOT, a directory laid out like the organization, else the organization."""
-    return os.environ.get("CANVIT_HUB_ROOT", HUB_ORGANIZATION).rstrip("/")
+    """$CANVIT_HUB_ROOT, a directory laid out like the organization; the organization where that is unset or empty."""
+    return (os.environ.get("CANVIT_HUB_ROOT") or HUB_ORGANIZATION).rstrip("/")
 
 
 def _names_help() -> str:

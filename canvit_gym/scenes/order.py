@@ -6,6 +6,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from canvit_gym.scenes.decoding import UnreadableSceneError
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 
 
@@ -77,7 +78,8 @@ def next_scenes(
         readable = more[scenes.readable(more)]
         in_vain = 0 if len(readable) else in_vain + len(more)
         if in_vain >= len(order):
-            raise OSError(f"none of the {len(order)} scenes of {cast(SceneSource, scenes).name} can be read")
+            name = cast(SceneSource, scenes).name
+            raise UnreadableSceneError(f"none of the {len(order)} scenes of {name} can be read")
         chosen = np.concatenate([chosen, readable])
     return chosen
 

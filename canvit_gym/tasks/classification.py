@@ -103,7 +103,7 @@ class ClassificationTask:
     def record(self) -> dict[str, Any]:
         return self._source.record
 
-    def truth(self, labels: Tensor) -> dict[str, Tensor]:
+    def truth(self, labels: Tensor, *, with_score: bool = False) -> dict[str, Tensor]:
         """[n] int64 classes."""
         return {"labels": labels.to(self._backbone.device, non_blocking=True)}
 

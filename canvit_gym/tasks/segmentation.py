@@ -22,6 +22,9 @@ IGNORE_LABEL = 255
 LAYER_NORM_EPS = 1e-5
 """PyTorch's default."""
 
+QUADS = "quads."
+"""Before the names of QuadLabels' tensors among a scene's truth."""
+
 UPSAMPLING_BYTES = {"cpu": 12 << 20, "cuda": 1 << 30}
 """Of logits upsampled at once: what stays in a CPU's cache, or leaves room on a GPU."""
 
@@ -99,11 +102,17 @@ class SegmentationTask:
     def record(self) -> dict[str, Any]:
         return self._source.record
 
-    def truth(self, labels: Tensor) -> dict[str, Tensor]:
-        """[n, H, W] uint8 maps -> labels [n, H, W] and shares [n, K, G, G], each cell's share of every class."""
+    def truth(self, labels: Tensor, *, with_score: bool = False) -> dict[str, Tensor]:
+        """[n, H, W] uint8 maps -> labels [n, H, W] and shares [n, K, G, G], each cell's share of every class.
+
+        with_score: on a CPU also what a score is counted by, the QuadLabels' tensors, cut once for all glimpses.
+        """
         moved = labels.to(self._backbone.device, non_blocking=True)
         shares = class_shares(moved, num_classes=len(self.classes), grid=self._backbone.canvas_grid)
-        return {"labels": moved, "shares": shares}
+        truth = {"labels": moved, "shares": shares}
+        if with_score and moved.device.type == "cpu" and (quads := self.quads(moved)) is not None:
+            truth |= {QUADS + name: value for name, value in vars(quads).items()}
+        return truth
 
     def read(self, state: RecurrentState, canvas_norm: Tensor | None = None) -> Tensor:
         """[B, K, G, G] logits, equal to `self.model.logits` up to rounding."""
@@ -125,9 +134,10 @@ class SegmentationTask:
         return cross_entropy / shares.sum(dim=(1, 2, 3)).clamp(min=1e-6)
 
     def score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
-        labels = truth["labels"]
-        quads = self.quads(labels) if labels.device.type == "cpu" else None  # to count by quads, a GPU is waited for
-        intersection, union = self.confusion(logits, labels, quads)
+        if cut := {name.removeprefix(QUADS): truth[name] for name in truth if name.startswith(QUADS)}:
+            intersection, union = count_confusion(logits, QuadLabels(**cut))
+        else:  # one scene of a picture, or a GPU, where it is not known yet which way of counting is faster
+            intersection, union = self.confusion(logits, truth["labels"], None)
         present = union > 0
         return (intersection / union.clamp(min=1)).sum(dim=1) / present.sum(dim=1).clamp(min=1)
 

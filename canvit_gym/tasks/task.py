@@ -31,8 +31,11 @@ class Task(Protocol):
         """JSON values that say which probe reads: see canvit_gym.backbone.names.Source."""
         ...
 
-    def truth(self, labels: Tensor) -> dict[str, Tensor]:
-        """A SceneBatch's labels -> named tensors [n, ...] on the device, whatever loss and score need."""
+    def truth(self, labels: Tensor, *, with_score: bool = False) -> dict[str, Tensor]:
+        """A SceneBatch's labels -> named tensors [n, ...] on the device, whatever loss and score need.
+
+        with_score: the score will be asked for after every glimpse, and may be prepared for.
+        """
         ...
 
     def read(self, state: RecurrentState, canvas_norm: Tensor | None) -> Tensor:

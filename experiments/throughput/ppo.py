@@ -17,9 +17,11 @@ from experiments.command_line import env_config
 from experiments.training.model import make_model, make_training_env, ppo_arguments
 
 
-def _throughput_hyperparameters(env_id: str, *, num_envs: int, env_kwargs: dict[str, Any]) -> Hyperparameters:
-    """Those of the file with `num_envs` scenes, and the environment's keyword arguments merged in."""
-    hyper = load_hyperparameters(env_id)
+def _throughput_hyperparameters(
+    env_id: str, *, num_envs: int, env_kwargs: dict[str, Any], overrides: dict[str, Any] | None = None
+) -> Hyperparameters:
+    """Those of the file with overrides and `num_envs` scenes, and the environment's keyword arguments merged in."""
+    hyper = load_hyperparameters(env_id, overrides)
     return replace(
         hyper,
         n_envs=num_envs,
@@ -32,8 +34,7 @@ def ppo_for_throughput(
     env_id: str, *, num_envs: int, env_kwargs: dict[str, Any], overrides: dict[str, Any] | None = None
 ) -> GlimpsePPO:
     """The model that `train` makes, with `num_envs` scenes, ready to learn, logging nowhere."""
-    hyper = _throughput_hyperparameters(env_id, num_envs=num_envs, env_kwargs=env_kwargs)
-    hyper = replace(hyper, **overrides or {})
+    hyper = _throughput_hyperparameters(env_id, num_envs=num_envs, env_kwargs=env_kwargs, overrides=overrides)
     config = env_config(env_id, hyper.env_kwargs)
     check_fit(hyper, config)
     model = make_model(make_training_env(env_id, config, hyper, hyper.env_kwargs), config, hyper, seed=0)

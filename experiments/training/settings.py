@@ -46,7 +46,8 @@ class TrainConfig:
     checkpoint_every: int | None = None
     """Decisions between saved training states. Ctrl-C saves one in any case. None: 20,000."""
     resume: bool = False
-    """Go on with the run in run_dir, with its settings; a larger --total-timesteps extends it."""
+    """Go on with the run in run_dir, with its settings; a larger --total-timesteps extends it. What falls linearly over
+    training (lin_x) then falls towards the new end, so that an extended run is not one begun with that number."""
     progress: bool = True
 
 
@@ -96,12 +97,15 @@ def prepare(config: TrainConfig) -> tuple[Settings, State | None]:
         raise FileNotFoundError(
             f"{run_dir} holds no run to resume: {CONFIG} is missing. Leave out --resume to begin one."
         )
-    settings = _resumed_settings(config, Settings(**json.loads((run_dir / CONFIG).read_text())))
+    saved = Settings(**json.loads((run_dir / CONFIG).read_text()))
+    settings = _resumed_settings(config, saved)
     state = load_state(run_dir / STATE) if (run_dir / STATE).exists() else None
-    if state is not None and finished and state["num_timesteps"] >= settings.total_timesteps:
+    asks_for_other = finished or settings.total_timesteps != saved.total_timesteps
+    if state is not None and asks_for_other and state["num_timesteps"] >= settings.total_timesteps:
+        done = state["num_timesteps"]
         raise ValueError(
-            f"{run_dir} holds a finished run of {state['num_timesteps']:,} decisions: to extend it, ask for "
-            f"--total-timesteps above {state['num_timesteps']} (got {settings.total_timesteps})"
+            f"{run_dir} holds {'a finished' if finished else 'an unfinished'} run of {done:,} decisions: to extend it, "
+            f"ask for --total-timesteps above {done} (got {settings.total_timesteps})"
         )
     return settings, state
 
