@@ -10,6 +10,7 @@ CanViT-B with random weights, a canvas of 32 x 32 cells, 64 scenes a batch, bflo
   compiled; with the share of the matrix rate, counting canvit_pytorch.flops; at 1 and 8 scenes too, where CUDA graphs
   are used;
 - the vector env against the loop of the same backbone;
+- PPO end to end, rollouts and updates: glimpses/s, and the shares of the time in the backbone and in the update;
 - how many device synchronizations PyTorch finds in a step that hands its rewards to an agent on the device;
 - one step's three largest costs, each against its floor: bytes over bandwidth, FLOPs over rate;
 - the error of compiled bfloat16 states, against eager float32.
@@ -36,8 +37,9 @@ from canvit_gym.config import build_backbone
 from canvit_gym.vector_env import GlimpseVectorEnv
 from experiments.command_line import run_command
 from experiments.provenance import plain, provenance
+from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS, Job
-from experiments.throughput.stages import synchronize
+from experiments.throughput.ppo import learn_timed, ppo_for_throughput
 
 CANVIT_EAGER, STEP_EAGER, STEP_COMPILED = "canvit-pytorch, eager", "Backbone.step, eager", "Backbone.step, compiled"
 
@@ -137,6 +139,12 @@ def compare_environment(job: Job, config: GPUReportConfig) -> dict[str, float]:
         ratios = [env / bare for env, bare in zip(rates["env"], rates["loop"], strict=True)]
         found["compiled" if compiled else "eager"] = statistics.median(ratios)
     return found
+
+
+def ppo_end_to_end(job: Job, *, rollouts: int = 3) -> dict[str, float]:
+    """Of canvit_gym's PPO with the hyperparameters of the segmentation environment: see learn_timed."""
+    model = ppo_for_throughput("CanViT/FashionSegmentation-v0", num_envs=job.num_envs, env_kwargs=job.env_kwargs())
+    return learn_timed(model, rollouts=rollouts)
 
 
 def synchronizations(job: Job) -> list[str] | None:
@@ -252,6 +260,13 @@ def report(record: dict[str, Any]) -> str:
     if ratios := record.get("environment"):
         told = ", ".join(f"{ratio:.3f} {how}" for how, ratio in ratios.items())
         lines += [f"Vector env over the loop of the same backbone: {told}.", ""]
+    if ppo := record.get("ppo"):
+        lines += [
+            f"PPO end to end: {ppo['glimpses_per_second']:,.0f} glimpses/s, {ppo['share_in_backbone']:.0%} of the time "
+            f"in the backbone's forward, {ppo['share_in_update']:.0%} in the update; rollout buffer "
+            f"{ppo['rollout_buffer_mib']:.0f} MiB.",
+            "",
+        ]
     if (found := record.get("synchronizations")) is not None:
         lines += [f"Synchronizations in four steps beside the wait for rewards: {len(found)}.", *found, ""]
     if costs := record.get("costs"):
@@ -301,6 +316,7 @@ def main(config: GPUReportConfig) -> None:
     sections: dict[str, Callable[[], None]] = {
         "loops": lambda: record["loops"].update({job.num_envs: compare_loops(job, config, chip)}),
         "environment": lambda: record.update(environment=compare_environment(job, config)),
+        "ppo": lambda: record.update(ppo=ppo_end_to_end(compiled)),
         "synchronizations": lambda: record.update(synchronizations=synchronizations(job)),
         "costs": lambda: record.update(costs=largest_costs(job, chip)),
         "state error": lambda: record.update(state_error=state_error(compiled)),

@@ -19,9 +19,7 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +28,10 @@ import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.hyperparameters import load_hyperparameters
-from agents.rollout import TensorRolloutBuffer
-from canvit_gym.backbone.load import Backbone
-from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
+from canvit_gym.sb3 import make_sb3_env
 from experiments.command_line import json_object, run_command
 from experiments.provenance import plain, provenance
-from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_throughput
-from experiments.throughput.stages import synchronize
+from experiments.throughput.ppo import learn_timed, ppo_for_throughput, stock_ppo_for_throughput
 
 OURS, STOCK, STOCK_POLICY = "canvit_gym", "stock PPO", "stock PPO and policy"
 DESCRIPTIONS = {
@@ -63,25 +58,6 @@ class PPOThroughputConfig:
     """Measure this one here, once, and print JSON; used for the processes. None: all of them, in turns."""
     output: Path | None = None
     """Where to write the JSON record; the table is printed in any case."""
-
-
-@dataclass
-class Clock:
-    """Adds up the time inside a method, once `timing` has replaced it."""
-
-    device: torch.device
-    seconds: float = field(default=0.0, init=False)
-
-    def timing(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            synchronize(self.device)
-            began = time.perf_counter()
-            result = method(*args, **kwargs)
-            synchronize(self.device)
-            self.seconds += time.perf_counter() - began
-            return result
-
-        return timed
 
 
 def resident_mib() -> float:
@@ -111,44 +87,17 @@ def make(config: PPOThroughputConfig) -> OnPolicyAlgorithm:
     )
 
 
-def buffer_mib(model: OnPolicyAlgorithm) -> float:
-    buffer: Any = model.rollout_buffer
-    if isinstance(buffer, TensorRolloutBuffer):
-        return buffer.num_bytes / 2**20
-    arrays = [value for value in vars(buffer).values() if isinstance(value, np.ndarray)]
-    return sum(value.nbytes for value in [*arrays, *buffer.observations.values()]) / 2**20
-
-
 def measure(config: PPOThroughputConfig) -> dict[str, float]:
-    """One contestant, in this process, whose methods it replaces by timed ones."""
+    """One contestant, in this process."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     warm_environment(config)
     before = resident_mib()
     model = make(config)
-    assert model.env is not None
-    env = model.env.unwrapped
-    assert isinstance(env, GlimpseVecEnv)
-    device, episode = env.glimpse_envs.backbone.device, env.glimpse_envs.config
-    decisions = model.n_steps * config.num_envs
-    model.learn(decisions, reset_num_timesteps=False)
-    backbone, update = Clock(device), Clock(device)
-    Backbone.step = backbone.timing(Backbone.step)  # type: ignore[method-assign]
-    model.train = update.timing(model.train)  # type: ignore[method-assign]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    began = time.perf_counter()
-    model.learn(config.rollouts * decisions, reset_num_timesteps=False)
-    synchronize(device)
-    seconds = time.perf_counter() - began
-    acting = episode.budget - (episode.first_glimpse is not None)
-    on_gpu = device.type == "cuda"
-    return {
-        "glimpses_per_second": config.rollouts * decisions * episode.budget / acting / seconds,
-        "share_in_backbone": backbone.seconds / seconds,
-        "share_in_update": update.seconds / seconds,
-        "peak_mib": torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else peak_mib() - before,
-        "rollout_buffer_mib": buffer_mib(model),
+    found = learn_timed(model, rollouts=config.rollouts)
+    on_gpu = model.device.type == "cuda"
+    return found | {
+        "peak_mib": torch.cuda.max_memory_allocated(model.device) / 2**20 if on_gpu else peak_mib() - before,
         "peak_process_mib": peak_mib(),
     }
 

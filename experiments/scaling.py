@@ -22,8 +22,8 @@ import torch
 from canvit_gym.backbone.load import resolve_device
 from experiments.command_line import run_command
 from experiments.provenance import plain, provenance
+from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS, Job
-from experiments.throughput.stages import synchronize
 from experiments.throughput.workers import busy_note
 
 LINEAR = 1.05

@@ -170,6 +170,8 @@ def test_gpu_report_runs_without_one(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "gpu.json").read_text())
     assert not record["left_out"] and set(record["loops"]) == {"1", "4", "8"}
     assert record["loops"]["4"]["canvit-pytorch, eager"]["ratio_to_canvit_pytorch"] == 1
+    ppo = record["ppo"]
+    assert 0 < ppo["share_in_backbone"] < 1 > ppo["share_in_update"] > 0 and ppo["share_in_backbone"] > 0.1
     costs = record["costs"]["largest"]
     assert len(costs) == 3 and costs[0]["milliseconds"] >= costs[1]["milliseconds"] > 0
     assert all(cost["floor_bytes_ms"] > 0 for cost in costs)

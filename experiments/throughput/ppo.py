@@ -1,19 +1,26 @@
 """PPO ready to learn, ours and stable-baselines3's own, for measurements of its speed."""
 
+import time
 from dataclasses import replace
 from typing import Any, Literal
+from unittest.mock import patch
 
+import numpy as np
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.hyperparameters import Hyperparameters, check_fit, load_hyperparameters
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from agents.ppo import GlimpsePPO
-from canvit_gym.backbone.load import resolve_device
-from canvit_gym.sb3 import make_sb3_env
+from agents.rollout import TensorRolloutBuffer
+from canvit_gym.backbone.load import Backbone, resolve_device
+from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from experiments.command_line import env_config
+from experiments.throughput.clock import Clock, synchronize
 from experiments.training.model import make_model, make_training_env, ppo_arguments
 
 
@@ -62,3 +69,42 @@ def stock_ppo_for_throughput(
     )
     model.set_logger(Logger(None, []))
     return model
+
+
+def buffer_mib(model: OnPolicyAlgorithm) -> float:
+    buffer: Any = model.rollout_buffer
+    if isinstance(buffer, TensorRolloutBuffer):
+        return buffer.num_bytes / 2**20
+    arrays = [value for value in vars(buffer).values() if isinstance(value, np.ndarray)]
+    return sum(value.nbytes for value in [*arrays, *buffer.observations.values()]) / 2**20
+
+
+def learn_timed(model: OnPolicyAlgorithm, *, rollouts: int) -> dict[str, float]:
+    """What rollouts and their updates take, after one that warms up: glimpses per second of all scenes, the first
+    glimpse of each included; the shares of the time inside the frozen backbone's forward and inside the update; and
+    what the rollout buffer holds. The memory that a GPU counts as its peak is that of these rollouts.
+    """
+    assert model.env is not None
+    env = model.env.unwrapped
+    assert isinstance(env, GlimpseVecEnv)
+    device, episode = env.glimpse_envs.backbone.device, env.glimpse_envs.config
+    decisions = model.n_steps * model.n_envs
+    model.learn(decisions, reset_num_timesteps=False)
+    backbone, update = Clock(device), Clock(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with (
+        patch.object(Backbone, "step", backbone.timing(Backbone.step)),
+        patch.object(model, "train", update.timing(model.train)),
+    ):
+        began = time.perf_counter()
+        model.learn(rollouts * decisions, reset_num_timesteps=False)
+        synchronize(device)
+        seconds = time.perf_counter() - began
+    acting = episode.budget - (episode.first_glimpse is not None)
+    return {
+        "glimpses_per_second": rollouts * decisions * episode.budget / acting / seconds,
+        "share_in_backbone": backbone.seconds / seconds,
+        "share_in_update": update.seconds / seconds,
+        "rollout_buffer_mib": buffer_mib(model),
+    }

@@ -14,6 +14,7 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.tasks.classification import ClassificationTask
 from canvit_gym.tasks.segmentation import SegmentationTask
 from canvit_gym.vector_env import GlimpseVectorEnv
+from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import Run
 
 PYTHON = "Python and copies between states"
@@ -79,8 +80,3 @@ def shares(run: Run, device: torch.device, *, repeats: int) -> dict[str, float]:
         total = time.perf_counter() - began
     found = {stage: seconds[stage] / total for stage in STAGES}
     return {**found, PYTHON: 1 - sum(found.values())}
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

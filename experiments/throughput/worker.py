@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from canvit_gym.backbone.load import resolve_device
+from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS, Job
-from experiments.throughput.stages import shares, synchronize
+from experiments.throughput.stages import shares
 
 
 def peak_mib(device: torch.device) -> float:

@@ -1,0 +1,32 @@
+"""Time on a device, whose work is waited for."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@dataclass
+class Clock:
+    """Adds up the time inside a method, once `timing` has replaced it."""
+
+    device: torch.device
+    seconds: float = field(default=0.0, init=False)
+
+    def timing(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            synchronize(self.device)
+            began = time.perf_counter()
+            result = method(*args, **kwargs)
+            synchronize(self.device)
+            self.seconds += time.perf_counter() - began
+            return result
+
+        return timed
