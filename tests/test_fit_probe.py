@@ -19,15 +19,8 @@ from canvit_gym.scenes.files import FileScenes
 from canvit_gym.scenes.prepared import FashionScenes
 from canvit_gym.scenes.source import SceneBatch
 from experiments import fit_probe
-from experiments.fit_probe import (
-    ClassificationHead,
-    ProbeConfig,
-    SegmentationHead,
-    class_weights,
-    fit_env,
-    spread_scenes,
-    training_scenes,
-)
+from experiments.fit_probe import ProbeConfig, class_weights, fit_env, spread_scenes, training_scenes
+from experiments.probe_heads import ClassificationHead, SegmentationHead
 
 SEGMENTATION, CLASSIFICATION = "CanViT/SegmentationFolder-v0", "CanViT/ImageFolder-v0"
 ROOTS = {SEGMENTATION: tiny("segmentation-folder"), CLASSIFICATION: tiny("image-folder")}

@@ -17,6 +17,7 @@ from experiments.comparison import compare, per_scene, run_warnings
 from experiments.gallery import choose_scenes, shown_glimpses
 from experiments.records import MANIFEST, RECORDS, load_benchmark, write_json
 from experiments.report_figures import _spread, fixation_density, glimpse_groups, scale_shares
+from experiments.report_words import summary
 
 NUM_SCENES, BUDGET, NUM_CLASSES, ORACLE_SCENES = 24, 4, 3, 16
 UNION = 1000
@@ -220,7 +221,7 @@ def test_three_training_runs_need_no_warning(tmp_path: Path) -> None:
 
 
 def test_summary_says_who_wins_and_what_is_noise(directory: Path) -> None:
-    text = " ".join(report.summary(compare(load_benchmark(directory))))
+    text = " ".join(summary(compare(load_benchmark(directory))))
     assert "ppo reads best of the 3 policies that use no labels: mIoU 45.0 [44.0, 46.0] %" in text
     assert "+5.0 [+4.0, +6.0] points against C2F" in text
     assert "ppo against the fixed, which sees no image: +3.0" in text and "more than a prior" in text

@@ -1,0 +1,115 @@
+"""A benchmark's numbers in words: estimates as text, verdicts, and the sentences that a report begins with."""
+
+from typing import Any
+
+Estimate = dict[str, Any]
+"""{"value", "interval"}: a number and (low, high), or curves of them over glimpses."""
+
+
+def number(value: float, *, digits: int, signed: bool = False) -> str:
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.lstrip("+-")
+    return text.replace("-", "−")
+
+
+def at(estimate: Estimate, place: int | None = None) -> tuple[float, float, float]:
+    """(value, low, high), of a curve at one glimpse."""
+    value, (low, high) = estimate["value"], estimate["interval"]
+    return (value, low, high) if place is None else (value[place], low[place], high[place])
+
+
+def interval_text(
+    estimate: Estimate, place: int | None = None, *, scale: float = 100, digits: int = 1, signed: bool = False
+) -> str:
+    value, low, high = (number(scale * v, digits=digits, signed=signed) for v in at(estimate, place))
+    return f"{value} [{low}, {high}]"
+
+
+def verdict(estimate: Estimate, place: int | None = None) -> str:
+    _, low, high = at(estimate, place)
+    return "better" if low > 0 else "worse" if high < 0 else "within noise"
+
+
+def oracle_scope(numbers: dict[str, Any]) -> str:
+    count = numbers["oracle"]["num_scenes"]
+    return "all scenes" if count == numbers["num_scenes"] else f"the first {count:,} scenes"
+
+
+def listed(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def by_score(numbers: dict[str, Any]) -> list[str]:
+    """Labels on all scenes, best first."""
+    policies = numbers["policies"]
+    labels = [label for label, p in policies.items() if "score" in p]
+    return sorted(labels, key=lambda label: -policies[label]["score"]["value"][-1])
+
+
+def summary(numbers: dict[str, Any]) -> list[str]:
+    """What the numbers say, in sentences."""
+    policies, metric, budget = numbers["policies"], numbers["metric"], numbers["budget"]
+    best, reference, fixed = numbers["best"], numbers["reference"], numbers["fixed"]
+    ranked = [label for label, p in policies.items() if "score" in p and not p["uses_labels"]]
+    score = interval_text(policies[best]["score"], -1)
+    lines = [
+        f"{best} reads best of the {len(ranked)} policies that use no labels: {metric} {score} % after {budget} "
+        f"glimpses"
+        + (
+            ", the reference."
+            if best == reference
+            else f", {interval_text(policies[best]['minus_reference']['score'], -1, signed=True)} points against "
+            f"{reference}, the reference."
+        )
+    ]
+    near = [
+        f"{label} ({interval_text(policies[label]['minus_best']['score'], -1, signed=True)})"
+        for label in ranked
+        if label != best and verdict(policies[label]["minus_best"]["score"], -1) == "within noise"
+    ]
+    if near:
+        lines.append(f"Not told apart from {best} on these scenes: {listed(near)}.")
+    elif len(ranked) > 1:
+        lines.append(f"The lead of {best} over every other policy is clear of zero.")
+    against: dict[str, list[str]] = {"better": [], "within noise": [], "worse": []}
+    for label in ranked:
+        if label != reference:
+            against[verdict(policies[label]["minus_reference"]["score"], -1)].append(label)
+    parts = [f"{kind}: {listed(labels)}" for kind, labels in against.items() if labels]
+    if parts:
+        lines.append(f"Against {reference} by {metric} after {budget} glimpses: {'; '.join(parts)}.")
+    lowest = min(ranked, key=lambda label: policies[label]["cross_entropy"]["value"][-1])
+    if lowest != best:
+        loss = interval_text(policies[lowest]["cross_entropy"], -1, scale=1, digits=3)
+        text = f"By cross-entropy {lowest} reads best: {loss} nats"
+        if lowest != reference:
+            change = interval_text(
+                policies[lowest]["minus_reference"]["cross_entropy"], -1, scale=1, digits=4, signed=True
+            )
+            text += f", {change} against {reference}"
+        lines.append(text + ".")
+    for label in ranked:
+        if fixed and (difference := policies[label].get("minus_fixed")):
+            amount = interval_text(difference["score"], -1, signed=True)
+            meaning = {
+                "better": "what it gains is more than a prior over places.",
+                "within noise": "what it gains over other policies may be a prior over places.",
+                "worse": "a prior over places does better.",
+            }[verdict(difference["score"], -1)]
+            lines.append(f"{label} against the {fixed}, which sees no image: {amount} points; {meaning}")
+    if oracle := numbers["oracle"]:
+        lead = interval_text(oracle["lead"]["score"], signed=True)
+        leads = "leads" if verdict(oracle["lead"]["score"]) == "better" else "does not lead"
+        shares = {
+            label: p["share_score"]
+            for label, p in oracle["policies"].items()
+            if label in ranked and p.get("share_score") is not None
+        }
+        text = f"{oracle['label']} {leads} {oracle['baseline']} in {metric} on {oracle_scope(numbers)}: {lead} points."
+        if shares:
+            top = max(shares, key=lambda label: shares[label]["value"])
+            text += f" The largest share of that lead: {top}, {interval_text(shares[top], digits=0)} %"
+            text += ", not told apart from none." if verdict(shares[top]) != "better" else "."
+        lines.append(text)
+    return lines
