@@ -1,0 +1,49 @@
+"""What every command line of experiments does with mistakes and Ctrl-C."""
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from experiments.command_line import GOES_ON, INTERRUPTED, env_config, json_object, run_command
+
+
+@dataclass(frozen=True)
+class Config:
+    number: int = 1
+
+
+def run(monkeypatch: pytest.MonkeyPatch, raised: BaseException | None, *arguments: str) -> None:
+    def main(config: Config) -> None:
+        assert config.number == 3
+        if raised is not None:
+            raise raised
+
+    monkeypatch.setattr(sys, "argv", ["command", *arguments])
+    run_command(main, Config, description="A command.", if_interrupted=GOES_ON)
+
+
+def test_what_a_user_can_mend_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, None, "--number", "3")
+    with pytest.raises(SystemExit, match="^error: no such scene; choose another$"):
+        run(monkeypatch, ValueError("no such scene; choose another"), "--number", "3")
+    with pytest.raises(RuntimeError, match="a mistake of ours"):  # keeps its traceback
+        run(monkeypatch, RuntimeError("a mistake of ours"), "--number", "3")
+
+
+def test_an_interruption_says_what_is_lost(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, KeyboardInterrupt(), "--number", "3")
+    assert ended.value.code == INTERRUPTED and capsys.readouterr().err == f"{GOES_ON}\n"
+
+
+@pytest.mark.parametrize("text", ["nonsense", "[1]", '"text"'])
+def test_options_in_json_are_objects(text: str) -> None:
+    assert json_object(None, option="--hyper") == {} and json_object('{"a": 1}', option="--hyper") == {"a": 1}
+    with pytest.raises(ValueError, match="--hyper must be a JSON object such as"):
+        json_object(text, option="--hyper")
+
+
+def test_unknown_environments_are_named() -> None:
+    with pytest.raises(ValueError, match="unknown environment 'CanViT/Fashion'; there are: CanViT/"):
+        env_config("CanViT/Fashion", {})
