@@ -25,7 +25,7 @@ def run(monkeypatch: pytest.MonkeyPatch, raised: BaseException | None, *argument
 
 def test_what_a_user_can_mend_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     run(monkeypatch, None, "--number", "3")
-    with pytest.raises(SystemExit, match="^error: no such scene; choose another$"):
+    with pytest.raises(SystemExit, match=r"^error: no such scene; choose another$"):
         run(monkeypatch, ValueError("no such scene; choose another"), "--number", "3")
     with pytest.raises(RuntimeError, match="a mistake of ours"):  # keeps its traceback
         run(monkeypatch, RuntimeError("a mistake of ours"), "--number", "3")
