@@ -232,6 +232,14 @@ class Estimate:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
+    def to_json(self) -> dict[str, list[float]]:
+        """{"value", "low", "high"}, of all numbers."""
+        return {name: getattr(self, name).tolist() for name in ("value", "low", "high")}
+
+    def at(self, place: int) -> dict[str, float]:
+        """{"value", "low", "high"}, of one of the numbers: of a curve over glimpses, -1 is after the last."""
+        return {name: float(getattr(self, name)[place]) for name in ("value", "low", "high")}
+
 
 def bootstrap_interval(
     *statistics: Statistic,

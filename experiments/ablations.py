@@ -297,18 +297,14 @@ def _measures(runs: list[Evaluation], base: list[Evaluation], *, against_base: b
         "metric": runs[0].metric,
         "score_of_seed": [run.score().tolist() for run in runs],
         "loss_of_seed": [run.mean_loss().tolist() for run in runs],
-        "score": _estimate(bootstrap_interval(score_statistic(runs))),
-        "per_scene_iqm": _estimate(bootstrap_interval(InterquartileMean(scenes))),
-        "loss": _estimate(bootstrap_interval(loss_statistic(runs))),
+        "score": bootstrap_interval(score_statistic(runs)).to_json(),
+        "per_scene_iqm": bootstrap_interval(InterquartileMean(scenes)).to_json(),
+        "loss": bootstrap_interval(loss_statistic(runs)).to_json(),
     }
     if against_base and base:
-        record["score_minus_base"] = _estimate(paired_difference(score_statistic(runs), score_statistic(base)))
-        record["loss_minus_base"] = _estimate(paired_difference(loss_statistic(runs), loss_statistic(base)))
+        record["score_minus_base"] = paired_difference(score_statistic(runs), score_statistic(base)).to_json()
+        record["loss_minus_base"] = paired_difference(loss_statistic(runs), loss_statistic(base)).to_json()
     return record
-
-
-def _estimate(estimate: Any) -> dict[str, list[float]]:
-    return {name: getattr(estimate, name).tolist() for name in ("value", "low", "high")}
 
 
 def table(result: dict[str, Any]) -> str:

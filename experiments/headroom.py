@@ -43,7 +43,7 @@ from canvit_gym.policies.halves import Half, HalfLoss
 from canvit_gym.policies.streams import scene_displacements
 from canvit_gym.policies.windows import Windows
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, Flavour, generate_scene
-from canvit_gym.statistics import Estimate, InterquartileMean, Mean, OfFirst, Statistic, Together, bootstrap_interval
+from canvit_gym.statistics import InterquartileMean, Mean, OfFirst, Statistic, Together, bootstrap_interval
 from canvit_gym.viewpoints import FULL_SCENE, kept_inside, to_viewpoint
 from experiments.command_line import env_config, run_command
 from experiments.comparison import Draws, clearly_ahead, first_scenes, per_scene, ratio_of_leads, with_interval
@@ -315,9 +315,9 @@ def halves(few: EnvConfig, baseline: str, block: int) -> dict[str, Any]:
     lead, honest = (Mean(np.mean(leads, axis=0)[None]) for leads in (chosen, unseen))
     return {
         "block": block,
-        "lead_on_own_half": _last(bootstrap_interval(lead)),
-        "lead_on_other_half": _last(bootstrap_interval(honest)),
-        "share_of_luck": _last(bootstrap_interval(lead, honest, of=_share_lost)),
+        "lead_on_own_half": bootstrap_interval(lead).at(-1),
+        "lead_on_other_half": bootstrap_interval(honest).at(-1),
+        "share_of_luck": bootstrap_interval(lead, honest, of=_share_lost).at(-1),
     }
 
 
@@ -351,11 +351,6 @@ def _trained(directory: Path) -> dict[str, Any]:
     return {"provenance": record.provenance, "hyperparameters": record.hyperparameters}
 
 
-def _last(estimate: Estimate) -> dict[str, float]:
-    """After the last glimpse."""
-    return {name: float(getattr(estimate, name)[-1]) for name in ("value", "low", "high")}
-
-
 def study(config: HeadroomConfig) -> dict[str, Any]:
     """Everything, as JSON values; shares are fractions."""
     env = _environment(config)
@@ -367,16 +362,16 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
         rows[policy.name] = {
             "num_scenes": policy.num_scenes,
             "score_of_seed": [float(run.score()[-1]) for run in policy.runs],
-            **{name: _last(bootstrap_interval(getattr(policy, name))) for name in ("score", "loss", "scene_iqm")},
+            **{name: bootstrap_interval(getattr(policy, name)).at(-1) for name in ("score", "loss", "scene_iqm")},
         }
         if policy is not baseline:
             for name in ("score", "loss"):
                 pair = [getattr(each, name) for each in (policy, baseline.first(policy.num_scenes))]
-                rows[policy.name][f"{name}_minus_baseline"] = _last(bootstrap_interval(*pair, of=np.subtract))
+                rows[policy.name][f"{name}_minus_baseline"] = bootstrap_interval(*pair, of=np.subtract).at(-1)
     if "warm start" in found:
         for name in ("score", "loss"):
             pair = Together(tuple(getattr(found[role], name) for role in ("learned", "warm start")))
-            rows["learned"][f"{name}_minus_warm_start"] = _last(bootstrap_interval(pair, of=_first_minus_second))
+            rows["learned"][f"{name}_minus_warm_start"] = bootstrap_interval(pair, of=_first_minus_second).at(-1)
     for ceiling, roles in SHARES.items():
         leader = found[ceiling]
         for name in ("score", "loss"):
@@ -389,8 +384,8 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
                     for ahead in (policy, leader)
                     for each in (ahead, baseline.first(ahead.num_scenes))
                 ]
-                rows[policy.name][f"share_of_{ceiling}_{name}"] = _last(
-                    bootstrap_interval(*four, of=_share_across_scenes)
+                rows[policy.name][f"share_of_{ceiling}_{name}"] = bootstrap_interval(*four, of=_share_across_scenes).at(
+                    -1
                 )
     metric = oracle.runs[0].metric
     blocks, few = config.blocks if metric == "mIoU" else (), _few(_test(config, env), config)

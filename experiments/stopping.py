@@ -164,7 +164,7 @@ def row(cost: float, found: Sequence[Stops], reference: Sequence[Stops]) -> dict
     told = bootstrap_interval(values, of=parts)
     result: dict[str, Any] = {"cost": cost, "mean_glimpses": float(np.mean([one.mean_glimpses for one in found]))}
     for i, name in enumerate(("score", "fixed_budget_score", "difference")):
-        result[name] = {key: float(getattr(told, key)[i]) for key in ("value", "low", "high")}
+        result[name] = told.at(i)
     if reference:
         curve = np.mean([one.evaluation.score() for one in reference], axis=0)
         result["reference_score"] = float(interpolated(curve[None], np.array([result["mean_glimpses"]]))[0])
