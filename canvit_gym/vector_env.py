@@ -110,7 +110,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     ## Info
     `scene` (index), `viewpoint` (row, col, scale), `glimpses` (taken), `loss`, `score` (where tracked); when an
     episode ends also `loss_curve` and `score_curve`, [budget] after each glimpse (an episode that was stopped
-    early keeps its last value to the end of the curve).
+    early keeps its last value to the end of the curve). A scene without any label has loss 0 and score 0.
 
     ## Determinism
     The same seed, actions and number of environments give the same numbers to the bit on one machine (up to
