@@ -207,7 +207,8 @@ def largest_costs(job: Job, chip: Chip, *, count: int = 3) -> dict[str, Any]:
 
 def floors(event: Any, chip: Chip, *, item_size: int) -> dict[str, float]:
     """Milliseconds that an operation's calls take at least: every input read once, and as much written as the largest
-    of them holds; its FLOPs (as PyTorch counts them) at the matrix rate.
+    of them holds; its FLOPs (as PyTorch counts them) at the matrix rate. 0 where PyTorch does not tell: of the shapes
+    in a list of tensors, and of most FLOPs.
     """
     sizes = [int(np.prod(shape)) for shape in event.input_shapes if shape]
     moved = item_size * (sum(sizes) + max(sizes, default=0)) * event.count

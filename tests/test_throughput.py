@@ -174,7 +174,7 @@ def test_gpu_report_runs_without_one(tmp_path: Path) -> None:
     assert 0 < ppo["share_in_backbone"] < 1 > ppo["share_in_update"] > 0 and ppo["share_in_backbone"] > 0.1
     costs = record["costs"]["largest"]
     assert len(costs) == 3 and costs[0]["milliseconds"] >= costs[1]["milliseconds"] > 0
-    assert all(cost["floor_bytes_ms"] > 0 for cost in costs)
+    assert all(cost["floor_bytes_ms"] > 0 for cost in costs if cost["shapes"])  # PyTorch tells none of a list's tensors
     late = gpu_report.GPUReportConfig(dry_run=True, repeats=1, compile=False, deadline_s=0, output=tmp_path / "late")
     gpu_report.main(late)
     assert "Left out for lack of time: loops, environment" in (tmp_path / "late.md").read_text()
