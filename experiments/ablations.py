@@ -35,7 +35,7 @@ from experiments.comparison import per_scene, with_interval
 from experiments.provenance import plain, provenance
 from experiments.records import write_text
 from experiments.runs import complete, require_same_run
-from experiments.throughput.ppo import ppo_for_throughput
+from experiments.throughput.ppo import learn_rollouts, ppo_for_throughput
 from experiments.training.settings import CONFIG, RESULT, TrainConfig
 
 BASE = "base"
@@ -239,10 +239,9 @@ def measured_rate(config: AblationConfig) -> float:
     env_kwargs, hyper = settings_of(config, BASE)
     own = load_hyperparameters(config.env, hyper)
     model = ppo_for_throughput(config.env, num_envs=own.n_envs, env_kwargs=env_kwargs, overrides=hyper)
-    model.learn(model.n_steps * own.n_envs, reset_num_timesteps=False)
+    learn_rollouts(model, 1)
     began = time.perf_counter()
-    model.learn(model.n_steps * own.n_envs, reset_num_timesteps=False)
-    return model.n_steps * own.n_envs / (time.perf_counter() - began)
+    return learn_rollouts(model, 1) / (time.perf_counter() - began)
 
 
 def print_list(config: AblationConfig) -> None:
@@ -392,9 +391,13 @@ def ablate(config: AblationConfig) -> bool:
     return True
 
 
+def report_path(config: AblationConfig) -> Path:
+    """Without the ending."""
+    return config.results_dir / config.env.split("/")[-1]
+
+
 def write_report(config: AblationConfig) -> None:
-    result = summary(config)
-    path = config.results_dir / config.env.split("/")[-1]
+    result, path = summary(config), report_path(config)
     write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
     write_text(path.with_suffix(".md"), page(config, result))
 
@@ -405,7 +408,7 @@ def main(config: AblationConfig) -> None:
         return
     if not ablate(config):
         raise KeyboardInterrupt
-    print(table(summary(config)))
+    print(table(json.loads(report_path(config).with_suffix(".json").read_text())))
 
 
 if __name__ == "__main__":

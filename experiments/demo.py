@@ -25,7 +25,7 @@ from agents.learned import LearnedPolicy
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
 from canvit_gym.policies import GlimpsePolicy, PaperPolicy
 from canvit_gym.statistics import paired_difference
-from experiments.command_line import run_command
+from experiments.command_line import INTERRUPTED, run_command
 from experiments.gaze_picture import draw_gaze
 from experiments.provenance import provenance
 from experiments.train import train
@@ -106,7 +106,7 @@ def trained_policy(config: DemoConfig) -> Path:
     )
     if trained.interrupted:
         print("Interrupted. The same command goes on from here.")
-        raise SystemExit(130)
+        raise SystemExit(INTERRUPTED)
     return trained.best_policy_dir
 
 

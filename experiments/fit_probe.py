@@ -41,6 +41,7 @@ from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import PaperPolicy
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.tasks.task import TRAINING_RECORD
+from experiments import command_line
 from experiments.command_line import GOES_ON, json_object, run_command
 from experiments.probe_card import card
 from experiments.probe_heads import ClassificationHead, Head, SegmentationHead
@@ -313,8 +314,6 @@ def _save_state(
 
 def env_config(config: ProbeConfig, env_id: str) -> EnvConfig:
     """The environment to fit a probe for. Whether it has one does not matter."""
-    if env_id not in ENVIRONMENTS:
-        raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(ENVIRONMENTS)}")
     more = json_object(config.env_kwargs, option="--env-kwargs")
     given = {
         name: value
@@ -323,7 +322,7 @@ def env_config(config: ProbeConfig, env_id: str) -> EnvConfig:
     }
     if config.root is not None:
         given["root"] = str(config.root)
-    return config_from_kwargs({**ENVIRONMENTS[env_id], **given, **more, "split": "training"})
+    return command_line.env_config(env_id, {**given, **more, "split": "training"})
 
 
 def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:

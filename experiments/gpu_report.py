@@ -39,7 +39,7 @@ from experiments.command_line import run_command
 from experiments.provenance import plain, provenance
 from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS, Job
-from experiments.throughput.ppo import learn_timed, ppo_for_throughput
+from experiments.throughput.ppo import learn_rollouts, learn_timed, ppo_for_throughput
 
 CANVIT_EAGER, STEP_EAGER, STEP_COMPILED = "canvit-pytorch, eager", "Backbone.step, eager", "Backbone.step, compiled"
 
@@ -144,6 +144,7 @@ def compare_environment(job: Job, config: GPUReportConfig) -> dict[str, float]:
 def ppo_end_to_end(job: Job, *, rollouts: int = 3) -> dict[str, float]:
     """Of canvit_gym's PPO with the hyperparameters of the segmentation environment: see learn_timed."""
     model = ppo_for_throughput("CanViT/FashionSegmentation-v0", num_envs=job.num_envs, env_kwargs=job.env_kwargs())
+    learn_rollouts(model, 1)
     return learn_timed(model, rollouts=rollouts)
 
 

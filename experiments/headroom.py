@@ -384,9 +384,8 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
                     for ahead in (policy, leader)
                     for each in (ahead, baseline.first(ahead.num_scenes))
                 ]
-                rows[policy.name][f"share_of_{ceiling}_{name}"] = bootstrap_interval(*four, of=_share_across_scenes).at(
-                    -1
-                )
+                share = bootstrap_interval(*four, of=_share_across_scenes)
+                rows[policy.name][f"share_of_{ceiling}_{name}"] = share.at(-1)
     metric = oracle.runs[0].metric
     blocks, few = config.blocks if metric == "mIoU" else (), _few(_test(config, env), config)
     return {

@@ -31,7 +31,7 @@ from agents.hyperparameters import load_hyperparameters
 from canvit_gym.sb3 import make_sb3_env
 from experiments.command_line import json_object, run_command
 from experiments.provenance import plain, provenance
-from experiments.throughput.ppo import learn_timed, ppo_for_throughput, stock_ppo_for_throughput
+from experiments.throughput.ppo import learn_rollouts, learn_timed, ppo_for_throughput, stock_ppo_for_throughput
 
 OURS, STOCK, STOCK_POLICY = "canvit_gym", "stock PPO", "stock PPO and policy"
 DESCRIPTIONS = {
@@ -94,8 +94,11 @@ def measure(config: PPOThroughputConfig) -> dict[str, float]:
     warm_environment(config)
     before = resident_mib()
     model = make(config)
-    found = learn_timed(model, rollouts=config.rollouts)
+    learn_rollouts(model, 1)
     on_gpu = model.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(model.device)
+    found = learn_timed(model, rollouts=config.rollouts)
     return found | {
         "peak_mib": torch.cuda.max_memory_allocated(model.device) / 2**20 if on_gpu else peak_mib() - before,
         "peak_process_mib": peak_mib(),

@@ -34,9 +34,8 @@ def require_same_run(config: TrainConfig) -> None:
     hyper = load_hyperparameters(config.env or DEFAULT_ENV, json_object(config.hyper, option="--hyper"))
     wanted = json.loads(json.dumps(hyper.to_json()))
     differing = {name for name, value in wanted.items() if found["hyperparameters"].get(name) != value}
-    differing |= (
-        {"env_kwargs"} if found["env_kwargs"] != json_object(config.env_kwargs, option="--env-kwargs") else set()
-    )
+    env_kwargs = json_object(config.env_kwargs, option="--env-kwargs")
+    differing |= {"env_kwargs"} if found["env_kwargs"] != env_kwargs else set()
     if differing:
         raise ValueError(
             f"{config.run_dir} holds a run with other settings ({', '.join(sorted(differing))}): delete it, or choose "

@@ -24,7 +24,7 @@ from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from experiments.throughput.models import ModelSize, env_kwargs_of
-from experiments.throughput.ppo import ppo_for_throughput
+from experiments.throughput.ppo import learn_rollouts, ppo_for_throughput
 
 SEGMENTATION, CLASSIFICATION = "CanViT/FashionSegmentation-v0", "CanViT/FashionClassification-v0"
 
@@ -176,8 +176,7 @@ def ppo(job: Job) -> Run:
     model = ppo_for_throughput(SEGMENTATION, num_envs=job.num_envs, env_kwargs=job.env_kwargs())
 
     def run() -> int:
-        model.learn(total_timesteps=model.n_steps * job.num_envs, reset_num_timesteps=False)
-        return model.n_steps * job.num_envs * job.budget // (job.budget - 1)
+        return learn_rollouts(model, 1) * job.budget // (job.budget - 1)
 
     return run
 

@@ -6,7 +6,6 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.logger import Logger
@@ -79,31 +78,34 @@ def buffer_mib(model: OnPolicyAlgorithm) -> float:
     return sum(value.nbytes for value in [*arrays, *buffer.observations.values()]) / 2**20
 
 
+def learn_rollouts(model: OnPolicyAlgorithm, count: int) -> int:
+    """So many rollouts with their updates; returns how many decisions they hold."""
+    decisions = count * model.n_steps * model.n_envs
+    model.learn(decisions, reset_num_timesteps=False)
+    return decisions
+
+
 def learn_timed(model: OnPolicyAlgorithm, *, rollouts: int) -> dict[str, float]:
-    """What rollouts and their updates take, after one that warms up: glimpses per second of all scenes, the first
+    """What rollouts and their updates take, of a model that has warmed up: glimpses per second of all scenes, the first
     glimpse of each included; the shares of the time inside the frozen backbone's forward and inside the update; and
-    what the rollout buffer holds. The memory that a GPU counts as its peak is that of these rollouts.
+    what the rollout buffer holds.
     """
     assert model.env is not None
     env = model.env.unwrapped
     assert isinstance(env, GlimpseVecEnv)
     device, episode = env.glimpse_envs.backbone.device, env.glimpse_envs.config
-    decisions = model.n_steps * model.n_envs
-    model.learn(decisions, reset_num_timesteps=False)
     backbone, update = Clock(device), Clock(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     with (
         patch.object(Backbone, "step", backbone.timing(Backbone.step)),
         patch.object(model, "train", update.timing(model.train)),
     ):
         began = time.perf_counter()
-        model.learn(rollouts * decisions, reset_num_timesteps=False)
+        decisions = learn_rollouts(model, rollouts)
         synchronize(device)
         seconds = time.perf_counter() - began
     acting = episode.budget - (episode.first_glimpse is not None)
     return {
-        "glimpses_per_second": rollouts * decisions * episode.budget / acting / seconds,
+        "glimpses_per_second": decisions * episode.budget / acting / seconds,
         "share_in_backbone": backbone.seconds / seconds,
         "share_in_update": update.seconds / seconds,
         "rollout_buffer_mib": buffer_mib(model),
