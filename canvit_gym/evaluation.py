@@ -362,15 +362,17 @@ class _Counter:
     def __init__(self, episodes: EpisodeBatch) -> None:
         self._episodes, self._task = episodes, episodes.task
         self._labels = episodes.truth["labels"]
+        self._truth = episodes.truth | (
+            self._task.quads(self._labels) if isinstance(self._task, SegmentationTask) else {}
+        )
         self._counts: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._quads = self._task.quads(self._labels) if isinstance(self._task, SegmentationTask) else None
 
     def count(self) -> None:
         """The current readings."""
         logits = self._episodes.logits
         assert logits is not None
         if isinstance(self._task, SegmentationTask):
-            intersection, union = self._task.confusion(logits, self._labels, self._quads)
+            intersection, union = self._task.confusion(logits, self._truth)
             self._counts.append((intersection, union, intersection[:, 0]))
             return
         true = logits.gather(1, self._labels.unsqueeze(1))

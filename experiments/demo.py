@@ -13,7 +13,6 @@ import resource
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from agents.hyperparameters import load_hyperparameters
 from agents.learned import LearnedPolicy
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
 from canvit_gym.policies import GlimpsePolicy, PaperPolicy
-from canvit_gym.statistics import paired_difference
+from canvit_gym.statistics import Estimate, paired_difference
 from experiments.command_line import INTERRUPTED, run_command
 from experiments.gaze_picture import draw_gaze
 from experiments.provenance import provenance
@@ -53,20 +52,20 @@ class DemoConfig:
     seed: int = 0
 
 
-def compare(results: dict[str, Evaluation], *, reference: str) -> dict[str, dict[str, Any]]:
-    """The agent's paired differences to `reference` after the last glimpse, with 95% intervals over scenes."""
+def compare(results: dict[str, Evaluation], *, reference: str) -> dict[str, Estimate]:
+    """The agent's paired differences to `reference` after every glimpse, with 95% intervals over scenes."""
     agent, other = results[AGENT], results[reference]
-    found = {
-        "cross_entropy": (1, paired_difference(loss_statistic([agent]), loss_statistic([other]))),
-        "miou": (100, paired_difference(score_statistic([agent]), score_statistic([other]))),
-    }
     return {
-        name: dict(
-            difference=factor * float(estimate.value[-1]),
-            interval=(factor * float(estimate.low[-1]), factor * float(estimate.high[-1])),
-        )
-        for name, (factor, estimate) in found.items()
+        "miou": paired_difference(score_statistic([agent]), score_statistic([other])),
+        "cross_entropy": paired_difference(loss_statistic([agent]), loss_statistic([other])),
     }
+
+
+def told(difference: dict[str, Estimate]) -> str:
+    """After the last glimpse, in words."""
+    miou, loss = (difference[name].at(-1) for name in ("miou", "cross_entropy"))
+    points = "{value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**{name: 100 * value for name, value in miou.items()})
+    return f"mIoU {points} points, cross-entropy " + "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**loss)
 
 
 def table(results: dict[str, Evaluation]) -> str:
@@ -135,13 +134,11 @@ def main(config: DemoConfig) -> dict[str, object]:
     by_loss = min(opponents, key=lambda name: results[name].mean_loss()[-1])
     differences = {reference: compare(results, reference=reference) for reference in dict.fromkeys((by_score, by_loss))}
     for reference, difference in differences.items():
-        for metric, entry in difference.items():
-            low, high = entry["interval"]
-            print(f"{AGENT} minus {reference}, {metric}: {entry['difference']:+.4f} [{low:+.4f}, {high:+.4f}]")
+        print(f"{AGENT} minus {reference} after glimpse {test.budget}: {told(difference)}")
 
     wins = {
         "miou": results[AGENT].score()[-1] > results[by_score].score()[-1],
-        "cross_entropy": differences[by_loss]["cross_entropy"]["interval"][1] < 0,
+        "cross_entropy": differences[by_loss]["cross_entropy"].high[-1] < 0,
     }
     print(
         f"Beats the best of the four in mIoU: {'yes' if wins['miou'] else 'no'}; in cross-entropy, with an interval "
@@ -158,7 +155,10 @@ def main(config: DemoConfig) -> dict[str, object]:
         config=test.to_json(),
         miou={name: result.score().tolist() for name, result in results.items()},
         cross_entropy={name: result.mean_loss().tolist() for name, result in results.items()},
-        agent_minus=differences,
+        agent_minus={
+            reference: {metric: estimate.at(-1) for metric, estimate in difference.items()}
+            for reference, difference in differences.items()
+        },
         beats_best_of_four={metric: bool(won) for metric, won in wins.items()},
         training=training | {"seed": json.loads((config.run_dir / CONFIG).read_text())["seed"]},
         seconds=time.monotonic() - began,

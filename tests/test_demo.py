@@ -36,9 +36,11 @@ def test_results_hold_every_policy_and_glimpse_with_provenance(run_dir: Path) ->
     full_first = {record["miou"][name][0] for name in ("F-IID", "C2F", "EG-C2F", demo.AGENT)}
     assert len(full_first) == 1, "all of them begin with the full scene"
     assert record["peak_gib"] < 4 and record["provenance"]["versions"]["canvit-pytorch"]
-    for differences in record["agent_minus"].values():
-        low, high = differences["cross_entropy"]["interval"]
-        assert low <= differences["cross_entropy"]["difference"] <= high
+    for reference, differences in record["agent_minus"].items():
+        for metric, difference in differences.items():
+            last = record[metric][demo.AGENT][-1] - record[metric][reference][-1]
+            assert np.isclose(difference["value"], last, atol=1e-5), "both of the same scenes after the same glimpse"
+            assert difference["low"] <= difference["value"] <= difference["high"]
 
 
 def test_picture_is_drawn(run_dir: Path) -> None:
@@ -72,5 +74,7 @@ def test_comparison_is_paired() -> None:
         )
 
     both = demo.compare({demo.AGENT: result(loss - 0.1), "C2F": result(loss)}, reference="C2F")
-    assert np.allclose([both["cross_entropy"]["difference"], *both["cross_entropy"]["interval"]], -0.1, atol=1e-5)
-    assert both["miou"]["difference"] == 0 and both["miou"]["interval"] == (0, 0)
+    loss, miou = (both[metric].at(-1).values() for metric in ("cross_entropy", "miou"))
+    assert np.allclose(list(loss), -0.1, atol=1e-5)
+    assert list(miou) == [0, 0, 0]
+    assert demo.told(both) == "mIoU +0.0 [+0.0, +0.0] points, cross-entropy -0.1000 [-0.1000, -0.1000]"

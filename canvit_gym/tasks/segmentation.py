@@ -110,9 +110,8 @@ class SegmentationTask:
         moved = labels.to(self._backbone.device, non_blocking=True)
         shares = class_shares(moved, num_classes=len(self.classes), grid=self._backbone.canvas_grid)
         truth = {"labels": moved, "shares": shares}
-        if with_score and moved.device.type == "cpu" and (quads := self.quads(moved)) is not None:
-            truth |= {QUADS + name: value for name, value in vars(quads).items()}
-        return truth
+        # On a GPU it is not known yet which way of counting is faster.
+        return truth | self.quads(moved) if with_score and moved.device.type == "cpu" else truth
 
     def read(self, state: RecurrentState, canvas_norm: Tensor | None = None) -> Tensor:
         """[B, K, G, G] logits, equal to `self.model.logits` up to rounding."""
@@ -134,25 +133,23 @@ class SegmentationTask:
         return cross_entropy / shares.sum(dim=(1, 2, 3)).clamp(min=1e-6)
 
     def score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
-        if cut := {name.removeprefix(QUADS): truth[name] for name in truth if name.startswith(QUADS)}:
-            intersection, union = count_confusion(logits, QuadLabels(**cut))
-        else:  # one scene of a picture, or a GPU, where it is not known yet which way of counting is faster
-            intersection, union = self.confusion(logits, truth["labels"], None)
+        intersection, union = self.confusion(logits, truth)
         present = union > 0
         return (intersection / union.clamp(min=1)).sum(dim=1) / present.sum(dim=1).clamp(min=1)
 
-    def quads(self, labels: Tensor) -> QuadLabels | None:
-        """Label maps [B, S, S] made ready for `confusion`; None where they do not divide into whole quads."""
+    def quads(self, labels: Tensor) -> dict[str, Tensor]:
+        """Label maps [n, S, S] -> what makes `confusion` fast; nothing where they do not divide into whole quads."""
         grid = self._backbone.canvas_grid
         if labels.shape[-1] % (2 * grid):
-            return None
-        return QuadLabels.cut(labels, grid=grid, num_classes=len(self.classes))
+            return {}
+        cut = QuadLabels.cut(labels, grid=grid, num_classes=len(self.classes))
+        return {QUADS + name: value for name, value in vars(cut).items()}
 
-    def confusion(self, logits: Tensor, labels: Tensor, quads: QuadLabels | None) -> tuple[Tensor, Tensor]:
-        """(intersection, union) [B, K] in pixels, of readings and label maps [B, S, S] with their `quads`."""
-        if quads is not None:
-            return count_confusion(logits, quads)
-        maps = labels.long()
+    def confusion(self, logits: Tensor, truth: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(intersection, union) [B, K] in pixels; by quads where the truth holds them."""
+        if cut := {name.removeprefix(QUADS): truth[name] for name in truth if name.startswith(QUADS)}:
+            return count_confusion(logits, QuadLabels(**cut))
+        maps = truth["labels"].long()
         return per_image_confusion(self.predict(logits, maps.shape[-1]), maps, len(self.classes))[:2]
 
     def soft_score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
