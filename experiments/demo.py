@@ -9,7 +9,6 @@ all test scenes against the paper's R-IID, F-IID, C2F and EG-C2F at the same bud
 
 import json
 import logging
-import resource
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from canvit_gym.policies import GlimpsePolicy, PaperPolicy
 from canvit_gym.statistics import Estimate, paired_difference
 from experiments.command_line import INTERRUPTED, run_command
 from experiments.gaze_picture import draw_gaze
+from experiments.peak_memory import peak_mib
 from experiments.provenance import provenance
 from experiments.train import train
 from experiments.training.settings import CONFIG, RESULT, TrainConfig
@@ -162,7 +162,7 @@ def main(config: DemoConfig) -> dict[str, object]:
         beats_best_of_four={metric: bool(won) for metric, won in wins.items()},
         training=training | {"seed": json.loads((config.run_dir / CONFIG).read_text())["seed"]},
         seconds=time.monotonic() - began,
-        peak_gib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        peak_gib=peak_mib(torch.device("cpu")) / 2**10,
         num_threads=torch.get_num_threads(),
         provenance=provenance(),
     )

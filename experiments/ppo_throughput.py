@@ -30,6 +30,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from agents.hyperparameters import load_hyperparameters
 from canvit_gym.sb3 import make_sb3_env
 from experiments.command_line import json_object, run_command
+from experiments.peak_memory import peak_mib
 from experiments.provenance import plain, provenance
 from experiments.throughput.ppo import learn_rollouts, learn_timed, ppo_for_throughput, stock_ppo_for_throughput
 
@@ -66,10 +67,6 @@ def resident_mib() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def env_kwargs_of(config: PPOThroughputConfig) -> dict[str, Any]:
     return {"num_scenes": config.num_scenes, **json_object(config.env_kwargs, option="--env-kwargs")}
 
@@ -100,8 +97,8 @@ def measure(config: PPOThroughputConfig) -> dict[str, float]:
         torch.cuda.reset_peak_memory_stats(model.device)
     found = learn_timed(model, rollouts=config.rollouts)
     return found | {
-        "peak_mib": torch.cuda.max_memory_allocated(model.device) / 2**20 if on_gpu else peak_mib() - before,
-        "peak_process_mib": peak_mib(),
+        "peak_mib": peak_mib(model.device) - (0 if on_gpu else before),
+        "peak_process_mib": peak_mib(torch.device("cpu")),
     }
 
 

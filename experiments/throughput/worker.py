@@ -6,27 +6,16 @@ JSON. A process of its own has its own allocator, thread count and peak memory.
 
 import json
 import os
-import resource
 import sys
 import time
-from pathlib import Path
 
 import torch
 
 from canvit_gym.backbone.load import resolve_device
+from experiments.peak_memory import peak_mib
 from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS, Job
 from experiments.throughput.stages import shares
-
-
-def peak_mib(device: torch.device) -> float:
-    """Of this process; on a GPU of what is allocated there."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    status = Path("/proc/self/status")
-    if status.exists():  # what getrusage tells begins with the peak of the process that started this one
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def main() -> None:
