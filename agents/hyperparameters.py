@@ -38,6 +38,7 @@ class Hyperparameters:
     normalize_advantage: bool
     target_kl: float | None
     normalize_reward: Literal["per_step", "pooled"] | None
+    clip_reward: float | None
     ent_coef: float
     entropy_floor: dict[str, float] | None
     policy_kwargs: dict[str, Any]
@@ -60,6 +61,8 @@ class Hyperparameters:
             if not number or not 0 <= value < float("inf") or (high is not None and value > high):
                 told = f"lie in [0, {high}]" if high is not None else "be a finite number >= 0"
                 raise ValueError(f"hyperparameter {name} must {told}, got {value!r}")
+        if self.clip_reward is not None and not _is_number(self.clip_reward, above=0):
+            raise ValueError(f"hyperparameter clip_reward must be a number > 0 or null, got {self.clip_reward!r}")
         for name in ("channels", "context_dim", "upsample"):
             value = self.policy_kwargs.get(name, 1)
             if not isinstance(value, int) or value < 1:
@@ -92,6 +95,10 @@ class Hyperparameters:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _is_number(value: Any, *, above: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and above < value < float("inf")
 
 
 def schedule(value: float | str, *, name: str) -> Callable[[float], float]:

@@ -14,12 +14,19 @@ from agents.policy import require_finite
 from canvit_gym.wrappers import RunningMoments
 
 
+def clipped(rewards: NDArray[np.float64], most: float | None) -> NDArray[np.float64]:
+    """Rewards as they are, or within [-most, most]."""
+    return rewards if most is None else np.clip(rewards, -most, most)
+
+
 class PerStepNormalize(VecEnvWrapper):
     """(reward - mean) / standard deviation, both running, of the rewards of that decision of an episode (0, 1, ...).
 
     With center=False only the scale changes: for agents that may stop, to whom the reward's sign says whether a
-    glimpse is worth its cost. Decisions from `num_decisions` on share the last statistics; with one for all, an
-    episode's rewards still add up to the difference of its potential, as agents with a discount near 1 need.
+    glimpse is worth its cost. Decisions from `num_decisions` on share the last statistics; with one for all, and
+    without clipping, an episode's rewards still add up to the difference of its potential.
+
+    clip: so many standard deviations are the most that a reward counts; None: however much it is.
     """
 
     def __init__(
@@ -28,7 +35,7 @@ class PerStepNormalize(VecEnvWrapper):
         *,
         num_decisions: int,
         center: bool = True,
-        clip: float = 5.0,
+        clip: float | None = 5.0,
         epsilon: float = 1e-8,
     ) -> None:
         super().__init__(venv)
@@ -66,7 +73,7 @@ class PerStepNormalize(VecEnvWrapper):
         """[N] rewards of decisions [N] by the statistics so far."""
         deviation = np.sqrt(self._moments.var + self.epsilon)[decision]
         centered = rewards - self.mean[decision] if self.center else rewards
-        return np.clip(centered / deviation, -self.clip, self.clip).astype(np.float32)
+        return clipped(centered / deviation, self.clip).astype(np.float32)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("count", "mean", "squares")}

@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from agents.networks import TableHead
+from agents.normalize import clipped
 from agents.policy import ViewpointPolicy, require_finite
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.config import EnvConfig
@@ -93,14 +94,19 @@ ReturnsOf = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 def discounted_returns(
-    rewards: NDArray[np.float64], *, gamma: float, normalize: Literal["per_step", "pooled"] | None, center: bool
+    rewards: NDArray[np.float64],
+    *,
+    gamma: float,
+    normalize: Literal["per_step", "pooled"] | None,
+    center: bool,
+    clip: float | None,
 ) -> NDArray[np.float64]:
     """[E, T] rewards of whole episodes -> returns of what PerStepNormalize would make of them."""
     axis = 0 if normalize == "per_step" else None
     if normalize == "per_step" and center:
         rewards = rewards - rewards.mean(axis=0)
     if normalize is not None:
-        rewards = rewards / np.sqrt(rewards.var(axis=axis) + 1e-8)
+        rewards = clipped(rewards / np.sqrt(rewards.var(axis=axis) + 1e-8), clip)
     returns = np.zeros_like(rewards)
     following = np.zeros(len(rewards))
     for t in reversed(range(rewards.shape[1])):

@@ -66,6 +66,7 @@ VARIANTS: dict[str, Variant] = {
     "normalize_reward=pooled": Variant("reward scale", hyper={"normalize_reward": "pooled"}),
     "normalize_reward=per_step": Variant("reward scale", hyper={"normalize_reward": "per_step"}),
     "normalize_reward=none": Variant("reward scale", hyper={"normalize_reward": None}),
+    "clip_reward=none": Variant("reward scale", hyper={"clip_reward": None}),
     **{f"gamma={gamma}": Variant("discount", hyper={"gamma": gamma}) for gamma in (0.0, 0.5, 0.9, 1.0)},
     "scales=0.5,0.375": Variant("scales", {"grid_scales": [0.5, 0.375]}),
     "scales=0.34,0.24": Variant("scales", {"grid_scales": [0.34, 0.24]}),

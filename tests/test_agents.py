@@ -238,6 +238,10 @@ def test_rewards_are_standardized_per_decision() -> None:
         for decision, mean in ((0, 0 if center else 5), (1, 0)):  # 10 deviations are clipped to 5
             assert rewards[decision::2].mean() == pytest.approx(mean, abs=0.1)
         assert rewards[1::2].std() == pytest.approx(1, rel=0.1)
+        huge = np.full(64, 1e3, dtype=np.float32), np.ones(64, dtype=np.int64)
+        assert (env.normalize(*huge) == 5).all()
+        env.clip = None
+        np.testing.assert_allclose(env.normalize(*huge), 1e3 / 5, rtol=0.1)
         other = PerStepNormalize(TwoStep(2), num_decisions=2)
         other.load_state_dict(env.state_dict())
         np.testing.assert_array_equal(other.mean, env.mean)

@@ -23,7 +23,7 @@ from experiments.train import train
 from experiments.training.settings import TrainConfig
 
 CONFIG = EnvConfig(num_scenes=16, device="cpu", budget=3, grid_scales=(0.5,), grid_centers=3)
-RETURNS = partial(discounted_returns, gamma=1.0, normalize="pooled", center=True)
+RETURNS = partial(discounted_returns, gamma=1.0, normalize="pooled", center=True, clip=5.0)
 
 
 def make_policy(config: EnvConfig, **kwargs: Any) -> ViewpointPolicy:
@@ -108,12 +108,20 @@ def test_every_environment_with_a_table(changes: dict[str, Any]) -> None:
 
 def test_returns_are_those_of_normalized_rewards() -> None:
     rewards = np.array([[1.0, 2.0], [3.0, 6.0]])
-    raw = discounted_returns(rewards, gamma=0.5, normalize=None, center=True)
+    raw = discounted_returns(rewards, gamma=0.5, normalize=None, center=True, clip=5.0)
     np.testing.assert_allclose(raw, [[2, 2], [6, 6]])
-    pooled = discounted_returns(rewards, gamma=0.5, normalize="pooled", center=True)
+    pooled = discounted_returns(rewards, gamma=0.5, normalize="pooled", center=True, clip=None)
     np.testing.assert_allclose(pooled, raw / rewards.std(), rtol=1e-6)
-    per_step = discounted_returns(rewards, gamma=0.0, normalize="per_step", center=True)
+    per_step = discounted_returns(rewards, gamma=0.0, normalize="per_step", center=True, clip=None)
     np.testing.assert_allclose(per_step, [[-1, -1], [1, 1]], rtol=1e-6)
+
+
+def test_returns_are_of_clipped_rewards() -> None:
+    rewards = np.array([[100.0, 0.0]] + [[0.0, 0.0]] * 49)  # one reward of nearly ten standard deviations
+    returns = discounted_returns(rewards, gamma=1.0, normalize="pooled", center=False, clip=5.0)
+    np.testing.assert_allclose(returns[0], [5, 0])
+    whole = discounted_returns(rewards, gamma=1.0, normalize="pooled", center=False, clip=None)
+    assert whole[0, 0] == pytest.approx(100 / rewards.std())
 
 
 def test_bad_options_are_named() -> None:

@@ -23,8 +23,10 @@ def make_training_env(env_id: str, config: EnvConfig, hyper: Hyperparameters, en
     if hyper.normalize_reward is None:
         return envs
     if hyper.normalize_reward == "pooled":
-        return PerStepNormalize(envs, num_decisions=1, center=False)
-    return PerStepNormalize(envs, num_decisions=num_decisions(config), center=not config.allow_stop)
+        return PerStepNormalize(envs, num_decisions=1, center=False, clip=hyper.clip_reward)
+    return PerStepNormalize(
+        envs, num_decisions=num_decisions(config), center=not config.allow_stop, clip=hyper.clip_reward
+    )
 
 
 def ppo_arguments(hyper: Hyperparameters) -> dict[str, Any]:
@@ -73,7 +75,11 @@ def warmed_up(
             config=config,
             options=options,
             returns_of=partial(
-                discounted_returns, gamma=hyper.gamma, normalize=hyper.normalize_reward, center=not config.allow_stop
+                discounted_returns,
+                gamma=hyper.gamma,
+                normalize=hyper.normalize_reward,
+                center=not config.allow_stop,
+                clip=hyper.clip_reward,
             ),
             num_envs=hyper.n_envs,
             seed=seed,
