@@ -13,7 +13,12 @@ from canvit_gym.actions import Actions
 
 
 def decision_index(episode_starts: NDArray[np.float32]) -> NDArray[np.int64]:
-    """[n_steps, n_envs] -> which decision of its episode each step was; row 0 begins episodes."""
+    """[n_steps, n_envs] -> which decision of its episode each step was; row 0 must begin episodes."""
+    if not (episode_starts[0] > 0).all():
+        raise ValueError(
+            "this rollout begins in the middle of episodes, so that decisions cannot be counted: choose n_steps as a "
+            "multiple of an episode's decisions"
+        )
     index = np.zeros(episode_starts.shape, dtype=np.int64)
     for step in range(1, len(index)):
         index[step] = np.where(episode_starts[step] > 0, 0, index[step - 1] + 1)
@@ -46,7 +51,9 @@ class _RolloutCallback(BaseCallback):
 
 
 class ViewpointStatistics(_RolloutCallback):
-    """Scalars `viewpoint/entropy_t*` and `viewpoint/mean_scale_t*`, t counting an episode's decisions."""
+    """Scalars `viewpoint/entropy_t*` and `viewpoint/mean_scale_t*`, t counting an episode's decisions; where the agent
+    may stop also `viewpoint/stop_share_t*`, of the episodes that came so far. Rollouts must begin with episodes.
+    """
 
     def __init__(self, actions: Actions) -> None:
         super().__init__()
@@ -63,6 +70,8 @@ class ViewpointStatistics(_RolloutCallback):
         for t in range(int(index.max()) + 1):
             at = index == t
             self.logger.record(f"viewpoint/entropy_t{t + 1}", normalized_entropy(buffer.log_probs[at], space))
+            if self.actions.allow_stop:
+                self.logger.record(f"viewpoint/stop_share_t{t + 1}", float(np.isnan(scale[at]).mean()))
             if not np.isnan(scale[at]).all():
                 self.logger.record(f"viewpoint/mean_scale_t{t + 1}", float(np.nanmean(scale[at])))
         self.logger.record("rollout/entropy", normalized_entropy(buffer.log_probs, space))

@@ -5,7 +5,7 @@ policy comes to, each with one forward of the backbone, and the actor learns whi
 
     logit of a viewpoint = gain / (temperature * sigma) + anything that is the same for all viewpoints of the state
 
-Gains are the environment's rewards one glimpse ahead (of the loss, where the reward is a score's), sigma is their
+Gains are the environment's rewards one glimpse ahead (of the soft score, where the reward is a score's), sigma is their
 standard deviation within states. The actor begins as a softmax over predicted gains; what it gives up by looking one
 glimpse ahead only is left to PPO. The critic learns the returns of the same episodes.
 
@@ -51,7 +51,7 @@ class WarmStart:
     """Passes over all states so far, after every round."""
     batch_size: int = 128
     learning_rate: float = 1e-3
-    """Falls linearly to 0 over the rounds."""
+    """Of the first round; falls linearly towards 0, so that of n rounds the last has an n-th of it."""
     temperature: float = 0.25
     objective: Objective = "regression"
     """regression: squared error of gains; ranking: cross-entropy to softmax(gain / (temperature * sigma))."""
@@ -159,8 +159,14 @@ def warm_start(
             tried = found if tried is None else tried.and_then(found)
             returns = torch.from_numpy(returns_of(tried.rewards).reshape(-1)).float()
             optimizer.param_groups[0]["lr"] = options.learning_rate * (1 - number / len(sizes))
-            record = {"explained": explained, **_learn(policy, optimizer, tried, returns, options)}
-            history.append({"states": float(sum(sizes[: number + 1])), **record})
+            try:
+                record = {"explained": explained, **_learn(policy, optimizer, tried, returns, options)}
+            except FloatingPointError as error:
+                raise FloatingPointError(
+                    f"the warm start stopped in round {number + 1} of {len(sizes)}: {error}. A smaller learning_rate "
+                    "of warm_start may help."
+                ) from error
+            history.append({"states": float(len(tried.gains)), **record})
             bar.set_postfix({name: f"{record[name]:.3f}" for name in ("explained", "loss")})
     envs.close()
     return history
@@ -220,12 +226,14 @@ def _collect(
 def _gains(reward: Reward, episodes: EpisodeBatch, candidates: NDArray[np.float32]) -> NDArray[np.float64]:
     """[K, N]: what each of the candidates [K, 3] would pay now, in every episode."""
     task = episodes.task
-    if uses_soft_score(reward):
-        before, after = episodes.soft_score, outcomes_after(episodes, candidates, measure=task.soft_score)
+    kind: Reward = "soft_score_gain" if uses_score(reward) else reward
+    if uses_soft_score(kind):
+        assert episodes.logits is not None
+        before = task.soft_score(episodes.logits, episodes.truth).cpu().numpy()
+        after = outcomes_after(episodes, candidates, measure=task.soft_score)
     else:
         before, after = episodes.loss, outcomes_after(episodes, candidates)
     pair = np.broadcast_to(before, after.shape), after
-    kind: Reward = "loss_reduction" if uses_score(reward) else reward
     return potential_reward(kind, loss=pair, score=pair, soft_score=pair, ended=np.zeros(after.shape, dtype=np.bool_))
 
 
@@ -243,7 +251,7 @@ def _learn(
     targets, sigma = _targets(data, options)
     policy.set_training_mode(True)
     losses: list[Tensor] = []
-    for _ in range(options.epochs):
+    for epoch in range(options.epochs):
         for rows in torch.randperm(len(targets)).split(options.batch_size):
             scores, values = _scores(policy, data, rows)
             wanted = targets[rows].to(device)
@@ -254,12 +262,13 @@ def _learn(
             total = loss + options.vf_coef * F.mse_loss(values, returns[rows].to(device))
             optimizer.zero_grad()
             total.backward()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            require_finite({f"the loss in epoch {epoch + 1}": total.detach(), "its gradient": norm})
             optimizer.step()
             losses.append(loss.detach())
     policy.set_training_mode(False)
     loss = torch.stack(losses)
-    require_finite({"the warm start's loss": loss})
+    require_finite({name: value.detach() for name, value in policy.named_parameters()})
     return {
         "sigma": sigma.item(),
         "loss": loss[-len(loss) // options.epochs :].mean().item(),

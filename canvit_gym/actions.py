@@ -22,6 +22,11 @@ class Actions(Protocol):
     """A single environment's actions; arrays carry a leading batch dimension [N, ...]."""
 
     @property
+    def allow_stop(self) -> bool:
+        """Whether an action may end the episode."""
+        ...
+
+    @property
     def space(self) -> spaces.Space[Any]: ...
 
     def decode(self, actions: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

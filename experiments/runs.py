@@ -33,7 +33,10 @@ def require_same_run(config: TrainConfig) -> None:
     found = json.loads((config.run_dir / CONFIG).read_text())
     hyper = load_hyperparameters(config.env or DEFAULT_ENV, json_object(config.hyper, option="--hyper"))
     wanted = json.loads(json.dumps(hyper.to_json()))
+    decisions, seed = config.total_timesteps or wanted.pop("total_timesteps"), config.seed or 0
+    wanted.pop("total_timesteps", None)
     differing = {name for name, value in wanted.items() if found["hyperparameters"].get(name) != value}
+    differing |= {name for name, value in (("total_timesteps", decisions), ("seed", seed)) if found[name] != value}
     env_kwargs = json_object(config.env_kwargs, option="--env-kwargs")
     differing |= {"env_kwargs"} if found["env_kwargs"] != env_kwargs else set()
     if differing:

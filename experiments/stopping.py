@@ -18,16 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agents.checkpoint import load_policy
-from agents.learned import LearnedPolicy
-from agents.policy import ViewpointPolicy
-from canvit_gym.config import EnvConfig
-from canvit_gym.episodes import EpisodeBatch
-from canvit_gym.evaluation import Evaluation, evaluate
-from canvit_gym.statistics import Mean, MeanIoU, Statistic, Together, bootstrap_interval, mean_iou
+from agents.stopping import Stops, stops
+from canvit_gym.statistics import Mean, MeanIoU, Statistic, Together, bootstrap_interval
 from experiments.command_line import GOES_ON, json_object, run_command
 from experiments.comparison import with_interval
 from experiments.provenance import plain, provenance
@@ -50,48 +45,6 @@ class StoppingConfig:
     runs_dir: Path = Path("runs/stopping")
     results_dir: Path = Path("experiments/results/stopping")
     progress: bool = True
-
-
-@dataclass(frozen=True)
-class Stops:
-    """An evaluation in which every scene went on to the budget, and where each would have stopped."""
-
-    evaluation: Evaluation
-    glimpses: NDArray[np.int64]  # [N] taken at the stop; the budget where there was none
-
-    @property
-    def mean_glimpses(self) -> float:
-        return float(self.glimpses.mean())
-
-    def at_stop(self, values: NDArray[Any]) -> NDArray[Any]:
-        """[N, T, ...] -> [N, ...]"""
-        return values[np.arange(len(self.glimpses)), self.glimpses - 1]
-
-    def score(self) -> float:
-        """The data set's mIoU or top-1 of the readings at the stops."""
-        counts = (self.at_stop(c).sum(axis=0) for c in (self.evaluation.intersection, self.evaluation.union))
-        return float(mean_iou(*counts))
-
-    def loss(self) -> float:
-        return float(self.at_stop(self.evaluation.loss).mean())
-
-
-def stops(policy: ViewpointPolicy, config: EnvConfig, *, seed: int = 0) -> Stops:
-    """Up to its stop an episode that is made to go on is the episode itself: one evaluation tells both."""
-    assert policy.record is not None
-    wants_to: list[list[NDArray[np.bool_]]] = [[] for _ in range(config.budget)]
-
-    def decide(t: int, episodes: EpisodeBatch) -> None:
-        observation = {key: value.to(policy.device) for key, value in episodes.observe().items()}
-        chosen = policy.get_distribution(observation).get_actions(deterministic=True)
-        allowed = policy.record is not None and policy.record.env.allow_stop
-        stop = chosen == policy.action_space.n - 1 if allowed else torch.zeros_like(chosen, dtype=torch.bool)  # type: ignore[attr-defined]
-        wants_to[t].append(stop.cpu().numpy())
-
-    evaluation = evaluate(LearnedPolicy(policy), config=config, seed=seed, on_glimpse=decide)
-    stopping = np.stack([np.concatenate(of_glimpse) for of_glimpse in wants_to], axis=1)  # [N, T] after each glimpse
-    stopping[:, -1] = True
-    return Stops(evaluation=evaluation, glimpses=stopping.argmax(axis=1) + 1)
 
 
 def run_one(config: StoppingConfig, cost: float, seed: int) -> Stops | None:

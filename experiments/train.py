@@ -6,7 +6,8 @@
 A run directory holds best/, last/ and, where there was a warm start, warm_start/ (policies: see agents.checkpoint),
 config.json, provenance.json (one entry per start), training_state.pt (what --resume goes on from), tensorboard/,
 headroom.json where that is asked for and, once finished, result.json. The best policy is the one with the least
-validation loss after the last glimpse.
+validation loss after the last glimpse; of agents that may stop, the one whose stops are worth most, the cost of
+glimpses included.
 
 Ctrl-C saves the state after the last complete update. A resumed run equals an uninterrupted one, to the bit on the
 CPU with as many threads. Numbers of decisions count one per environment and step: a rollout of 64 environments and 8
@@ -103,7 +104,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
         env=env_cfg,
         inputs=describe_inputs(env_cfg),
         network=hyper.policy_kwargs,
-        hyperparameters=settings.hyperparameters,
+        hyperparameters=settings.hyperparameters | {"total_timesteps": settings.total_timesteps},
         provenance=provenance(),
         training={},
     )
@@ -119,7 +120,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
     else:
         restore(model, state)
         run.resume_from(state)
-    # Only now: a run that cannot be built leaves a directory in which the corrected command may begin.
+    # Only now: a run that cannot be built, or a warm start cut short, leaves a directory in which a command may begin.
     _begin_run_dir(run_dir, settings, record.provenance)
     folder = str(run_dir / "tensorboard")
     board = TensorBoardOutputFormat(folder)
@@ -136,14 +137,15 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
         # SB3 counts from num_timesteps on, so that total_timesteps is what remains.
         remaining = settings.total_timesteps - model.num_timesteps
         model.learn(remaining, callback=[*learning, *callbacks], reset_num_timesteps=False)
-        interrupted = model.num_timesteps < settings.total_timesteps  # a callback said so
+        interrupted = not run.finished  # a callback said so
     except KeyboardInterrupt:
         interrupted = True
     except FloatingPointError as error:
+        kept = f"The last good checkpoint, of decision {run.saved_at:,}, is kept in {run_dir} ({STATE} and last/)."
         raise FloatingPointError(
-            f"training stopped at decision {model.num_timesteps:,}, optimizer epoch {model._n_updates}: {error}. The "
-            f"last good checkpoint, of decision {max(run.saved_at, 0):,}, is kept in {run_dir} ({STATE} and last/). A "
-            "smaller learning_rate or max_grad_norm may help: begin a new run with --hyper."
+            f"training stopped at decision {model.num_timesteps:,}, optimizer epoch {model._n_updates}: {error}. "
+            f"{kept if run.saved_at >= 0 else 'Nothing was saved yet.'} A smaller learning_rate or max_grad_norm may "
+            "help: begin a new run with --hyper."
         ) from error
     finally:
         if run.bar is not None:
@@ -170,12 +172,18 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
 
 
 def main(config: TrainConfig) -> None:
-    result = train(config)
+    go_on = f"Go on with:\n  python -m experiments.train --run-dir {config.run_dir} --resume"
+    try:
+        result = train(config)
+    except KeyboardInterrupt:  # while it began, or a second one while it saved
+        if not (config.run_dir / CONFIG).exists():
+            raise
+        log.info("Interrupted; what was saved before is in %s. %s", config.run_dir, go_on)
+        sys.exit(INTERRUPTED)
     if result.interrupted:
         log.info(
-            "Interrupted after %s decisions; all but the update that was under way is in %s. Go on with:\n"
-            "  python -m experiments.train --run-dir %s --resume",
-            f"{result.num_timesteps:,}", result.run_dir, result.run_dir,
+            "Interrupted after %s decisions; all but the update that was under way is in %s. %s",
+            f"{result.num_timesteps:,}", result.run_dir, go_on,
         )  # fmt: skip
         sys.exit(INTERRUPTED)
     log.info("Best policy: %s. TensorBoard: tensorboard --logdir %s", result.best_policy_dir, result.run_dir)

@@ -88,6 +88,31 @@ def test_what_is_tried_pays_what_a_step_would(reward: Reward, dataset: str) -> N
     envs.close()
 
 
+def test_a_score_is_stood_for_by_the_soft_one() -> None:
+    """In its units, so that the cost of a glimpse is worth the same to both."""
+    envs = GlimpseVectorEnv(8, autoreset_mode="disabled", **vars(replace(CONFIG, reward="score_gain")))
+    envs.reset(seed=3)
+    table = envs.actions.viewpoints[:4]  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(
+        *(_gains(reward, envs.episodes, table) for reward in ("score_gain", "soft_score_gain"))
+    )
+    envs.close()
+
+
+def test_nan_stops_before_the_parameters_with_the_round_and_the_cure() -> None:
+    policy = make_policy(CONFIG)
+    steps: list[int] = []
+
+    def poison(grad: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        return grad if len(steps) < 3 else grad * float("nan")
+
+    policy.get_parameter("value_net.net.2.bias").register_hook(poison)
+    with pytest.raises(FloatingPointError, match=r"round 1 of 2: its gradient is not finite. A smaller learning_rate"):
+        warmed(policy, batch_size=8)
+    assert all(value.isfinite().all() for value in policy.state_dict().values())
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -150,7 +175,7 @@ def test_training_goes_on_from_it_and_resumes_to_the_bit(tmp_path: Path) -> None
     assert [found["num_timesteps"] for found in trained.evaluations] == [0, 32]
     least = min(trained.evaluations, key=lambda found: found["loss"][-1])
     assert load_record(trained.best_policy_dir).training == {
-        "num_timesteps": least["num_timesteps"], "validation": least,
+        "num_timesteps": least["num_timesteps"], "seed": 0, "validation": least,
     }  # fmt: skip
     alone = evaluate(
         LearnedPolicy(load_policy(tmp_path / "whole" / "warm_start")),

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from agents.checkpoint import load_policy
-from experiments.stopping import StoppingConfig, interpolated, row, run_one, stops, study
+from agents.stopping import stops
+from experiments.runs import complete
+from experiments.stopping import StoppingConfig, interpolated, row, run_one, study
+from experiments.train import train
+from experiments.training.settings import TrainConfig
 
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1,
@@ -44,6 +49,35 @@ def test_stops_are_where_the_agent_wants_to(tmp_path: Path) -> None:
     losses = found.evaluation.loss
     expected_loss = np.mean([losses[0, 0], losses[1, 2], losses[2, 1], losses[3, 2], losses[4, 0], losses[5, 0]])
     np.testing.assert_allclose(mixed.loss(), expected_loss, rtol=1e-6)
+
+
+def test_continuous_agents_stop_too(tmp_path: Path) -> None:
+    config = tiny(tmp_path)
+    env_kwargs = json.loads(config.env_kwargs) | {"action": "continuous", "allow_stop": True}
+    run = TrainConfig(
+        tmp_path / "run", env_kwargs=json.dumps(env_kwargs), hyper=config.hyper, total_timesteps=16, eval_every=0,
+        progress=False,
+    )  # fmt: skip
+    train(run)
+    policy = load_policy(tmp_path / "run" / "last")
+    assert policy.record is not None
+    validation = replace(policy.record.env, split="validation", num_scenes=6)
+    bias = policy.action_net.last_layers[-1].bias
+    for change, expected in ((100.0, 1), (-200.0, 3)):  # the fourth number above 0 stops
+        with torch.no_grad():
+            bias[3] += change
+        assert (stops(policy, validation).glimpses == expected).all()
+
+
+def test_a_study_does_not_take_runs_of_another_length_or_seed(tmp_path: Path) -> None:
+    run = TrainConfig(
+        tmp_path / "run", env_kwargs=tiny(tmp_path).env_kwargs, hyper=json.dumps(HYPER), total_timesteps=16,
+        eval_every=0, progress=False,
+    )  # fmt: skip
+    assert complete(run) and complete(run)
+    for change, name in (({"total_timesteps": 32}, "total_timesteps"), ({"seed": 7}, "seed")):
+        with pytest.raises(ValueError, match=rf"other settings \({name}\)"):
+            complete(replace(run, **change))
 
 
 def test_the_study_is_resumable_and_reported(tmp_path: Path) -> None:

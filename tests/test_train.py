@@ -21,12 +21,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.checkpoint import load_policy, load_record
 from agents.learned import LearnedPolicy
+from agents.stopping import stops
 from agents.training_state import load_state
 from canvit_gym.evaluation import evaluate
 from canvit_gym.sb3 import GlimpseVecEnv
 from experiments.provenance import provenance
 from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_throughput
-from experiments.train import train
+from experiments.train import main, train
 from experiments.training.settings import TrainConfig
 from experiments.validation import Headroom, fixation_maps, fixation_picture
 
@@ -175,7 +176,8 @@ def test_a_finished_run(tmp_path: Path) -> None:
     best = min(result.evaluations, key=lambda e: e["loss"][-1])
     np.testing.assert_array_equal(again.mean_loss(), best["loss"])
     record = load_record(result.best_policy_dir)
-    assert record.training == {"num_timesteps": best["num_timesteps"], "validation": best}
+    assert record.training == {"num_timesteps": best["num_timesteps"], "seed": 0, "validation": best}
+    assert record.hyperparameters["total_timesteps"] == 4 * ROLLOUT
     assert record.hyperparameters["n_epochs"] == 2 and record.env.reward == "soft_score_gain"
 
     events = EventAccumulator(str(config.run_dir / "tensorboard")).Reload()
@@ -268,15 +270,90 @@ def test_validation_does_not_follow_the_shard_of_training(tmp_path: Path) -> Non
     np.testing.assert_array_equal(again.mean_loss(), result.evaluations[-1]["loss"])
 
 
-def test_a_callback_may_end_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["grid", "stop"])
+@pytest.mark.parametrize("at", [ROLLOUT + 8, 2 * ROLLOUT - 4, 2 * ROLLOUT])
+def test_a_callback_may_end_training(tmp_path: Path, at: int, kind: str) -> None:
+    """Within a rollout, also the last one, also at its last step: the update that is missing is made on resuming."""
+
     class Stop(BaseCallback):
         def _on_step(self) -> bool:
-            return self.num_timesteps < ROLLOUT + 8
+            return self.num_timesteps < at
 
-    config = tiny(tmp_path / "run")
+    total = 2 * ROLLOUT - 2  # reached within the last rollout
+    whole = tiny(tmp_path / "whole", total_timesteps=total, env_kwargs=KINDS[kind][0])
+    train(whole)
+    config = replace(whole, run_dir=tmp_path / "run")
     result = train(config, callbacks=[Stop()])
     assert result.interrupted and result.num_timesteps == ROLLOUT
     assert not (config.run_dir / "result.json").exists()
+    assert not train(TrainConfig(config.run_dir, resume=True, progress=False)).interrupted
+    assert_same_runs(whole.run_dir, config.run_dir)
+
+
+def test_agents_that_may_stop_are_judged_where_they_stop(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", updates=4, env_kwargs={"allow_stop": True, "glimpse_cost": 0.02})
+    result = train(config)
+    validation = replace(load_record(result.best_policy_dir).env, split="validation", num_scenes=4)
+    best = max(result.evaluations, key=lambda e: e["at_stop"]["worth"])
+    found = stops(load_policy(result.best_policy_dir, config=validation), validation)
+    scores = found.evaluation.scene_score()[np.arange(4), found.glimpses - 1]
+    assert best["at_stop"] == pytest.approx(
+        {
+            "score": found.score(),
+            "loss": found.loss(),
+            "glimpses": found.glimpses.mean(),
+            "worth": scores.mean() - 0.02 * found.glimpses.mean(),
+        },
+        rel=1e-5,
+    )
+    tags = set(EventAccumulator(str(config.run_dir / "tensorboard")).Reload().Tags()["scalars"])
+    assert {"eval/mIoU_at_stop", "eval/glimpses_at_stop", "eval/worth_at_stop", "viewpoint/stop_share_t1"} <= tags
+
+
+def test_a_first_evaluation_that_fails_loses_no_warm_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise FloatingPointError("a reading is not finite")
+
+    config = tiny(
+        tmp_path / "run", warm_start_states=16, hyper={"warm_start": {"candidates": 3, "epochs": 1}}, updates=1
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.training.run.evaluate", fail)
+        with pytest.raises(FloatingPointError, match="checkpoint, of decision 0, is kept"):
+            train(config)
+    warm, last = (load_file(config.run_dir / name / "policy.safetensors") for name in ("warm_start", "last"))
+    assert all(torch.equal(value, last[name]) for name, value in warm.items())
+    resumed = train(TrainConfig(config.run_dir, resume=True, progress=False))
+    whole = train(replace(config, run_dir=tmp_path / "whole"))
+    assert resumed.evaluations == whole.evaluations
+    assert_same_runs(config.run_dir, whole.run_dir)
+
+
+def test_ctrl_c_while_a_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    config = tiny(tmp_path / "run", updates=1, eval_every=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.train.TensorBoardOutputFormat", interrupt)
+        with caplog.at_level("INFO"), pytest.raises(SystemExit) as exit_:
+            main(config)
+    assert exit_.value.code == 130 and f"--run-dir {config.run_dir} --resume" in caplog.text
+    assert train(TrainConfig(config.run_dir, resume=True, progress=False)).num_timesteps == ROLLOUT
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.train.make_model", interrupt)
+        with pytest.raises(KeyboardInterrupt):  # nothing is there yet: the same command begins again
+            main(replace(config, run_dir=tmp_path / "another"))
+
+
+def test_damaged_settings_are_named(tmp_path: Path) -> None:
+    config = tiny(tmp_path / "run", updates=1, eval_every=0)
+    train(config)
+    (config.run_dir / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged, or of another version .*another run directory"):
+        train(TrainConfig(config.run_dir, resume=True))
 
 
 @pytest.mark.parametrize("where", ["reward", "gradient"])

@@ -7,14 +7,14 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents.hyperparameters import Hyperparameters, num_decisions, schedule
 from agents.normalize import PerStepNormalize
-from agents.policy import ViewpointPolicy, policy_kwargs_for
+from agents.policy import ViewpointPolicy
 from agents.ppo import GlimpsePPO
 from agents.rollout import TensorRolloutBuffer
 from agents.training_state import preserved_random_state
 from agents.warm_start import WarmStart, discounted_returns, warm_start
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
-from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
+from canvit_gym.sb3 import make_sb3_env
 
 
 def make_training_env(env_id: str, config: EnvConfig, hyper: Hyperparameters, env_kwargs: dict[str, Any]) -> VecEnv:
@@ -48,13 +48,11 @@ def ppo_arguments(hyper: Hyperparameters) -> dict[str, Any]:
 
 
 def make_model(env: VecEnv, config: EnvConfig, hyper: Hyperparameters, *, seed: int) -> GlimpsePPO:
-    glimpse_env = env.unwrapped
-    assert isinstance(glimpse_env, GlimpseVecEnv)
     return GlimpsePPO(
         ViewpointPolicy,
         env,
         **ppo_arguments(hyper),
-        policy_kwargs={**policy_kwargs_for(glimpse_env.glimpse_envs.actions), **hyper.policy_kwargs},
+        policy_kwargs=hyper.policy_kwargs,
         rollout_buffer_class=None if hyper.rollout_tensors is None else TensorRolloutBuffer,
         seed=seed,
         device=resolve_device(config.device),

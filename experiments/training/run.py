@@ -10,11 +10,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image as TensorBoardImage
 from tqdm import tqdm
 
+from agents.callbacks import normalized_entropy
 from agents.checkpoint import save_policy
 from agents.learned import LearnedPolicy
 from agents.policy import ViewpointPolicy
 from agents.ppo import GlimpsePPO
 from agents.record import PolicyRecord
+from agents.stopping import stops
 from agents.training_state import State, capture, preserved_random_state, save_state
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
@@ -22,6 +24,13 @@ from experiments.training.settings import STATE, Settings, TrainConfig
 from experiments.validation import Headroom, fixation_picture, gaze_strips, headroom
 
 HEADROOM, WARM_START = "headroom.json", "warm_start"
+
+
+def merit(evaluation: dict[str, Any]) -> float:
+    """What the best policy has most of: minus the loss after the last glimpse or, of an agent that may stop, the worth
+    of where it stops (agents.stopping.Stops.worth).
+    """
+    return evaluation["at_stop"]["worth"] if "at_stop" in evaluation else -evaluation["loss"][-1]
 
 
 class Run(BaseCallback):
@@ -35,6 +44,10 @@ class Run(BaseCallback):
         self.snapshot: State | None = None
         """The state after the last complete update."""
         self.saved_at = -1
+        self.finished = False
+        """Whether the last update was made: not where a callback ends training within the last rollout."""
+        self._collecting = False
+        self._entropy: float | None = None
         self.bar: tqdm[Any] | None = None
         self._headroom: Headroom | None = None
 
@@ -64,13 +77,20 @@ class Run(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        self._between_updates(finished=False)
+        self._between_updates()
+        self._collecting = True
+
+    def _on_rollout_end(self) -> None:
+        self._collecting = False
+        assert isinstance(self.model, GlimpsePPO)
+        self._entropy = normalized_entropy(self.model.rollout_buffer.log_probs, self.model.action_space)
 
     def _on_training_end(self) -> None:
-        if self.model.num_timesteps >= self.settings.total_timesteps:  # else a callback ended it within a rollout
-            self._between_updates(finished=True)
+        if not self._collecting and self.model.num_timesteps >= self.settings.total_timesteps:
+            self.finished = True
+            self._between_updates()
 
-    def _between_updates(self, *, finished: bool) -> None:
+    def _between_updates(self) -> None:
         assert isinstance(self.model, GlimpsePPO)
         now = self.model.num_timesteps
         self._show_progress()
@@ -83,16 +103,17 @@ class Run(BaseCallback):
         warm = now == 0 and bool(self.warm_start)
         if warm:
             self._save_policy(WARM_START)
-        if every and ((warm and not self.evaluations) or now // every > last // every or (finished and now > last)):
+        if self.saved_at < 0:  # a warm start took minutes: before anything else can fail
+            self.save()
+        if every and (
+            (warm and not self.evaluations) or now // every > last // every or (self.finished and now > last)
+        ):
             self._evaluate()
             self.snapshot["evaluations"] = json.dumps(self.evaluations)
-        if (
-            finished
-            or self.saved_at < 0
-            or now // self.settings.checkpoint_every > self.saved_at // self.settings.checkpoint_every
-        ):
+        every = self.settings.checkpoint_every
+        if self.finished or now // every > self.saved_at // every:
             self.save()
-        if finished:
+        if self.finished:
             self.logger.dump(now)
 
     def save(self) -> None:
@@ -116,7 +137,8 @@ class Run(BaseCallback):
     def _record(self, num_timesteps: int) -> PolicyRecord:
         evaluations = [e for e in self.evaluations if e["num_timesteps"] == num_timesteps]
         validation = evaluations[-1] if evaluations else None
-        return replace(self.record, training={"num_timesteps": num_timesteps, "validation": validation})
+        training = {"num_timesteps": num_timesteps, "seed": self.settings.seed, "validation": validation}
+        return replace(self.record, training=training)
 
     def _evaluate(self) -> None:
         """Every validation scene once, with the most likely viewpoints; keeps the policy if best so far."""
@@ -127,29 +149,31 @@ class Run(BaseCallback):
         validation = replace(self.env, split="validation", num_scenes=self.settings.eval_scenes, shard=(0, 1))
         learned = LearnedPolicy(policy)
         with preserved_random_state():
-            result = evaluate(learned, config=validation)
+            found = stops(policy, validation) if self.env.allow_stop else None
+            result = found.evaluation if found is not None else evaluate(learned, config=validation)
             self._show_gaze(learned, validation, result)
             self._record_headroom(validation, result)
-        score, loss = result.score(), result.mean_loss()
-        best = min((e["loss"][-1] for e in self.evaluations), default=float("inf"))
-        self.evaluations.append(
-            {
-                "num_timesteps": self.num_timesteps,
-                "metric": result.metric,
-                "score": score.tolist(),
-                "loss": loss.tolist(),
-            }
-        )
+        score, loss = result.score().tolist(), result.mean_loss().tolist()
+        entry = {"num_timesteps": self.num_timesteps, "metric": result.metric, "score": score, "loss": loss}
+        told, when = (score[-1], loss[-1]), f"after glimpse {len(score)}"
+        if found is not None:
+            told, when = (found.score(), found.loss()), f"at the stop, after {found.mean_glimpses:.2f} glimpses"
+            at_stop = dict(zip(("score", "loss"), told, strict=True), glimpses=found.mean_glimpses)
+            entry["at_stop"] = at_stop | {"worth": found.worth(self.env)}
+        is_best = all(merit(entry) > merit(other) for other in self.evaluations)
+        self.evaluations.append(entry)
         for t in range(len(score)):
-            self.logger.record(f"eval/{result.metric}_glimpse_{t + 1}", float(score[t]))
-            self.logger.record(f"eval/loss_glimpse_{t + 1}", float(loss[t]))
+            self.logger.record(f"eval/{result.metric}_glimpse_{t + 1}", score[t])
+            self.logger.record(f"eval/loss_glimpse_{t + 1}", loss[t])
+        for name, value in entry.get("at_stop", {}).items():
+            self.logger.record(f"eval/{result.metric if name == 'score' else name}_at_stop", value)
         self.logger.dump(self.num_timesteps)
-        if loss[-1] < best:
+        if is_best:
             self._save_policy("best")
         if self.bar is not None:
             self.bar.write(
-                f"{self.num_timesteps:>9,} decisions: validation {result.metric} {100 * score[-1]:.2f} %, "
-                f"loss {loss[-1]:.4f} after glimpse {len(score)}"
+                f"{self.num_timesteps:>9,} decisions: validation {result.metric} {100 * told[0]:.2f} %, "
+                f"loss {told[1]:.4f} {when}"
             )
 
     def _show_gaze(self, policy: LearnedPolicy, validation: EnvConfig, result: Evaluation) -> None:
@@ -180,8 +204,9 @@ class Run(BaseCallback):
         if self.bar is None or self.model.ep_info_buffer is None:
             return
         returns = [info["r"] for info in self.model.ep_info_buffer]
-        values = {"reward": np.mean(returns) if returns else None} | {
-            short: self.logger.name_to_value.get(name)
-            for short, name in (("entropy", "rollout/entropy"), ("loss", "train/loss"))
+        values = {
+            "reward": np.mean(returns) if returns else None,
+            "entropy": self._entropy,
+            "loss": self.logger.name_to_value.get("train/loss"),
         }
         self.bar.set_postfix({k: f"{v:.3f}" for k, v in values.items() if v is not None}, refresh=False)

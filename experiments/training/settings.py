@@ -97,7 +97,7 @@ def prepare(config: TrainConfig) -> tuple[Settings, State | None]:
         raise FileNotFoundError(
             f"{run_dir} holds no run to resume: {CONFIG} is missing. Leave out --resume to begin one."
         )
-    saved = Settings(**json.loads((run_dir / CONFIG).read_text()))
+    saved = _saved_settings(run_dir / CONFIG)
     settings = _resumed_settings(config, saved)
     state = load_state(run_dir / STATE) if (run_dir / STATE).exists() else None
     asks_for_other = finished or settings.total_timesteps != saved.total_timesteps
@@ -108,6 +108,16 @@ def prepare(config: TrainConfig) -> tuple[Settings, State | None]:
             f"ask for --total-timesteps above {done} (got {settings.total_timesteps})"
         )
     return settings, state
+
+
+def _saved_settings(path: Path) -> Settings:
+    try:
+        return Settings(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or of another version ({error}): put the intact file in its place, or choose another "
+            "run directory"
+        ) from error
 
 
 def _fresh_settings(config: TrainConfig) -> Settings:

@@ -1,0 +1,69 @@
+"""Where an agent with a stop action stops, and what the reading is worth there."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.learned import LearnedPolicy
+from agents.policy import ViewpointPolicy
+from canvit_gym.config import EnvConfig, build_actions
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.rewards import uses_score, uses_soft_score
+from canvit_gym.statistics import mean_iou
+
+
+@dataclass(frozen=True)
+class Stops:
+    """An evaluation in which every scene went on to the budget, and where each would have stopped."""
+
+    evaluation: Evaluation
+    glimpses: NDArray[np.int64]  # [N] taken at the stop; the budget where there was none
+
+    @property
+    def mean_glimpses(self) -> float:
+        return float(self.glimpses.mean())
+
+    def at_stop(self, values: NDArray[Any]) -> NDArray[Any]:
+        """[N, T, ...] -> [N, ...]"""
+        return values[np.arange(len(self.glimpses)), self.glimpses - 1]
+
+    def score(self) -> float:
+        """The data set's mIoU or top-1 of the readings at the stops."""
+        counts = (self.at_stop(c).sum(axis=0) for c in (self.evaluation.intersection, self.evaluation.union))
+        return float(mean_iou(*counts))
+
+    def loss(self) -> float:
+        return float(self.at_stop(self.evaluation.loss).mean())
+
+    def worth(self, config: EnvConfig) -> float:
+        """The reward's potential at the stops, on average, less what the glimpses cost.
+
+        Of loss_reduction and score_gain this is the mean return, up to a constant of the scenes. A soft score is stood
+        for by the score, a relative loss by the loss.
+        """
+        by_score = uses_score(config.reward) or uses_soft_score(config.reward)
+        potential = self.at_stop(self.evaluation.scene_score()).mean() if by_score else -self.loss()
+        return float(potential - config.glimpse_cost * self.mean_glimpses)
+
+
+def stops(policy: ViewpointPolicy, config: EnvConfig, *, seed: int = 0) -> Stops:
+    """Of the policy's most likely actions. Up to its stop an episode that is made to go on is the episode itself: one
+    evaluation tells both.
+    """
+    actions = build_actions(config)
+    wants_to: list[list[NDArray[np.bool_]]] = [[] for _ in range(config.budget)]
+
+    def decide(t: int, episodes: EpisodeBatch) -> None:
+        observation = {key: value.to(policy.device) for key, value in episodes.observe().items()}
+        chosen = policy.get_distribution(observation).get_actions(deterministic=True).cpu().numpy()
+        if chosen.dtype.kind == "f":  # a Gaussian knows no bounds
+            chosen = np.clip(chosen, -1, 1)
+        wants_to[t].append(actions.decode(chosen)[1])
+
+    evaluation = evaluate(LearnedPolicy(policy), config=config, seed=seed, on_glimpse=decide)
+    stopping = np.stack([np.concatenate(of_glimpse) for of_glimpse in wants_to], axis=1)  # [N, T] after each glimpse
+    stopping[:, -1] = True
+    return Stops(evaluation=evaluation, glimpses=stopping.argmax(axis=1) + 1)
