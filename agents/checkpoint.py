@@ -1,12 +1,14 @@
 """Policies on disk: `policy.safetensors` (weights) and `policy.json` (PolicyRecord); nothing is unpickled."""
 
+import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from agents.record import PolicyRecord, describe_inputs, require_same
@@ -35,9 +37,9 @@ def _weights(policy: ViewpointPolicy) -> dict[str, torch.Tensor]:
 def save_policy(directory: Path, policy: ViewpointPolicy, record: PolicyRecord) -> None:
     """Weights and record into `directory`, made where missing, replaced where present."""
     directory.mkdir(parents=True, exist_ok=True)
-    partial = directory / (WEIGHTS + ".partial")
-    save_file(_weights(policy), partial)
-    partial.replace(directory / WEIGHTS)
+    weights = save(_weights(policy))
+    record = replace(record, weights_sha256=hashlib.sha256(weights).hexdigest())
+    replace_file(directory / WEIGHTS, weights)
     replace_file(directory / RECORD, (json.dumps(record.to_json(), indent=2) + "\n").encode())
 
 
@@ -83,12 +85,15 @@ def load_policy(directory: Path, *, device: str = "auto", config: EnvConfig | No
     network = {**policy_kwargs_for(actions), **record.network}
     policy = ViewpointPolicy(layout.space, actions.space, lambda _: 0.0, **network)
     try:
-        weights = load_file(directory / WEIGHTS)
+        content = (directory / WEIGHTS).read_bytes()
+        weights = load(content)
         missing, unexpected = policy.load_state_dict(weights, strict=False)
         aliased = {key.split("features_extractor.", 1)[-1] for key in weights}
         lost = [key for key in missing if key.split("features_extractor.", 1)[-1] not in aliased]
         if lost or unexpected:
             raise ValueError(f"missing {lost}, unexpected {list(unexpected)}")
+        if record.weights_sha256 not in (None, found := hashlib.sha256(content).hexdigest()):
+            raise ValueError(f"their sha256 is {found}, not {record.weights_sha256}")
     except (RuntimeError, SafetensorError, ValueError) as error:
         raise ValueError(
             f"{directory / WEIGHTS} does not hold the weights that {RECORD} beside it describes: {error}. "

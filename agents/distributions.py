@@ -1,7 +1,8 @@
 """Distributions over continuous actions in [-1, 1]^d, beside SB3's DiagGaussianDistribution.
 
 SB3's Gaussian is unbounded and its samples are clipped, so that mass piles up at the border, where log-probabilities
-know nothing of the clipping. Here log-probabilities and entropies are those of what is sampled, in nats.
+know nothing of the clipping. Here log-probabilities and entropies are those of what is sampled, in nats, but for the
+mass beyond EDGE (of a tanh-Gaussian with a mean above 7, say), whose samples are clamped.
 
 - TanhGaussian: tanh of a diagonal Gaussian. SB3's SquashedDiagGaussianDistribution has no entropy; here it is
   integrated, so that an entropy bonus has the right gradient.
@@ -65,7 +66,7 @@ class TanhGaussian(_Bounded):
         return self.action_dim
 
     def proba_distribution(self, mean: Tensor, log_std: Tensor) -> "TanhGaussian":
-        self.distribution = Normal(mean, log_std.exp().expand_as(mean))
+        self.distribution = Normal(mean, log_std.exp().expand_as(mean), validate_args=False)
         return self
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -102,8 +103,10 @@ class BoundedBeta(_Bounded):
         return 2 * self.action_dim
 
     def proba_distribution(self, parameters: Tensor) -> "BoundedBeta":
-        alpha, beta = (1 + F.softplus(parameters)).chunk(2, dim=1)
-        self.distribution = Beta(alpha, beta)
+        # Above 1 by so much; 1 + the excess rounds to 1 below 1e-7, the excess itself does not.
+        self._excess = F.softplus(parameters) + torch.finfo(parameters.dtype).tiny
+        alpha, beta = (1 + self._excess).chunk(2, dim=1)
+        self.distribution = Beta(alpha, beta, validate_args=False)
         return self
 
     def log_prob(self, actions: Tensor) -> Tensor:
@@ -117,7 +120,8 @@ class BoundedBeta(_Bounded):
         return (2 * self.distribution.rsample() - 1).clamp(EDGE - 1, 1 - EDGE)
 
     def mode(self) -> Tensor:
-        return 2 * self.distribution.mode - 1
+        alpha, beta = self._excess.chunk(2, dim=1)
+        return 2 * alpha / (alpha + beta) - 1
 
 
 def make_continuous_distribution(name: str, action_dim: int) -> Distribution:

@@ -61,12 +61,14 @@ class Hyperparameters:
             if not number or not 0 <= value < float("inf") or (high is not None and value > high):
                 told = f"lie in [0, {high}]" if high is not None else "be a finite number >= 0"
                 raise ValueError(f"hyperparameter {name} must {told}, got {value!r}")
-        if self.clip_reward is not None and not _is_number(self.clip_reward, above=0):
-            raise ValueError(f"hyperparameter clip_reward must be a number > 0 or null, got {self.clip_reward!r}")
-        for name in ("channels", "context_dim", "upsample"):
+        for name in ("clip_reward", "target_kl"):
+            value = getattr(self, name)
+            if value is not None and not _is_number(value, above=0):
+                raise ValueError(f"hyperparameter {name} must be a number > 0 or null, got {value!r}")
+        for name, least in (("channels", 1), ("context_dim", 1), ("upsample", 1), ("blocks", 0)):
             value = self.policy_kwargs.get(name, 1)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"policy_kwargs {name} must be a whole number >= 1, got {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"policy_kwargs {name} must be a whole number >= {least}, got {value!r}")
         for name in ("learning_rate", "clip_range"):
             schedule(getattr(self, name), name=name)
         for name, choices in (

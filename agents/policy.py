@@ -20,6 +20,18 @@ _SMALL = 0.01
 """Gain of the last layers: every viewpoint starts out almost equally likely."""
 
 
+_DECIDED_HERE: dict[str, tuple[Any, ...]] = {
+    "net_arch": (None, []),
+    "activation_fn": (nn.Tanh,),
+    "ortho_init": (True,),
+    "use_sde": (False,),
+    "features_extractor_class": (),
+    "features_extractor_kwargs": (),
+    "share_features_extractor": (True,),
+}
+"""SB3's keyword arguments that are no choice here, and the values that say nothing else."""
+
+
 class ViewpointPolicy(MultiInputActorCriticPolicy):
     """PPO("MultiInputPolicy", ...) with a map where that has one long vector.
 
@@ -29,7 +41,7 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
     `inhibition` none to those within this distance of one taken before (see agents.networks.TableHead; it has no
     effect on continuous actions);
     `distribution` (continuous actions) is "gaussian", "tanh_gaussian" or "beta". The rest of the keyword arguments
-    are SB3's.
+    are SB3's, but for those that choose what is chosen here (layers, initialization, noise), which are refused.
     """
 
     record: PolicyRecord | None = None
@@ -54,6 +66,12 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
         distribution: str = "gaussian",
         **kwargs: Any,
     ) -> None:
+        for name, own in _DECIDED_HERE.items():
+            if name in kwargs and kwargs[name] not in own:
+                raise ValueError(
+                    f"{name}={kwargs[name]!r} has no effect on ViewpointPolicy, whose layers are those of `network` "
+                    "and whose noise is its distribution's: leave it out"
+                )
         if network not in NETWORKS:
             raise ValueError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
         continuous = isinstance(action_space, spaces.Box)
@@ -102,6 +120,13 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
                 f"actions {self.action_space} with viewpoints={options['viewpoints']!r}: pass the environment's table "
                 "for discrete actions and None for continuous ones, as policy_kwargs_for(envs.actions) does"
             )
+        if not continuous:
+            expected, found = len(options["viewpoints"]) + options["allow_stop"], int(self.action_space.n)  # type: ignore[attr-defined]
+            if expected != found:
+                raise ValueError(
+                    f"{len(options['viewpoints'])} viewpoints with allow_stop={options['allow_stop']} make {expected} "
+                    f"actions, the environment has {found}: pass its own table, as policy_kwargs_for(envs.actions) does"
+                )
         self.value_net = ValueHead(channels=trunk.channels)
         self.action_net = self._gaze_head(trunk) if continuous else self._table_head(trunk)
         for module in (trunk, self.value_net, self.action_net):
@@ -150,6 +175,14 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
             case BoundedBeta():
                 return self.action_dist.proba_distribution(scores)
         return self.action_dist.proba_distribution(action_logits=scores)
+
+    def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
+        """As SB3's, which takes arrays; tensors stay tensors, on whatever device they are."""
+        if not (isinstance(observation, dict) and all(isinstance(value, Tensor) for value in observation.values())):
+            return super().obs_to_tensor(observation)
+        shapes = {key: space.shape or () for key, space in cast(spaces.Dict, self.observation_space).items()}
+        is_batch = any(value.ndim > len(shapes[key]) for key, value in observation.items())
+        return {key: v.reshape(-1, *shapes[key]).to(self.device) for key, v in observation.items()}, is_batch
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         values, log_prob, entropy = super().evaluate_actions(obs, actions)

@@ -1,13 +1,18 @@
 """PPO that stops at the first number that is not finite, before it reaches a parameter."""
 
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.policy import require_finite
+from agents.policy import ViewpointPolicy, policy_kwargs_for, require_finite
+from canvit_gym.sb3 import GlimpseVecEnv
 
 
 class GradientWatch:
@@ -40,14 +45,38 @@ class GradientWatch:
 class GlimpsePPO(PPO):
     """Stable-Baselines3's PPO, with checks, and schedules that every update learns by.
 
+    `GlimpsePPO("ViewpointPolicy", make_sb3_env(...))` takes the table of viewpoints from the environment.
+
     Raises:
+        ValueError: a policy whose viewpoints are not the environment's.
         FloatingPointError: rewards, advantages, logits, values, losses or gradients hold a NaN or an infinity.
             Names the tensor; the parameters are those of before the offending optimizer step.
     """
 
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**PPO.policy_aliases, "ViewpointPolicy": ViewpointPolicy}
+
     def _setup_model(self) -> None:
+        self._take_viewpoints(self.env)
         super()._setup_model()
         self._watch = GradientWatch(self.policy, self.policy.optimizer)
+
+    def _take_viewpoints(self, env: VecEnv | None) -> None:
+        """The environment's, where none were given; else they must be the environment's."""
+        glimpse_env = None if env is None else env.unwrapped
+        if not (isinstance(glimpse_env, GlimpseVecEnv) and issubclass(self.policy_class, ViewpointPolicy)):
+            return
+        own = policy_kwargs_for(glimpse_env.glimpse_envs.actions)
+        self.policy_kwargs = {**own, **self.policy_kwargs}
+        for name in ("viewpoints", "allow_stop"):
+            if not np.array_equal(self.policy_kwargs.get(name, False), own.get(name, False)):
+                raise ValueError(
+                    f"the policy's {name} are not those of the environment: leave viewpoints and allow_stop out of "
+                    "policy_kwargs, or make the environment with the actions that the policy was trained on"
+                )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        super().set_env(env, force_reset)
+        self._take_viewpoints(self.env)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_watch"]

@@ -34,7 +34,9 @@ class PolicyRecord:
     hyperparameters: dict[str, Any]
     provenance: dict[str, Any]
     training: dict[str, Any]
-    """Decisions trained for, and what evaluation found."""
+    """Decisions trained for, the seed, and what evaluation found."""
+    weights_sha256: str | None = None
+    """Of the file beside the record, once saved."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"env": self.env.to_json()}

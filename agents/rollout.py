@@ -48,8 +48,13 @@ class TensorRolloutBuffer(DictRolloutBuffer):
         log_prob: Tensor,
     ) -> None:
         for key, given in obs.items():
-            if key not in self.tensors:
-                shape = (self.buffer_size, *given.shape)
+            if not isinstance(given, Tensor):
+                raise TypeError(
+                    f"observation {key!r} is a {type(given).__name__}, but TensorRolloutBuffer stores tensors: make "
+                    "the environment with make_sb3_env(..., tensors='float16'), or leave rollout_buffer_class out"
+                )
+            shape, stored = (self.buffer_size, *given.shape), self.tensors.get(key)
+            if stored is None or (stored.shape, stored.dtype, stored.device) != (shape, given.dtype, given.device):
                 self.tensors[key] = torch.empty(shape, dtype=given.dtype, device=given.device)
             self.tensors[key][self.pos] = given
         self.actions[self.pos] = action.reshape(self.n_envs, self.action_dim)
@@ -92,6 +97,6 @@ class TensorRolloutBuffer(DictRolloutBuffer):
 
     @property
     def num_bytes(self) -> int:
-        """Of all that is stored."""
+        """Of what a whole rollout holds, until its update makes minibatches of it."""
         arrays = sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
         return arrays + sum(value.nbytes for value in self.tensors.values())

@@ -8,6 +8,7 @@ from canvit_pytorch import RecurrentState
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from canvit_gym.actions import Actions
 from canvit_gym.pages import page
 from canvit_gym.vector_env import RENDER_MODES, GlimpseVectorEnv, Info, Observation
 
@@ -30,6 +31,11 @@ class GlimpseEnv(gym.Env[Observation, Any]):
         self.action_space = self.envs.single_action_space
         self.observation_space = self.envs.single_observation_space
         self._ended = False
+
+    @property
+    def actions(self) -> Actions:
+        """How actions are decoded into viewpoints: see GlimpseVectorEnv.actions."""
+        return self.envs.actions
 
     @property
     def state(self) -> RecurrentState:

@@ -5,7 +5,8 @@ into SB3's conventions: the observation of an ended episode goes to its info's `
 returned one is already the next scene's first, and `reset_infos` holds that scene's info.
 
 With `tensors`, observations stay on the device, for learners whose rollout buffer takes them (agents.rollout):
-dicts of tensors, maps in that precision, and infos only where episodes ended, without `terminal_observation`.
+dicts of tensors, maps in that precision, and infos only where episodes ended, without `terminal_observation`. SB3's
+wrappers that compute on observations (VecNormalize with norm_obs=True, VecCheckNan) want arrays.
 """
 
 from collections.abc import Sequence

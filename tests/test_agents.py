@@ -25,6 +25,7 @@ from agents.record import PolicyRecord, describe_inputs
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
 from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
 from canvit_gym.evaluation import evaluate
+from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 
 SPACE = spaces.Dict(
     {
@@ -185,6 +186,53 @@ def ppo(env: VecEnv, actions: Any, **kwargs: Any) -> GlimpsePPO:
     )
 
 
+def glimpse_envs(**kwargs: Any) -> GlimpseVecEnv:
+    return make_sb3_env("CanViT/FashionSegmentation-v0", 4, num_scenes=14, device="cpu", budget=3, **kwargs)
+
+
+def test_viewpoints_are_the_environments() -> None:
+    """Taken from it where they are not given, and nothing else is accepted."""
+    env = glimpse_envs(grid_scales=(0.5,), grid_centers=4, allow_stop=True, glimpse_cost=0.01)
+    small: dict[str, Any] = {"channels": 8, "context_dim": 16, "blocks": 1}
+    options: dict[str, Any] = dict(n_steps=4, batch_size=8, device="cpu")
+    model = GlimpsePPO("ViewpointPolicy", env, policy_kwargs=small, **options)
+    assert model.predict(env.reset(), deterministic=True)[0].shape == (4,)
+
+    for other in ({"grid_scales": (0.3,)}, {"grid_scales": (0.5, 0.3)}, {"allow_stop": False, "glimpse_cost": 0.0}):
+        kwargs: dict[str, Any] = {"grid_scales": (0.5,), "grid_centers": 4, "allow_stop": True, "glimpse_cost": 0.01}
+        actions = glimpse_envs(**kwargs | other).glimpse_envs.actions
+        with pytest.raises(ValueError, match="are not those of the environment: leave viewpoints"):
+            GlimpsePPO("ViewpointPolicy", env, policy_kwargs=small | policy_kwargs_for(actions), **options)
+    with pytest.raises(ValueError, match=r"16 viewpoints with allow_stop=False make 16 actions, .* has 17"):
+        ViewpointPolicy(
+            env.observation_space, env.action_space, lambda _: 1e-3,
+            viewpoints=env.glimpse_envs.actions.viewpoints,  # type: ignore[arg-type, attr-defined]
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"net_arch": [8]}, {"activation_fn": torch.nn.ReLU}, {"ortho_init": False}, {"share_features_extractor": False}],
+    ids=str,
+)
+def test_what_would_have_no_effect_is_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(option))}=.* has no effect on ViewpointPolicy"):
+        make_policy(SPACE, ACTIONS["grid"], **option)
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_tensors_are_predicted_on_like_arrays(kind: str) -> None:
+    policy = make_policy(SPACE, ACTIONS[kind])
+    batch = observations(SPACE, 5)
+    for given in (batch, {key: value[0] for key, value in batch.items()}):
+        tensors, _ = policy.predict(given, deterministic=True)  # type: ignore[arg-type]
+        arrays, _ = policy.predict({key: value.numpy() for key, value in given.items()}, deterministic=True)
+        np.testing.assert_array_equal(tensors, arrays)
+    on_meta = {key: value.to("meta") for key, value in batch.items()}
+    converted, is_batch = policy.to("meta").obs_to_tensor(on_meta)
+    assert is_batch and all(value.device.type == "meta" for value in converted.values())  # type: ignore[union-attr]
+
+
 def test_ppo_finds_the_marked_cell() -> None:
     env = MarkedCell(32)
     model = ppo(env, DiscreteActions(env.table))
@@ -253,6 +301,8 @@ def test_entropy_is_one_for_uniform_distributions() -> None:
     assert normalized_entropy(np.full((4, 4), -3 * np.log(2)), box) == pytest.approx(1)
     starts = np.array([[1, 1], [0, 1], [0, 0], [1, 0]])
     np.testing.assert_array_equal(decision_index(starts), [[0, 0], [1, 0], [2, 1], [0, 2]])
+    with pytest.raises(ValueError, match="begins in the middle of episodes"):
+        decision_index(starts[1:])
 
 
 def test_entropy_floor_pushes_both_ways() -> None:
@@ -359,6 +409,21 @@ def test_damaged_policies_are_refused(tmp_path: Path) -> None:
         load_policy(tmp_path)
 
 
+def test_a_pair_half_replaced_is_refused(tmp_path: Path) -> None:
+    """Weights of one save and the record of another, as a process that dies between the two would leave."""
+    saved(tmp_path)
+    record = (tmp_path / "policy.json").read_bytes()
+    policy = load_policy(tmp_path)
+    with torch.no_grad():
+        policy.get_parameter("value_net.net.2.bias").add_(1)
+    assert policy.record is not None
+    save_policy(tmp_path, policy, policy.record)
+    load_policy(tmp_path)
+    (tmp_path / "policy.json").write_bytes(record)
+    with pytest.raises(ValueError, match=r"does not hold the weights .* their sha256 is"):
+        load_policy(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"env_id": "x"}'])
 def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
     for name in ("policy.json", "policy.safetensors"):
@@ -372,6 +437,9 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
     [
         ({"max_grad_norm": -1}, "max_grad_norm must be a finite number >= 0, got -1"),
         ({"ent_coef": -1}, "ent_coef must be a finite number >= 0, got -1"),
+        ({"target_kl": "x"}, "target_kl must be a number > 0 or null, got 'x'"),
+        ({"clip_reward": 0}, "clip_reward must be a number > 0 or null, got 0"),
+        ({"policy_kwargs": {"blocks": "x"}}, "policy_kwargs blocks must be a whole number >= 0, got 'x'"),
         ({"gamma": "x"}, r"gamma must lie in \[0, 1\], got 'x'"),
         ({"gae_lambda": 1.5}, r"gae_lambda must lie in \[0, 1\], got 1.5"),
         ({"warm_start": None}, "warm_start must be an object of options, got None"),

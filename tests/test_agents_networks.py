@@ -87,6 +87,13 @@ def test_extreme_parameters_stay_finite(name: str) -> None:
     assert density.mode().abs().max() <= 1
 
 
+def test_the_mode_of_a_beta_that_is_nearly_uniform() -> None:
+    """a - 1 and b - 1 are lost in float32, what they are to each other is not."""
+    density = BoundedBeta(1).proba_distribution(torch.tensor([[-20.0, -20.0], [-20.0, -22.0], [-200.0, -200.0]]))
+    share = 1 / (1 + np.exp(-2))
+    np.testing.assert_allclose(density.mode().flatten(), [0, 2 * share - 1, 0], atol=1e-4)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("kind", ["grid", "quadtree", "gaussian", "tanh_gaussian", "beta"])
 def test_every_network_and_action_acts_and_learns(network: str, kind: str) -> None:

@@ -17,11 +17,11 @@ from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 
 SEGMENTATION = "CanViT/FashionSegmentation-v0"
 NUM, STEPS = 4, 6
+ENV_KWARGS: dict[str, Any] = dict(num_scenes=14, device="cpu", budget=4, grid_centers=4)
 
 
 def model(tensors: Any, *, action: str = "grid", **changes: Any) -> PPO:
-    kwargs: dict[str, Any] = dict(num_scenes=14, device="cpu", budget=4, grid_centers=4, action=action)
-    env = make_sb3_env(SEGMENTATION, NUM, tensors=tensors, **kwargs)
+    env = make_sb3_env(SEGMENTATION, NUM, tensors=tensors, action=action, **ENV_KWARGS)
     options: dict[str, Any] = dict(n_steps=STEPS, batch_size=8, n_epochs=2, learning_rate=3e-3, seed=0, device="cpu")
     made = PPO(
         ViewpointPolicy,
@@ -109,6 +109,19 @@ def test_storage_is_allocated_once() -> None:
     buffer.reset()
     with pytest.raises(RuntimeError, match="0 of 6 steps"):
         next(buffer.get())
+
+
+def test_another_environment_is_stored_as_it_is() -> None:
+    learner = model("float16", batch_size=24)
+    learner.learn(STEPS * NUM)
+    learner.set_env(VecMonitor(make_sb3_env(SEGMENTATION, NUM, tensors="float32", **ENV_KWARGS)))
+    learner.learn(STEPS * NUM)
+    buffer = learner.rollout_buffer
+    assert isinstance(buffer, TensorRolloutBuffer)
+    assert all(value.dtype == torch.float32 for value in buffer.tensors.values())
+    learner.set_env(VecMonitor(make_sb3_env(SEGMENTATION, NUM, **ENV_KWARGS)))
+    with pytest.raises(TypeError, match=r"'canvas' is a ndarray.* tensors='float16'"):
+        learner.learn(STEPS * NUM)
 
 
 def test_the_adapter_hands_out_tensors() -> None:
