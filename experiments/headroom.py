@@ -15,10 +15,10 @@ and, but for the locator, the same table of viewpoints as the learned policies:
   other, both ways round, on a checkerboard of squares of --blocks canvas cells. Small squares cut through items, so
   that both halves share the luck of an item's reading; with large ones a choice also favours its own half.
 
-As a control, the learned policies tremble as well. Headroom is a ceiling minus the best of the --baselines on
-validation scenes. What PPO adds to its warm start is paired by training seed. Scores are after the last glimpse, on
-test scenes; oracles on the first --oracle-scenes of them, so that a share is a policy's lead on all scenes over the
-oracle's lead on those.
+As a control, the learned policies tremble as well, and are told on the oracles' scenes alone. Headroom is a ceiling
+minus the best of the --baselines on validation scenes. What PPO adds to its warm start is paired by training seed.
+Scores are after the last glimpse, on test scenes; oracles on the first --oracle-scenes of them, so that a share is a
+policy's lead on its scenes over the oracle's lead on those.
 """
 
 import json
@@ -63,8 +63,10 @@ BASELINES = {
 }  # fmt: skip
 BACKGROUND = 0
 
-Role = Literal["baseline", "warm start", "learned", "sampled", "learned trembling", "locator", "trembling", "oracle"]
-_LEARNED: tuple[Role, ...] = ("warm start", "learned", "sampled", "learned trembling")
+Role = Literal[
+    "baseline", "warm start", "learned", "sampled", "learned few", "learned trembling", "locator", "trembling", "oracle"
+]
+_LEARNED: tuple[Role, ...] = ("warm start", "learned", "sampled", "learned few", "learned trembling")
 SHARES: dict[Role, tuple[Role, ...]] = {
     "oracle": (*_LEARNED, "locator", "trembling"),
     "trembling": (*_LEARNED, "locator"),
@@ -260,8 +262,10 @@ def measured(config: HeadroomConfig, env: EnvConfig, *, baseline: str, locator: 
     }
     if config.warm_started:
         found["warm start"] = _evaluated("warm start alone", config.warm_started, test)
+    learned = _evaluated("learned", config.learned, test)
     found |= {
-        "learned": _evaluated("learned", config.learned, test),
+        "learned": learned,
+        "learned few": replace(learned.first(_number(few)), name="learned on the oracles' scenes"),
         "sampled": _evaluated("learned, sampled", config.learned, test, deterministic=False),
         "learned trembling": _evaluated("learned, trembling", config.learned, few, tremor=config.tremor),
         "locator": Measured(locator, (evaluate(locators(test)[locator], config=test, progress=locator),)),
@@ -294,6 +298,11 @@ def _test(config: HeadroomConfig, env: EnvConfig) -> EnvConfig:
 
 def _few(test: EnvConfig, config: HeadroomConfig) -> EnvConfig:
     return replace(test, num_scenes=min(config.oracle_scenes, test.num_scenes or config.oracle_scenes))
+
+
+def _number(config: EnvConfig) -> int:
+    assert config.num_scenes is not None
+    return config.num_scenes
 
 
 def _oracle(env: EnvConfig, **options: Any) -> GreedyOracle:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from untrained import save_untrained
 
+from agents.learned import load_learned
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
@@ -75,7 +76,7 @@ def test_the_study(tmp_path: Path, env_id: str) -> None:
     )  # fmt: skip
     result = study(config)
     rows = result["policies"]
-    assert result["baseline"] in rows and len(rows) == 8
+    assert result["baseline"] in rows and len(rows) == 9
     assert rows["warm start alone"] == {key: rows["learned"][key] for key in rows["warm start alone"]}
     assert len(rows["learned"]["score_of_seed"]) == 2
     # The same policies: paired by seed, there is nothing between them.
@@ -93,6 +94,10 @@ def test_the_study(tmp_path: Path, env_id: str) -> None:
         if told:  # a lead on all scenes over one on some
             share = rows["learned"][f"share_of_{ceiling}_loss"]["value"]
             assert share == pytest.approx(rows["learned"]["loss_minus_baseline"]["value"] / lead["value"])
+    of_few, trembling = rows["learned on the oracles' scenes"], rows["learned, trembling"]
+    assert of_few["num_scenes"] == trembling["num_scenes"] == 8
+    again = [evaluate(load_learned(each, config=on(env_id, 8)), config=on(env_id, 8)).score()[-1] for each in learned]
+    np.testing.assert_allclose(of_few["score_of_seed"], again)
     few = evaluate_again(result["baseline"], env_id)
     np.testing.assert_allclose(rows[result["baseline"]]["score"]["value"], few.score()[-1])
     assert len(result["halves"]) == (env_id == "CanViT/FashionSegmentation-v0")
@@ -102,8 +107,12 @@ def test_the_study(tmp_path: Path, env_id: str) -> None:
     assert f"| {result['baseline']} |" in page(result)
 
 
+def on(env_id: str, num_scenes: int) -> EnvConfig:
+    return replace(env_config(env_id, ENV), split="test", num_scenes=num_scenes)
+
+
 def evaluate_again(spec: str, env_id: str) -> Evaluation:
-    config = replace(env_config(env_id, ENV), split="test", num_scenes=12)
+    config = on(env_id, 12)
     return evaluate(make_policy(spec, config=config, num_glimpses=3), config=config)
 
 
