@@ -368,5 +368,6 @@ def _filled(block: str) -> str:
         return block
     items = ("\n" + block).replace("\n- ", "\0- ").replace("\n", " ").strip().split("\0")
     indents = ["  " if item.startswith("- ") else "" for item in items]
-    lines = [fill(item.strip(), 112, subsequent_indent=indent) for item, indent in zip(items, indents, strict=True)]
+    prose = [" ".join(item.split()) for item in items]
+    lines = [fill(item, 112, subsequent_indent=indent) for item, indent in zip(prose, indents, strict=True)]
     return "\n".join(line for line in lines if line)

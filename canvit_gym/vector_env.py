@@ -69,6 +69,10 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     scene-wide canvas. After each glimpse a frozen linear probe reads the canvas; the reward is how much better
     it reads. The agent decides where the next glimpse is taken.
 
+    The pages of the single environments have what this one leaves out: the keys of observations with shapes and
+    ranges, the rewards, and the default of every argument. For one of them:
+    `from canvit_gym.env import FashionSegmentationEnv; print(FashionSegmentationEnv.__doc__)`.
+
     ## Action Space
     See canvit_gym.actions. `grid`: Discrete over grid_scales x grid_centers x grid_centers; `continuous`:
     Box(-1, 1, (3,)); `quadtree`: Discrete over the tiles of levels 0..quadtree_levels. With allow_stop, one

@@ -73,6 +73,14 @@ def test_pages_are_in_gymnasiums_order(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", ALL_ENV_IDS)
+def test_prose_is_filled_without_gaps(env_id: str) -> None:
+    lines = page(env_id).splitlines()
+    prose = [line for line in lines if not line.startswith(("|", ">>>", "...", "    "))]  # tables, examples, files
+    assert len(prose) > 50 and not [line for line in prose if "  " in line.strip()]
+    assert max(len(line) for line in prose) <= 112
+
+
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_every_part_of_a_page_has_an_example_or_a_table(env_id: str) -> None:
     sections = re.split(r"^## .*$", page(env_id), flags=re.MULTILINE)[1:]
     for title, text in zip(PAGE, sections, strict=True):
@@ -124,6 +132,15 @@ def test_the_vector_page_tells_every_argument() -> None:
     assert GlimpseVectorEnv.__doc__ is not None
     for field in fields(EnvConfig):
         assert f"`{field.name}" in GlimpseVectorEnv.__doc__, field.name
+
+
+def test_the_vector_page_says_how_to_see_what_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
+    assert GlimpseVectorEnv.__doc__ is not None
+    command = re.search(r"`(from canvit_gym\.env import .*?)`", GlimpseVectorEnv.__doc__)
+    assert command is not None
+    exec(command[1], {})
+    shown = capsys.readouterr().out
+    assert all(f"## {title}" in shown for title in PAGE) and "(default)" in shown
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
