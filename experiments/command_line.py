@@ -26,7 +26,7 @@ def run_command[Config](
     if_interrupted: str = "Interrupted.",
 ) -> None:
     """Call `main` with what the command line says. What a user can mend is told in a line, without a traceback."""
-    parsed = tyro.cli(config, description=description)
+    parsed = tyro.cli(config, prog=program(), description=description)
     try:
         main(parsed)
     except (OSError, ValueError, TypeError, FloatingPointError) as error:
@@ -34,6 +34,12 @@ def run_command[Config](
     except KeyboardInterrupt:
         print(if_interrupted, file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def program() -> str | None:
+    """How --help spells the command: "python -m experiments.demo". None: not run with -m, so as argparse has it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def json_object(text: str | None, *, option: str) -> dict[str, Any]:

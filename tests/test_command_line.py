@@ -2,6 +2,8 @@
 
 import sys
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 
@@ -35,6 +37,25 @@ def test_an_interruption_says_what_is_lost(monkeypatch: pytest.MonkeyPatch, caps
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, KeyboardInterrupt(), "--number", "3")
     assert ended.value.code == INTERRUPTED and capsys.readouterr().err == f"{GOES_ON}\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "usage"),
+    [
+        ("experiments.demo", "usage: python -m experiments.demo "),
+        ("experiments.throughput.__main__", "usage: python -m experiments.throughput "),
+        (None, "usage: command "),
+    ],
+)
+def test_help_is_of_the_command_that_was_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str | None, usage: str
+) -> None:
+    started = ModuleType("__main__")
+    started.__spec__ = None if module is None else ModuleSpec(module, loader=None)
+    monkeypatch.setitem(sys.modules, "__main__", started)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, None, "--help")
+    assert usage in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("text", ["nonsense", "[1]", '"text"'])
