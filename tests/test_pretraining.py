@@ -1,14 +1,19 @@
 """Teacher, nano and probes train, resume to the bit, and are read back by canvit-pytorch; all at a tiny size."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from canvit_pytorch import CanViTForImageClassification, CanViTForPretraining, CanViTForSemanticSegmentation
 from safetensors.torch import load_file
 
+from canvit_gym.backbone.names import asset_dir
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, nano_config
+from canvit_gym.evaluation import Evaluation
 from experiments import fit_probe, nano_finishing, pretrain_nano, ship_nano, teacher
 
 TINY = dict(num_segmentation=32, num_classification=16, batch_size=4, device="cpu")
@@ -209,6 +214,31 @@ def test_targets_are_mirrored_with_their_scenes(teacher_dir: Path) -> None:
         assert (batch.scene >= teacher.scene_targets(labels, several=several) / 2 - 1e-3).all()
         mirrored.add(scenes.picks(step)[-1])
     assert mirrored == {False, True}
+
+
+def test_the_card_is_of_the_committed_metrics() -> None:
+    record = json.loads((asset_dir("nano") / "metrics.json").read_text())
+    card = ship_nano.card(record)
+    assert card == (asset_dir("nano") / "README.md").read_text()
+    assert "| C2F top-1 at 21 >= 80 | 73.7 | missed |" in card and "| 13.07 | met |" in card
+    assert set(record["metrics"]["goals"]) == set(ship_nano.GOALS)
+
+
+def test_the_card_says_where_its_commands_do_not_reproduce_the_weights() -> None:
+    once = {"starts": [{}]}
+    assert ship_nano.commands_note({**once, "continues": once}) == ""
+    for restarted in ({**once, "continues": {"starts": [{}, {}]}}, {"starts": [{}, {}], "continues": once}):
+        assert "They do not reproduce a run that was started again" in ship_nano.commands_note(restarted)
+
+
+@pytest.mark.parametrize("score", [0.4225304, 0.6144672, 0.3349999])
+def test_measured_numbers_are_rounded_once(score: float) -> None:
+    class Measured:
+        def score(self) -> np.ndarray:
+            return np.array([score])
+
+    (kept,) = ship_nano.percent(cast(Evaluation, Measured()))
+    assert f"{kept:.1f}" == f"{100 * score:.1f}"
 
 
 def test_the_card_tells_a_command_for_every_run_of_the_weights() -> None:
