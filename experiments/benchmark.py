@@ -203,15 +203,20 @@ def _is_directory(spec: str) -> bool:
 
 
 def _supported(specs: tuple[str, ...], task_name: str, backbone: Backbone) -> tuple[tuple[str, ...], list[str]]:
-    """The specs that support the environment, and why the others do not."""
-    supported, left_out = [], []
+    """The specs that support the environment; the others in a line for each reason, for the report."""
+    supported: list[str] = []
+    left_out: dict[str, list[str]] = {}
     for spec in specs:
+        info = POLICY_SPECS[parse_spec(spec)[0]].info
         try:
-            check_supported(POLICY_SPECS[parse_spec(spec)[0]].info, task_name, backbone.canvas_grid)
+            check_supported(info, task_name, backbone.canvas_grid)
             supported.append(spec)
-        except ValueError as error:
-            left_out.append(f"{spec} is left out: {error}")
-    return tuple(supported), left_out
+        except ValueError:
+            reason = f"{' and '.join(info.tasks)} only"
+            if task_name in info.tasks:
+                reason = f"for canvas grids that are a {info.canvas_grids}, not {backbone.canvas_grid}"
+            left_out.setdefault(reason, []).append(spec)
+    return tuple(supported), [f"Left out ({reason}): {', '.join(of_reason)}." for reason, of_reason in left_out.items()]
 
 
 def _hand_coded(spec: str, config: BenchmarkConfig, env: EnvConfig) -> Planned:

@@ -156,7 +156,7 @@ def _draw(views: dict[str, Sequence[EpisodeView]], path: Path) -> None:
     width, line_px = next(iter(strips.values())).width, LABEL_PX + next(iter(strips.values())).height
     page = blank(width + 2 * GAP_PX, HEADER_PX + len(strips) * line_px + LEGEND_PX * dense + GAP_PX)
     draw = ImageDraw.Draw(page)
-    headers = ["scene and gaze", *(f"reading after {t}" for t in shown), *["truth"] * dense]
+    headers = ["scene and gaze", *(f"after glimpse {t}" for t in shown), *["truth"] * dense]
     for place, header in enumerate(headers):
         x = GAP_PX + place * (PICTURE_PX + GAP_PX)
         draw.text((x + PICTURE_PX / 2, HEADER_PX / 2), header, fill=INK, font=font(15), anchor="mm")

@@ -4,7 +4,8 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from untrained import save_untrained
 
 from agents.checkpoint import RECORD
+from canvit_gym.backbone.load import Backbone
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
@@ -218,7 +220,17 @@ def test_default_policies_leave_out_what_does_not_fit(tiny: BenchmarkConfig, tmp
         planned = benchmark.plan(config, env)
     specs = [entry.spec for entry in planned.entries]
     assert "coarse_to_fine" in specs and "entropy_greedy" not in specs
-    assert any(line.startswith("entropy_greedy is left out") for line in planned.left_out)
+    assert planned.left_out == ["Left out (segmentation only): entropy_coarse_to_fine, entropy_greedy, quadtree_beam."]
+
+
+def test_a_canvas_that_does_not_fit_is_a_reason_of_its_own() -> None:
+    backbone = cast(Backbone, SimpleNamespace(canvas_grid=20))
+    specs = ("coarse_to_fine", "entropy_coarse_to_fine", "quadtree_beam")
+    supported, left_out = benchmark._supported(specs, "segmentation", backbone)
+    assert supported == ("coarse_to_fine",)
+    assert left_out == [
+        "Left out (for canvas grids that are a power of two, not 20): entropy_coarse_to_fine, quadtree_beam."
+    ]
 
 
 def _without_search(spec: str, **kwargs: Any) -> Any:
@@ -233,7 +245,7 @@ def test_left_out_policies_are_told_in_the_report(
         tiny, output=tmp_path / "out", policies=None, learned=(), env="CanViT/FashionClassification-v0", num_scenes=4
     )
     report = benchmark.benchmark(config)
-    assert "quadtree_beam is left out" in report.read_text()
+    assert "<p>Left out (segmentation only): quadtree_beam.</p>" in report.read_text()
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
