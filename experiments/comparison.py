@@ -149,6 +149,7 @@ def _described(entry: Entry) -> dict[str, Any]:
         "num_runs": len(entry.runs),
         "num_evaluations": entry.num_evaluations,
         "num_scenes": entry.num_scenes,
+        "scales": entry.scales,
         "gflops": np.asarray(entry.first.gflops, dtype=np.float64).tolist(),
     }
 

@@ -18,10 +18,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from canvit_gym.evaluation import Evaluation
 
 MANIFEST, RECORDS = "benchmark.json", "records"
 CODE = ("canvit_gym", "agents")
+FEW_SCALES, SCALE_DIGITS = 4, 4
 
 
 def write_text(path: Path, text: str) -> None:
@@ -135,6 +139,17 @@ class Entry:
     @property
     def num_scenes(self) -> int:
         return len(self.first.scene)
+
+    @property
+    def viewpoints(self) -> NDArray[np.float32]:
+        """[all scenes and evaluations, T, 3]"""
+        return np.concatenate([evaluation.viewpoints for run in self.runs for evaluation in run.evaluations])
+
+    @property
+    def scales(self) -> list[float] | None:
+        """The scales of the glimpses after the first, largest first; None where there are more than FEW_SCALES."""
+        scales = np.unique(self.viewpoints[:, 1:, 2].astype(np.float64).round(SCALE_DIGITS))
+        return scales[::-1].tolist() if len(scales) <= FEW_SCALES else None
 
     @property
     def num_evaluations(self) -> int:

@@ -85,7 +85,6 @@ def sections(benchmark: Benchmark, numbers: dict[str, Any]) -> list[Section]:
 
 
 def _methods(benchmark: Benchmark, numbers: dict[str, Any]) -> list[str]:
-    seeds = {len(run.evaluations) for e in benchmark.entries if not e.deterministic for run in e.runs}
     lines = [
         f"Every policy sees every scene once, in the same order, and takes {numbers['budget']} glimpses; after each "
         "of them the probe's reading is compared with the truth.",
@@ -99,14 +98,21 @@ def _methods(benchmark: Benchmark, numbers: dict[str, Any]) -> list[str]:
         f"Intervals are 95% percentile intervals over {numbers['resamples']:,} bootstrap resamples: of scenes, the "
         "same for all policies, so that differences are paired; and, where a policy has several runs (seeds of a "
         "random policy, training runs of a learned one), of runs too. With few runs they are too narrow.",
-        "Interquartile mean and probability of improvement are rliable's (Agarwal et al., 2021), with scenes as tasks.",
+        "Interquartile mean and probability of improvement are rliable's (Agarwal et al., 2021), with scenes as tasks; "
+        "their intervals differ: rliable by default resamples runs only, here scenes are resampled too.",
     ]
-    if seeds:
-        lines.append(
-            f"Policies that draw random numbers are evaluated with {listed([str(s) for s in sorted(seeds)])} "
-            f"seed{'s' * (seeds != {1})} per run."
-        )
+    if seeds := _seeds(benchmark, learned=False):
+        lines.append(f"Hand-coded policies that draw random numbers: {seeds}.")
+    if seeds := _seeds(benchmark, learned=True):
+        lines.append(f"Learned policies whose viewpoints are sampled: {seeds} per training run.")
     return lines
+
+
+def _seeds(benchmark: Benchmark, *, learned: bool) -> str:
+    """How many a run of a random policy is evaluated with: "1 seed"; empty where there is no such policy."""
+    random = [entry for entry in benchmark.entries if entry.learned == learned and not entry.deterministic]
+    counts = sorted({len(run.evaluations) for entry in random for run in entry.runs})
+    return f"{listed([str(count) for count in counts])} seed{'s' * (counts != [1])}" if counts else ""
 
 
 def _image(path: Path, alt: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -21,20 +22,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from experiments.records import Benchmark, Entry
+from experiments.records import SCALE_DIGITS, Benchmark, Entry
+from experiments.report_words import scale_text
 
 INK, FAINT, RULE, PAGE = "#1b1f24", "#69707a", "#d5d9de", "#ffffff"
 THEME = {INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)", PAGE: "var(--card)"}
 
 COLOURS = (
     "#0077bb", "#ee7733", "#009988", "#ee3377", "#8a6fc9", "#33a4dd", "#cc3311", "#a5892a", "#5b8c2a", "#b0578d",
-    "#4d6fa5", "#c28e5c",
+    "#4d6fa5", "#c28e5c", "#d6b21a", "#8c5233", "#5fc2a5", "#7d3fbf", "#f09bb0", "#9cc53b",
 )  # fmt: skip
-"""The first ones are told apart with any colour vision (after Paul Tol's vibrant scheme); dashes, markers and direct
-labels do the rest."""
+"""More than a benchmark has policies, as a rule. The first ones are told apart with any colour vision (after Paul Tol's
+vibrant scheme); dashes, markers and direct labels do the rest."""
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.6)), (0, (1.4, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
@@ -48,6 +51,8 @@ STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "canvit_gym",
 }  # fmt: skip
 
+TITLE_CHARS = 25
+"""That fit over a panel of differences."""
 DENSITY_BINS = 24
 COLUMNS = 6
 """At most so many columns of glimpses; with larger budgets later glimpses share one."""
@@ -221,6 +226,12 @@ def curves_figure(
         return _svg(figure)
 
 
+def panel_title(label: str) -> str:
+    """A label in lines that fit over a panel; what it has in brackets begins a line."""
+    name, bracket, rest = label.partition("(")
+    return "\n".join(wrap(name, TITLE_CHARS) + wrap(bracket + rest, TITLE_CHARS))
+
+
 def differences_figure(curves: dict[str, dict[str, Any]], drawn: dict[str, Mark], *, y_label: str, zero: str) -> str:
     """A panel per policy: its difference to `zero` in points against glimpses, the other policies' behind it."""
     with _style():
@@ -247,7 +258,7 @@ def differences_figure(curves: dict[str, dict[str, Any]], drawn: dict[str, Mark]
             low, high = 100 * np.array(curve["interval"])
             axes.fill_between(x, low, high, color=drawn[label].colour, alpha=0.25, linewidth=0)
             axes.plot(x, 100 * np.array(curve["value"]), color=drawn[label].colour, linewidth=2)
-            axes.set_title(label.replace(" (", "\n("), fontsize=8.2)
+            axes.set_title(panel_title(label), fontsize=8.2)
             axes.yaxis.set_major_formatter(FuncFormatter(_signed))
             _every_glimpse(axes, budget, ticks=5)
             axes.grid(False, axis="x")
@@ -307,11 +318,6 @@ def glimpse_groups(budget: int) -> list[tuple[int, int]]:
     return [(int(a), int(b) - 1) for a, b in pairwise(edges)]
 
 
-def _viewpoints(entry: Entry) -> NDArray[np.float32]:
-    """[all scenes and evaluations, T, 3]"""
-    return np.concatenate([evaluation.viewpoints for run in entry.runs for evaluation in run.evaluations])
-
-
 def fixation_density(viewpoints: NDArray[np.float32]) -> NDArray[np.float64]:
     """[n, 3] -> [bins, bins]: the share of glimpses centered in each bin (row, col), smoothed over its neighbours."""
     edges = np.linspace(-1, 1, DENSITY_BINS + 1)
@@ -331,7 +337,7 @@ def density_figure(benchmark: Benchmark) -> str:
     entries = benchmark.entries
     mosaic = np.full((len(entries) * pitch - gap, len(groups) * pitch - gap), np.nan)
     for line, entry in enumerate(entries):
-        viewpoints = _viewpoints(entry)
+        viewpoints = entry.viewpoints
         for column, (first, last) in enumerate(groups):
             density = np.sqrt(fixation_density(viewpoints[:, first - 1 : last].reshape(-1, 3)))
             top, left = line * pitch, column * pitch
@@ -362,6 +368,10 @@ def _mosaic_labels(axes: Axes, lines: Sequence[str], groups: Sequence[tuple[int,
         spine.set_visible(False)
 
 
+LABELLED_SHARE = 0.06
+"""The least share of a bar that has room for its scale."""
+ON_BRIGHT, ON_DARK, LUMINANCE = "#101010", "#fdfdfd", (0.2126, 0.7152, 0.0722)
+"""Text on a bar, which is no colour of the page's, and how bright red, green and blue are."""
 SCALE_COLOURS = LinearSegmentedColormap.from_list("scales", ["#d8c27a", "#6fa98f", "#2f7f9b", "#33558b", "#2b2a5a"])
 
 
@@ -371,30 +381,45 @@ def scale_shares(viewpoints: NDArray[np.float32], halvings: int) -> NDArray[np.f
     return np.bincount(octave, minlength=halvings + 1) / max(len(octave), 1)
 
 
+def scale_bars(entry: Entry, halvings: int) -> list[tuple[float, float]]:
+    """(scale, share) of the glimpses after the first: the policy's own scales where it has few, else in octaves."""
+    later = entry.viewpoints[:, 1:].reshape(-1, 3)
+    if entry.scales is None:
+        return [(2.0**-octave, share) for octave, share in enumerate(scale_shares(later, halvings).tolist())]
+    found = later[:, 2].astype(np.float64).round(SCALE_DIGITS)
+    return [(scale, float((found == scale).mean())) for scale in entry.scales]
+
+
 def scales_figure(benchmark: Benchmark) -> str:
-    """Stacked shares of scales of the glimpses after the first, a line per policy."""
-    later = {entry.label: _viewpoints(entry)[:, 1:].reshape(-1, 3) for entry in benchmark.entries}
-    finest = min((float(v[:, 2].min()) for v in later.values() if len(v)), default=1.0)
+    """Stacked shares of scales of the glimpses after the first, a line per policy; in it the scales, where few."""
+    finest = min(float(entry.viewpoints[:, 1:, 2].min(initial=1)) for entry in benchmark.entries)
     halvings = max(1, int(np.ceil(-np.log2(finest) - 0.5)))
     with _style():
-        labels = list(later)
+        labels = [entry.label for entry in benchmark.entries]
         figure, axes = plt.subplots(figsize=(6.2, 0.27 * len(labels) + 0.8))
-        left = np.zeros(len(labels))
-        for octave in range(halvings + 1):
-            shares = np.array([100 * scale_shares(later[label], halvings)[octave] for label in labels])
-            name = "1 (the whole scene)" if octave == 0 else f"1/{2**octave}"
-            axes.barh(
-                range(len(labels)), shares, left=left, height=0.72, label=name, color=SCALE_COLOURS(octave / halvings),
-            )  # fmt: skip
-            left += shares
+        for line, entry in enumerate(benchmark.entries):
+            left = 0.0
+            for scale, share in scale_bars(entry, halvings):
+                colour = SCALE_COLOURS(-np.log2(scale) / halvings)
+                axes.barh(line, 100 * share, left=left, height=0.72, color=colour)
+                if entry.scales is not None and share >= LABELLED_SHARE:
+                    axes.text(
+                        left + 50 * share, line, scale_text(scale), ha="center", va="center", fontsize=7.5,
+                        color=ON_BRIGHT if np.dot(colour[:3], LUMINANCE) > 0.45 else ON_DARK,
+                    )  # fmt: skip
+                left += 100 * share
         axes.set_yticks(range(len(labels)), labels=labels)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of the glimpses after the first, %")
         axes.grid(False)
         axes.tick_params(axis="y", length=0)
+        keys = [
+            Patch(color=SCALE_COLOURS(octave / halvings), label=scale_text(2.0**-octave))
+            for octave in range(halvings + 1)
+        ]
         axes.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), ncols=halvings + 1, title="scale of the glimpse",
+            handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=halvings + 1, title="scale of the glimpse",
             handlelength=1, columnspacing=1.2, fontsize=8.5, title_fontsize=8.5, alignment="left",
         )  # fmt: skip
         return _svg(figure)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.records import Benchmark
+from experiments.records import FEW_SCALES, Benchmark
 from experiments.report_figures import (
     curves_figure,
     density_figure,
@@ -162,7 +162,9 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
                 name="scales",
                 svg=scales_figure(benchmark),
                 alt="Stacked bars: the shares of scales among each policy's glimpses after the first.",
-                caption="How large the crops are: scale 1 is the whole scene, 1/2 a quarter of its area.",
+                caption="How large the crops are: scale 1 is the whole scene, 1/2 a quarter of its area. Policies "
+                f"with at most {FEW_SCALES} scales show them, written into their bars; the others' are rounded to the "
+                "nearest of 1, 1/2, 1/4, … (in octaves).",
             ),
         ]
     return {picture.name: picture for picture in made}

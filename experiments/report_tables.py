@@ -149,7 +149,8 @@ def headroom_table(numbers: dict[str, Any]) -> Table:
         rows=rows,
         note=f"On {oracle_scope(numbers)}, those that {oracle['label']} has seen, for every policy. "
         f"Share: (policy − {oracle['baseline']}) / ({oracle['label']} − {oracle['baseline']}) after the last glimpse; "
-        "not defined where the oracle's own lead is not clear of zero.",
+        "not defined where the interval of the oracle's own lead ends nearer to zero than a fifth of its far end, or "
+        "where a resample of the scenes left the oracle no lead.",
     )
 
 

@@ -1,5 +1,6 @@
 """A benchmark's numbers in words: estimates as text, verdicts, and the sentences that a report begins with."""
 
+import math
 from typing import Any
 
 Estimate = dict[str, Any]
@@ -38,6 +39,35 @@ def oracle_scope(numbers: dict[str, Any]) -> str:
 
 def listed(items: list[str]) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def scale_text(scale: float) -> str:
+    """1, 1/2, 1/4, ... where it is one of these, else two digits."""
+    halvings = round(-math.log2(scale))
+    if not math.isclose(scale, 2.0**-halvings, rel_tol=1e-3):
+        return f"{scale:.2g}"
+    return f"1/{2**halvings}" if halvings else "1"
+
+
+def scales_text(scales: list[float] | None) -> str:
+    return f"scale {listed([scale_text(scale) for scale in scales])}" if scales else "many scales"
+
+
+def _against_fixed(numbers: dict[str, Any], label: str) -> str:
+    """What the difference to the fixed sequence says of a policy, whose windows may be of other scales."""
+    fixed, policies = numbers["fixed"], numbers["policies"]
+    difference = policies[label]["minus_fixed"]["score"]
+    own, theirs = policies[label]["scales"], policies[fixed]["scales"]
+    meaning = {
+        "better": "it gains more than this sequence gives",
+        "within noise": "what it gains over other policies may be a prior over places",
+        "worse": "a prior over places does better",
+    }[found := verdict(difference, -1)]
+    if found == "better" and theirs and (own is None or set(own) - set(theirs)):
+        meaning += f", but its own windows are of {scales_text(own)}, which may be the reason"
+    windows = f" and takes windows of {scales_text(theirs)}" if theirs else ""
+    amount = interval_text(difference, -1, signed=True)
+    return f"{label} against the {fixed}, which sees no image{windows}: {amount} points; {meaning}."
 
 
 def by_score(numbers: dict[str, Any]) -> list[str]:
@@ -90,14 +120,8 @@ def summary(numbers: dict[str, Any]) -> list[str]:
             text += f", {change} against {reference}"
         lines.append(text + ".")
     for label in ranked:
-        if fixed and (difference := policies[label].get("minus_fixed")):
-            amount = interval_text(difference["score"], -1, signed=True)
-            meaning = {
-                "better": "what it gains is more than a prior over places.",
-                "within noise": "what it gains over other policies may be a prior over places.",
-                "worse": "a prior over places does better.",
-            }[verdict(difference["score"], -1)]
-            lines.append(f"{label} against the {fixed}, which sees no image: {amount} points; {meaning}")
+        if fixed and "minus_fixed" in policies[label]:
+            lines.append(_against_fixed(numbers, label))
     if oracle := numbers["oracle"]:
         lead = interval_text(oracle["lead"]["score"], signed=True)
         leads = "leads" if verdict(oracle["lead"]["score"]) == "better" else "does not lead"

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,29 @@ from PIL import Image
 
 from canvit_gym.evaluation import Evaluation
 from experiments import report
-from experiments.comparison import compare, per_scene, run_warnings
+from experiments.comparison import clearly_ahead, compare, per_scene, run_warnings
 from experiments.gallery import choose_scenes, shown_glimpses
-from experiments.records import MANIFEST, RECORDS, load_benchmark, write_json
-from experiments.report_figures import _spread, fixation_density, glimpse_groups, scale_shares
-from experiments.report_words import summary
+from experiments.records import MANIFEST, RECORDS, Entry, Run, load_benchmark, write_json
+from experiments.report_figures import (
+    TITLE_CHARS,
+    _spread,
+    fixation_density,
+    glimpse_groups,
+    marks,
+    panel_title,
+    scale_bars,
+    scale_shares,
+    scales_figure,
+)
+from experiments.report_words import scale_text, summary
 
 NUM_SCENES, BUDGET, NUM_CLASSES, ORACLE_SCENES = 24, 4, 3, 16
 UNION = 1000
 
 
-def evaluation(share: float, *, seed: int = 0, num_scenes: int = NUM_SCENES, dense: bool = True) -> Evaluation:
+def evaluation(
+    share: float, *, seed: int = 0, num_scenes: int = NUM_SCENES, dense: bool = True, scale: float = 0.5
+) -> Evaluation:
     """Every class of every scene is read with this intersection over union, after the first glimpse."""
     rng = np.random.default_rng(7)
     classes = NUM_CLASSES if dense else 1
@@ -33,7 +46,7 @@ def evaluation(share: float, *, seed: int = 0, num_scenes: int = NUM_SCENES, den
     if not dense:
         rank = (np.arange(num_scenes)[:, None] >= share * num_scenes).astype(np.uint16).repeat(BUDGET, axis=1)
         intersection, union = (rank == 0).astype(int)[:, :, None], np.ones((num_scenes, BUDGET, 1), dtype=int)
-    viewpoints = np.tile(np.array([0.5, -0.5, 0.5], np.float32), (num_scenes, BUDGET, 1))
+    viewpoints = np.tile(np.array([0.5, -0.5, scale], np.float32), (num_scenes, BUDGET, 1))
     viewpoints[:, 0] = (0, 0, 1)
     scene_loss = rng.uniform(1, 3, (num_scenes, 1))
     return Evaluation(
@@ -53,7 +66,14 @@ def evaluation(share: float, *, seed: int = 0, num_scenes: int = NUM_SCENES, den
 Line = tuple[str, str, list[list[Evaluation]]]  # label, spec, [runs][seeds]
 
 
-def save_benchmark(directory: Path, lines: list[Line], *, learned: tuple[str, ...] = ()) -> Path:
+def save_benchmark(
+    directory: Path,
+    lines: list[Line],
+    *,
+    learned: tuple[str, ...] = (),
+    random: tuple[str, ...] = (),
+    reference: str = "C2F",
+) -> Path:
     plan: list[dict[str, Any]] = []
     for label, spec, runs in lines:
         described = []
@@ -67,7 +87,7 @@ def save_benchmark(directory: Path, lines: list[Line], *, learned: tuple[str, ..
             described.append({"training": training if label in learned else None, "records": files})
         plan.append(
             {
-                "label": label, "spec": spec, "description": f"what {label} does", "deterministic": True,
+                "label": label, "spec": spec, "description": f"what {label} does", "deterministic": label not in random,
                 "uses_labels": "oracle" in spec, "learned": label in learned, "runs": described,
             }
         )  # fmt: skip
@@ -76,8 +96,8 @@ def save_benchmark(directory: Path, lines: list[Line], *, learned: tuple[str, ..
             "environment": "CanViT/Some-v0", "config": {"budget": BUDGET, "split": "test", "checkpoint": "nano"},
             "scenes": "made up", "backbone_sha256": "a" * 64, "probe_sha256": "b" * 64,
         },
-        "reference": "C2F",
-        "left_out": ["entropy_greedy is left out: it does not fit"],
+        "reference": reference,
+        "left_out": ["Left out (it does not fit): entropy_greedy."],
         "plan": plan,
         "provenance": {
             "command": "python -m experiments.benchmark --output here", "git": None, "versions": {"torch": "2"},
@@ -154,6 +174,21 @@ def test_no_share_of_a_lead_that_is_none(tmp_path: Path, ceiling: float) -> None
     json.loads((tmp_path / report.RESULTS).read_text(), parse_constant=pytest.fail)
 
 
+def test_no_share_where_a_resample_is_without_a_lead(tmp_path: Path) -> None:
+    """The lead is clear of zero, but it is of so few scenes that a resample may hold none of those that make it."""
+    lines: list[Line] = [
+        (spec, spec, [[evaluation(right / ORACLE_SCENES, num_scenes=ORACLE_SCENES, dense=False)]])
+        for spec, right in (("coarse_to_fine", 8), ("random", 4), ("greedy_oracle", 13))
+    ]
+    oracle = compare(load_benchmark(save_benchmark(tmp_path, lines, reference="coarse_to_fine")))["oracle"]
+    low, high = oracle["lead"]["score"]["interval"]
+    assert clearly_ahead(low, high, higher_is_better=True)
+    assert oracle["policies"]["random"]["share_score"] is None
+    assert oracle["policies"]["random"]["share_cross_entropy"] is not None
+    report.main(report.ReportConfig(results=tmp_path))
+    assert "or where a resample of the scenes left the oracle no lead." in (tmp_path / report.MARKDOWN).read_text()
+
+
 def test_classification_reports_top5_and_compares_scenes_by_cross_entropy(tmp_path: Path) -> None:
     lines: list[Line] = [
         ("C2F", "coarse_to_fine", [[evaluation(0.5, dense=False)]]),
@@ -210,7 +245,7 @@ def test_what_is_missing_or_thin_is_said(directory: Path) -> None:
     report.write_report(benchmark)
     for name in (report.REPORT, report.MARKDOWN):
         text = (directory / name).read_text()
-        assert "2 training runs" in text and "entropy_greedy is left out" in text
+        assert "2 training runs" in text and "Left out (it does not fit): entropy_greedy." in text
         assert "ppo: trained at a budget of 9 glimpses, evaluated at 4" in text
 
 
@@ -224,11 +259,43 @@ def test_summary_says_who_wins_and_what_is_noise(directory: Path) -> None:
     text = " ".join(summary(compare(load_benchmark(directory))))
     assert "ppo reads best of the 3 policies that use no labels: mIoU 45.0 [44.0, 46.0] %" in text
     assert "+5.0 [+4.0, +6.0] points against C2F" in text
-    assert "ppo against the fixed, which sees no image: +3.0" in text and "more than a prior" in text
+    assert (
+        "ppo against the fixed, which sees no image and takes windows of scale 1/2: +3.0 [+2.0, +4.0] points; "
+        "it gains more than this sequence gives." in text
+    )
     assert (
         "greedy oracle leads C2F in mIoU on the first 16 scenes: +20.0" in text
         and "The largest share of that lead: ppo, 25 [20, 30] %." in text
     )
+
+
+def test_a_gain_on_the_fixed_sequence_may_be_one_of_scale(tmp_path: Path) -> None:
+    lines: list[Line] = [
+        ("C2F", "coarse_to_fine", [[evaluation(0.4)]]),
+        ("fixed", "best_fixed_sequence", [[evaluation(0.42)]]),
+        ("ppo", "ppo", [[evaluation(0.45, scale=0.34)]]),
+        ("worse", "worse", [[evaluation(0.41, scale=0.34)]]),
+    ]
+    numbers = compare(load_benchmark(save_benchmark(tmp_path, lines, learned=("ppo", "worse"))))
+    assert numbers["policies"]["ppo"]["scales"] == [0.34] and numbers["policies"]["C2F"]["scales"] == [0.5]
+    text = " ".join(summary(numbers))
+    assert "more than this sequence gives, but its own windows are of scale 0.34, which may be the reason." in text
+    assert "−1.0 [−1.0, −1.0] points; a prior over places does better." in text
+    numbers["policies"]["ppo"]["scales"] = None
+    assert "but its own windows are of many scales" in " ".join(summary(numbers))
+
+
+def test_seeds_of_random_policies_are_told_by_kind(tmp_path: Path) -> None:
+    lines: list[Line] = [
+        ("C2F", "coarse_to_fine", [[evaluation(0.4, seed=seed) for seed in (0, 1)]]),
+        ("ppo, sampled", "ppo, sampled", [[evaluation(0.44)], [evaluation(0.46)]]),
+    ]
+    random = ("C2F", "ppo, sampled")
+    report.write_report(load_benchmark(save_benchmark(tmp_path, lines, learned=random[1:], random=random)))
+    text = (tmp_path / report.MARKDOWN).read_text()
+    assert "- Hand-coded policies that draw random numbers: 2 seeds.\n" in text
+    assert "- Learned policies whose viewpoints are sampled: 1 seed per training run.\n" in text
+    assert "here scenes are resampled too" in text
 
 
 def test_scenes_are_a_table(directory: Path) -> None:
@@ -308,6 +375,56 @@ def test_where_a_policy_looks_is_counted_in_rows_and_columns() -> None:
     assert row < 3 and column > 20
     shares = scale_shares(np.array([[0, 0, 1], [0, 0, 0.5], [0, 0, 0.45], [0, 0, 0.02]], dtype=np.float32), 3)
     assert shares.tolist() == [0.25, 0.5, 0, 0.25]
+
+
+def entry(label: str, *scales: float) -> Entry:
+    """Of one scene: the full scene, then a glimpse of each scale."""
+    one = evaluation(0.5, num_scenes=1)
+    viewpoints = np.array([[[0, 0, scale] for scale in (1, *scales)]], dtype=np.float32)
+    run = Run(training=None, evaluations=(replace(one, viewpoints=viewpoints),))
+    return Entry(label, label, label, deterministic=True, uses_labels=False, learned=label == "ppo", runs=(run,))
+
+
+def test_few_scales_are_shown_as_they_are() -> None:
+    assert scale_bars(entry("few", 0.34, 0.34, 0.34, 0.24), 2) == [(0.34, 0.75), (0.24, 0.25)]
+    many = scale_bars(entry("many", 1, 0.6, 0.5, 0.45, 0.34, 0.3, 0.25, 0.2), 2)
+    assert many == [(1, 0.125), (0.5, 0.375), (0.25, 0.5)]
+    assert [scale_text(scale) for scale in (1, 0.5, 0.25, 0.34, 0.24, 0.055)] == [
+        "1", "1/2", "1/4", "0.34", "0.24", "0.055",
+    ]  # fmt: skip
+    assert entry("none").scales == []
+
+
+def test_scales_are_written_into_the_figure(tmp_path: Path) -> None:
+    lines: list[Line] = [
+        ("C2F", "coarse_to_fine", [[evaluation(0.4)]]),
+        ("ppo", "ppo", [[evaluation(0.45, scale=0.34)]]),
+    ]
+    svg = scales_figure(load_benchmark(save_benchmark(tmp_path, lines, learned=("ppo",))))
+    assert ">0.34</text>" in svg and svg.count(">1/2</text>") == 2, "of C2F and of the legend"
+
+
+def test_colours_are_distinct() -> None:
+    """As many policies as a benchmark has of all kinds, two of them learned."""
+    entries = [entry(label, 0.5) for label in ("C2F", *"abcdefghijklm", "ppo", "ppo, sampled")]
+    colours = [mark.colour for mark in marks(entries, reference="C2F").values()]
+    assert len(set(colours)) == len(colours) == 16
+
+
+@pytest.mark.parametrize(
+    ("label", "lines"),
+    [
+        ("PPO, sampled", ["PPO, sampled"]),
+        ("spectral residual (Hou & Zhang 2007)", ["spectral residual", "(Hou & Zhang 2007)"]),
+        (
+            "entropy_greedy(scale=(0.34, 0.24), centers=12)",
+            ["entropy_greedy", "(scale=(0.34, 0.24),", "centers=12)"],
+        ),
+        ("a_name_without_any_space_that_is_long", ["a_name_without_any_space_", "that_is_long"]),
+    ],
+)
+def test_titles_of_panels_fit(label: str, lines: list[str]) -> None:
+    assert panel_title(label).split("\n") == lines and all(len(line) <= TITLE_CHARS for line in lines)
 
 
 def test_labels_are_spread_in_order() -> None:
