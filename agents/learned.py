@@ -37,13 +37,14 @@ class LearnedPolicy:
             )
         self.policy, self.record, self.deterministic = policy, policy.record, deterministic
         self.actions = build_actions(self.record.env)
+        what = "PPO's warm start" if self.record.training.get("num_timesteps") == 0 else "PPO trained"
         how = "most likely viewpoint" if deterministic else "sampled viewpoints"
         keys = self.record.inputs.layout["keys"]
         dense = self.record.inputs.layout["is_dense"]
         self.info = PolicyInfo(
             name="learned",
             paper_name="PPO",
-            description=f"PPO trained on {self.record.env_id}, {how}",
+            description=f"{what} on {self.record.env_id}, {how}",
             deterministic=deterministic and self.record.env.first_glimpse != "random",
             needs_segmentation_probe=dense and "uncertainty" in keys,
             tasks=("segmentation",) if dense else ("classification",),

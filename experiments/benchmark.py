@@ -77,6 +77,8 @@ class BenchmarkConfig:
     policies: tuple[str, ...] | None = None
     """Hand-coded policies, with arguments where they take some: "center(scale=0.55)"; or run directories, each a
     learned policy by itself. None: all hand-coded ones that support the environment."""
+    also: tuple[str, ...] = ()
+    """Further policies, beside those: the same with other arguments, say."""
     learned: tuple[str, ...] = ()
     """Learned policies with several training runs, as name=directory,directory,...; each is evaluated with its most
     likely viewpoints and with sampled ones."""
@@ -171,7 +173,7 @@ def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
     specs = config.policies
     if specs is None:
         specs, left_out = _supported(DEFAULT_POLICIES, task_name, backbone)
-    for spec in specs:
+    for spec in (*specs, *config.also):
         if _is_directory(spec):
             entries += _learned(_run_name(spec), [spec], config, env)
         else:

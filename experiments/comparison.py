@@ -287,11 +287,18 @@ def trained_policies(entries: tuple[Entry, ...]) -> list[tuple[str, list[dict[st
 
 
 def run_warnings(entries: tuple[Entry, ...]) -> list[str]:
-    """What a reader must know of learned policies with too few training runs."""
-    return [
+    """What a reader must know of learned policies: too few training runs, and runs that kept what they began with."""
+    too_few = [
         f"{label}: {len(runs)} training run{'s' * (len(runs) > 1)}. Fewer than {MIN_LEARNED_RUNS} say little about how "
         f"the method does on average; the intervals hold for {'this run' if len(runs) == 1 else 'these runs'}, not for "
         "the method."
         for label, runs in trained_policies(entries)
         if len(runs) < MIN_LEARNED_RUNS
     ]
+    untrained = [
+        f"{label}: {count} of {len(runs)} training runs kept the policy of before the first update, a warm start: none "
+        "that came after it read validation scenes better."
+        for label, runs in trained_policies(entries)
+        if (count := sum(run.get("training", {}).get("num_timesteps") == 0 for run in runs))
+    ]
+    return too_few + untrained

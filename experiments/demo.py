@@ -114,9 +114,13 @@ def main(config: DemoConfig) -> dict[str, object]:
     policy_dir = trained_policy(config)
     training = json.loads((config.run_dir / RESULT).read_text())
 
+    kept = load_record(policy_dir)
+    decisions = kept.training["num_timesteps"]
+    print(f"    kept, by validation loss: {f'after {decisions:,} decisions' if decisions else 'the warm start'}")
+
     print("2/3 Evaluating on test scenes")
     # The environment that the policy was trained in, but for the scenes.
-    test = replace(load_record(policy_dir).env, split="test", num_scenes=config.num_test_scenes)
+    test = replace(kept.env, split="test", num_scenes=config.num_test_scenes)
     agent = load_policy(policy_dir, config=test)
     policies: dict[str, GlimpsePolicy] = {}
     for name in OPPONENTS:
@@ -160,7 +164,8 @@ def main(config: DemoConfig) -> dict[str, object]:
             for reference, difference in differences.items()
         },
         beats_best_of_four={metric: bool(won) for metric, won in wins.items()},
-        training=training | {"seed": json.loads((config.run_dir / CONFIG).read_text())["seed"]},
+        training=training
+        | {"kept_after": decisions, "seed": json.loads((config.run_dir / CONFIG).read_text())["seed"]},
         seconds=time.monotonic() - began,
         peak_gib=peak_mib(torch.device("cpu")) / 2**10,
         num_threads=torch.get_num_threads(),

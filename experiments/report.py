@@ -175,10 +175,16 @@ def _provenance_rows(benchmark: Benchmark) -> list[tuple[str, str]]:
                     (
                         entry.label,
                         f"{run.training['directory']}, sha256 {run.training['weights_sha256']}, trained on "
-                        f"{run.training['env_id']} at budget {run.training['budget']}",
+                        f"{run.training['env_id']} at budget {run.training['budget']}{_decisions(run.training)}",
                     )
                 )
     return rows
+
+
+def _decisions(training: dict[str, Any]) -> str:
+    """How much it learned from, where that is known."""
+    count = training.get("training", {}).get("num_timesteps")
+    return "" if count is None else f", after {count:,} decisions"
 
 
 def _budget_notes(benchmark: Benchmark) -> list[str]:

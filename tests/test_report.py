@@ -255,6 +255,19 @@ def test_three_training_runs_need_no_warning(tmp_path: Path) -> None:
     assert not run_warnings(load_benchmark(save_benchmark(tmp_path, lines, learned=("ppo",))).entries)
 
 
+def test_a_run_that_kept_its_warm_start_is_told(directory: Path) -> None:
+    manifest = json.loads((directory / "benchmark.json").read_text())
+    for entry in manifest["plan"]:
+        for run, count in zip(entry["runs"], (0, 2048), strict=False):
+            if run["training"] is not None:
+                run["training"]["training"] = {"num_timesteps": count}
+    (directory / "benchmark.json").write_text(json.dumps(manifest))
+    assert "ppo: 1 of 2 training runs kept the policy of before" in run_warnings(load_benchmark(directory).entries)[-1]
+    report.write_report(load_benchmark(directory))
+    text = (directory / report.MARKDOWN).read_text()
+    assert "after 2,048 decisions" in text
+
+
 def test_summary_says_who_wins_and_what_is_noise(directory: Path) -> None:
     text = " ".join(summary(compare(load_benchmark(directory))))
     assert "ppo reads best of the 3 policies that use no labels: mIoU 45.0 [44.0, 46.0] %" in text
