@@ -51,8 +51,9 @@ def test_every_variant_changes_one_thing(env: str) -> None:
         else:
             assert len(env_kwargs) + len(hyper) == 1 or env_kwargs | hyper == both.get(name), name
     # The base under another name is left out.
-    assert "gamma=1.0" not in names and "gamma=0.5" in names
-    assert "gamma=1.0" in chosen_variants(replace(config, hyper='{"gamma": 0.5}'))
+    own, other = ("1.0", "0.5") if base["gamma"] == 1 else ("0.5", "1.0")
+    assert f"gamma={own}" not in names and f"gamma={other}" in names
+    assert f"gamma={own}" in chosen_variants(replace(config, hyper=f'{{"gamma": {other}}}'))
 
 
 def test_observation_keys() -> None:
