@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 
 from canvit_gym import statistics
 from canvit_gym.statistics import (
@@ -45,7 +46,6 @@ def test_interquartile_mean_by_hand(values: list[float], expected: float) -> Non
 
 
 def test_interquartile_mean_is_scipys_trimmed_mean() -> None:
-    stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     for n in (1, 2, 3, 4, 5, 99, 1000):
         values = rng.standard_normal(n)
@@ -64,7 +64,6 @@ def test_probability_of_improvement_by_hand() -> None:
 
 
 def test_probability_of_improvement_is_mann_whitneys_u() -> None:
-    stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
     one, other = rng.integers(0, 5, (6, 3)), rng.integers(0, 6, (4, 3))
     u = [stats.mannwhitneyu(one[:, t], other[:, t]).statistic / 24 for t in range(3)]
