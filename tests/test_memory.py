@@ -1,18 +1,35 @@
-"""The memory estimate counts at least what an episode is known to keep, and grows with scenes and canvas."""
+"""The memory estimate against what an episode is known to keep, from below and from above."""
+
+import pytest
+from canvit_pytorch import CanViTForPretraining
 
 from canvit_gym.backbone.load import load_backbone
-from experiments.memory import NUM_CLASSES, peak_bytes, random_backbone, table
+from experiments.memory import BATCHES, GRIDS, NUM_CLASSES, peak_bytes, random_backbone, table
 
 
-def test_peaks_hold_what_an_episode_keeps() -> None:
+@pytest.fixture(scope="module")
+def nano() -> CanViTForPretraining:
     model = load_backbone("nano", device="cpu").pretrained
-    for grid in (8, 16):
-        backbone = random_backbone(model, grid=grid, precision="float32")
-        one, three = (peak_bytes(backbone, num=num) for num in (1, 3))
-        canvas = 4 * (model.canvit.config.num_canvas_registers + grid**2) * model.canvit.canvas_dim
-        image, readings = 3 * backbone.scene_size_px**2, 4 * NUM_CLASSES * grid**2
-        assert (three - one) / 2 > canvas + image + readings
-        assert one > canvas + image + readings
+    assert model is not None
+    return model
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_scene_adds_what_its_episode_keeps_and_less_than_that_again(nano: CanViTForPretraining, grid: int) -> None:
+    backbone = random_backbone(nano, grid=grid, precision="float32")
+    one, three = (peak_bytes(backbone, num=num) for num in BATCHES)
+    image_and_labels = (3 * 4 + 1) * backbone.scene_size_px**2
+    canvas = 4 * (nano.canvit.config.num_canvas_registers + grid**2) * nano.canvit.canvas_dim
+    logits, shares = (4 * NUM_CLASSES * grid**2 for _ in range(2))
+    kept = image_and_labels + canvas + logits + shares
+    assert kept < (three - one) / 2 < 2 * kept
+
+
+def test_where_the_canvas_is_small_the_peak_is_the_scenes_arrival(nano: CanViTForPretraining) -> None:
+    """Pixels and labels as they come, the normalized image, and the copy that it is computed in."""
+    backbone = random_backbone(nano, grid=8, precision="float32")
+    bytes_per_pixel = 3 + 1 + 3 * 4 + 3 * 4
+    assert peak_bytes(backbone, num=1) == pytest.approx(bytes_per_pixel * backbone.scene_size_px**2, rel=0.01)
 
 
 def test_the_table_rounds_down() -> None:
