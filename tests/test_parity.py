@@ -231,12 +231,12 @@ def test_a_scene_alone_equals_the_scene_in_a_batch(make_vec: MakeVec, env_id: st
     for row in (0, 5):
         observation, _ = alone.reset(options={"scene": row})
         for t in range(BUDGET):
-            torch.testing.assert_close(alone.state.canvas[0], states[t].canvas[row], atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(alone.state.canvas[0], states[t].canvas[row], atol=1e-4, rtol=1e-4)
             for key, value in observation.items():
-                np.testing.assert_allclose(value[0], together[t][key][row], atol=1e-3, rtol=1e-3, err_msg=key)
+                np.testing.assert_allclose(value[0], together[t][key][row], atol=1e-4, rtol=1e-4, err_msg=key)
             if t < BUDGET - 1:
                 observation, *_, info = alone.step(actions[t][row : row + 1])
-                np.testing.assert_allclose(info["loss"][0], losses[t][row], atol=1e-3, rtol=1e-3)
+                np.testing.assert_allclose(info["loss"][0], losses[t][row], atol=1e-4, rtol=1e-4)
 
 
 def test_uneven_episodes_keep_every_scenes_own_state(make_vec: MakeVec) -> None:
@@ -256,7 +256,7 @@ def test_uneven_episodes_keep_every_scenes_own_state(make_vec: MakeVec) -> None:
             if following["glimpses"][row] > len(paths[row]):
                 paths[row].append(following["viewpoint"][row])
             expected = reference(envs, following["scene"][row : row + 1], np.stack(paths[row])[:, None])[-1]
-            torch.testing.assert_close(envs.state.canvas[row], expected.canvas[0], atol=1e-3, rtol=1e-3)
+            torch.testing.assert_close(envs.state.canvas[row], expected.canvas[0], atol=1e-4, rtol=1e-4)
         info = following
         assert terminated.shape == (4,)
     assert len(set(info["glimpses"])) > 1, "the stops should have put the scenes out of step"

@@ -158,7 +158,6 @@ def test_refuses_other_autoreset_modes_and_environments() -> None:
 
 
 def test_render_tiles_the_frames() -> None:
-    pytest.importorskip("canvit_gym.rendering")
     envs = adapter(render_mode="rgb_array")
     envs.reset()
     frames = envs.get_images()

@@ -52,7 +52,6 @@ def test_record_episode_statistics(make_one: MakeOne, env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
 def test_numpy_to_torch(make_one: MakeOne, env_id: str) -> None:
-    pytest.importorskip("array_api_compat", reason="NumpyToTorch needs gymnasium[torch]")
     env = wrappers.NumpyToTorch(make_one(env_id, action="continuous"))
     observation, _ = env.reset(seed=0)
     assert all(isinstance(value, torch.Tensor) for value in observation.values())
@@ -78,7 +77,6 @@ def test_rescale_action(make_one: MakeOne) -> None:
 
 
 def test_record_video(make_one: MakeOne, tmp_path: Path) -> None:
-    pytest.importorskip("moviepy", reason="RecordVideo needs moviepy")
     env = wrappers.RecordVideo(make_one(render_mode="rgb_array"), str(tmp_path), episode_trigger=lambda _: True)
     finish(env)
     env.close()
@@ -130,7 +128,6 @@ def test_our_checker_finds_a_defect_of_gymnasium_1_4(make_vec: MakeVec) -> None:
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
 def test_vector_numpy_to_torch(make_vec: MakeVec, env_id: str) -> None:
-    pytest.importorskip("array_api_compat", reason="NumpyToTorch needs gymnasium[torch]")
     envs = vector_wrappers.NumpyToTorch(make_vec(2, env_id))
     observation, _ = envs.reset(seed=0)
     observation, reward, terminated, _, info = envs.step(torch.tensor([0, 5]))
@@ -194,7 +191,7 @@ class TestNormalizeRewardPerStep:
         rewards = np.stack([result[1] for result in run(envs, "same_step", 60)[1:]])
         late = rewards[30:].reshape(-1, 3, 8)
         np.testing.assert_allclose(late.mean(axis=(0, 2)), 0, atol=0.35)
-        np.testing.assert_allclose(late.std(axis=(0, 2)), 1, atol=0.5)
+        np.testing.assert_allclose(late.std(axis=(0, 2)), 1, atol=0.25)
 
     def test_without_centering_signs_stay(self, make_vec: MakeVec) -> None:
         kwargs: dict[str, Any] = {"autoreset_mode": "same_step", **self.KWARGS}
