@@ -1,5 +1,6 @@
 """Pictures of episodes: frames of one size that follow the glimpses, steady colours, errors with a cure."""
 
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import gymnasium as gym
 import numpy as np
@@ -225,6 +227,28 @@ def test_without_a_display_the_window_names_the_cure() -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode != 0
     assert "RuntimeError" in done.stderr and 'render_mode="rgb_array"' in done.stderr
+
+
+def test_a_window_shows_whole_frames_for_their_time_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a display: what tkinter is asked to draw."""
+    tkinter = MagicMock()
+    monkeypatch.setitem(sys.modules, "tkinter", tkinter)
+    draw, root = tkinter.PhotoImage.return_value.configure, tkinter.Tk.return_value
+    window = Window("test", fps=20)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
+    began = time.monotonic()
+    for frame in frames:
+        window.show(frame)
+    assert time.monotonic() - began >= 2 / 20
+    drawn = [np.asarray(Image.open(io.BytesIO(call.kwargs["data"]))) for call in draw.call_args_list]
+    np.testing.assert_array_equal(drawn, frames)
+    assert root.update.call_count > 3, "attended to while it waits"
+    close = root.protocol.call_args.args[1]
+    close()
+    close()
+    root.destroy.assert_called_once_with()
+    window.show(frames[0])
+    assert not window.is_open and draw.call_count == 3
 
 
 @pytest.mark.skipif(not display_exists(), reason="no display: a window cannot be opened")
