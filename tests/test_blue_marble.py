@@ -11,14 +11,6 @@ from canvit_gym.config import EnvConfig, build_scenes
 from experiments import blue_marble
 from experiments.blue_marble import CLASSES, LONGITUDES, BlueMarbleConfig, cut, is_mixed, read_mask, tile_corners
 
-try:
-    MASK_FILE = blue_marble.package_file(blue_marble.MASK)
-except ModuleNotFoundError as missing:
-    MASK_FILE, REASON = None, str(missing)
-else:
-    REASON = ""
-installed = pytest.mark.skipif(MASK_FILE is None, reason=REASON)
-
 
 def test_splits_are_stripes_that_share_no_pixel() -> None:
     seen = np.zeros((540, 1080), dtype=np.int64)
@@ -51,14 +43,12 @@ def test_a_mask_is_read_at_the_pixels_centers(tmp_path: Path) -> None:
         read_mask(path, height=2, width=4)
 
 
-@installed
 def test_scenes_of_a_coarse_earth(tmp_path: Path) -> None:
     """At a tenth of the resolution, with the real picture and mask; read back by the environment's own source."""
     with Image.open(blue_marble.package_file(blue_marble.PICTURE)) as file:
         file.draft("RGB", (675, 338))
         picture = np.asarray(file.convert("RGB").resize((540, 270)))
-    assert MASK_FILE is not None
-    mask = read_mask(MASK_FILE, height=270, width=540)
+    mask = read_mask(blue_marble.package_file(blue_marble.MASK), height=270, width=540)
     blue = picture[..., 2].astype(int) - picture[..., 0]
     assert blue[mask == 0].mean() > blue[mask == 1].mean() + 15, "the sea is where the picture is blue"
     config = BlueMarbleConfig(tmp_path, tile_px=32, stride_px=32)
