@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from canvit_gym.backbone.compilation import CompiledStep
+from canvit_gym.backbone.forks import compute_alone_after_forks
 from canvit_gym.backbone.memory import keep_freed_memory
 from canvit_gym.backbone.names import CONFIG, WEIGHTS, Source, locate, mark_used
 from canvit_gym.backbone.nano import register_nano
@@ -258,7 +259,7 @@ def load_backbone(
     revision: a branch, tag or commit of a Hub repository. canvas_grid, scene_size_px: None for the sizes of
     pretraining; a glimpse keeps its size in pixels whatever they are. compile: take steps through torch.compile, which
     compiles at the first one (about half a minute). On a CPU this process keeps the memory it frees: see
-    canvit_gym.backbone.memory.
+    canvit_gym.backbone.memory. Processes forked from it compute with one thread: see canvit_gym.backbone.forks.
 
     Raises:
         FileNotFoundError: no such checkpoint, or a directory without config.json or model.safetensors.
@@ -267,6 +268,7 @@ def load_backbone(
     if precision not in get_args(Precision):
         raise ValueError(f"unknown precision {precision!r}; choose one of {', '.join(get_args(Precision))}")
     where = resolve_device(device)
+    compute_alone_after_forks()
     if where.type == "cpu":
         keep_freed_memory()
     source = locate("checkpoint", name, files=(CONFIG, WEIGHTS), revision=revision)
