@@ -146,7 +146,8 @@ _PAGES = {
             class per line, in the order of the indices; classes.json, a list of names, does as well. Without train/,
             val/ and test/ an image's split is that of a hash of its path: 80 % training, 10 % validation, 10 % test.
             Image and mask are squeezed to the checkpoint's scene size, as in the protocol of ADE20K; the mask by its
-            nearest pixels. Of images all modes are read; an EXIF orientation is not applied.
+            nearest pixels. Images of any mode are read, but for grey ones of 16 or 32 bits, which are
+            refused; an EXIF orientation is not applied.
 
             A probe for your classes is fitted with `python -m experiments.fit_probe`.
             """,

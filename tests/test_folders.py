@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ SIZE_PX = 128  # nano's
 
 
 def scenes_of(dataset: Any, root: Path, **kwargs: Any) -> FileScenes:
-    source = build_scenes(EnvConfig(dataset=dataset, root=str(root), device="cpu", workers=0, **kwargs))
+    source = build_scenes(EnvConfig(dataset=dataset, root=str(root), device="cpu", **{"workers": 0, **kwargs}))
     assert isinstance(source, FileScenes)
     return source
 
@@ -97,19 +98,44 @@ def test_a_segmentation_folder_follows_the_geometry_of_ade20k() -> None:
     assert set(batch.labels.unique().tolist()) == {0, 1, 2, 255}
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK", "LA", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "CMYK", "LA"])
 def test_every_kind_of_image_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    picture = scene(0)[0]
-    if mode == "I;16":
-        picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 3)
-    else:
-        picture = picture.convert(mode)
-    path = tmp_path / f"a.{'tif' if mode in ('CMYK', 'I;16') else 'png'}"
+    picture = scene(0)[0].convert(mode)
+    path = tmp_path / f"a.{'tif' if mode == 'CMYK' else 'png'}"
     picture.save(path)
     pixels, _ = CroppedImage(SIZE_PX).decode(path)
     with Image.open(path) as file:
         expected = preprocess(SIZE_PX)(file.convert("RGB"))
     assert pixels.dtype == torch.uint8 and torch.equal(normalized(pixels), expected)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"), [("png", np.uint16), ("tif", np.uint16), ("tif", np.int32), ("tif", "f4")]
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_would_become_white_is_refused(tmp_path: Path, suffix: str, dtype: Any, workers: int) -> None:
+    root = write_image_folder(tmp_path / "wide", splits=("train", "val"), per_class=1)
+    path = root / "train" / "disc" / f"disc 0.{suffix}"
+    (root / "train" / "disc" / "disc 0.jpg").unlink()
+    Image.fromarray((np.asarray(scene(0)[0].convert("L")) * 256.0).astype(dtype)).save(path)
+    source = scenes_of("image-folder", root, workers=workers)
+    source.prefetch(np.arange(3))
+    told = (
+        r"cannot read .*disc 0.*mode [IF].* would all become white: save it as 8-bit. Convert or remove it, or pass un"
+    )
+    with pytest.raises(OSError, match=told):
+        source.load(np.arange(3))
+    source.close()
+    source = scenes_of("image-folder", root, workers=0, unreadable="skip")
+    with pytest.warns(RuntimeWarning, match="scene 0 is left out: .* mode"):
+        assert source.readable(np.arange(3)).tolist() == [False, True, True]
+
+
+def test_an_image_of_too_many_pixels_is_to_be_scaled_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_image_folder(tmp_path / "large", splits=("train", "val"), per_class=1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OSError, match=r"cannot read .*exceeds limit of .*: scale it down\. Convert or remove it"):
+        scenes_of("image-folder", root).load(np.array([0]))
 
 
 def test_an_exif_orientation_is_not_applied(tmp_path: Path) -> None:
@@ -177,6 +203,32 @@ class TestSplits:
         root = write_image_folder(tmp_path / "v", splits=(), per_class=10)
         (root / "disc").rename(root / "train")
         assert scenes_of("image-folder", root).classes == ("ring", "square", "train")
+
+    @pytest.mark.parametrize(
+        ("names", "told"),
+        [
+            (("Train", "Val"), "Train/, Val/ in .* look like"),
+            (("train", "dev"), "dev/, train/ in"),
+            (("train", "eval"), "eval/, train/ in"),
+            (("val", "test"), "test/, val/ in"),
+            (("train", "training"), "train/, training/ in"),
+            (("train",), "train/ in .* looks like"),
+        ],
+    )
+    def test_what_looks_like_a_split_is_neither_class_nor_hashed(
+        self, tmp_path: Path, names: tuple[str, ...], told: str
+    ) -> None:
+        told += ".* a split, but splits are called train/, val/ and test/: at least train/"
+        for split in ("training", "validation"):
+            with pytest.raises(ValueError, match=told):
+                scenes_of("image-folder", self._written(write_image_folder, tmp_path / "images", names), split=split)
+            with pytest.raises(ValueError, match=told):
+                root = self._written(write_segmentation_folder, tmp_path / "land", names)
+                scenes_of("segmentation-folder", root, split=split)
+
+    @staticmethod
+    def _written(write: Callable[..., Path], root: Path, names: tuple[str, ...]) -> Path:
+        return root if root.exists() else write(root, splits=names)
 
     @pytest.mark.parametrize("dataset", ["ade20k", "image-folder", "segmentation-folder"])
     def test_tuning_scenes_are_held_out_of_training(self, dataset: Any) -> None:
@@ -348,6 +400,13 @@ class TestBadLayouts:
             scenes_of("segmentation-folder", segmentation)
         (segmentation / "classes.json").write_text(json.dumps(SEGMENTATION_CLASSES))
         assert scenes_of("segmentation-folder", segmentation).classes == SEGMENTATION_CLASSES
+
+    @pytest.mark.parametrize("name", ["classes.txt", "classes.json"])
+    def test_classes_of_another_encoding(self, segmentation: Path, name: str) -> None:
+        (segmentation / "classes.txt").unlink()
+        (segmentation / name).write_bytes('["Wüste", "Meer"]'.encode("latin-1"))
+        with pytest.raises(ValueError, match=rf"{name} is not UTF-8 text .*: save it as UTF-8"):
+            scenes_of("segmentation-folder", segmentation)
 
     def test_classes_with_a_byte_order_mark(self, segmentation: Path) -> None:
         text = (segmentation / "classes.txt").read_text()

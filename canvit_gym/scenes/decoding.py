@@ -4,7 +4,8 @@ Classification scenes are resized on the short side and center-cropped, dense on
 Pixels stay uint8, [3, S, S] RGB: canvit-pytorch's transforms without their last two, ToTensor and Normalize,
 which the environment applies on the device in the same order. Images are read as canvit-pytorch reads them,
 `Image.open(path).convert("RGB")`: grey, palette, CMYK and transparent files become RGB (transparency is
-dropped), and an EXIF orientation is not applied.
+dropped), and an EXIF orientation is not applied. Grey images of 16 or 32 bits are refused: that
+conversion makes every value above 255 white.
 
 Decoders are small frozen values, so that a worker process can be given one.
 """
@@ -26,7 +27,15 @@ from torchvision import transforms
 
 
 class UnreadableSceneError(OSError):
-    """A scene's file cannot be decoded: missing, empty, truncated, or no image."""
+    """A scene's file cannot be decoded: missing, empty, truncated, no image, or one that is not for here."""
+
+    cure = "Repair or remove it"
+
+
+class UnsuitableImageError(UnreadableSceneError):
+    """An intact image whose pixels cannot be had, or would not be what it shows."""
+
+    cure = "Convert or remove it"
 
 
 class InvalidMaskError(ValueError):
@@ -57,16 +66,27 @@ class Decoder(Protocol):
         ...
 
 
+_WIDE_MODES = ("I", "F")
+"""Pillow's for grey images of 16 or 32 bits, integers or floats; before any ";"."""
+
+
 def _opened(path: Path, mode: str | None) -> Image.Image:
     """The decoded image; `mode` converts it."""
     try:
         with Image.open(path) as file:
+            if mode is not None and file.mode.partition(";")[0] in _WIDE_MODES:
+                raise UnsuitableImageError(
+                    f"cannot read {path}: it has mode {file.mode}, whose values above 255 would all become white: save "
+                    "it as 8-bit"
+                )
             if mode is not None:
                 return file.convert(mode)
             file.load()
             return file
-    except MemoryError:
+    except (MemoryError, UnsuitableImageError):
         raise
+    except Image.DecompressionBombError as error:
+        raise UnsuitableImageError(f"cannot read {path}: {error}: scale it down") from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         reason = "the file is empty" if _is_empty(path) else f"{type(error).__name__}: {error}"
         raise UnreadableSceneError(f"cannot read {path}: {reason}") from error

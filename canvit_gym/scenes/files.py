@@ -78,7 +78,7 @@ def spread(count: int, total: int) -> NDArray[np.int64]:
 
 def how_to_go_on(error: UnreadableSceneError) -> UnreadableSceneError:
     """The error, with what the user can do about it."""
-    return UnreadableSceneError(f'{error}. Repair or remove it, or pass unreadable="skip" to leave such scenes out.')
+    return UnreadableSceneError(f'{error}. {error.cure}, or pass unreadable="skip" to leave such scenes out.')
 
 
 def left_out(error: Exception | str) -> UnreadableSceneError:

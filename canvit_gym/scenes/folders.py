@@ -24,6 +24,9 @@ SPLIT_FOLDERS = {
 }
 """Names a split's folder may have."""
 
+LIKE_SPLITS = {name for names in SPLIT_FOLDERS.values() for name in names} | {"dev", "eval", "testing"}
+"""Names, in lower case, that say that a folder is a split, also where it is none of those above."""
+
 HASH_SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
 """How a folder without splits is split; see hash_split."""
 
@@ -95,6 +98,7 @@ def image_folder_files(root: Path, split: str) -> SceneFiles:
     name = f"image folder {root.resolve().name}, {split}"
     splits = _split_folders(root)
     if not splits:
+        _require_no_split(root, [folder for folder in _folders(root) if not _holds_images_itself(folder)])
         whole = _classified(name, root, root, _class_folders(root))
         return _hashed(whole, split, IMAGE_FOLDER_LAYOUT)
     folder, train = _chosen_split(root, splits, split), splits.get("training", root)
@@ -107,8 +111,12 @@ def image_folder_files(root: Path, split: str) -> SceneFiles:
     return _classified(name, root, folder, classes, may_lack=folder != train)
 
 
+def _folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir())
+
+
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
+    classes = tuple(entry.name for entry in _folders(folder))
     if len(classes) < 2:
         found = f"only the folder {classes[0]!r}" if classes else "no folder"
         raise ValueError(f"{folder} holds {found}, but at least two classes are needed: {IMAGE_FOLDER_LAYOUT}")
@@ -157,6 +165,22 @@ def _split_folders(root: Path) -> dict[str, Path]:
     return found
 
 
+def _holds_images_itself(folder: Path) -> bool:
+    """As a class does, whatever it is called; a split holds folders."""
+    entries = list(folder.iterdir())
+    return any(entry.suffix.lower() in IMG_EXTENSIONS for entry in entries) or not any(map(Path.is_dir, entries))
+
+
+def _require_no_split(root: Path, folders: list[Path]) -> None:
+    """Raise ValueError where one of the folders, none of which was taken for a split, is called like one."""
+    if like := [folder.name for folder in folders if folder.name.casefold() in LIKE_SPLITS]:
+        raise ValueError(
+            f"{', '.join(name + '/' for name in like)} in {root} {'looks' if len(like) == 1 else 'look'} like a split, "
+            "but splits are called train/, val/ and test/: at least train/ and one of the others, in lower case. "
+            "Rename the folders so, or do without any: a hash of the file names then chooses the splits."
+        )
+
+
 def _chosen_split(root: Path, splits: dict[str, Path], split: str) -> Path:
     if split not in splits:
         told = ", ".join(f"{name!r} ({folder.name}/)" for name, folder in splits.items())
@@ -190,6 +214,8 @@ def segmentation_folder_files(root: Path, split: str) -> SceneFiles:
     images = _require_folder(root / "images", root, SEGMENTATION_LAYOUT)
     masks = _require_folder(root / "masks", root, SEGMENTATION_LAYOUT)
     splits = _split_folders(images)
+    if not splits:
+        _require_no_split(images, _folders(images))
     folder = _chosen_split(images, splits, split) if splits else images
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
     if not found:
@@ -221,15 +247,22 @@ def _first_repeated(paths: Iterable[Path]) -> Path | None:
     return None
 
 
+def _utf8(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from error
+
+
 def read_classes(root: Path) -> tuple[str, ...]:
     """Class names in the order of the masks' values: lines of classes.txt, or the list in classes.json."""
     text, data = root / "classes.txt", root / "classes.json"
     if text.is_file():
-        path, names = text, [line.strip() for line in text.read_text("utf-8-sig").splitlines() if line.strip()]
+        path, names = text, [line.strip() for line in _utf8(text).splitlines() if line.strip()]
     elif data.is_file():
         path = data
         try:
-            names = json.loads(data.read_text("utf-8-sig"))
+            names = json.loads(_utf8(data))
         except json.JSONDecodeError as error:
             raise ValueError(f"{data} is not JSON: {error}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
