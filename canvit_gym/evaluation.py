@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from canvit_pytorch.benchmarks.ade20k import IGNORE_LABEL
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -41,10 +42,12 @@ from canvit_gym.config import (
 )
 from canvit_gym.episodes import EpisodeBatch, EpisodeView
 from canvit_gym.policies.protocol import GlimpsePolicy
+from canvit_gym.scenes.files import ScenesOnDisk
 from canvit_gym.scenes.order import batches_ahead
 from canvit_gym.scenes.source import SceneSource, StreamedSource
+from canvit_gym.seeding import seeded
 from canvit_gym.statistics import Mean, MeanIoU, area_under_curve, mean_iou
-from canvit_gym.tasks.segmentation import IGNORE_LABEL, SegmentationTask
+from canvit_gym.tasks.segmentation import SegmentationTask
 
 FORMAT = 1
 """Of a saved evaluation."""
@@ -173,12 +176,18 @@ def _require_same_scenes(runs: Sequence[Evaluation]) -> None:
         raise ValueError("no evaluations given; evaluate the policy first")
     first = runs[0]
     for other in runs[1:]:
+        contents = {e.record["scenes_sha256"] for e in (first, other) if "scenes_sha256" in e.record}
         if (first.record["scenes"], first.metric) != (other.record["scenes"], other.metric) or not np.array_equal(
             first.scene, other.scene
         ):
             raise ValueError(
                 f"these evaluations are not on the same scenes: {len(first.scene)} of {first.record['scenes']} "
                 f"({first.metric}) and {len(other.scene)} of {other.record['scenes']} ({other.metric})"
+            )
+        if len(contents) > 1:
+            raise ValueError(
+                f"these evaluations are not on the same scenes: both are on {first.record['scenes']}, but of files of "
+                "other names or sizes. Evaluate both on the same copy of the data set."
             )
 
 
@@ -194,15 +203,18 @@ def evaluate(
 ) -> Evaluation:
     """Roll `policy` out on every scene of `config.split` (of `config.shard`), num_glimpses each (default: the budget).
 
-    The policy chooses every viewpoint, the first included. PyTorch's global generator is seeded for the
-    rollouts and restored afterwards. `on_glimpse(t, episodes)` is called after every glimpse; `progress`
-    names a progress bar. Of a data set on disk with unreadable="skip", scenes that cannot be read are left out.
+    The policy chooses every viewpoint, the first included. PyTorch's global generator (of a GPU also
+    its own) is seeded for the rollouts and restored afterwards. `on_glimpse(t, episodes)` is called after every
+    glimpse; `progress` names a progress bar. Of a data set on disk with unreadable="skip", scenes that cannot be read
+    are left out.
 
     Raises:
+        TypeError: no policy, but its name, say.
         ValueError: batch_size or num_glimpses below 1, a seed below 0, no scenes, a policy that does not fit the task
             or the observations, or viewpoints that do not lie inside the scene.
         FloatingPointError: a reading that is not finite.
     """
+    _require_policy(policy)
     scenes = build_scenes(config)
     if not len(scenes):
         raise ValueError(f"{scenes.name} holds no scenes; choose another split or another root")
@@ -220,6 +232,14 @@ def evaluate(
         progress=progress,
         on_glimpse=on_glimpse,
     )
+
+
+def _require_policy(policy: object) -> None:
+    if not hasattr(policy, "viewpoints"):
+        raise TypeError(
+            f"policy must be a GlimpsePolicy, got {policy!r}: make one by name with "
+            "canvit_gym.policies.make_policy(name, config=config, num_glimpses=n)"
+        )
 
 
 @torch.no_grad()
@@ -268,8 +288,7 @@ def _roll_out(
     flops = np.zeros(num_glimpses)
     parts: list[tuple[NDArray[Any], ...]] = []
     bar = tqdm(total=len(order), desc=progress, unit="scene", disable=None if progress else True)
-    with bar, _batches(scenes, order, batch_size) as batches, torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with bar, _batches(scenes, order, batch_size) as batches, seeded(seed, backbone.device):
         for chosen in batches:
             episodes = begun(chosen)
             if not (labelled := _labelled(episodes)).all():
@@ -311,6 +330,7 @@ def _roll_out(
                     "policy": asdict(policy.info),
                     "config": config.to_json(),
                     "scenes": scenes.name,
+                    **({"scenes_sha256": scenes.content_sha256} if isinstance(scenes, ScenesOnDisk) else {}),
                     "classes": task.classes,
                     "checkpoint": backbone.record,
                     "probe": task.record,
@@ -394,7 +414,15 @@ class _Counter:
 def record_views(
     policy: GlimpsePolicy, *, config: EnvConfig, rows: NDArray[np.int64], num_glimpses: int | None = None, seed: int = 0
 ) -> list[list[EpisodeView]]:
-    """The views of scenes `rows` of the split after every glimpse: [len(rows)][T], for pictures."""
+    """The views of scenes `rows` of the split after every glimpse: [len(rows)][T], for pictures.
+
+    Raises:
+        ValueError: there is no such scene, or as `evaluate`.
+    """
+    _require_policy(policy)
+    scenes, rows = build_scenes(config), np.asarray(rows)
+    if not np.issubdtype(rows.dtype, np.integer) or rows.ndim != 1 or ((rows < 0) | (rows >= len(scenes))).any():
+        raise ValueError(f"rows must be indices of scenes, [n] integers in [0, {len(scenes) - 1}], got {rows.tolist()}")
     views: list[list[EpisodeView]] = [[] for _ in rows]
 
     def keep(t: int, episodes: EpisodeBatch) -> None:
@@ -405,7 +433,7 @@ def record_views(
     _roll_out(
         policy,
         config=config,
-        scenes=build_scenes(config),
+        scenes=scenes,
         order=np.unique(rows),
         num_glimpses=config.budget if num_glimpses is None else num_glimpses,
         batch_size=64,

@@ -40,6 +40,7 @@ from canvit_gym.config import EnvConfig, build_backbone, build_scenes, config_fr
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import PaperPolicy
 from canvit_gym.scenes.source import SceneSource, StreamedSource
+from canvit_gym.seeding import seeded
 from canvit_gym.tasks.task import TRAINING_RECORD
 from experiments import command_line
 from experiments.command_line import GOES_ON, json_object, run_command
@@ -150,8 +151,8 @@ class Rollouts:
     @torch.no_grad()
     def _features(self, images: Tensor, number: int) -> Tensor:
         backbone = self.backbone
-        with torch.random.fork_rng(), backbone.autocast():
-            torch.manual_seed(int(np.random.default_rng([self.seed, number]).integers(2**62)))
+        seed = int(np.random.default_rng([self.seed, number]).integers(2**62))
+        with seeded(seed, backbone.device), backbone.autocast():
             policy = make_policy(
                 ("full_then_random", "random")[number % 2],
                 batch_size=len(images),

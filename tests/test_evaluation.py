@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from canvit_gym.observations import ObservationKey
 from canvit_gym.policies import GreedyOracle, PaperPolicy, PolicyInfo, oracle_candidates
 from canvit_gym.scenes.prepared import FashionScenes
 from canvit_gym.scenes.source import SceneBatch
+from canvit_gym.seeding import seeded
 from canvit_gym.statistics import bootstrap_interval
 from canvit_gym.tasks.classification import ClassificationTask
 from canvit_gym.tasks.segmentation import SegmentationTask
@@ -393,6 +395,70 @@ def test_statistics_of_other_scenes_are_refused() -> None:
         score_statistic([one, other])
     with pytest.raises(ValueError, match="evaluate the policy first"):
         loss_statistic([])
+
+
+@pytest.mark.parametrize("name", ["segmentation-folder", "image-folder"])
+def test_other_files_of_the_same_name_and_number_are_other_scenes(tmp_path: Path, name: Any) -> None:
+    probe = segmentation_probe(3) if name == "segmentation-folder" else classification_probe(3)
+
+    def evaluated(where: str, change: bool = False) -> Evaluation:
+        root = Path(shutil.copytree(tiny(name), tmp_path / where / "photos"))
+        if change:
+            with next(path for path in root.rglob("*.jpg") if "val" in path.parts).open("ab") as file:
+                file.write(b"more")  # than the image
+        config = EnvConfig(dataset=name, root=str(root), probe=str(probe), split="validation", workers=0, device="cpu")
+        return evaluate(Fixed(), config=config, num_glimpses=1)
+
+    first, copy, other = evaluated("a"), evaluated("b"), evaluated("c", change=True)
+    assert loss_statistic([first, copy]) and first.record["scenes"] == other.record["scenes"]
+    with pytest.raises(
+        ValueError, match=r"not on the same scenes: both are on .*photos.*, but of files of other names"
+    ):
+        loss_statistic([first, other])
+    record = {key: value for key, value in other.record.items() if key != "scenes_sha256"}
+    assert loss_statistic([first, replace(other, record=record)]), "as evaluations were saved before"
+
+
+def test_a_policys_name_is_not_a_policy() -> None:
+    calls: list[Any] = [evaluate, lambda policy, config: record_views(policy, config=config, rows=np.array([0]))]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"must be a GlimpsePolicy, got 'coarse_to_fine': make one .*make_policy\("):
+            call("coarse_to_fine", config=CONFIG)
+
+
+@pytest.mark.parametrize("rows", [[20], [0, -1], [0.0], [[1]]])
+def test_views_of_scenes_that_there_are_not(rows: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"rows must be indices of scenes, \[n\] integers in \[0, 19\], got \["):
+        record_views(Fixed(), config=CONFIG, rows=np.array(rows), num_glimpses=1)
+
+
+def test_no_gpu_is_touched_for_work_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    touched: list[object] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("get_rng_state", "set_rng_state", "manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args, name=name: touched.append(name))
+    before = torch.get_rng_state()
+    policy = PaperPolicy("random", num_glimpses=2, random_stream="batch")
+    one, again = (evaluate(policy, config=CONFIG, num_glimpses=2, seed=5) for _ in range(2))
+    assert not touched
+    assert np.array_equal(one.viewpoints, again.viewpoints) and torch.equal(before, torch.get_rng_state())
+
+
+def test_on_a_gpu_its_own_generator_alone_is_seeded_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda", 1)
+    calls: list[object] = []
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: calls.append(("get", device)) or "state")
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: calls.append(("set", state, device)))
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: calls.append(("seed", seed)))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: calls.append(("on", device)) or nullcontext())
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: gpu)
+    before = torch.get_rng_state()
+    with seeded(7, gpu):
+        drawn = torch.rand(3)
+    assert calls == [("get", gpu), ("on", gpu), ("seed", 7), ("set", "state", gpu)]
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(3))
 
 
 @pytest.mark.parametrize("name", ["segmentation-folder", "image-folder"])

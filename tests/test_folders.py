@@ -1,6 +1,7 @@
 """Data sets on disk: pixels and labels equal canvit-pytorch's own, splits are disjoint, bad layouts are explained."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -30,7 +31,7 @@ import canvit_gym
 from canvit_gym.config import EnvConfig, build_scenes
 from canvit_gym.scenes.decoding import CroppedImage, SqueezedMask
 from canvit_gym.scenes.files import FileScenes, spread
-from canvit_gym.scenes.folders import hash_split
+from canvit_gym.scenes.folders import hash_split, image_folder_files
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 SIZE_PX = 128  # nano's
@@ -256,6 +257,17 @@ class TestSplits:
             for count in range(1, total + 1):
                 chosen = spread(count, total)
                 assert len(set(chosen.tolist())) == count and chosen.min() >= 0 and chosen.max() < total
+
+
+@pytest.mark.parametrize("spelling", ["absolute", "relative", "."])
+def test_paths_below_a_root_are_os_paths_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelling: str) -> None:
+    """A cache's key and stamps are made of them: caches that there are stay valid."""
+    root = write_image_folder(tmp_path / "pets", splits=())
+    monkeypatch.chdir(root if spelling == "." else tmp_path)
+    given = {"absolute": root, "relative": Path("pets"), ".": Path(".")}[spelling]
+    files = image_folder_files(given, "training")
+    assert list(files.relative(files.images)) == [os.path.relpath(image, given) for image in files.images]
+    assert files.content_sha256 == image_folder_files(root, "training").content_sha256
 
 
 def test_ignored_pixels_count_for_nothing() -> None:

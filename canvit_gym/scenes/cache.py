@@ -113,8 +113,7 @@ class CachedFileScenes(ScenesOnDisk):
         files, size = self.files, self.decoder.size_px
         slug = re.sub(r"\W+", "-", files.name.lower())
         which = digest(str(files.root.resolve()), files.name, str(size)).hex()[:8]
-        relative = [os.path.relpath(image, files.root) for image in files.images]
-        content = digest(repr(self.decoder), self.decoder.geometry, *relative).hex()[:12]
+        content = digest(repr(self.decoder), self.decoder.geometry, *files.relative(files.images)).hex()[:12]
         path = directory / f"{slug}-{size}px-{which}-{content}.bin"
         wanted = files.stamps()
         if self._complete(path, wanted):

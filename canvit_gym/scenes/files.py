@@ -1,9 +1,10 @@
 """Scenes that lie on disk as images: decoded when they are needed, or ahead of need by worker processes."""
 
 import hashlib
+import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,13 +25,13 @@ def digest(*parts: str) -> bytes:
     return hashlib.sha256("\n".join(parts).encode()).digest()
 
 
-def _state(path: Path) -> str:
+def _state(path: Path | str, *, with_time: bool = True) -> str:
     """Size and modification time of a file, or that there is none."""
     try:
-        stat = path.stat()
+        stat = os.stat(path)
     except OSError:
         return "missing"
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+    return f"{stat.st_size} {stat.st_mtime_ns}" if with_time else f"{stat.st_size}"
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,27 @@ class SceneFiles:
     def stamps(self) -> NDArray[np.uint64]:
         """[n] hashes of what the scenes' files are now, lowest bit set."""
         stamps = np.empty(len(self), dtype=np.uint64)
-        for i, image in enumerate(self.images):
+        for i, (image, relative) in enumerate(zip(self.images, self.relative(self.images), strict=True)):
             mask = self.mask(i)
-            parts = [os.path.relpath(image, self.root), _state(image), "" if mask is None else _state(mask)]
+            parts = [relative, _state(image), "" if mask is None else _state(mask)]
             stamps[i] = int.from_bytes(digest(*parts)[:8]) | int(READABLE)
         return stamps
+
+    def relative(self, paths: Iterable[Path]) -> Iterator[str]:
+        """What os.path.relpath says of paths below the root, at a twentieth of its time."""
+        root = os.path.join(self.root, "")
+        for path in map(str, paths):
+            yield path[len(root) :] if path.startswith(root) else os.path.relpath(path, self.root)
+
+    @property
+    def content_sha256(self) -> str:
+        """Of names, classes and sizes of all files, in order: the same for copies of a data set on any machine."""
+        sha256 = hashlib.sha256(json.dumps(self.classes).encode())
+        dense = not isinstance(self.truth, np.ndarray)
+        for paths in (self.images, self.truth) if dense else (self.images,):
+            for path, relative in zip(paths, self.relative(paths), strict=True):
+                sha256.update(f"\n{relative.replace(os.sep, '/')} {_state(path, with_time=False)}".encode())
+        return sha256.hexdigest()
 
     def subset(self, indices: NDArray[np.int64], name: str) -> "SceneFiles":
         """The scenes at `indices`, under another name."""
@@ -108,6 +125,11 @@ class ScenesOnDisk:
     @property
     def fingerprint(self) -> str:
         return digest(str(self.files.root.resolve()), self.files.stamps().tobytes().hex()).hex()
+
+    @property
+    def content_sha256(self) -> str:
+        """See SceneFiles."""
+        return self.files.content_sha256
 
     @property
     def classes(self) -> tuple[str, ...]:
