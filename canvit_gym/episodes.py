@@ -16,12 +16,12 @@ from canvit_pytorch.preprocess import imagenet_denormalize
 from numpy.typing import NDArray
 from torch import Tensor
 
+from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.first_glimpses import FirstGlimpseCache
 from canvit_gym.observations import GAZE_LENGTH, ObservationLayout, pooled_canvas, sharpened, uncertainty
 from canvit_gym.scenes.source import SceneSource
 from canvit_gym.states import Rows, States, index_of
-from canvit_gym.tasks.segmentation import normalized_canvas
 from canvit_gym.tasks.task import Task
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 

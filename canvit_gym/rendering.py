@@ -27,11 +27,11 @@ from canvit_pytorch.preprocess import imagenet_normalize
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.episodes import EpisodeView
 from canvit_gym.scenes.order import batches_ahead
 from canvit_gym.scenes.source import SceneSource
-from canvit_gym.tasks.segmentation import normalized_canvas
 
 Frame = NDArray[np.uint8]  # [H, W, 3]
 Colour = tuple[int, int, int]

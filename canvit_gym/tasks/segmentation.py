@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,18 +10,14 @@ import torch
 import torch.nn.functional as F
 from canvit_pytorch import CanViTForSemanticSegmentation, RecurrentState, SegmentationProbe
 from canvit_pytorch.benchmarks.ade20k import per_image_confusion
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading
-from canvit_gym.backbone.names import CONFIG, WEIGHTS, Source, locate, mark_used
+from canvit_gym.backbone.names import CONFIG, PROBES, WEIGHTS, Source, asset_dir, locate, mark_used
 from canvit_gym.confusion import QuadLabels, count_confusion
 from canvit_gym.tasks.task import check_probe
-
-IGNORE_LABEL = 255
-"""Pixels with this label count neither in the loss nor in the score (canvit-pytorch's convention)."""
-
-LAYER_NORM_EPS = 1e-5
-"""PyTorch's default."""
 
 QUADS = "quads."
 """Before the names of QuadLabels' tensors among a scene's truth."""
@@ -38,6 +35,11 @@ def load_probe(name: str, backbone: Backbone, *, classes: tuple[str, ...]) -> tu
         FileNotFoundError: no such probe, or a directory that lacks a file.
         ValueError: the probe does not fit the canvas or the classes.
     """
+    if name in PROBES or _holds_classifier(name):
+        raise ValueError(
+            f"probe {name!r} is a classification probe, but the task is segmentation: leave probe out for the default, "
+            "or fit one of this task (python -m experiments.fit_probe)"
+        )
     source = locate("probe", name, files=(CONFIG, WEIGHTS))
     probe = _load_probe(source, backbone.device)
     if probe.embed_dim != backbone.canvit.canvas_dim:
@@ -48,6 +50,16 @@ def load_probe(name: str, backbone: Backbone, *, classes: tuple[str, ...]) -> tu
     what, num_classes = f"probe {name!r}", probe.num_classes
     check_probe(what, source.directory, backbone=backbone, num_classes=num_classes, classes=classes)
     return probe, source
+
+
+def _holds_classifier(name: str) -> bool:
+    """Whether the weights of this name on this machine are those of a linear classifier."""
+    directory = shipped if (shipped := asset_dir(name)).is_dir() else Path(name).expanduser()
+    try:
+        with safe_open(directory / WEIGHTS, framework="pt") as file:
+            return set(file.keys()) == {"weight", "bias"}
+    except (OSError, SafetensorError):
+        return False
 
 
 @cache
@@ -212,15 +224,3 @@ def class_counts_on_device(labels: Tensor, *, num_classes: int, grid: int) -> Te
     ones = torch.ones((), dtype=torch.int32, device=labels.device).expand(index.numel())
     counts.scatter_add_(0, index.flatten(), ones)
     return counts.view(n, grid, grid, num_classes + 1)[..., :num_classes].permute(0, 3, 1, 2).float()
-
-
-def normalized_canvas(backbone: Backbone, state: RecurrentState) -> Tensor:
-    """[B, G*G, D] float32: the canvas patches, each token layer-normalized without affine."""
-    # Registers included, then dropped: normalizing the contiguous whole is faster than a slice of it.
-    canvas = state.canvas.float()
-    if canvas.device.type != "cpu":
-        return backbone.canvit.canvas_patches(F.layer_norm(canvas, canvas.shape[-1:]))
-    # PyTorch's kernel takes twice as long for tokens as narrow as a canvas's.
-    centered = canvas - canvas.mean(dim=-1, keepdim=True)
-    variance = torch.linalg.vector_norm(centered, dim=-1, keepdim=True).square_().div_(canvas.shape[-1])
-    return backbone.canvit.canvas_patches(centered.mul_(variance.add_(LAYER_NORM_EPS).rsqrt_()))

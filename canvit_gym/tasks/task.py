@@ -16,7 +16,7 @@ from canvit_gym.backbone.load import Backbone
 
 
 class Task(Protocol):
-    """Decodes the states of one frozen backbone with one frozen probe. `Truth` is a batch of scenes' labels."""
+    """Decodes the states of one frozen backbone with one frozen probe."""
 
     name: str
     classes: tuple[str, ...]
