@@ -3,15 +3,20 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import canvit_pytorch
 import numpy as np
 import pytest
 import torch
-from canvit_pytorch import RecurrentState, Viewpoint
+from canvit_pytorch import CanViT, RecurrentState, Viewpoint, sample_at_viewpoint
 from canvit_pytorch.policies.random import random_viewpoints
+from canvit_pytorch.viewpoint import viewpoint_grid_coords
 
+from canvit_gym.backbone import twin as twin_module
 from canvit_gym.backbone.compilation import CUDA_GRAPH_OPTIONS
 from canvit_gym.backbone.load import Backbone, load_backbone
 from canvit_gym.backbone.twin import UnknownCodeError, rebound, twin_of
@@ -173,6 +178,44 @@ def test_options_of_cuda_graphs_are_known() -> None:
 def test_names_that_a_function_does_not_use_are_refused() -> None:
     with pytest.raises(UnknownCodeError, match="nonsense"):
         rebound(random_viewpoints, nonsense=None)
+
+
+@pytest.fixture
+def warnings_of_unknown_code(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], int]]:
+    """How often it was told that canvit-pytorch is another than the one known."""
+    twin_module._tell_unknown_code.cache_clear()
+    yield lambda: sum("is not the one that canvit_gym knows" in message for message in caplog.messages)
+    twin_module._tell_unknown_code.cache_clear()
+
+
+def test_another_sampling_of_canvit_pytorch_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, warnings_of_unknown_code: Callable[[], int]
+) -> None:
+    """Names are bound anew when the module is imported: that must not fail."""
+
+    def other(*, spatial: torch.Tensor, viewpoint: Viewpoint, glimpse_size_px: int) -> torch.Tensor:
+        return sample_at_viewpoint(spatial=spatial, viewpoint=viewpoint, glimpse_size_px=glimpse_size_px)
+
+    monkeypatch.setattr(canvit_pytorch, "sample_at_viewpoint", other)
+    monkeypatch.setattr(canvit_pytorch.viewpoint, "viewpoint_grid_coords", partial(viewpoint_grid_coords))
+    spec = spec_from_file_location("another_twin", twin_module.__file__)
+    assert spec is not None and spec.loader is not None
+    again = module_from_spec(spec)
+    spec.loader.exec_module(again)
+    assert again.sample_glimpse is other and warnings_of_unknown_code() == 2, "two names of it, two warnings"
+    viewpoint = random_viewpoints(batch_size=2, device=torch.device("cpu"))
+    assert torch.equal(again.glimpse_positions(viewpoint, size=4), viewpoint_grid_coords(viewpoint, size=4))
+
+
+def test_another_forward_of_canvit_pytorch_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, warnings_of_unknown_code: Callable[[], int]
+) -> None:
+    canvit = load_backbone("nano", device="cpu").canvit
+    forward = CanViT.forward
+    monkeypatch.setattr(CanViT, "forward", lambda self, **kwargs: forward(self, **kwargs))
+    for _ in range(2):
+        assert twin_of(canvit, canvas_grid=16, device=torch.device("cpu")) is canvit
+    assert warnings_of_unknown_code() == 1
 
 
 MEMORY = """

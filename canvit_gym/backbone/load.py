@@ -228,7 +228,7 @@ def _backbone(
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU."""
+    """ "auto" is CUDA where there is one, else the CPU. A GPU has an index: "cuda" is the current one's."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -241,6 +241,8 @@ def resolve_device(device: str) -> torch.device:
         raise ValueError(f"device {device!r}: PyTorch sees no CUDA device. Use device='cpu' or 'auto'.")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {device!r}: PyTorch sees {torch.cuda.device_count()} CUDA devices, counted from 0")
+    if resolved.type == "cuda" and resolved.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     return resolved
 
 

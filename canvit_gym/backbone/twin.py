@@ -8,6 +8,7 @@ sine carries the sign with which the swapped halves of a vector are added.
 """
 
 import copy
+import logging
 from collections.abc import Callable
 from functools import cache
 from types import FunctionType, SimpleNamespace
@@ -21,6 +22,8 @@ from canvit_pytorch.model.backbone.vit import SelfAttention
 from canvit_pytorch.model.rope import RoPE, compute_2d_rope, make_rope_periods
 from canvit_pytorch.viewpoint import grid_coords, viewpoint_grid_coords
 from torch import Tensor
+
+log = logging.getLogger("canvit_gym")
 
 Rotate = Callable[[Tensor, RoPE], Tensor]
 """A rotation of [B, heads, N, head_dim]."""
@@ -36,7 +39,8 @@ class UnknownCodeError(LookupError):
 
 def rebound(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
     """`function` with other values for some of the names that it looks up in its module."""
-    assert isinstance(function, FunctionType), function
+    if not isinstance(function, FunctionType):
+        raise UnknownCodeError(f"{function!r} is no plain function")
     if unknown := set(names) - set(function.__code__.co_names):
         raise UnknownCodeError(f"{function.__qualname__} does not use {sorted(unknown)}")
     twin = FunctionType(
@@ -49,6 +53,25 @@ def rebound(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
     )
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin
+
+
+@cache
+def _tell_unknown_code(error: str) -> None:
+    """A warning, once for each function."""
+    log.warning(
+        "this version of canvit-pytorch is not the one that canvit_gym knows (%s): its own code runs in place of the "
+        "faster one, with the same results",
+        error,
+    )
+
+
+def rebound_if_known(function: Callable[..., Any], **names: Any) -> Callable[..., Any]:
+    """As `rebound`; the function itself where it is another than this module knows."""
+    try:
+        return rebound(function, **names)
+    except UnknownCodeError as error:
+        _tell_unknown_code(str(error))
+        return function
 
 
 def signed_rope(rope: RoPE, *, num_prefix: int) -> RoPE:
@@ -143,7 +166,8 @@ def twin_of(
                 F=SimpleNamespace(scaled_dot_product_attention=attend),
             ),
         }
-    except UnknownCodeError:
+    except UnknownCodeError as error:
+        _tell_unknown_code(str(error))
         return canvit
     twin.forward = forward.__get__(twin)
     for module in twin.modules():
@@ -166,6 +190,6 @@ def glimpse_positions(viewpoint: Viewpoint, *, size: int) -> Tensor:
     return _positions_on_known_grid(viewpoint, size=size)
 
 
-_positions_on_known_grid = rebound(viewpoint_grid_coords, grid_coords=_known_grid)
-sample_glimpse = rebound(sample_at_viewpoint, viewpoint_grid_coords=glimpse_positions)
+_positions_on_known_grid = rebound_if_known(viewpoint_grid_coords, grid_coords=_known_grid)
+sample_glimpse = rebound_if_known(sample_at_viewpoint, viewpoint_grid_coords=glimpse_positions)
 """canvit_pytorch's sample_at_viewpoint."""
