@@ -18,7 +18,6 @@ from canvit_gym.viewpoints import MIN_SCALE, FirstGlimpse, first_viewpoints
 
 _CHOICES: dict[str, Any] = {
     "dataset": Dataset,
-    "split": SplitName,
     "unreadable": Unreadable,
     "precision": Precision,
     "action": ActionKind,

@@ -1,6 +1,8 @@
 """Checkpoints and probes by name: what is loaded is canvit-pytorch's own, to the bit; errors say what to type."""
 
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,7 +28,7 @@ from hub import ADE20K_GRIDS, HUB_CONFIG, TEACHER_DIM, ade20k_probe_dir, random_
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from canvit_gym.backbone.load import load_backbone
+from canvit_gym.backbone.load import load_backbone, resolve_device
 from canvit_gym.backbone.names import CHECKPOINTS, PROBES, asset_dir, hub_root, locate, used_sources
 from canvit_gym.config import EnvConfig, build_backbone, build_task
 from canvit_gym.scenes.fashion import CLASSES as ITEM_CLASSES
@@ -249,6 +251,39 @@ def test_a_hub_root_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         load_backbone("flagship", device="cpu")
 
 
+@pytest.mark.parametrize("root", ["~/no_such_hub", "./hub", "hub/models", "../hub"])
+def test_a_hub_root_spelled_as_a_path_is_no_organization(monkeypatch: pytest.MonkeyPatch, root: str) -> None:
+    monkeypatch.setenv("CANVIT_HUB_ROOT", root)
+    told = re.escape(f"$CANVIT_HUB_ROOT={os.path.expanduser(root)} is not a directory")
+    with pytest.raises(FileNotFoundError, match=rf"{told}.* Unset it"):
+        load_backbone("flagship", device="cpu")
+
+
+@pytest.mark.parametrize("root", ["~/hub", "hub", "./hub"])
+def test_a_hub_root_below_home_or_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, root: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CANVIT_HUB_ROOT", root)
+    directory = tmp_path / "hub" / CHECKPOINTS["flagship"]
+    directory.mkdir(parents=True)
+    for file in BOTH:
+        (directory / file).write_bytes(b"")
+    assert locate("checkpoint", "flagship", files=BOTH).directory == directory
+
+
+def test_a_hub_root_taken_for_an_organization_is_named(
+    monkeypatch: pytest.MonkeyPatch, answering_hub: Callable[[str], None]
+) -> None:
+    monkeypatch.setenv("CANVIT_HUB_ROOT", "hub")
+    answering_hub("RepoNotFound")
+    told = r"\(\$CANVIT_HUB_ROOT=hub is no directory in .*, so it is taken for an organization"
+    with pytest.raises(FileNotFoundError, match=rf"no repository hub/canvit.*{told}"):
+        load_backbone("flagship", device="cpu")
+    with pytest.raises(FileNotFoundError) as other:
+        load_backbone("some/model", device="cpu")
+    assert "CANVIT_HUB_ROOT=" not in str(other.value)
+
+
 @pytest.mark.parametrize("name", ["nano", "flagship"])
 def test_a_directory_has_no_revision(hub_root: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"has no revision 'v1'.*Leave revision out"):
@@ -406,3 +441,12 @@ def test_what_the_hub_has_not(answering_hub: Callable[[str], None], error: str, 
     answering_hub(error)
     with pytest.raises(FileNotFoundError, match=message):
         load_backbone("some/model", device="cpu", revision="v9")
+
+
+def test_a_gpu_has_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded once is kept by device: "cuda" is one of those with a number."""
+    for name, value in (("is_available", True), ("device_count", 2), ("current_device", 1)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    named = {name: resolve_device(name) for name in ("auto", "cuda", "cuda:1", "cuda:0", "cpu")}
+    assert named["auto"] == named["cuda"] == named["cuda:1"] == torch.device("cuda", 1)
+    assert named["cuda:0"] == torch.device("cuda", 0) and named["cpu"] == torch.device("cpu")

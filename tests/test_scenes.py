@@ -30,7 +30,7 @@ from canvit_gym.scenes.fashion import (
     load_sprites,
 )
 from canvit_gym.scenes.order import SceneOrder
-from canvit_gym.scenes.prepared import DEFAULT_NUM_SCENES, FashionScenes
+from canvit_gym.scenes.prepared import DEFAULT_NUM_SCENES, FashionScenes, cache_dir
 
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -269,3 +269,9 @@ class TestOrder:
             size = len(range(index, num_scenes, count))
             shards.append(order.take(size, np.random.default_rng(index)).tolist())
         assert sorted(itertools.chain(*shards)) == list(range(num_scenes))
+
+
+def test_a_cache_below_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CANVIT_GYM_CACHE", "~/scenes")
+    assert cache_dir() == tmp_path / "scenes"

@@ -120,7 +120,12 @@ def _shipped() -> tuple[str, ...]:
 
 def hub_root() -> str:
     """$CANVIT_HUB_ROOT, a directory laid out like the organization; the organization where that is unset or empty."""
-    return (os.environ.get("CANVIT_HUB_ROOT") or HUB_ORGANIZATION).rstrip("/")
+    return os.path.expanduser(os.environ.get("CANVIT_HUB_ROOT") or HUB_ORGANIZATION).rstrip("/")
+
+
+def _is_spelled_as_path(root: str) -> bool:
+    """As no organization of the Hub is."""
+    return any(sign in root for sign in "/~.")
 
 
 def _names_help() -> str:
@@ -150,8 +155,9 @@ def locate(kind: Kind, name: str, *, files: tuple[str, ...], revision: str | Non
         directory, root = Path(hub_root()) / released, Path(hub_root())
         if root.is_dir():
             _require_in_root(kind, name, root, released)
-        elif root.is_absolute():
-            raise FileNotFoundError(f"$CANVIT_HUB_ROOT={root} is not a directory. Unset it to use the Hub.")
+        elif _is_spelled_as_path(hub_root()):
+            here = "" if root.is_absolute() else f" (looked for from {Path.cwd()})"
+            raise FileNotFoundError(f"$CANVIT_HUB_ROOT={hub_root()} is not a directory{here}. Unset it to use the Hub.")
         else:
             repo = f"{hub_root()}/{released}"
     elif (directory := Path(name).expanduser()).is_dir():
@@ -164,7 +170,15 @@ def locate(kind: Kind, name: str, *, files: tuple[str, ...], revision: str | Non
     else:
         repo = name
     if repo is not None:
-        directory, commit = _download(kind, name, repo, files, revision)
+        try:
+            directory, commit = _download(kind, name, repo, files, revision)
+        except FileNotFoundError as error:
+            if repo == name or hub_root() == HUB_ORGANIZATION:
+                raise
+            raise FileNotFoundError(
+                f"{error} ($CANVIT_HUB_ROOT={hub_root()} is no directory in {Path.cwd()}, so it is taken for an "
+                "organization of the Hub.)"
+            ) from error
     elif revision is not None:
         raise ValueError(
             f"{kind} {name!r} is the directory {directory}, which has no revision {revision!r}: revisions are of Hub "

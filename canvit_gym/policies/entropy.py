@@ -12,7 +12,7 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.observations import sharpened
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
-from canvit_gym.policies.sequences import Scales, checked_scales
+from canvit_gym.policies.sequences import Scales, check_count, checked_scales
 from canvit_gym.policies.windows import Windows, sums_flops
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
@@ -36,6 +36,7 @@ class EntropyGreedy:
     )
 
     def __init__(self, *, scale: Scales = (0.5, 0.25), centers: int = 16) -> None:
+        check_count("centers", centers)
         self.candidates = grid_viewpoints(scales=checked_scales(scale), centers=centers)
 
     def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
@@ -85,8 +86,7 @@ class QuadtreeBeam:
     def __init__(self, *, num_glimpses: int, width: int = 2, levels: int = 2) -> None:
         """levels: below the full scene; more are added where num_glimpses exceeds their tiles."""
         for name, value in (("num_glimpses", num_glimpses), ("width", width), ("levels", levels)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+            check_count(name, value)
         self._num_glimpses = num_glimpses
         self._num_levels = max(levels, levels_covering(num_glimpses) - 1)
         self._schedule = _beam_schedule(num_levels=self._num_levels, width=width)[: num_glimpses - 1]

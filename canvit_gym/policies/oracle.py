@@ -10,6 +10,7 @@ from canvit_gym.policies.flops import trial_flops
 from canvit_gym.policies.halves import Half, check_half, half_truth
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
+from canvit_gym.policies.sequences import check_count
 from canvit_gym.viewpoints import FULL_SCENE
 
 
@@ -40,8 +41,7 @@ class GreedyOracle:
     ) -> None:
         candidates = oracle_candidates() if candidates is None else candidates
         if max_candidates is not None:
-            if max_candidates < 1:
-                raise ValueError(f"max_candidates must be at least 1, got {max_candidates}")
+            check_count("max_candidates", max_candidates)
             if max_candidates < len(candidates):
                 chosen = np.random.default_rng(0).choice(len(candidates), max_candidates, replace=False)
                 candidates = candidates[np.sort(chosen)]

@@ -9,7 +9,7 @@ from torch import Tensor
 from canvit_gym.actions import grid_viewpoints
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.protocol import PolicyInfo
-from canvit_gym.policies.sequences import Scales, checked_scales
+from canvit_gym.policies.sequences import Scales, check_count, checked_scales
 from canvit_gym.policies.windows import Windows, sums_flops
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
@@ -43,6 +43,7 @@ class SpectralResidualSaliency:
         scales = checked_scales(scale)
         if 1 in scales:
             raise ValueError(f"saliency looks closer than the full scene: scales must be below 1, got {scales}")
+        check_count("centers", centers)
         self.candidates = grid_viewpoints(scales=scales, centers=centers)
 
     def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:

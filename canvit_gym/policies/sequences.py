@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from canvit_gym.actions import grid_viewpoints
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.protocol import PolicyInfo
-from canvit_gym.viewpoints import FULL_SCENE
+from canvit_gym.viewpoints import FULL_SCENE, MIN_SCALE
 
 Scales = float | tuple[float, ...]
 
@@ -61,12 +61,18 @@ def raster(scale: Scales = 0.25) -> CycledViewpoints:
 
 
 def checked_scales(scale: Scales) -> tuple[float, ...]:
-    """One or several scales in (0, 1], as a tuple."""
+    """One or several scales in [MIN_SCALE, 1], as a tuple."""
     scales = scale if isinstance(scale, tuple) else (scale,)
-    valid = all(isinstance(s, int | float) and not isinstance(s, bool) and 0 < s <= 1 for s in scales)
-    if not scales or not valid:
-        raise ValueError(f"scale must be a number in (0, 1], or a tuple of such numbers, got {scale!r}")
+    valid = all(isinstance(s, int | float) and not isinstance(s, bool) and MIN_SCALE <= s <= 1 for s in scales)
+    if not scales or not valid or len(set(scales)) < len(scales):
+        raise ValueError(f"scale must be a number in [{MIN_SCALE}, 1], or a tuple of distinct ones, got {scale!r}")
     return tuple(float(s) for s in scales)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError unless a policy's argument is a whole number >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
 
 
 def _listed(scales: tuple[float, ...]) -> str:

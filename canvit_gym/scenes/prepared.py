@@ -42,7 +42,7 @@ _RECORD = np.dtype(
 def cache_dir() -> Path:
     """`$CANVIT_GYM_CACHE`, else `$XDG_CACHE_HOME/canvit_gym`, else `~/.cache/canvit_gym`."""
     if own := os.environ.get("CANVIT_GYM_CACHE"):
-        return Path(own)
+        return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "canvit_gym"
 
 
