@@ -15,11 +15,13 @@ from typing import Any, Literal, cast
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from canvit_gym.registration import ENVIRONMENTS
 from canvit_gym.vector_env import GlimpseVectorEnv, Observation
 
 # What a single environment calls by these names.
@@ -34,9 +36,30 @@ _MAP_DIMENSIONS = 4
 def make_sb3_env(
     env_id: str, num_envs: int, *, tensors: TensorPrecision | None = None, **kwargs: Any
 ) -> "GlimpseVecEnv":
-    """`num_envs` scenes of a registered id as one VecEnv; kwargs are the environment's."""
+    """`num_envs` scenes of a registered id as one VecEnv; kwargs are the environment's.
+
+    Raises:
+        ValueError: an id of another package, or an autoreset_mode, of which SB3 knows one only.
+    """
+    spec = gym.registry.get(env_id.rpartition(":")[2])
+    if spec is not None and not _makes_glimpse_envs(spec):
+        raise ValueError(
+            f"{env_id!r} is no environment of canvit_gym: use one of {', '.join(ENVIRONMENTS)}, or for others "
+            "stable_baselines3.common.env_util.make_vec_env"
+        )
+    if "autoreset_mode" in kwargs:
+        raise ValueError(
+            f"autoreset_mode={kwargs['autoreset_mode']!r}: SB3 needs 'same_step', which make_sb3_env sets: leave it out"
+        )
     envs = gym.make_vec(env_id, num_envs, vectorization_mode="vector_entry_point", autoreset_mode="same_step", **kwargs)
     return GlimpseVecEnv(envs, tensors=tensors)
+
+
+def _makes_glimpse_envs(spec: EnvSpec) -> bool:
+    """As far as can be told before making one: a vector entry point may be any function."""
+    made_by = spec.vector_entry_point
+    made_by = load_env_creator(made_by) if isinstance(made_by, str) else made_by
+    return made_by is not None and not (isinstance(made_by, type) and not issubclass(made_by, GlimpseVectorEnv))
 
 
 def _column(value: Any, num_envs: int) -> NDArray[Any]:
@@ -130,7 +153,13 @@ class GlimpseVecEnv(VecEnv):
         dones = terminated | truncated
         final_obs, final_info = info.pop("final_obs", None), info.pop("final_info", None)
         if self.tensors is not None:
-            infos = _rows(cast(dict[str, Any], final_info), self.num_envs) if dones.any() else self._no_infos()
+            infos = self._no_infos()
+            if dones.any():
+                infos = _rows(cast(dict[str, Any], final_info), self.num_envs)
+                ended = np.flatnonzero(dones)
+                fresh = {key: value[ended] for key, value in info.items() if not key.startswith("_")}
+                for row, begun in zip(ended, _rows(fresh, len(ended)), strict=True):
+                    self.reset_infos[row] = begun
             return self._stored(observation), rewards.astype(np.float32), dones, infos
         infos = _rows({k: v for k, v in info.items() if not k.startswith("_final")}, self.num_envs)
         if dones.any():

@@ -165,3 +165,37 @@ def test_render_tiles_the_frames() -> None:
     tiled = envs.render("rgb_array")
     assert tiled is not None and tiled.size >= NUM * frames[0].size
     np.testing.assert_array_equal(envs.env_method("render", indices=1)[0], frames[1])
+
+
+@pytest.mark.parametrize("tensors", [None, "float32"])
+def test_reset_infos_are_those_of_the_scenes_under_way(tensors: Any) -> None:
+    """With stops, so that episodes end at different times."""
+    envs = adapter(tensors=tensors, allow_stop=True)
+    envs.seed(0)
+    envs.reset()
+    rng, ended = np.random.default_rng(1), 0
+    for _ in range(12):
+        actions = np.where(rng.random(NUM) < 0.3, 512, rng.integers(512, size=NUM))
+        *_, dones, _ = envs.step(actions)
+        ended += dones.sum()
+        assert [info["scene"] for info in envs.reset_infos] == envs.glimpse_envs.episodes.scene.tolist()
+        assert all(info["glimpses"] == 1 for info in envs.reset_infos)
+    assert ended > NUM
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "MountainCar-v0"])
+def test_environments_of_others_are_refused(env_id: str) -> None:
+    """With a vector entry point of their own, or with none."""
+    with pytest.raises(
+        ValueError, match=rf"'{env_id}' is no environment of canvit_gym: use one of CanViT/Fashion.*make"
+    ):
+        make_sb3_env(env_id, 2)
+
+
+def test_the_autoreset_mode_is_not_to_be_chosen() -> None:
+    with pytest.raises(ValueError, match=r"autoreset_mode='same_step': SB3 needs 'same_step'.*leave it out"):
+        adapter(autoreset_mode="same_step")
+
+
+def test_an_id_may_name_its_module() -> None:
+    assert adapter(f"canvit_gym:{SEGMENTATION}").num_envs == NUM
