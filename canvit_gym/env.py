@@ -1,6 +1,6 @@
 """The single environments, thin views of a vector env of one; each class' docstring is its documentation page."""
 
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import gymnasium as gym
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from canvit_gym.actions import Actions
 from canvit_gym.pages import page
+from canvit_gym.registration import ENVIRONMENTS
 from canvit_gym.vector_env import RENDER_MODES, GlimpseVectorEnv, Info, Observation
 
 
@@ -22,8 +23,11 @@ class GlimpseEnv(gym.Env[Observation, Any]):
     """One scene at a time. Actions, observations, rewards and arguments are those of GlimpseVectorEnv."""
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
+    env_id: ClassVar[str | None] = None
+    """Whose keyword arguments are this class' defaults."""
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
+        kwargs = {**(ENVIRONMENTS[self.env_id] if self.env_id else {}), **kwargs}
         if vector_only := sorted({"num_envs", "autoreset_mode"} & set(kwargs)):
             raise TypeError(f"{', '.join(vector_only)}: for vector environments only; use gymnasium.make_vec instead")
         self.envs = GlimpseVectorEnv(1, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode, **kwargs)
@@ -43,6 +47,25 @@ class GlimpseEnv(gym.Env[Observation, Any]):
         return self.envs.state
 
     @property
+    def np_random(self) -> np.random.Generator:
+        """The generator that draws scenes and random first glimpses."""
+        return self.envs.np_random
+
+    @np_random.setter
+    def np_random(self, value: np.random.Generator) -> None:
+        self.envs.np_random = value
+
+    @property
+    def np_random_seed(self) -> int:
+        """The seed of np_random; -1 where it was set."""
+        return cast(int, self.envs.np_random_seed)
+
+    @property
+    def _np_random(self) -> np.random.Generator | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """By this name Gymnasium's checker asks for it."""
+        return self.envs._np_random
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """What was loaded: see GlimpseVectorEnv.provenance."""
         return self.envs.provenance
@@ -52,7 +75,6 @@ class GlimpseEnv(gym.Env[Observation, Any]):
         if isinstance(options, dict) and "reset_mask" in options:
             raise ValueError("options['reset_mask'] is for vector environments; a single one resets whole")
         observation, info = self.envs.reset(seed=seed, options=options)
-        super().reset(seed=seed)
         self._ended = False
         return {k: v[0] for k, v in observation.items()}, _first(info)
 
@@ -89,42 +111,30 @@ class GlimpseEnv(gym.Env[Observation, Any]):
 
 
 class FashionSegmentationEnv(GlimpseEnv):
-    __doc__ = page("CanViT/FashionSegmentation-v0")
-
-    def __init__(self, *, dataset: str = "fashion-segmentation", **kwargs: Any) -> None:
-        super().__init__(dataset=dataset, **kwargs)
+    env_id = "CanViT/FashionSegmentation-v0"
+    __doc__ = page(env_id)
 
 
 class FashionClassificationEnv(GlimpseEnv):
-    __doc__ = page("CanViT/FashionClassification-v0")
-
-    def __init__(self, *, dataset: str = "fashion-classification", **kwargs: Any) -> None:
-        super().__init__(dataset=dataset, **kwargs)
+    env_id = "CanViT/FashionClassification-v0"
+    __doc__ = page(env_id)
 
 
 class ADE20KEnv(GlimpseEnv):
-    __doc__ = page("CanViT/ADE20K-v0")
-
-    def __init__(self, *, dataset: str = "ade20k", checkpoint: str = "flagship", **kwargs: Any) -> None:
-        super().__init__(dataset=dataset, checkpoint=checkpoint, **kwargs)
+    env_id = "CanViT/ADE20K-v0"
+    __doc__ = page(env_id)
 
 
 class ImageNet1kEnv(GlimpseEnv):
-    __doc__ = page("CanViT/ImageNet1k-v0")
-
-    def __init__(self, *, dataset: str = "imagenet1k", checkpoint: str = "flagship", **kwargs: Any) -> None:
-        super().__init__(dataset=dataset, checkpoint=checkpoint, **kwargs)
+    env_id = "CanViT/ImageNet1k-v0"
+    __doc__ = page(env_id)
 
 
 class ImageFolderEnv(GlimpseEnv):
-    __doc__ = page("CanViT/ImageFolder-v0")
-
-    def __init__(self, *, dataset: str = "image-folder", **kwargs: Any) -> None:
-        super().__init__(dataset=dataset, **kwargs)
+    env_id = "CanViT/ImageFolder-v0"
+    __doc__ = page(env_id)
 
 
 class SegmentationFolderEnv(GlimpseEnv):
-    __doc__ = page("CanViT/SegmentationFolder-v0")
-
-    def __init__(self, *, dataset: str = "segmentation-folder", **kwargs: Any) -> None:
-        super().__init__(dataset=dataset, **kwargs)
+    env_id = "CanViT/SegmentationFolder-v0"
+    __doc__ = page(env_id)

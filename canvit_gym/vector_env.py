@@ -95,7 +95,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     - `dataset`: see canvit_gym.scenes.catalog; `split`: training (a shuffled pass without replacement), validation,
       test or tuning (in order); `num_scenes` of it; `shard=(i, n)`: every n-th scene from i.
     - Of data sets on disk: `root`; `tuning_scenes` (held out of training); `workers` (processes that decode ahead;
-      None: one per CPU core but one, at most 8); `unreadable`: "raise" or "skip"; `cache`: True or a directory.
+      None: one per CPU core but one, at most 8, and none for a single environment); `unreadable`: "raise" or "skip";
+      `cache`: True or a directory.
     - `checkpoint`: "nano", a released name such as "flagship", a Hub id (with `revision`) or a directory; `canvas_grid`
       and `scene_size_px`: None for those of its pretraining; `probe`: a directory, or None for the checkpoint's own for
       this data set; `device`: "auto", "cpu", "cuda"; `precision`: "float32" or "bfloat16" (autocast);
@@ -191,8 +192,9 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
 
-        self.backbone = build_backbone(self.config)
+        # Scenes first: a wrong root is told at once, not after a download of the checkpoint.
         self.scenes = build_scenes(self.config, batched=num_envs > 1)
+        self.backbone = build_backbone(self.config)
         require_scene_size(self.config, self.backbone, self.scenes)
         self.task = build_task(self.config, self.backbone, self.scenes.classes)
         self.actions = build_actions(self.config)
@@ -238,7 +240,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     @property
     def state(self) -> RecurrentState:
-        """The backbone's state of every scene. Valid until the next step or reset; clone to keep or to change it."""
+        """The backbone's state of every scene. Valid until the next step or reset; clone to keep it, to
+        change it, or to train on it."""
         self._require_open()
         self._require_started()
         return cast(RecurrentState, self.episodes.state)
@@ -401,9 +404,11 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return rows, scene
 
     def _begin(self, rows: Rows, scene: NDArray[np.int64] | None) -> None:
+        ahead = SCENES_AHEAD * self.num_envs
         if scene is None:
-            ahead = SCENES_AHEAD * self.num_envs
             scene = next_scenes(self._order, self.scenes, count=len(rows), ahead=ahead, rng=self.np_random)
+        elif isinstance(self.scenes, StreamedSource):
+            self.scenes.prefetch(np.concatenate([scene, self._order.drawn(ahead)]))
         self.episodes.begin(rows, scene, read=self.config.first_glimpse is None)
 
     def _first_viewpoints(self, count: int) -> NDArray[np.float32] | None:

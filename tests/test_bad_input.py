@@ -83,7 +83,27 @@ CONSTRUCTOR: dict[str, Case] = {
     "split": (
         lambda: make(split="train"),
         ValueError,
-        "unknown split 'train'; choose one of training, validation, test",
+        "unknown split 'train' of fashion-segmentation; choose one of training, validation, test$",
+    ),
+    "split of another data set": (
+        lambda: make(split="tuning"),
+        ValueError,
+        "unknown split 'tuning' of fashion-segmentation; choose one of training, validation, test$",
+    ),
+    "root before checkpoint": (
+        lambda: make(dataset="ade20k", root="/no/such", checkpoint="/none"),
+        FileNotFoundError,
+        "root='/no/such' is not a directory",
+    ),
+    "probe of the other task": (
+        lambda: make(probe="nano-classification-probe"),
+        ValueError,
+        "'nano-classification-probe' is a classification probe, but the task is segmentation: leave probe out",
+    ),
+    "probe of the other task, released": (
+        lambda: make(probe="dinov3-vitb16-in1k"),
+        ValueError,
+        "'dinov3-vitb16-in1k' is a classification probe",
     ),
     "num_scenes zero": (lambda: make(num_scenes=0), ValueError, "num_scenes must be a whole number .* >= 1, got 0"),
     "num_scenes string": (lambda: make(num_scenes="16"), ValueError, "num_scenes must be a whole number .* got '16'"),
@@ -302,7 +322,7 @@ def test_the_table_is_long_enough() -> None:
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
 def test_gym_make_passes_the_message_on(env_id: str) -> None:
-    with pytest.raises(ValueError, match="unknown split 'train'"):
+    with pytest.raises(ValueError, match="unknown split 'train' of fashion"):
         gym.make(env_id, split="train", **SMALL)
 
 

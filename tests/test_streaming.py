@@ -557,3 +557,22 @@ class TestCache:
             envs.close()
         assert results[0] == results[1]
         assert len(list(tmp_path.glob("*.bin"))) == 1
+
+
+def test_scenes_that_are_chosen_are_announced_and_nothing_is_drawn_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = str(classification_probe(len(FOLDER_CLASSES)))
+    envs = GlimpseVectorEnv(
+        2, dataset="image-folder", root=str(tiny("image-folder")), probe=probe, device="cpu", workers=0
+    )
+    assert isinstance(envs.scenes, FileScenes)
+    announced: list[list[int]] = []
+    monkeypatch.setattr(envs.scenes, "prefetch", lambda indices: announced.append(indices.tolist()))
+    envs.reset(seed=3, options={"scene": [5, 1]})
+    assert announced == [[5, 1]], "no pass has been drawn"
+    envs.reset()
+    known, state = announced[-1][2:], envs.np_random.bit_generator.state
+    envs.reset(options={"scene": 7})
+    assert len(known) == 4 and announced[-1] == [7, 7, *known]
+    assert envs.np_random.bit_generator.state == state
+    assert envs.reset()[1]["scene"].tolist() == known[:2]
+    envs.close()

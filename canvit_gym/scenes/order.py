@@ -48,6 +48,10 @@ class SceneOrder:
         self._pass = self._pass[count:]
         return taken
 
+    def drawn(self, count: int) -> NDArray[np.int64]:
+        """Of the `count` scenes that `take` will give those that are known without a draw."""
+        return self._pass[:count]
+
     def upcoming(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """The `count` scenes that `take` will give; passes are drawn as far ahead as that needs."""
         while len(self._pass) < count:
