@@ -16,7 +16,7 @@ from agents.learned import LearnedPolicy
 from agents.policy import ViewpointPolicy
 from agents.ppo import GlimpsePPO
 from agents.record import PolicyRecord
-from agents.stopping import stops
+from agents.stopping import Stops, stops
 from agents.training_state import State, capture, preserved_random_state, save_state
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
@@ -153,27 +153,38 @@ class Run(BaseCallback):
             result = found.evaluation if found is not None else evaluate(learned, config=validation)
             self._show_gaze(learned, validation, result)
             self._record_headroom(validation, result)
-        score, loss = result.score().tolist(), result.mean_loss().tolist()
-        entry = {"num_timesteps": self.num_timesteps, "metric": result.metric, "score": score, "loss": loss}
-        told, when = (score[-1], loss[-1]), f"after glimpse {len(score)}"
-        if found is not None:
-            told, when = (found.score(), found.loss()), f"at the stop, after {found.mean_glimpses:.2f} glimpses"
-            at_stop = dict(zip(("score", "loss"), told, strict=True), glimpses=found.mean_glimpses)
-            entry["at_stop"] = at_stop | {"worth": found.worth(self.env)}
+        entry = self._entry(result, found)
         is_best = all(merit(entry) > merit(other) for other in self.evaluations)
         self.evaluations.append(entry)
-        for t in range(len(score)):
-            self.logger.record(f"eval/{result.metric}_glimpse_{t + 1}", score[t])
-            self.logger.record(f"eval/loss_glimpse_{t + 1}", loss[t])
-        for name, value in entry.get("at_stop", {}).items():
-            self.logger.record(f"eval/{result.metric if name == 'score' else name}_at_stop", value)
-        self.logger.dump(self.num_timesteps)
+        self._tell(entry)
         if is_best:
             self._save_policy("best")
+
+    def _entry(self, result: Evaluation, found: Stops | None) -> dict[str, Any]:
+        score, loss = result.score().tolist(), result.mean_loss().tolist()
+        entry = {"num_timesteps": self.num_timesteps, "metric": result.metric, "score": score, "loss": loss}
+        if found is None:
+            return entry
+        at_stop = {"score": found.score(), "loss": found.loss(), "glimpses": found.mean_glimpses}
+        return entry | {"at_stop": at_stop | {"worth": found.worth(self.env)}}
+
+    def _tell(self, entry: dict[str, Any]) -> None:
+        """To TensorBoard and above the progress bar."""
+        metric, score, loss, at_stop = entry["metric"], entry["score"], entry["loss"], entry.get("at_stop")
+        for t in range(len(score)):
+            self.logger.record(f"eval/{metric}_glimpse_{t + 1}", score[t])
+            self.logger.record(f"eval/loss_glimpse_{t + 1}", loss[t])
+        last_score, last_loss, when = score[-1], loss[-1], f"after glimpse {len(score)}"
+        if at_stop is not None:
+            for name, value in at_stop.items():
+                self.logger.record(f"eval/{metric if name == 'score' else name}_at_stop", value)
+            last_score, last_loss = at_stop["score"], at_stop["loss"]
+            when = f"at the stop, after {at_stop['glimpses']:.2f} glimpses"
+        self.logger.dump(self.num_timesteps)
         if self.bar is not None:
             self.bar.write(
-                f"{self.num_timesteps:>9,} decisions: validation {result.metric} {100 * told[0]:.2f} %, "
-                f"loss {told[1]:.4f} {when}"
+                f"{self.num_timesteps:>9,} decisions: validation {metric} {100 * last_score:.2f} %, "
+                f"loss {last_loss:.4f} {when}"
             )
 
     def _show_gaze(self, policy: LearnedPolicy, validation: EnvConfig, result: Evaluation) -> None:
