@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stable_baselines3.common.callbacks import BaseCallback
 
 from experiments import ablations, runs
 from experiments.ablations import VARIANTS, AblationConfig, ablate, chosen_variants, resolved, runs_of, settings_of
@@ -122,9 +123,13 @@ def test_runs_are_finished_once_and_reported(tmp_path: Path, monkeypatch: pytest
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny(tmp_path, variants=("base",), decisions=32)
     (run,) = runs_of(config)
-    half = runs.train(replace(run.config, total_timesteps=16))
-    assert half.num_timesteps == 16
-    (run.directory / "result.json").unlink()
+
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < 24
+
+    half = runs.train(run.config, callbacks=[Stop()])
+    assert half.interrupted and half.num_timesteps == 16
     resumed: list[bool] = []
     train = runs.train
     monkeypatch.setattr(runs, "train", lambda run: (resumed.append(run.resume), train(run))[1])
