@@ -13,8 +13,8 @@ venv: .venv/.stamp  ## install the library, its agents and its tools into .venv
 demo: .venv/.stamp  ## run the demo
 	$(PYTHON_IN_VENV) -m experiments.demo $(ARGS)
 
-test: .venv/.stamp  ## run the tests
-	$(PYTHON_IN_VENV) -m pytest $(ARGS)
+test: .venv/.stamp  ## run the tests, in two processes (ARGS="-n 0": in one)
+	$(PYTHON_IN_VENV) -m pytest -n 2 $(ARGS)
 
 lint: .venv/.stamp  ## check style, formatting and types
 	$(PYTHON_IN_VENV) -m ruff check
