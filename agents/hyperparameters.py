@@ -57,13 +57,12 @@ class Hyperparameters:
             ("gamma", 1), ("gae_lambda", 1), ("ent_coef", None), ("vf_coef", None), ("max_grad_norm", None),
         ):  # fmt: skip
             value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < float("inf") or (high is not None and value > high):
+            if not _is_number(value) or not 0 <= value < float("inf") or (high is not None and value > high):
                 told = f"lie in [0, {high}]" if high is not None else "be a finite number >= 0"
                 raise ValueError(f"hyperparameter {name} must {told}, got {value!r}")
         for name in ("clip_reward", "target_kl"):
             value = getattr(self, name)
-            if value is not None and not _is_number(value, above=0):
+            if value is not None and not (_is_number(value) and 0 < value < float("inf")):
                 raise ValueError(f"hyperparameter {name} must be a number > 0 or null, got {value!r}")
         for name, least in (("channels", 1), ("context_dim", 1), ("upsample", 1), ("blocks", 0)):
             value = self.policy_kwargs.get(name, 1)
@@ -99,8 +98,8 @@ class Hyperparameters:
         return asdict(self)
 
 
-def _is_number(value: Any, *, above: float) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and above < value < float("inf")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def schedule(value: float | str, *, name: str) -> Callable[[float], float]:

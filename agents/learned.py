@@ -19,6 +19,7 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies import PolicyInfo, check_supported
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.streams import scene_seeds, scene_uniforms
+from canvit_gym.seeding import seeded
 from canvit_gym.viewpoints import FirstGlimpse, first_viewpoints
 
 
@@ -86,9 +87,8 @@ class LearnedPolicy:
         if first != "random":
             return first_viewpoints(first, episodes.num)
         drawn = []
-        with torch.random.fork_rng(devices=[]):
-            for scene_seed in scene_seeds(self._seed, episodes.scene):
-                torch.default_generator.manual_seed(scene_seed)
+        for scene_seed in scene_seeds(self._seed, episodes.scene):
+            with seeded(scene_seed, torch.device("cpu")):
                 drawn.append(first_viewpoints(first, 1))
         return np.concatenate(drawn)
 
@@ -105,10 +105,9 @@ class LearnedPolicy:
             below = cumulative[:, :-1] <= scene_uniforms(self._seed, episodes.scene, t)[:, None] * cumulative[:, -1:]
             return below.sum(axis=1)
         # Whatever the distribution: one row at a time, each under its scene's own seed.
-        device, rows = self.policy.device, []
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            for row, scene_seed in enumerate(scene_seeds(self._seed, episodes.scene, t)):
-                torch.manual_seed(scene_seed)
+        rows = []
+        for row, scene_seed in enumerate(scene_seeds(self._seed, episodes.scene, t)):
+            with seeded(scene_seed, self.policy.device):
                 distribution = self.policy.get_distribution({k: v[row : row + 1] for k, v in observation.items()})
                 rows.append(distribution.get_actions(deterministic=False))
         return np.clip(torch.cat(rows).cpu().numpy(), -1, 1)

@@ -19,16 +19,17 @@ D and D_b are the widths of the canvas and of the backbone, g is `canvas_size`, 
 
 import math
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from canvit_pytorch.policies.entropy import predictive_entropy
-from canvit_pytorch.viewpoint import Viewpoint, grid_coords
+from canvit_pytorch.viewpoint import Viewpoint
 from gymnasium import spaces
 from torch import Tensor
+
+from canvit_gym.viewpoints import cell_grid
 
 ObservationKey = Literal["canvas", "uncertainty", "acuity", "cls", "viewpoint", "gaze", "time", "glimpse"]
 FloatDtype = Literal["float32", "float16"]
@@ -125,16 +126,9 @@ def uncertainty(logits: Tensor, *, size: int) -> Tensor:
     return _pooled(entropy, size=size)
 
 
-@cache
-def _cell_centers(size: int, device: torch.device) -> Tensor:
-    """[size]: the rows of cells, which are the columns too. Kept, so made outside of any inference mode."""
-    with torch.inference_mode(False):
-        return grid_coords(size=size, device=device)[:, 0, 0]
-
-
 def sharpened(acuity: Tensor, viewpoint: Viewpoint) -> Tensor:
     """The acuity map [B, m, m] after a glimpse: a cell whose center the crop covers has been seen at its scale."""
-    cells = _cell_centers(acuity.shape[-1], acuity.device)
+    cells = cell_grid(size=acuity.shape[-1], device=acuity.device)[:, 0, 0]  # the same for rows and columns
     scale = viewpoint.scales.view(-1, 1, 1)
     within = (cells - viewpoint.centers.unsqueeze(2)).abs() <= scale  # [B, 2, m]
     before = torch.where(acuity == 0, torch.ones_like(acuity), acuity)

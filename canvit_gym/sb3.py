@@ -153,8 +153,9 @@ class GlimpseVecEnv(VecEnv):
         dones = terminated | truncated
         final_obs, final_info = info.pop("final_obs", None), info.pop("final_info", None)
         if self.tensors is not None:
-            infos = self._no_infos()
-            if dones.any():
+            if not dones.any():
+                infos = self._no_infos()
+            else:
                 infos = _rows(cast(dict[str, Any], final_info), self.num_envs)
                 ended = np.flatnonzero(dones)
                 fresh = {key: value[ended] for key, value in info.items() if not key.startswith("_")}

@@ -28,6 +28,7 @@ from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_fr
 from canvit_gym.rewards import potential_reward, uses_score, uses_soft_score
 from canvit_gym.scenes.order import SceneOrder, next_scenes
 from canvit_gym.scenes.source import StreamedSource
+from canvit_gym.seeding import seeded
 from canvit_gym.viewpoints import first_viewpoints
 
 Observation = dict[str, NDArray[Any]]
@@ -416,9 +417,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         if first is None:
             return None
         if first == "random":
-            with torch.random.fork_rng(devices=[]):
-                # torch.manual_seed would seed every GPU as well, which the fork does not restore.
-                torch.default_generator.manual_seed(int(self.np_random.integers(2**63)))
+            with seeded(int(self.np_random.integers(2**63)), torch.device("cpu")):
                 return first_viewpoints(first, count)
         return first_viewpoints(first, count)
 

@@ -1,12 +1,15 @@
 """Viewpoints as rows: [N, 3] float32 (row, col, scale) on the host, canvit-pytorch's Viewpoint on the device."""
 
+from functools import cache
 from typing import Literal
 
 import numpy as np
 import torch
 from canvit_pytorch import Viewpoint
 from canvit_pytorch.policies.random import random_viewpoints
+from canvit_pytorch.viewpoint import grid_coords
 from numpy.typing import NDArray
+from torch import Tensor
 
 FirstGlimpse = Literal["full", "random"] | tuple[float, float, float]
 
@@ -16,6 +19,13 @@ FULL_SCENE = np.array([0, 0, 1], dtype=np.float32)
 
 MIN_SCALE = 1e-3
 """Of an action or a first glimpse: less than a pixel of any scene, and far from where float32 loses it."""
+
+
+@cache
+def cell_grid(*, size: int, device: torch.device) -> Tensor:
+    """canvit_pytorch's grid_coords [size, size, 2] of a size, made once. Outside of any inference mode: it is kept."""
+    with torch.inference_mode(False):
+        return grid_coords(size=size, device=device)
 
 
 def to_rows(viewpoint: Viewpoint) -> NDArray[np.float32]:

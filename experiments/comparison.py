@@ -286,19 +286,25 @@ def trained_policies(entries: tuple[Entry, ...]) -> list[tuple[str, list[dict[st
     return [(" / ".join(labels[weights]), trainings[weights]) for weights in labels]
 
 
+def decisions_of(training: dict[str, Any]) -> int | None:
+    """What a training run's policy learned from, where its record tells."""
+    return training.get("training", {}).get("num_timesteps")
+
+
 def run_warnings(entries: tuple[Entry, ...]) -> list[str]:
     """What a reader must know of learned policies: too few training runs, and runs that kept what they began with."""
+    policies = trained_policies(entries)
     too_few = [
         f"{label}: {len(runs)} training run{'s' * (len(runs) > 1)}. Fewer than {MIN_LEARNED_RUNS} say little about how "
         f"the method does on average; the intervals hold for {'this run' if len(runs) == 1 else 'these runs'}, not for "
         "the method."
-        for label, runs in trained_policies(entries)
+        for label, runs in policies
         if len(runs) < MIN_LEARNED_RUNS
     ]
     untrained = [
         f"{label}: {count} of {len(runs)} training runs kept the policy of before the first update, a warm start: none "
         "that came after it read validation scenes better."
-        for label, runs in trained_policies(entries)
-        if (count := sum(run.get("training", {}).get("num_timesteps") == 0 for run in runs))
+        for label, runs in policies
+        if (count := sum(decisions_of(run) == 0 for run in runs))
     ]
     return too_few + untrained

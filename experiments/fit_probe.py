@@ -200,8 +200,7 @@ def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: S
     else:
         balance = config.class_balance if config.class_balance is not None else 0.5 * dense
         weights = class_weights(scenes, balance=balance)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed, backbone.device):
         if dense:
             return SegmentationHead(backbone, weights, bonus=config.item_bonus if favours_items else 0.0)
         return ClassificationHead(backbone, weights, reads_log_odds=env.dataset == "fashion-classification")

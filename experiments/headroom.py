@@ -263,11 +263,12 @@ def measured(config: HeadroomConfig, env: EnvConfig, *, baseline: str, locator: 
     if config.warm_started:
         found["warm start"] = _evaluated("warm start alone", config.warm_started, test)
     learned = _evaluated("learned", config.learned, test)
+    trembling = _evaluated("learned, trembling", config.learned, few, tremor=config.tremor)
     found |= {
         "learned": learned,
-        "learned few": replace(learned.first(_number(few)), name="learned on the oracles' scenes"),
+        "learned few": replace(learned.first(trembling.num_scenes), name="learned on the oracles' scenes"),
         "sampled": _evaluated("learned, sampled", config.learned, test, deterministic=False),
-        "learned trembling": _evaluated("learned, trembling", config.learned, few, tremor=config.tremor),
+        "learned trembling": trembling,
         "locator": Measured(locator, (evaluate(locators(test)[locator], config=test, progress=locator),)),
         "trembling": Measured("trembling oracle", (evaluate(Trembling(oracle, cells=config.tremor), config=few),)),
         "oracle": Measured("greedy oracle", (evaluate(oracle, config=few),)),
@@ -298,11 +299,6 @@ def _test(config: HeadroomConfig, env: EnvConfig) -> EnvConfig:
 
 def _few(test: EnvConfig, config: HeadroomConfig) -> EnvConfig:
     return replace(test, num_scenes=min(config.oracle_scenes, test.num_scenes or config.oracle_scenes))
-
-
-def _number(config: EnvConfig) -> int:
-    assert config.num_scenes is not None
-    return config.num_scenes
 
 
 def _oracle(env: EnvConfig, **options: Any) -> GreedyOracle:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from experiments.command_line import run_command
-from experiments.comparison import compare, run_warnings, trained_policies
+from experiments.comparison import compare, decisions_of, run_warnings, trained_policies
 from experiments.gallery import GALLERY, INDEX, picture_size
 from experiments.records import Benchmark, load_benchmark, write_json, write_text
 from experiments.report_figures import inline
@@ -183,7 +183,7 @@ def _provenance_rows(benchmark: Benchmark) -> list[tuple[str, str]]:
 
 def _decisions(training: dict[str, Any]) -> str:
     """How much it learned from, where that is known."""
-    count = training.get("training", {}).get("num_timesteps")
+    count = decisions_of(training)
     return "" if count is None else f", after {count:,} decisions"
 
 

@@ -33,12 +33,14 @@ def require_same_run(config: TrainConfig) -> None:
     found = json.loads((config.run_dir / CONFIG).read_text())
     hyper = load_hyperparameters(config.env or DEFAULT_ENV, json_object(config.hyper, option="--hyper"))
     wanted = json.loads(json.dumps(hyper.to_json()))
-    decisions, seed = config.total_timesteps or wanted.pop("total_timesteps"), config.seed or 0
-    wanted.pop("total_timesteps", None)
+    own_length = wanted.pop("total_timesteps")
+    asked = {
+        "total_timesteps": config.total_timesteps or own_length,
+        "seed": config.seed or 0,
+        "env_kwargs": json_object(config.env_kwargs, option="--env-kwargs"),
+    }
     differing = {name for name, value in wanted.items() if found["hyperparameters"].get(name) != value}
-    differing |= {name for name, value in (("total_timesteps", decisions), ("seed", seed)) if found[name] != value}
-    env_kwargs = json_object(config.env_kwargs, option="--env-kwargs")
-    differing |= {"env_kwargs"} if found["env_kwargs"] != env_kwargs else set()
+    differing |= {name for name, value in asked.items() if found[name] != value}
     if differing:
         raise ValueError(
             f"{config.run_dir} holds a run with other settings ({', '.join(sorted(differing))}): delete it, or choose "

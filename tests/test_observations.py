@@ -14,7 +14,7 @@ from conftest import ENV_IDS
 from torch.utils.flop_counter import FlopCounterMode
 
 from canvit_gym import episodes as episodes_module
-from canvit_gym import observations as observations_module
+from canvit_gym import viewpoints as viewpoints_module
 from canvit_gym.observations import DEFAULT_KEYS, GAZE_LENGTH, FloatDtype, ObservationKey, sharpened
 from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.vector_env import GlimpseVectorEnv
@@ -316,8 +316,8 @@ def test_observation_tensors_are_the_observation(make_vec: MakeVec) -> None:
 
 def test_the_grid_of_the_acuity_map_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    original = observations_module.grid_coords
-    monkeypatch.setattr(observations_module, "grid_coords", lambda **kw: made.append(kw["size"]) or original(**kw))
+    original = viewpoints_module.grid_coords
+    monkeypatch.setattr(viewpoints_module, "grid_coords", lambda **kw: made.append(kw["size"]) or original(**kw))
     look = to_viewpoint(np.array([[0.1, -0.2, 0.5]], dtype=np.float32), torch.device("cpu"))
     with torch.inference_mode():
         first = sharpened(torch.zeros(1, 13, 13), look)

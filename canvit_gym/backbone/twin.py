@@ -20,8 +20,10 @@ from canvit_pytorch import CanViT, Viewpoint, sample_at_viewpoint
 from canvit_pytorch.model.attention.base import CanvasAttention
 from canvit_pytorch.model.backbone.vit import SelfAttention
 from canvit_pytorch.model.rope import RoPE, compute_2d_rope, make_rope_periods
-from canvit_pytorch.viewpoint import grid_coords, viewpoint_grid_coords
+from canvit_pytorch.viewpoint import viewpoint_grid_coords
 from torch import Tensor
+
+from canvit_gym.viewpoints import cell_grid
 
 log = logging.getLogger("canvit_gym")
 
@@ -132,7 +134,7 @@ def twin_of(
             head_dim: make_rope_periods(head_dim=head_dim, base=spec.rope_base, device=device)
             for head_dim in (spec.head_dim, config.canvas_head_dim)
         }
-        cells = grid_coords(size=canvas_grid, device=device).flatten(0, 1).unsqueeze(0)
+        cells = cell_grid(size=canvas_grid, device=device).flatten(0, 1).unsqueeze(0)
         rope_of_canvas = compute_2d_rope(positions=cells, periods=periods[config.canvas_head_dim])
         canvas_positions = _CanvasPositions(signed_rope(rope_of_canvas, num_prefix=config.num_canvas_registers))
 
@@ -177,12 +179,6 @@ def twin_of(
     return twin
 
 
-@cache
-def _known_grid(*, size: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return grid_coords(size=size, device=device)
-
-
 def glimpse_positions(viewpoint: Viewpoint, *, size: int) -> Tensor:
     """canvit_pytorch's viewpoint_grid_coords."""
     if torch.compiler.is_compiling():
@@ -190,6 +186,6 @@ def glimpse_positions(viewpoint: Viewpoint, *, size: int) -> Tensor:
     return _positions_on_known_grid(viewpoint, size=size)
 
 
-_positions_on_known_grid = rebound_if_known(viewpoint_grid_coords, grid_coords=_known_grid)
+_positions_on_known_grid = rebound_if_known(viewpoint_grid_coords, grid_coords=cell_grid)
 sample_glimpse = rebound_if_known(sample_at_viewpoint, viewpoint_grid_coords=glimpse_positions)
 """canvit_pytorch's sample_at_viewpoint."""

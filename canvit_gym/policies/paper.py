@@ -13,6 +13,7 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.streams import scene_seeds
+from canvit_gym.seeding import seeded
 from canvit_gym.tasks.segmentation import SegmentationTask
 from canvit_gym.viewpoints import to_rows
 
@@ -67,12 +68,11 @@ class PaperPolicy:
     def _drawn_per_scene(self, episodes: EpisodeBatch, seed: int) -> NDArray[np.float32]:
         """Every random policy draws its sequence before it sees anything. Drawn on the CPU: one result everywhere."""
         cpu, sequences = torch.device("cpu"), []
-        with torch.random.fork_rng(devices=[]):
-            for scene_seed in scene_seeds(seed, episodes.scene):
-                torch.default_generator.manual_seed(scene_seed)
+        for scene_seed in scene_seeds(seed, episodes.scene):
+            with seeded(scene_seed, cpu):
                 policy = self._made(episodes, batch_size=1, device=cpu)
-                assert isinstance(policy, FixedSequence), policy
-                sequences.append(torch.cat([v for p in policy.viewpoints for v in (p.centers[0], p.scales)]))
+            assert isinstance(policy, FixedSequence), policy
+            sequences.append(torch.cat([v for p in policy.viewpoints for v in (p.centers[0], p.scales)]))
         return torch.stack(sequences).view(episodes.num, self._num_glimpses, 3).numpy()
 
     def _made(self, episodes: EpisodeBatch, *, batch_size: int, device: torch.device) -> Policy:
