@@ -12,8 +12,9 @@ from safetensors.torch import load, save
 
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from agents.record import PolicyRecord, describe_inputs, require_same
+from canvit_gym.assembly import build_actions, build_backbone, build_layout
 from canvit_gym.backbone.load import resolve_device
-from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.config import EnvConfig
 
 WEIGHTS, RECORD = "policy.safetensors", "policy.json"
 

@@ -14,7 +14,8 @@ from agents.checkpoint import RECORD, load_policy
 from agents.policy import ViewpointPolicy
 from agents.record import Inputs, describe_layout, require_same
 from canvit_gym.actions import DiscreteActions
-from canvit_gym.config import EnvConfig, build_actions
+from canvit_gym.assembly import build_actions
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies import PolicyInfo, check_supported
 from canvit_gym.policies.flops import probe_flops
@@ -53,7 +54,7 @@ class LearnedPolicy:
         )
         self._network_flops: int | None = None
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         check_supported(self.info, episodes.task.name, episodes.backbone.canvas_grid)
         found = Inputs(
             backbone_sha256=episodes.backbone.sha256,

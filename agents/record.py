@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from canvit_gym.actions import Actions, ContinuousActions, DiscreteActions
-from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.assembly import build_actions, build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.config import EnvConfig
 from canvit_gym.observations import ObservationLayout
 
 

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from agents.learned import LearnedPolicy
 from agents.policy import ViewpointPolicy
-from canvit_gym.config import EnvConfig, build_actions
+from canvit_gym.assembly import build_actions
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.rewards import uses_score, uses_soft_score

@@ -99,7 +99,7 @@ def capture(model: GlimpsePPO) -> State:
         "random": random_state(),
         "scene_order": {
             "generator": json.dumps(envs.np_random.bit_generator.state),
-            "pass": torch.from_numpy(envs._order._pass.copy()),
+            "pass": torch.from_numpy(envs._sampler._pass.copy()),
         },
         "scenes": envs.episodes.scene.tolist() if whole else [],
     }
@@ -126,7 +126,7 @@ def restore(model: GlimpsePPO, state: State) -> None:
         env.set_options([{"scene": scene} for scene in state["scenes"]])
     begin_episodes(model)
     env.glimpse_envs.np_random.bit_generator.state = json.loads(state["scene_order"]["generator"])
-    env.glimpse_envs._order._pass = state["scene_order"]["pass"].numpy().copy()
+    env.glimpse_envs._sampler._pass = state["scene_order"]["pass"].numpy().copy()
     set_random_state(state["random"])
 
 

@@ -1,20 +1,16 @@
-"""What an environment is made of, as JSON-able values, and how its parts are built from them."""
+"""EnvConfig: what an environment is made of, as JSON-able values. Data and checks; parts are built by assembly.py."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
-from canvit_gym.actions import ActionKind, Actions, make_actions
-from canvit_gym.backbone.load import Backbone, Precision, load_backbone, resolve_device
-from canvit_gym.first_glimpses import CacheDevice, CacheDtype, FirstGlimpseCache
-from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, ObservationLayout, check_keys
+from canvit_gym.actions import ActionKind, make_actions
+from canvit_gym.backbone.load import Precision
+from canvit_gym.first_glimpses import CacheDevice, CacheDtype
+from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, check_keys
 from canvit_gym.rewards import Reward, check_reward
-from canvit_gym.scenes.catalog import Dataset, SplitName, Unreadable, check_scene_arguments, make_scenes
-from canvit_gym.scenes.order import check_shard
-from canvit_gym.scenes.source import SceneSource
-from canvit_gym.tasks.classification import ClassificationTask, load_classifier
-from canvit_gym.tasks.default_probe import TaskKind, default_probe
-from canvit_gym.tasks.segmentation import SegmentationTask, load_probe
-from canvit_gym.viewpoints import MIN_SCALE, FirstGlimpse, first_viewpoints
+from canvit_gym.scenes.catalog import Dataset, SplitName, Unreadable, check_scene_arguments
+from canvit_gym.scenes.sampler import check_shard
+from canvit_gym.viewpoints import MIN_SCALE, FirstGlimpse
 
 _CHOICES: dict[str, Any] = {
     "dataset": Dataset,
@@ -128,7 +124,7 @@ class EnvConfig:
         )
         check_reward(self.reward, self.glimpse_cost)
         for kind in get_args(ActionKind):  # a bad value is told even where the kind of action has no use for it
-            build_actions(self, kind)
+            make_actions(kind, **self.action_parameters)
         if self.budget < 2 and self.first_glimpse is not None:
             raise ValueError("a budget of 1 is spent by the first glimpse: use budget >= 2 or first_glimpse=None")
         self._check_first_glimpse()
@@ -152,6 +148,12 @@ class EnvConfig:
                 "|row|, |col| at most 1 - scale"
             )
 
+    @property
+    def action_parameters(self) -> dict[str, Any]:
+        """What `make_actions` takes besides the kind."""
+        names = ("allow_stop", "min_scale", "grid_scales", "grid_centers", "quadtree_levels")
+        return {name: getattr(self, name) for name in names}
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, such that EnvConfig(**config.to_json()) == config."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -163,98 +165,3 @@ def config_from_kwargs(kwargs: dict[str, Any]) -> EnvConfig:
     if unknown := sorted(set(kwargs) - set(known)):
         raise TypeError(f"unknown environment keyword {', '.join(unknown)}; there are: {', '.join(known)}")
     return EnvConfig(**kwargs)
-
-
-def build_backbone(config: EnvConfig) -> Backbone:
-    return load_backbone(
-        config.checkpoint,
-        device=config.device,
-        precision=config.precision,
-        revision=config.revision,
-        canvas_grid=config.canvas_grid,
-        scene_size_px=config.scene_size_px,
-        compile=config.compile,
-    )
-
-
-def build_first_glimpse_cache(config: EnvConfig, backbone: Backbone, *, num_scenes: int) -> FirstGlimpseCache | None:
-    """The cache that the config asks for, if any."""
-    if not config.first_glimpse_cache_mb or config.first_glimpse is None:
-        return None
-    return FirstGlimpseCache(
-        viewpoint=first_viewpoints(config.first_glimpse, 1)[0],
-        num_scenes=num_scenes,
-        num_bytes=config.first_glimpse_cache_mb * 1_000_000,
-        dtype=config.first_glimpse_cache_dtype,
-        where=config.first_glimpse_cache_on,
-        device=backbone.device,
-    )
-
-
-def build_scenes(config: EnvConfig, *, batched: bool = True) -> SceneSource:
-    """The scenes of the config's split. Where they come one at a time, no worker processes are used unasked."""
-    return make_scenes(
-        dataset=config.dataset,
-        split=config.split,
-        num_scenes=config.num_scenes,
-        scene_size_px=lambda: build_backbone(config).scene_size_px,
-        root=config.root,
-        tuning_scenes=config.tuning_scenes,
-        workers=0 if config.workers is None and not batched else config.workers,
-        unreadable=config.unreadable,
-        cache=config.cache,
-        pin_memory=resolve_device(config.device).type == "cuda",
-    )
-
-
-def require_scene_size(config: EnvConfig, backbone: Backbone, scenes: SceneSource) -> None:
-    """Raise ValueError where the scenes have another size than the backbone looks at."""
-    if scenes.scene_size_px != backbone.scene_size_px:
-        raise ValueError(
-            f"checkpoint {config.checkpoint!r} expects scenes of {backbone.scene_size_px} px, but those of "
-            f"{config.dataset} have {scenes.scene_size_px} px and no other: pass scene_size_px={scenes.scene_size_px}, "
-            "or a checkpoint of that size (such as nano)"
-        )
-
-
-def task_kind(dataset: Dataset) -> TaskKind:
-    """What a data set's labels are for."""
-    return "segmentation" if "segmentation" in dataset or dataset == "ade20k" else "classification"
-
-
-def build_task(
-    config: EnvConfig, backbone: Backbone, classes: tuple[str, ...]
-) -> SegmentationTask | ClassificationTask:
-    kind = task_kind(config.dataset)
-    name = config.probe or default_probe(config.dataset, kind, backbone)
-    if kind == "segmentation":
-        probe, source = load_probe(cast(str, name), backbone, classes=classes)
-        return SegmentationTask(backbone=backbone, probe=probe, classes=classes, source=source)
-    model, source = load_classifier(name, backbone, classes=classes)
-    return ClassificationTask(backbone=backbone, model=model, classes=classes, source=source)
-
-
-def build_actions(config: EnvConfig, kind: ActionKind | None = None) -> Actions:
-    """The actions of the config's kind, or of another with the config's values."""
-    return make_actions(
-        kind or config.action,
-        allow_stop=config.allow_stop,
-        min_scale=config.min_scale,
-        grid_scales=config.grid_scales,
-        grid_centers=config.grid_centers,
-        quadtree_levels=config.quadtree_levels,
-    )
-
-
-def build_layout(config: EnvConfig, backbone: Backbone, *, is_dense: bool) -> ObservationLayout:
-    return ObservationLayout(
-        keys=config.observations,
-        canvas_size=config.canvas_size,
-        map_size=backbone.canvas_grid if config.map_size is None else config.map_size,
-        dtype=config.observation_dtype,
-        canvas_dim=backbone.canvit.canvas_dim,
-        backbone_dim=backbone.canvit.backbone_dim,
-        canvas_grid=backbone.canvas_grid,
-        glimpse_size_px=backbone.glimpse_size_px,
-        is_dense=is_dense,
-    )

@@ -19,7 +19,7 @@ from torch import Tensor
 from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.first_glimpses import FirstGlimpseCache
-from canvit_gym.observations import GAZE_LENGTH, ObservationLayout, pooled_canvas, sharpened, uncertainty
+from canvit_gym.observations import GAZE_LENGTH, ObservationLayout, pooled_canvas, uncertainty, update_acuity
 from canvit_gym.scenes.source import SceneSource
 from canvit_gym.states import Rows, States, index_of
 from canvit_gym.tasks.task import Task
@@ -93,7 +93,7 @@ class _Potentials:
 
 
 class EpisodeBatch:
-    """State of `num` episodes. `begin` puts scenes in rows, `look` takes a glimpse in rows and reads the result."""
+    """State of `num` episodes: `reset_rows` puts scenes in rows, `step_rows` takes a glimpse in rows and reads it."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class EpisodeBatch:
 
     @property
     def state(self) -> RecurrentState:
-        """The backbone's state of every scene. Valid until the next begin or look; clone to keep or to change it."""
+        """The backbone's state of every scene. Valid until the next reset or step; clone to keep or change it."""
         with torch.inference_mode():
             return self._states.whole()
 
@@ -177,7 +177,7 @@ class EpisodeBatch:
         return self._score_curve
 
     @torch.inference_mode()
-    def begin(self, rows: Rows, scene: NDArray[np.int64], *, read: bool) -> None:
+    def reset_rows(self, rows: Rows, scene: NDArray[np.int64], *, read: bool) -> None:
         """Put scenes [len(rows)] in rows, with an empty canvas; `read` decodes the empty canvas."""
         self._settle()
         device = self.backbone.device
@@ -223,9 +223,9 @@ class EpisodeBatch:
             torch.div(image.float().div_(255).sub_(self._mean), self._std, out=self.images[row])
 
     @torch.inference_mode()
-    def look(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
+    def step_rows(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
-        assert self.images is not None, "begin() comes first"
+        assert self.images is not None, "reset_rows() comes first"
         where = to_viewpoint(viewpoints, self.backbone.device)
         state = self._after_glimpses(rows, viewpoints, where)
         self._states.put(rows, state)
@@ -234,7 +234,7 @@ class EpisodeBatch:
         self.glimpses[rows] += 1
         if self._acuity is not None:
             acuity = self._acuity if len(rows) == self.num else self._acuity[index_of(rows, self._acuity)]
-            self._acuity = _assign(self._acuity, rows, sharpened(acuity, where), self.num)
+            self._acuity = _assign(self._acuity, rows, update_acuity(acuity, where), self.num)
         self._read(rows, *self._decode(state))
 
     def _after_glimpses(self, rows: Rows, viewpoints: NDArray[np.float32], where: Viewpoint) -> RecurrentState:

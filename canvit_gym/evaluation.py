@@ -32,18 +32,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from canvit_gym.actions import checked_viewpoints
-from canvit_gym.config import (
-    EnvConfig,
-    build_backbone,
-    build_layout,
-    build_scenes,
-    build_task,
-    require_scene_size,
-)
+from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task, require_scene_size
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch, EpisodeView
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.scenes.files import ScenesOnDisk
-from canvit_gym.scenes.order import batches_ahead
+from canvit_gym.scenes.sampler import batches_ahead
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.seeding import seeded
 from canvit_gym.statistics import Mean, MeanIoU, area_under_curve, mean_iou
@@ -282,7 +276,7 @@ def _roll_out(
             budget=num_glimpses,
             with_score=False,
         )
-        episodes.begin(episodes.all_rows, chosen, read=bool(wanted))
+        episodes.reset_rows(episodes.all_rows, chosen, read=bool(wanted))
         return episodes
 
     flops = np.zeros(num_glimpses)
@@ -299,11 +293,11 @@ def _roll_out(
                     continue
                 episodes = begun(chosen)
             counter = _Counter(episodes)
-            policy.begin(episodes, seed=seed)
+            policy.reset(episodes, seed=seed)
             for t in range(num_glimpses):
                 viewpoints = _viewpoints(policy, t, episodes)
                 flops[t] = backbone.glimpse_flops + policy.flops_per_decision(episodes)
-                episodes.look(episodes.all_rows, viewpoints)
+                episodes.step_rows(episodes.all_rows, viewpoints)
                 counter.count()
                 if on_glimpse is not None:
                     on_glimpse(t, episodes)

@@ -126,7 +126,7 @@ def uncertainty(logits: Tensor, *, size: int) -> Tensor:
     return _pooled(entropy, size=size)
 
 
-def sharpened(acuity: Tensor, viewpoint: Viewpoint) -> Tensor:
+def update_acuity(acuity: Tensor, viewpoint: Viewpoint) -> Tensor:
     """The acuity map [B, m, m] after a glimpse: a cell whose center the crop covers has been seen at its scale."""
     cells = cell_grid(size=acuity.shape[-1], device=acuity.device)[:, 0, 0]  # the same for rows and columns
     scale = viewpoint.scales.view(-1, 1, 1)

@@ -30,7 +30,7 @@ from PIL import Image, ImageDraw, ImageFont
 from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.episodes import EpisodeView
-from canvit_gym.scenes.order import batches_ahead
+from canvit_gym.scenes.sampler import batches_ahead
 from canvit_gym.scenes.source import SceneSource
 
 Frame = NDArray[np.uint8]  # [H, W, 3]

@@ -12,21 +12,20 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from canvit_gym.actions import validated
-from canvit_gym.config import (
-    EnvConfig,
+from canvit_gym.assembly import (
     build_actions,
     build_backbone,
     build_first_glimpse_cache,
     build_layout,
     build_scenes,
     build_task,
-    config_from_kwargs,
     require_scene_size,
 )
+from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows, to_host
 from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
 from canvit_gym.rewards import potential_reward, uses_score, uses_soft_score
-from canvit_gym.scenes.order import SceneOrder, next_scenes
+from canvit_gym.scenes.sampler import SceneSampler, next_scenes
 from canvit_gym.scenes.source import StreamedSource
 from canvit_gym.seeding import seeded
 from canvit_gym.viewpoints import first_viewpoints
@@ -212,7 +211,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             with_soft_score=uses_soft_score(self.config.reward),
             first_glimpses=build_first_glimpse_cache(self.config, self.backbone, num_scenes=len(self.scenes)),
         )
-        self._order = SceneOrder(
+        self._sampler = SceneSampler(
             num_scenes=len(self.scenes), shard=self.config.shard, shuffle=self.config.split == "training"
         )
         self.single_action_space = self.actions.space
@@ -263,11 +262,11 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         rows, scene = self._reset_options({} if options is None else options)
         super().reset(seed=seed)
         if seed is not None:
-            self._order.restart()
+            self._sampler.restart()
         self._begin(rows, scene)
         look = self._first_viewpoints(len(rows))
         if look is not None:
-            self.episodes.look(rows, look)
+            self.episodes.step_rows(rows, look)
         self._started = True
         self._ended[rows] = False
         self._show()
@@ -301,7 +300,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         before = (episodes.loss.copy(), episodes.score.copy(), episodes.soft_score.copy())
         if looking.any():
             rows = np.flatnonzero(looking)
-            episodes.look(rows, viewpoints if len(rows) == self.num_envs else viewpoints[rows])
+            episodes.step_rows(rows, viewpoints if len(rows) == self.num_envs else viewpoints[rows])
         terminated = ((episodes.glimpses >= self.config.budget) | stop) & ~fresh
         replaces = self.autoreset_mode == AutoresetMode.SAME_STEP and bool(terminated.any())
         # Before anything reads the losses: a GPU's observation and potentials come to the host together.
@@ -407,10 +406,10 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     def _begin(self, rows: Rows, scene: NDArray[np.int64] | None) -> None:
         ahead = SCENES_AHEAD * self.num_envs
         if scene is None:
-            scene = next_scenes(self._order, self.scenes, count=len(rows), ahead=ahead, rng=self.np_random)
+            scene = next_scenes(self._sampler, self.scenes, count=len(rows), ahead=ahead, rng=self.np_random)
         elif isinstance(self.scenes, StreamedSource):
-            self.scenes.prefetch(np.concatenate([scene, self._order.drawn(ahead)]))
-        self.episodes.begin(rows, scene, read=self.config.first_glimpse is None)
+            self.scenes.prefetch(np.concatenate([scene, self._sampler.drawn(ahead)]))
+        self.episodes.reset_rows(rows, scene, read=self.config.first_glimpse is None)
 
     def _first_viewpoints(self, count: int) -> NDArray[np.float32] | None:
         first = self.config.first_glimpse
@@ -459,7 +458,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self._begin(rows, None)
         first = self._first_viewpoints(len(rows))
         if first is not None:
-            self.episodes.look(rows, first)
+            self.episodes.step_rows(rows, first)
         self._ended[rows] = False
         info = self._infos(np.ones(self.num_envs, dtype=np.bool_), ended=None)
         return info | {

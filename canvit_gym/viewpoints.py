@@ -39,7 +39,7 @@ def to_viewpoint(rows: NDArray[np.float32], device: torch.device) -> Viewpoint:
     return Viewpoint(centers=table[:, :2].contiguous(), scales=table[:, 2].contiguous())
 
 
-def kept_inside(centers: NDArray[np.floating], scales: NDArray[np.floating]) -> NDArray[np.float32]:
+def clip_to_scene(centers: NDArray[np.floating], scales: NDArray[np.floating]) -> NDArray[np.float32]:
     """Centers [N, 2] and scales [N, 1] -> rows [N, 3], centers moved to where the crop stays inside the scene."""
     return np.hstack([centers.clip(scales - 1, 1 - scales), scales]).astype(np.float32)
 

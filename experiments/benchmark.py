@@ -32,8 +32,9 @@ from tqdm import tqdm
 
 from agents.checkpoint import WEIGHTS, load_record
 from agents.learned import load_learned, policy_directory
+from canvit_gym.assembly import build_backbone, build_scenes, build_task
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.config import EnvConfig, build_backbone, build_scenes, build_task
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import POLICY_NAMES, POLICY_SPECS, GlimpsePolicy, check_supported, make_policy, parse_spec

@@ -34,9 +34,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from canvit_gym import ENVIRONMENTS
+from canvit_gym.assembly import build_backbone, build_scenes, task_kind
+from canvit_gym.backbone.hub import CHECKPOINTS
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.backbone.names import CHECKPOINTS
-from canvit_gym.config import EnvConfig, build_backbone, build_scenes, config_from_kwargs, task_kind
+from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import PaperPolicy
 from canvit_gym.scenes.source import SceneSource, StreamedSource

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from canvit_gym.config import EnvConfig, build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch, EpisodeView
 from canvit_gym.rendering import (
     INK,
@@ -73,10 +74,10 @@ def replay(viewpoints: NDArray[np.float32], scenes: NDArray[np.int64], *, config
         budget=viewpoints.shape[1],
         with_score=True,
     )
-    episodes.begin(episodes.all_rows, scenes, read=False)
+    episodes.reset_rows(episodes.all_rows, scenes, read=False)
     views: list[list[EpisodeView]] = [[] for _ in scenes]
     for t in range(viewpoints.shape[1]):
-        episodes.look(episodes.all_rows, viewpoints[:, t])
+        episodes.step_rows(episodes.all_rows, viewpoints[:, t])
         for row, of_scene in enumerate(views):
             of_scene.append(episodes.view(row))
     return views

@@ -32,8 +32,8 @@ import torch
 from canvit_pytorch import RecurrentState, Viewpoint
 from torch.profiler import ProfilerActivity, profile
 
+from canvit_gym.assembly import build_backbone
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.config import build_backbone
 from canvit_gym.vector_env import GlimpseVectorEnv
 from experiments.command_line import run_command
 from experiments.provenance import plain, provenance

@@ -34,17 +34,18 @@ from numpy.typing import NDArray
 from agents.checkpoint import load_policy, load_record
 from agents.learned import LearnedPolicy
 from canvit_gym.actions import DiscreteActions, grid_viewpoints
-from canvit_gym.config import EnvConfig, build_actions
+from canvit_gym.assembly import build_actions
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
-from canvit_gym.observations import sharpened
-from canvit_gym.policies import GlimpsePolicy, GreedyOracle, PolicyInfo, Trembling, make_policy
-from canvit_gym.policies.halves import Half, HalfLoss
+from canvit_gym.observations import update_acuity
+from canvit_gym.policies import GlimpsePolicy, GreedyOracle, Jittered, PolicyInfo, make_policy
+from canvit_gym.policies.label_split import Half, HalfLoss
 from canvit_gym.policies.streams import scene_displacements
 from canvit_gym.policies.windows import Windows
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, Flavour, generate_scene
 from canvit_gym.statistics import InterquartileMean, Mean, OfFirst, Statistic, Together, bootstrap_interval
-from canvit_gym.viewpoints import FULL_SCENE, kept_inside, to_viewpoint
+from canvit_gym.viewpoints import FULL_SCENE, clip_to_scene, to_viewpoint
 from experiments.command_line import env_config, run_command
 from experiments.comparison import Draws, clearly_ahead, first_scenes, per_scene, ratio_of_leads, with_interval
 from experiments.provenance import plain, provenance
@@ -109,7 +110,7 @@ class BoxLocator:
         self._factor, self._jitter = factor, jitter
         self.info = _locator_info(f"boxes(factor={factor:g}, jitter={jitter:g})", flavour)
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         self._seed = seed
         assert self._split in ("training", "validation", "test")
         scenes = [generate_scene(self._flavour, self._split, index) for index in episodes.scene.tolist()]
@@ -124,7 +125,7 @@ class BoxLocator:
         side, corner = boxes[:, :1], boxes[:, 1:]
         scale = np.minimum(1, self._factor * side / SCENE_SIZE_PX)
         off = self._jitter * scale * scene_displacements(self._seed, episodes.scene, t)
-        return kept_inside((2 * corner + side) / SCENE_SIZE_PX - 1 + off, scale)
+        return clip_to_scene((2 * corner + side) / SCENE_SIZE_PX - 1 + off, scale)
 
     def flops_per_decision(self, episodes: EpisodeBatch) -> int:
         return 0
@@ -137,7 +138,7 @@ class WindowLocator:
         self._table = grid_viewpoints(scales=scales, centers=8)
         self.info = _locator_info(f"windows(scales={scales})", "segmentation")
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         grid, device = episodes.backbone.canvas_grid, episodes.backbone.device
         self._windows = Windows(self._table, size=grid, device=device)
         self._items = 1 - episodes.truth["shares"][:, BACKGROUND]
@@ -147,7 +148,7 @@ class WindowLocator:
         if t == 0:
             return np.tile(FULL_SCENE, (episodes.num, 1))
         last = to_viewpoint(episodes.viewpoints[:, t - 1], episodes.backbone.device)
-        self._seen_at = sharpened(self._seen_at, last)
+        self._seen_at = update_acuity(self._seen_at, last)
         return self._table[self._windows.added(self._items, self._seen_at).argmax(dim=1).cpu().numpy()]
 
     def flops_per_decision(self, episodes: EpisodeBatch) -> int:
@@ -270,7 +271,7 @@ def measured(config: HeadroomConfig, env: EnvConfig, *, baseline: str, locator: 
         "sampled": _evaluated("learned, sampled", config.learned, test, deterministic=False),
         "learned trembling": trembling,
         "locator": Measured(locator, (evaluate(locators(test)[locator], config=test, progress=locator),)),
-        "trembling": Measured("trembling oracle", (evaluate(Trembling(oracle, cells=config.tremor), config=few),)),
+        "trembling": Measured("trembling oracle", (evaluate(Jittered(oracle, cells=config.tremor), config=few),)),
         "oracle": Measured("greedy oracle", (evaluate(oracle, config=few),)),
     }
     return found
@@ -288,7 +289,7 @@ def _evaluated(
     for seed, directory in enumerate(policies):
         policy: GlimpsePolicy = LearnedPolicy(load_policy(directory), deterministic=deterministic)
         if tremor is not None:
-            policy = Trembling(policy, cells=tremor)
+            policy = Jittered(policy, cells=tremor)
         runs.append(evaluate(policy, config=test, seed=seed, progress=f"{name}, run {seed}"))
     return Measured(name, tuple(runs))
 

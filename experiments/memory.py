@@ -24,9 +24,10 @@ from canvit_pytorch import CanViTConfig, CanViTForPretraining, SegmentationProbe
 from canvit_pytorch.hub import repos
 from numpy.typing import NDArray
 
+from canvit_gym.assembly import build_layout
+from canvit_gym.backbone.hub import Source
 from canvit_gym.backbone.load import Backbone, Geometry, Precision
-from canvit_gym.backbone.names import Source
-from canvit_gym.config import EnvConfig, build_layout
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.tasks.segmentation import SegmentationTask
@@ -101,9 +102,9 @@ def peak_bytes(backbone: Backbone, *, num: int) -> int:
     episodes = make_episodes(backbone, num=num)
     looks = np.tile(FULL_SCENE, (num, 1))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        episodes.begin(episodes.all_rows, np.arange(num), read=False)
+        episodes.reset_rows(episodes.all_rows, np.arange(num), read=False)
         for _ in range(GLIMPSES):
-            episodes.look(episodes.all_rows, looks)
+            episodes.step_rows(episodes.all_rows, looks)
             episodes.observe()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]

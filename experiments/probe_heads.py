@@ -10,8 +10,8 @@ from canvit_pytorch import RecurrentState, SegmentationProbe
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from canvit_gym.backbone.hub import WEIGHTS
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.backbone.names import WEIGHTS
 from canvit_gym.tasks.segmentation import class_shares
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from canvit_gym.backbone.names import used_sources
+from canvit_gym.backbone.hub import used_sources
 
 PACKAGES = ("canvit-gym", "canvit-pytorch", "gymnasium", "stable-baselines3", "torch", "numpy")
 CODE_AND_ASSETS = (":/*.py", ":/*.yml", ":/canvit_gym/assets")

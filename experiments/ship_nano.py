@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.load import load_backbone
-from canvit_gym.backbone.names import asset_dir
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import GreedyOracle, PaperPolicy

@@ -34,7 +34,7 @@ from agents.checkpoint import load_record, replace_file
 from agents.hyperparameters import Hyperparameters, check_fit
 from agents.record import PolicyRecord, describe_inputs, require_same
 from agents.training_state import begin_episodes, restore
-from canvit_gym.config import build_actions
+from canvit_gym.assembly import build_actions
 from experiments.command_line import INTERRUPTED, env_config, run_command
 from experiments.provenance import provenance
 from experiments.training.model import make_model, make_training_env, warmed_up

@@ -13,7 +13,8 @@ from datasets import FOLDER_CLASSES, SEGMENTATION_CLASSES, classification_probe,
 from hub import hub_root  # noqa: F401  (a fixture)
 
 import canvit_gym
-from canvit_gym.config import EnvConfig, build_backbone
+from canvit_gym.assembly import build_backbone
+from canvit_gym.config import EnvConfig
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 os.environ.setdefault("CANVIT_GYM_CACHE", str(Path(__file__).parents[1] / ".cache"))  # not the user's own

@@ -23,7 +23,8 @@ from agents.policy import ViewpointPolicy, policy_kwargs_for
 from agents.ppo import GlimpsePPO
 from agents.record import PolicyRecord, describe_inputs
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
-from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.assembly import build_actions, build_backbone, build_layout
+from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 

@@ -11,7 +11,7 @@ from agents.distributions import BoundedBeta, TanhGaussian
 from agents.networks import NETWORKS
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
-from canvit_gym.observations import GAZE_LENGTH, sharpened
+from canvit_gym.observations import GAZE_LENGTH, update_acuity
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
 SPACE = spaces.Dict(
@@ -143,7 +143,7 @@ def test_the_mask_knows_what_was_seen(shuffled: bool, dtype: torch.dtype) -> Non
     actions = DiscreteActions(table, allow_stop=True)
     policy = make_policy(actions, mask_seen=True)
     given = observations(2)
-    acuity = sharpened(torch.zeros(2, 16, 16), to_viewpoint(np.tile(FULL_SCENE, (2, 1)), torch.device("cpu")))
+    acuity = update_acuity(torch.zeros(2, 16, 16), to_viewpoint(np.tile(FULL_SCENE, (2, 1)), torch.device("cpu")))
 
     def probabilities() -> torch.Tensor:
         seen = given | {"acuity": acuity[:, None].to(dtype)}
@@ -152,13 +152,13 @@ def test_the_mask_knows_what_was_seen(shuffled: bool, dtype: torch.dtype) -> Non
     assert (probabilities() > 0).all()
     taken: list[int] = []
     for index in (3, 17, 30):
-        acuity = sharpened(acuity, to_viewpoint(np.tile(table[index], (2, 1)), torch.device("cpu")))
+        acuity = update_acuity(acuity, to_viewpoint(np.tile(table[index], (2, 1)), torch.device("cpu")))
         taken.append(index)
         now = probabilities()
         assert (now[:, taken] == 0).all() and (now[:, -1] > 0).all()
         unseen = [i for i in range(len(table)) if (now[:, i] > 0).all()]
         for i in range(len(table)):  # by definition: a cell of the window that no glimpse saw at this scale
-            window = sharpened(torch.zeros(1, 16, 16), to_viewpoint(table[i : i + 1], torch.device("cpu")))[0] > 0
+            window = update_acuity(torch.zeros(1, 16, 16), to_viewpoint(table[i : i + 1], torch.device("cpu")))[0] > 0
             fresh = (acuity[0][window] > table[i, 2]).any()
             assert bool(fresh) == (i in unseen), i
     torch.testing.assert_close(now.sum(dim=1), torch.ones(2))

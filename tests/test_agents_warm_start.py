@@ -14,7 +14,8 @@ from agents.checkpoint import load_policy, load_record
 from agents.learned import LearnedPolicy
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from agents.warm_start import WarmStart, _gains, discounted_returns, warm_start
-from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.assembly import build_actions, build_backbone, build_layout
+from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.rewards import Reward

@@ -28,9 +28,10 @@ from hub import ADE20K_GRIDS, HUB_CONFIG, TEACHER_DIM, ade20k_probe_dir, random_
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from canvit_gym.assembly import build_backbone, build_task
+from canvit_gym.backbone.hub import CHECKPOINTS, PROBES, asset_dir, hub_root, locate, used_sources
 from canvit_gym.backbone.load import load_backbone, resolve_device
-from canvit_gym.backbone.names import CHECKPOINTS, PROBES, asset_dir, hub_root, locate, used_sources
-from canvit_gym.config import EnvConfig, build_backbone, build_task
+from canvit_gym.config import EnvConfig
 from canvit_gym.scenes.fashion import CLASSES as ITEM_CLASSES
 from canvit_gym.tasks.classification import ClassificationTask, load_classifier
 from canvit_gym.tasks.segmentation import SegmentationTask, class_counts_on_device, class_counts_on_host, load_probe

@@ -15,13 +15,13 @@ from conftest import ENV_IDS, SMALL
 from safetensors.torch import load_file, save_file
 
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints
+from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.load import load_backbone
-from canvit_gym.backbone.names import asset_dir
 from canvit_gym.env import GlimpseEnv
 from canvit_gym.rewards import check_reward
 from canvit_gym.scenes.fashion import generate_scene
-from canvit_gym.scenes.order import SceneOrder
 from canvit_gym.scenes.prepared import FashionScenes
+from canvit_gym.scenes.sampler import SceneSampler
 from canvit_gym.vector_env import GlimpseVectorEnv
 from canvit_gym.wrappers import NormalizeRewardPerStep
 
@@ -288,7 +288,7 @@ OTHERS: dict[str, Case] = {
     ),
     "no scenes": (lambda: FashionScenes("segmentation", "test", 0), ValueError, "num_scenes must be at least 1, got 0"),
     "order of no shard": (
-        lambda: SceneOrder(num_scenes=4, shard=(0, 0), shuffle=True),
+        lambda: SceneSampler(num_scenes=4, shard=(0, 0), shuffle=True),
         ValueError,
         r"shard must be \(i, n\)",
     ),

@@ -143,11 +143,11 @@ class Interrupting:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
 
-    def begin(self, episodes: Any, *, seed: int) -> None:
+    def reset(self, episodes: Any, *, seed: int) -> None:
         self._batches += 1
         if self._batches == 2:
             raise KeyboardInterrupt
-        self._policy.begin(episodes, seed=seed)
+        self._policy.reset(episodes, seed=seed)
 
 
 def test_interrupted_benchmark_goes_on_and_ends_the_same(

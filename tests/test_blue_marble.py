@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from canvit_gym.config import EnvConfig, build_scenes
+from canvit_gym.assembly import build_scenes
+from canvit_gym.config import EnvConfig
 from experiments import blue_marble
 from experiments.blue_marble import CLASSES, LONGITUDES, BlueMarbleConfig, cut, is_mixed, read_mask, tile_corners
 

@@ -20,7 +20,8 @@ from canvit_pytorch.policies import PolicyName, make_policy
 from canvit_pytorch.preprocess import imagenet_normalize
 from datasets import classification_probe, segmentation_probe, tiny
 
-from canvit_gym.config import EnvConfig, build_backbone, build_scenes, build_task
+from canvit_gym.assembly import build_backbone, build_scenes, build_task
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
 from canvit_gym.observations import ObservationKey
@@ -203,7 +204,7 @@ class Fixed:
         )
         self.seen: list[dict[str, torch.Tensor]] = []
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         self.seen.clear()
 
     def viewpoints(self, t: int, episodes: EpisodeBatch) -> np.ndarray:
@@ -225,7 +226,7 @@ def test_observations_are_computed_for_those_who_ask(monkeypatch: pytest.MonkeyP
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("computed for nobody")
 
-    for name in ("pooled_canvas", "sharpened", "uncertainty"):
+    for name in ("pooled_canvas", "update_acuity", "uncertainty"):
         monkeypatch.setattr(f"canvit_gym.episodes.{name}", refuse)
     evaluate(Fixed(), config=CONFIG, num_glimpses=2)
 

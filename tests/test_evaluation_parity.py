@@ -84,9 +84,9 @@ def episode(name: PolicyName, num_glimpses: int) -> protocol.EpisodeConfig:
 class Reseeded(PaperPolicy):
     """With `one_seed`, so that both draw the same in every batch."""
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         torch.manual_seed(seed)
-        super().begin(episodes, seed=seed)
+        super().reset(episodes, seed=seed)
 
 
 def ours(name: PolicyName, num_glimpses: int, *, batch_size: int, **config: Any) -> Evaluation:

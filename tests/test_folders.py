@@ -28,7 +28,8 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 import canvit_gym
-from canvit_gym.config import EnvConfig, build_scenes
+from canvit_gym.assembly import build_scenes
+from canvit_gym.config import EnvConfig
 from canvit_gym.scenes.decoding import CroppedImage, SqueezedMask
 from canvit_gym.scenes.files import FileScenes, spread
 from canvit_gym.scenes.folders import hash_split, image_folder_files

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from canvit_gym import episodes as episodes_module
 from canvit_gym import viewpoints as viewpoints_module
-from canvit_gym.observations import DEFAULT_KEYS, GAZE_LENGTH, FloatDtype, ObservationKey, sharpened
+from canvit_gym.observations import DEFAULT_KEYS, GAZE_LENGTH, FloatDtype, ObservationKey, update_acuity
 from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.vector_env import GlimpseVectorEnv
 from canvit_gym.viewpoints import to_viewpoint
@@ -106,7 +106,7 @@ def test_acuity_is_the_finest_scale_seen(make_vec: MakeVec) -> None:
 def test_acuity_never_gets_coarser() -> None:
     fine = Viewpoint(centers=torch.zeros(1, 2), scales=torch.tensor([0.25]))
     coarse = Viewpoint(centers=torch.zeros(1, 2), scales=torch.tensor([1.0]))
-    after = sharpened(sharpened(torch.zeros(1, 8, 8), fine), coarse)
+    after = update_acuity(update_acuity(torch.zeros(1, 8, 8), fine), coarse)
     assert after[0, 4, 4] == 0.25 and after[0, 0, 0] == 1
 
 
@@ -270,7 +270,12 @@ def test_nothing_is_computed_for_keys_not_asked_for(
 
         monkeypatch.setattr(episodes_module, name, wrapper)
 
-    behind = {"canvas": "pooled_canvas", "uncertainty": "uncertainty", "acuity": "sharpened", "glimpse": "_to_uint8"}
+    behind = {
+        "canvas": "pooled_canvas",
+        "uncertainty": "uncertainty",
+        "acuity": "update_acuity",
+        "glimpse": "_to_uint8",
+    }
     for name in {*behind.values(), "normalized_canvas"}:
         counted(name)
     is_dense = env_id == ENV_IDS[0]
@@ -320,5 +325,5 @@ def test_the_grid_of_the_acuity_map_is_made_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(viewpoints_module, "grid_coords", lambda **kw: made.append(kw["size"]) or original(**kw))
     look = to_viewpoint(np.array([[0.1, -0.2, 0.5]], dtype=np.float32), torch.device("cpu"))
     with torch.inference_mode():
-        first = sharpened(torch.zeros(1, 13, 13), look)
-    assert torch.equal(first, sharpened(torch.zeros(1, 13, 13), look)) and made == [13]
+        first = update_acuity(torch.zeros(1, 13, 13), look)
+    assert torch.equal(first, update_acuity(torch.zeros(1, 13, 13), look)) and made == [13]

@@ -15,8 +15,9 @@ from canvit_pytorch.policies import make_policy as make_paper_policy
 from numpy.typing import NDArray
 
 from canvit_gym.actions import grid_viewpoints, quadtree_viewpoints
-from canvit_gym.backbone.names import asset_dir
-from canvit_gym.config import EnvConfig, build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.backbone.hub import asset_dir
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import (
@@ -57,7 +58,7 @@ def episodes_of(config: EnvConfig, scenes: NDArray[np.int64], budget: int = 5) -
     episodes = EpisodeBatch(
         num=len(scenes), backbone=backbone, task=task, layout=layout, scenes=source, budget=budget, with_score=False
     )
-    episodes.begin(episodes.all_rows, scenes, read=True)
+    episodes.reset_rows(episodes.all_rows, scenes, read=True)
     return episodes
 
 
@@ -137,17 +138,17 @@ def test_scene_streams_are_cheap() -> None:
     """50 microseconds per scene and glimpse is a thirtieth of nano's forward; ten times that fails."""
     episodes = episodes_of(CONFIG, np.arange(8))
     policy = PaperPolicy("coarse_to_fine", num_glimpses=5)
-    policy.begin(episodes, seed=0)
+    policy.reset(episodes, seed=0)
     began = time.process_time()
     for seed in range(10):
-        policy.begin(episodes, seed=seed)
+        policy.reset(episodes, seed=seed)
     assert (time.process_time() - began) / (10 * 8 * 5) < 500e-6
 
 
 def test_drawing_leaves_the_global_generator_alone() -> None:
     episodes = episodes_of(CONFIG, np.arange(2))
     before = torch.get_rng_state()
-    PaperPolicy("random", num_glimpses=5).begin(episodes, seed=0)
+    PaperPolicy("random", num_glimpses=5).reset(episodes, seed=0)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -176,7 +177,7 @@ def test_entropy_greedy_takes_the_window_that_adds_most(grid: int, any_grid_prob
     config = replace(CONFIG, num_scenes=3, canvas_grid=grid, probe=any_grid_probe)
     policy = EntropyGreedy(scale=(0.5, 0.25), centers=5)
     episodes = episodes_of(config, np.arange(3))
-    policy.begin(episodes, seed=0)
+    policy.reset(episodes, seed=0)
     seen_at = np.full((3, grid, grid), 1.0)
     cells = (2 * np.arange(grid) + 1) / grid - 1
     for t in range(4):
@@ -192,7 +193,7 @@ def test_entropy_greedy_takes_the_window_that_adds_most(grid: int, any_grid_prob
                 worth.append((entropy[row] * octaves * share[0][:, None] * share[1]).sum())
             best = int(np.argmax(worth))
             assert chosen[row].tolist() == policy.candidates[best].tolist(), (t, row)
-        episodes.look(episodes.all_rows, chosen)
+        episodes.step_rows(episodes.all_rows, chosen)
         for row, (center_row, center_col, scale) in enumerate(chosen):
             inside = (np.abs(cells - center_row) <= scale)[:, None] & (np.abs(cells - center_col) <= scale)
             seen_at[row] = np.where(inside, np.minimum(seen_at[row], scale), seen_at[row])
@@ -256,9 +257,9 @@ def test_saliency_sees_only_the_first_glimpse_and_moves_on() -> None:
     hidden.images[:, :, ::stride, ::stride] += 3
     sequences = []
     for batch in (episodes, hidden):
-        policy.begin(batch, seed=0)
+        policy.reset(batch, seed=0)
         for t in range(5):
-            batch.look(batch.all_rows, policy.viewpoints(t, batch))
+            batch.step_rows(batch.all_rows, policy.viewpoints(t, batch))
         sequences.append(batch.viewpoints)
     assert np.array_equal(*sequences)
     assert len({tuple(v) for v in sequences[0][0].tolist()}) == 5, "inhibition of return"

@@ -68,7 +68,7 @@ def test_samples_follow_the_distribution(tmp_path: Path) -> None:
             distribution = policy.policy.get_distribution(episodes.observe()).distribution
             probabilities.append(distribution.probs.detach().numpy())  # type: ignore[union-attr]
             for seed in range(400):
-                policy.begin(episodes, seed=seed)
+                policy.reset(episodes, seed=seed)
                 drawn.append(policy.actions.encode(policy.viewpoints(1, episodes)))
 
     evaluate(policy, config=replace(CONFIG, num_scenes=4), on_glimpse=keep)

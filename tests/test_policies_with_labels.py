@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from datasets import SEGMENTATION_CLASSES, segmentation_probe, write_segmentation_folder
 
 from canvit_gym.actions import grid_viewpoints
-from canvit_gym.config import EnvConfig, build_actions
+from canvit_gym.assembly import build_actions
+from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import (
     BestFixedSequence,
     FixedSequence,
     GreedyOracle,
     HalfLoss,
+    Jittered,
     PolicyInfo,
-    Trembling,
     make_policy,
     oracle_candidates,
     search_fixed_sequence,
@@ -78,9 +79,9 @@ def test_trembling_moves_glimpses_a_little_and_keeps_them_inside() -> None:
         evaluate(policy, config=CONFIG, num_glimpses=4, seed=seed, batch_size=size).viewpoints
         for policy, seed, size in (
             (fixed(corner), 0, 6),
-            (Trembling(fixed(corner), cells=0.5), 0, 6),
-            (Trembling(fixed(corner), cells=0.5), 0, 4),
-            (Trembling(fixed(corner), cells=0.5), 1, 6),
+            (Jittered(fixed(corner), cells=0.5), 0, 6),
+            (Jittered(fixed(corner), cells=0.5), 0, 4),
+            (Jittered(fixed(corner), cells=0.5), 1, 6),
         )
     )
     assert np.array_equal(off, again) and not np.array_equal(off, other)
@@ -89,14 +90,14 @@ def test_trembling_moves_glimpses_a_little_and_keeps_them_inside() -> None:
     assert (moved[..., 0] >= 0).all() and (moved[..., 1] <= 0).all()  # out of the corner, never out of the scene
     assert 0.03 < abs(moved[..., :2]).max() <= 0.5 * 2 / 16 + 1e-6 and (moved[..., 2] == 0).all()
     with pytest.raises(ValueError, match="cells must be a finite number of canvas cells >= 0, got -1"):
-        Trembling(fixed(corner), cells=-1)
+        Jittered(fixed(corner), cells=-1)
 
 
 def test_a_trembling_oracle_falls_behind() -> None:
     config = replace(CONFIG, num_scenes=24)
     still, trembling = (
         evaluate(policy, config=config, num_glimpses=3).loss[:, 2].mean()
-        for policy in (GreedyOracle(), Trembling(GreedyOracle()))
+        for policy in (GreedyOracle(), Jittered(GreedyOracle()))
     )
     assert trembling > still
 

@@ -11,7 +11,7 @@ import torch
 from canvit_pytorch import CanViTForImageClassification, CanViTForPretraining, CanViTForSemanticSegmentation
 from safetensors.torch import load_file
 
-from canvit_gym.backbone.names import asset_dir
+from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, nano_config
 from canvit_gym.evaluation import Evaluation
 from experiments import fit_probe, nano_finishing, pretrain_nano, ship_nano, teacher

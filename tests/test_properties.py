@@ -12,7 +12,7 @@ import canvit_gym
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints
 from canvit_gym.observations import ObservationKey
 from canvit_gym.rewards import Reward
-from canvit_gym.scenes.order import SceneOrder
+from canvit_gym.scenes.sampler import SceneSampler
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -72,7 +72,10 @@ def test_passes_hold_every_scene_once(num_scenes: int, shards: int, takes: list[
     shards = min(shards, num_scenes)
     for index in range(shards):
         own = list(range(index, num_scenes, shards))
-        order, rng = SceneOrder(num_scenes=num_scenes, shard=(index, shards), shuffle=True), np.random.default_rng(seed)
+        order, rng = (
+            SceneSampler(num_scenes=num_scenes, shard=(index, shards), shuffle=True),
+            np.random.default_rng(seed),
+        )
         taken = np.concatenate([order.take(count, rng) for count in takes]).tolist()
         for start in range(0, len(taken) - len(own) + 1, len(own)):
             assert sorted(taken[start : start + len(own)]) == own

@@ -29,8 +29,8 @@ from canvit_gym.scenes.fashion import (
     generate_scene,
     load_sprites,
 )
-from canvit_gym.scenes.order import SceneOrder
 from canvit_gym.scenes.prepared import DEFAULT_NUM_SCENES, FashionScenes, cache_dir
+from canvit_gym.scenes.sampler import SceneSampler
 
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -251,21 +251,21 @@ def test_a_full_disk_is_named_and_leaves_nothing(empty_cache: Path) -> None:
 
 class TestOrder:
     def test_a_pass_holds_every_scene_once(self) -> None:
-        order = SceneOrder(num_scenes=10, shard=(0, 1), shuffle=True)
+        order = SceneSampler(num_scenes=10, shard=(0, 1), shuffle=True)
         rng = np.random.default_rng(0)
         taken = np.concatenate([order.take(count, rng) for count in (3, 4, 3, 7, 3)])
         assert sorted(taken[:10]) == sorted(taken[10:]) == list(range(10))
         assert list(taken[:10]) != list(taken[10:])
 
     def test_without_shuffling_scenes_come_in_order(self) -> None:
-        order = SceneOrder(num_scenes=3, shard=(0, 1), shuffle=False)
+        order = SceneSampler(num_scenes=3, shard=(0, 1), shuffle=False)
         assert order.take(7, np.random.default_rng(0)).tolist() == [0, 1, 2, 0, 1, 2, 0]
 
     @pytest.mark.parametrize(("num_scenes", "count"), [(10, 3), (7, 7), (16, 1)])
     def test_shards_are_disjoint_and_cover(self, num_scenes: int, count: int) -> None:
         shards = []
         for index in range(count):
-            order = SceneOrder(num_scenes=num_scenes, shard=(index, count), shuffle=True)
+            order = SceneSampler(num_scenes=num_scenes, shard=(index, count), shuffle=True)
             size = len(range(index, num_scenes, count))
             shards.append(order.take(size, np.random.default_rng(index)).tolist())
         assert sorted(itertools.chain(*shards)) == list(range(num_scenes))

@@ -19,12 +19,13 @@ import torch
 from conftest import heed_interrupts, small
 from datasets import FOLDER_CLASSES, classification_probe, tiny, write_image_folder, write_segmentation_folder
 
-from canvit_gym.config import EnvConfig, build_scenes
+from canvit_gym.assembly import build_scenes
+from canvit_gym.config import EnvConfig
 from canvit_gym.scenes.cache import CachedFileScenes
 from canvit_gym.scenes.decoding import CroppedImage, SqueezedMask
 from canvit_gym.scenes.files import FileScenes, SceneFiles
 from canvit_gym.scenes.folders import image_folder_files, segmentation_folder_files
-from canvit_gym.scenes.order import SceneOrder, batches_ahead, next_scenes
+from canvit_gym.scenes.sampler import SceneSampler, batches_ahead, next_scenes
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 SIZE_PX = 32
@@ -214,7 +215,7 @@ class TestOrder:
 
     def test_a_pass_holds_every_scene_once(self, files: SceneFiles, streamed: Any) -> None:
         for workers in (0, 1):
-            order, rng = SceneOrder(num_scenes=12, shard=(0, 1), shuffle=True), np.random.default_rng(0)
+            order, rng = SceneSampler(num_scenes=12, shard=(0, 1), shuffle=True), np.random.default_rng(0)
             source = streamed(files, workers=workers)
             taken = []
             for count in (5, 1, 3, 7, 2, 6, 12):
@@ -226,7 +227,7 @@ class TestOrder:
     def test_generated_scenes_draw_nothing_ahead(self) -> None:
         """What a seed gave before there were files, it gives still."""
         fashion = build_scenes(EnvConfig(num_scenes=4))
-        order, rng = SceneOrder(num_scenes=4, shard=(0, 1), shuffle=True), np.random.default_rng(0)
+        order, rng = SceneSampler(num_scenes=4, shard=(0, 1), shuffle=True), np.random.default_rng(0)
         first = next_scenes(order, fashion, count=3, ahead=100, rng=rng)
         other = np.random.default_rng(0)
         assert first.tolist() == other.permutation(4)[:3].tolist()
@@ -289,7 +290,7 @@ class TestUnreadable:
     @pytest.mark.parametrize("workers", [0, 1])
     def test_or_is_left_out_by_request(self, damaged: SceneFiles, streamed: Any, workers: int) -> None:
         source = streamed(damaged, workers=workers, skip_unreadable=True)
-        order, rng = SceneOrder(num_scenes=12, shard=(0, 1), shuffle=True), np.random.default_rng(0)
+        order, rng = SceneSampler(num_scenes=12, shard=(0, 1), shuffle=True), np.random.default_rng(0)
         taken: list[int] = []
         with pytest.warns(RuntimeWarning, match="is left out: cannot read") as caught:
             for count in (4, 4, 5, 5, 9):
@@ -308,7 +309,7 @@ class TestUnreadable:
         source = streamed(damaged, workers=0, skip_unreadable=True)
         runs = []
         for _ in range(2):
-            order, rng = SceneOrder(num_scenes=12, shard=(0, 1), shuffle=True), np.random.default_rng(4)
+            order, rng = SceneSampler(num_scenes=12, shard=(0, 1), shuffle=True), np.random.default_rng(4)
             runs.append([next_scenes(order, source, count=5, ahead=6, rng=rng).tolist() for _ in range(5)])
         assert runs[0] == runs[1]
 
@@ -358,7 +359,7 @@ class TestUnreadable:
     def test_nothing_readable(self, damaged: SceneFiles, streamed: Any) -> None:
         few = damaged.subset(np.array([1, 6, 9]), "damaged")
         source = streamed(few, workers=0, skip_unreadable=True)
-        order = SceneOrder(num_scenes=3, shard=(0, 1), shuffle=True)
+        order = SceneSampler(num_scenes=3, shard=(0, 1), shuffle=True)
         with pytest.raises(OSError, match="none of the 3 scenes of damaged, 3 scenes can be read"):
             next_scenes(order, source, count=2, ahead=2, rng=np.random.default_rng(0))
 

@@ -8,7 +8,8 @@ import torch
 from agents.checkpoint import save_policy
 from agents.policy import ViewpointPolicy, policy_kwargs_for
 from agents.record import PolicyRecord, describe_inputs
-from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_layout
+from canvit_gym.assembly import build_actions, build_backbone, build_layout
+from canvit_gym.config import EnvConfig
 
 NETWORK: dict[str, Any] = {"channels": 8, "context_dim": 16, "blocks": 1}
 

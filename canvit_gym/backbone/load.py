@@ -23,8 +23,8 @@ from torch import Tensor
 
 from canvit_gym.backbone.compilation import CompiledStep
 from canvit_gym.backbone.forks import compute_alone_after_forks
+from canvit_gym.backbone.hub import CONFIG, WEIGHTS, Source, locate, mark_used
 from canvit_gym.backbone.memory import keep_freed_memory
-from canvit_gym.backbone.names import CONFIG, WEIGHTS, Source, locate, mark_used
 from canvit_gym.backbone.nano import register_nano
 from canvit_gym.backbone.twin import sample_glimpse, twin_of
 
@@ -256,7 +256,7 @@ def load_backbone(
     scene_size_px: int | None = None,
     compile: bool = False,
 ) -> Backbone:
-    """The frozen backbone of a name: see canvit_gym.backbone.names.
+    """The frozen backbone of a name: see canvit_gym.backbone.hub.
 
     revision: a branch, tag or commit of a Hub repository. canvas_grid, scene_size_px: None for the sizes of
     pretraining; a glimpse keeps its size in pixels whatever they are. compile: take steps through torch.compile, which

@@ -2,14 +2,14 @@
 
 from canvit_gym.policies.entropy import EntropyGreedy, QuadtreeBeam
 from canvit_gym.policies.fixed_sequence import BestFixedSequence, FixedSequence, search_fixed_sequence
-from canvit_gym.policies.halves import HalfLoss
+from canvit_gym.policies.jitter import Jittered
+from canvit_gym.policies.label_split import HalfLoss
 from canvit_gym.policies.oracle import GreedyOracle, oracle_candidates
 from canvit_gym.policies.paper import PaperPolicy
 from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_supported
 from canvit_gym.policies.registry import POLICY_NAMES, POLICY_SPECS, make_policy, parse_spec
 from canvit_gym.policies.saliency import SpectralResidualSaliency
 from canvit_gym.policies.sequences import CycledViewpoints, center, raster
-from canvit_gym.policies.tremor import Trembling
 
 __all__ = [
     "POLICY_NAMES",
@@ -21,11 +21,11 @@ __all__ = [
     "GlimpsePolicy",
     "GreedyOracle",
     "HalfLoss",
+    "Jittered",
     "PaperPolicy",
     "PolicyInfo",
     "QuadtreeBeam",
     "SpectralResidualSaliency",
-    "Trembling",
     "center",
     "check_supported",
     "make_policy",

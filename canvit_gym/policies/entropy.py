@@ -9,7 +9,7 @@ from torch import Tensor
 
 from canvit_gym.actions import grid_viewpoints
 from canvit_gym.episodes import EpisodeBatch
-from canvit_gym.observations import sharpened
+from canvit_gym.observations import update_acuity
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.sequences import Scales, check_count, checked_scales
@@ -39,7 +39,7 @@ class EntropyGreedy:
         check_count("centers", centers)
         self.candidates = grid_viewpoints(scales=checked_scales(scale), centers=centers)
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         grid, device = episodes.backbone.canvas_grid, episodes.backbone.device
         check_supported(self.info, episodes.task.name, grid)
         self._windows = Windows(self.candidates, size=grid, device=device)
@@ -52,7 +52,7 @@ class EntropyGreedy:
             return np.tile(FULL_SCENE, (episodes.num, 1))
         assert episodes.logits is not None
         last = to_viewpoint(episodes.viewpoints[:, t - 1], episodes.backbone.device)
-        self._seen_at = sharpened(self._seen_at, last)
+        self._seen_at = update_acuity(self._seen_at, last)
         entropy = predictive_entropy(episodes.logits)
         added = self._windows.added(entropy, self._seen_at)
         mean = (self._windows.sums(entropy) / self._windows.area).masked_fill(~self._finest, -torch.inf)
@@ -91,7 +91,7 @@ class QuadtreeBeam:
         self._num_levels = max(levels, levels_covering(num_glimpses) - 1)
         self._schedule = _beam_schedule(num_levels=self._num_levels, width=width)[: num_glimpses - 1]
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         grid, device = episodes.backbone.canvas_grid, episodes.backbone.device
         check_supported(self.info, episodes.task.name, grid)
         if episodes.budget > self._num_glimpses:

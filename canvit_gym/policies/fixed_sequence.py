@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task, require_scene_size
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.config import EnvConfig, build_backbone, build_layout, build_scenes, build_task, require_scene_size
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.oracle import oracle_candidates
 from canvit_gym.policies.protocol import PolicyInfo
-from canvit_gym.scenes.order import batches_ahead
+from canvit_gym.scenes.sampler import batches_ahead
 from canvit_gym.scenes.source import StreamedSource
 from canvit_gym.tasks.task import Task
 from canvit_gym.viewpoints import FULL_SCENE
@@ -119,7 +120,7 @@ class BestFixedSequence:
     def __init__(self, sequence: FixedSequence) -> None:
         self.sequence = sequence
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         if episodes.budget > len(self.sequence.viewpoints):
             raise ValueError(
                 f"this best fixed sequence has {len(self.sequence.viewpoints)} glimpses and cannot take "
@@ -219,7 +220,7 @@ def _training_episodes(
             budget=num_glimpses,
             with_score=False,
         )
-        episodes.begin(episodes.all_rows, chosen, read=False)
+        episodes.reset_rows(episodes.all_rows, chosen, read=False)
         batches.append(episodes)
     if isinstance(scenes, StreamedSource):
         scenes.close()
@@ -267,7 +268,7 @@ def candidates_sha256(candidates: NDArray[np.float32]) -> str:
 
 def _look(batches: list[EpisodeBatch], viewpoint: NDArray[np.float32]) -> None:
     for episodes in batches:
-        episodes.look(episodes.all_rows, np.tile(viewpoint, (episodes.num, 1)))
+        episodes.step_rows(episodes.all_rows, np.tile(viewpoint, (episodes.num, 1)))
 
 
 def _total_losses(

@@ -39,7 +39,7 @@ def outcomes_after(
     advance by one for every candidate.
     """
     images, state = episodes.images, episodes.state
-    assert images is not None and state is not None, "begin() comes first"
+    assert images is not None and state is not None, "reset_rows() comes first"
     backbone, task, num = episodes.backbone, episodes.task, episodes.num
     truth = episodes.truth if truth is None else truth
     measure = task.loss if measure is None else measure

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from canvit_gym.actions import grid_viewpoints
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.flops import trial_flops
-from canvit_gym.policies.halves import Half, check_half, half_truth
+from canvit_gym.policies.label_split import Half, check_half, half_truth
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.sequences import check_count
@@ -27,7 +27,7 @@ class GreedyOracle:
     candidates: the table [A, 3] to choose from; default: `oracle_candidates()`.
     max_candidates: try only this many of them, a random subset drawn once, the same for every scene and glimpse.
     half, block: choose by the loss on one half of the labelled pixels, a checkerboard of squares of block x block
-        canvas cells (see `canvit_gym.policies.halves`).
+        canvas cells (see `canvit_gym.policies.label_split`).
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class GreedyOracle:
             tasks=("segmentation",) if half else ("segmentation", "classification"),
         )
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         self._truth = half_truth(episodes, self._half, block=self._block) if self._half else episodes.truth
         check_supported(self.info, episodes.task.name, episodes.backbone.canvas_grid)
 

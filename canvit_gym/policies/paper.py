@@ -43,7 +43,7 @@ class PaperPolicy:
         self._policy: Policy | None = None
         self._table: NDArray[np.float32] | None = None  # [B, num_glimpses, 3]
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         check_supported(self.info, episodes.task.name, episodes.backbone.canvas_grid)
         if episodes.budget > self._num_glimpses:
             raise ValueError(
@@ -59,7 +59,7 @@ class PaperPolicy:
     def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
         if self._table is not None:
             return self._table[:, t]
-        assert self._policy is not None and episodes.state is not None, "begin() comes first"
+        assert self._policy is not None and episodes.state is not None, "reset() comes first"
         return to_rows(self._policy.step(t, episodes.state))
 
     def flops_per_decision(self, episodes: EpisodeBatch) -> int:

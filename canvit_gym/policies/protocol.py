@@ -40,7 +40,7 @@ class GlimpsePolicy(Protocol):
     @property
     def info(self) -> PolicyInfo: ...
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         """A new batch of episodes starts, its scenes at `episodes.scene`; forget the last.
 
         Random draws are a function of the seed, the scene's index and t, so that no result depends on how scenes

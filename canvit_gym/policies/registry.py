@@ -14,7 +14,8 @@ from typing import Any, Literal, get_args
 from canvit_pytorch.policies import PolicyName
 
 from canvit_gym.actions import DiscreteActions
-from canvit_gym.config import EnvConfig, build_actions, build_backbone, build_scenes, task_kind
+from canvit_gym.assembly import build_actions, build_backbone, build_scenes, task_kind
+from canvit_gym.config import EnvConfig
 from canvit_gym.policies.entropy import EntropyGreedy, QuadtreeBeam
 from canvit_gym.policies.fixed_sequence import (
     BestFixedSequence,
@@ -24,7 +25,7 @@ from canvit_gym.policies.fixed_sequence import (
     search_fixed_sequence,
     searched_on,
 )
-from canvit_gym.policies.halves import Half
+from canvit_gym.policies.label_split import Half
 from canvit_gym.policies.oracle import GreedyOracle, oracle_candidates
 from canvit_gym.policies.paper import PaperPolicy, RandomStream, paper_info
 from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_supported

@@ -46,7 +46,7 @@ class SpectralResidualSaliency:
         check_count("centers", centers)
         self.candidates = grid_viewpoints(scales=scales, centers=centers)
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         size = _map_size(episodes)
         self._windows = Windows(self.candidates, size=size, device=episodes.backbone.device)
         self._octaves = -torch.log2(torch.from_numpy(self.candidates[:, 2]).to(episodes.backbone.device))

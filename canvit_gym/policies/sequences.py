@@ -20,7 +20,7 @@ class CycledViewpoints:
         self.table = table
         self.info = info
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         """Nothing is remembered between glimpses."""
 
     def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:

@@ -10,8 +10,8 @@ from canvit_pytorch import CanViTForImageClassification, CanViTForPretraining, R
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from canvit_gym.backbone.hub import WEIGHTS, Source, locate, mark_used
 from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading
-from canvit_gym.backbone.names import WEIGHTS, Source, locate, mark_used
 from canvit_gym.tasks.task import check_probe
 
 

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
+from canvit_gym.backbone.hub import ade20k_probe
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.backbone.names import ade20k_probe
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID
 
 TaskKind = Literal["segmentation", "classification"]

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from canvit_gym.backbone.canvas import normalized_canvas
+from canvit_gym.backbone.hub import CONFIG, PROBES, WEIGHTS, Source, asset_dir, locate, mark_used
 from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading
-from canvit_gym.backbone.names import CONFIG, PROBES, WEIGHTS, Source, asset_dir, locate, mark_used
 from canvit_gym.confusion import QuadLabels, count_confusion
 from canvit_gym.tasks.task import check_probe
 

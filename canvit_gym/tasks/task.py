@@ -28,7 +28,7 @@ class Task(Protocol):
 
     @property
     def record(self) -> dict[str, Any]:
-        """JSON values that say which probe reads: see canvit_gym.backbone.names.Source."""
+        """JSON values that say which probe reads: see canvit_gym.backbone.hub.Source."""
         ...
 
     def truth(self, labels: Tensor, *, with_score: bool = False) -> dict[str, Tensor]:

@@ -13,8 +13,9 @@ import torch
 from canvit_pytorch.policies import make_policy as canvit_policy
 from canvit_pytorch.preprocess import imagenet_normalize
 
+from canvit_gym.assembly import build_backbone, build_scenes
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.config import EnvConfig, build_backbone, build_scenes
+from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 

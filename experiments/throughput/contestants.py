@@ -18,8 +18,9 @@ from canvit_pytorch.policies import make_policy as canvit_policy
 from canvit_pytorch.preprocess import imagenet_normalize
 from gymnasium.vector import SyncVectorEnv
 
+from canvit_gym.assembly import build_backbone, build_scenes
 from canvit_gym.backbone.load import Backbone, Precision
-from canvit_gym.config import EnvConfig, build_backbone, build_scenes
+from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env

@@ -29,7 +29,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     ],
     "observation": [
         (episodes, "pooled_canvas"),
-        (episodes, "sharpened"),
+        (episodes, "update_acuity"),
         (EpisodeBatch, "observe"),
         (GlimpseVectorEnv, "_observation"),
     ],

@@ -17,10 +17,10 @@ def check_shard(shard: tuple[int, int]) -> None:
         raise ValueError(f"shard must be (i, n), two ints with 0 <= i < n, got {shard!r}")
 
 
-class SceneOrder:
+class SceneSampler:
     """An endless sequence of scene indices: every pass holds each scene of the shard exactly once.
 
-    >>> order = SceneOrder(num_scenes=5, shard=(1, 2), shuffle=False)
+    >>> order = SceneSampler(num_scenes=5, shard=(1, 2), shuffle=False)
     >>> order.take(3, np.random.default_rng(0)).tolist()
     [1, 3, 1]
     """
@@ -61,7 +61,7 @@ class SceneOrder:
 
 
 def next_scenes(
-    order: SceneOrder, scenes: SceneSource, *, count: int, ahead: int, rng: np.random.Generator
+    order: SceneSampler, scenes: SceneSource, *, count: int, ahead: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
     """The next `count` scenes that can be loaded; the source is told them and the `ahead` after them.
 

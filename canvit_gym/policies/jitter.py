@@ -1,4 +1,4 @@
-"""Trembling: any policy whose glimpses land a little beside where it wants them.
+"""Jittered: any policy whose glimpses land a little beside where it wants them.
 
 A reading depends on where exactly a glimpse is sampled, to the pixel, in ways that nothing in sight tells. A policy
 that tries viewpoints with the labels, the greedy oracle, picks those that happen to fall well. What is left of its lead
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.streams import scene_displacements
-from canvit_gym.viewpoints import kept_inside
+from canvit_gym.viewpoints import clip_to_scene
 
 OWN_STREAM = 1 << 19
 """Where its random numbers begin: the policy may draw from (seed, scene, t) itself."""
 
 
-class Trembling:
+class Jittered:
     """`policy`, every glimpse but the first moved by up to `cells` canvas cells along each axis, uniformly.
 
     Crops stay inside the scene. Draws are a function of (seed, scene, t).
@@ -29,7 +29,7 @@ class Trembling:
     >>> from canvit_gym.evaluation import evaluate
     >>> from canvit_gym.policies import make_policy
     >>> config = EnvConfig(split="test", num_scenes=2, device="cpu")
-    >>> trembling = Trembling(make_policy("center(scale=0.5)", config=config, num_glimpses=2), cells=0.5)
+    >>> trembling = Jittered(make_policy("center(scale=0.5)", config=config, num_glimpses=2), cells=0.5)
     >>> off = evaluate(trembling, config=config, num_glimpses=2).viewpoints[:, 1]
     >>> bool((abs(off[:, :2]) <= 1 / 16).all()), off[:, 2].tolist()
     (True, [0.5, 0.5])
@@ -47,9 +47,9 @@ class Trembling:
             deterministic=False,
         )
 
-    def begin(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
         self._seed = seed
-        self._policy.begin(episodes, seed=seed)
+        self._policy.reset(episodes, seed=seed)
 
     def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
         wanted = self._policy.viewpoints(t, episodes)
@@ -57,7 +57,7 @@ class Trembling:
             return wanted
         reach = 2 * self._cells / episodes.backbone.canvas_grid
         off = reach * scene_displacements(self._seed, episodes.scene, OWN_STREAM + t)
-        return kept_inside(wanted[:, :2] + off, wanted[:, 2:])
+        return clip_to_scene(wanted[:, :2] + off, wanted[:, 2:])
 
     def flops_per_decision(self, episodes: EpisodeBatch) -> int:
         return self._policy.flops_per_decision(episodes)

@@ -1,0 +1,103 @@
+"""EnvConfig -> parts: scenes, backbone, task, actions, observation layout. Everything that needs them asks here."""
+
+from typing import cast
+
+from canvit_gym.actions import ActionKind, Actions, make_actions
+from canvit_gym.backbone.load import Backbone, load_backbone, resolve_device
+from canvit_gym.config import EnvConfig
+from canvit_gym.first_glimpses import FirstGlimpseCache
+from canvit_gym.observations import ObservationLayout
+from canvit_gym.scenes.catalog import Dataset, make_scenes
+from canvit_gym.scenes.source import SceneSource
+from canvit_gym.tasks.classification import ClassificationTask, load_classifier
+from canvit_gym.tasks.default_probe import TaskKind, default_probe
+from canvit_gym.tasks.segmentation import SegmentationTask, load_probe
+from canvit_gym.viewpoints import first_viewpoints
+
+
+def build_backbone(config: EnvConfig) -> Backbone:
+    return load_backbone(
+        config.checkpoint,
+        device=config.device,
+        precision=config.precision,
+        revision=config.revision,
+        canvas_grid=config.canvas_grid,
+        scene_size_px=config.scene_size_px,
+        compile=config.compile,
+    )
+
+
+def build_first_glimpse_cache(config: EnvConfig, backbone: Backbone, *, num_scenes: int) -> FirstGlimpseCache | None:
+    """The cache that the config asks for, if any."""
+    if not config.first_glimpse_cache_mb or config.first_glimpse is None:
+        return None
+    return FirstGlimpseCache(
+        viewpoint=first_viewpoints(config.first_glimpse, 1)[0],
+        num_scenes=num_scenes,
+        num_bytes=config.first_glimpse_cache_mb * 1_000_000,
+        dtype=config.first_glimpse_cache_dtype,
+        where=config.first_glimpse_cache_on,
+        device=backbone.device,
+    )
+
+
+def build_scenes(config: EnvConfig, *, batched: bool = True) -> SceneSource:
+    """The scenes of the config's split. Where they come one at a time, no worker processes are used unasked."""
+    return make_scenes(
+        dataset=config.dataset,
+        split=config.split,
+        num_scenes=config.num_scenes,
+        scene_size_px=lambda: build_backbone(config).scene_size_px,
+        root=config.root,
+        tuning_scenes=config.tuning_scenes,
+        workers=0 if config.workers is None and not batched else config.workers,
+        unreadable=config.unreadable,
+        cache=config.cache,
+        pin_memory=resolve_device(config.device).type == "cuda",
+    )
+
+
+def require_scene_size(config: EnvConfig, backbone: Backbone, scenes: SceneSource) -> None:
+    """Raise ValueError where the scenes have another size than the backbone looks at."""
+    if scenes.scene_size_px != backbone.scene_size_px:
+        raise ValueError(
+            f"checkpoint {config.checkpoint!r} expects scenes of {backbone.scene_size_px} px, but those of "
+            f"{config.dataset} have {scenes.scene_size_px} px and no other: pass scene_size_px={scenes.scene_size_px}, "
+            "or a checkpoint of that size (such as nano)"
+        )
+
+
+def task_kind(dataset: Dataset) -> TaskKind:
+    """What a data set's labels are for."""
+    return "segmentation" if "segmentation" in dataset or dataset == "ade20k" else "classification"
+
+
+def build_task(
+    config: EnvConfig, backbone: Backbone, classes: tuple[str, ...]
+) -> SegmentationTask | ClassificationTask:
+    kind = task_kind(config.dataset)
+    name = config.probe or default_probe(config.dataset, kind, backbone)
+    if kind == "segmentation":
+        probe, source = load_probe(cast(str, name), backbone, classes=classes)
+        return SegmentationTask(backbone=backbone, probe=probe, classes=classes, source=source)
+    model, source = load_classifier(name, backbone, classes=classes)
+    return ClassificationTask(backbone=backbone, model=model, classes=classes, source=source)
+
+
+def build_actions(config: EnvConfig, kind: ActionKind | None = None) -> Actions:
+    """The actions of the config's kind, or of another with the config's values."""
+    return make_actions(kind or config.action, **config.action_parameters)
+
+
+def build_layout(config: EnvConfig, backbone: Backbone, *, is_dense: bool) -> ObservationLayout:
+    return ObservationLayout(
+        keys=config.observations,
+        canvas_size=config.canvas_size,
+        map_size=backbone.canvas_grid if config.map_size is None else config.map_size,
+        dtype=config.observation_dtype,
+        canvas_dim=backbone.canvit.canvas_dim,
+        backbone_dim=backbone.canvit.backbone_dim,
+        canvas_grid=backbone.canvas_grid,
+        glimpse_size_px=backbone.glimpse_size_px,
+        is_dense=is_dense,
+    )
