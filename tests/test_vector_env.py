@@ -79,13 +79,13 @@ class TestNextStep:
     def test_the_reset_step_shares_the_others_forward(self, make_vec: MakeVec, monkeypatch: pytest.MonkeyPatch) -> None:
         envs = make_vec(3, **STOPPING)
         calls: list[int] = []
-        look = envs.episodes.look
+        look = envs.episodes.step_rows
 
         def counted(rows: np.ndarray, viewpoints: np.ndarray) -> None:
             calls.append(len(rows))
             look(rows, viewpoints)
 
-        monkeypatch.setattr(envs.episodes, "look", counted)
+        monkeypatch.setattr(envs.episodes, "step_rows", counted)
         envs.reset(seed=0)
         envs.step(np.array([1, STOP, 2]))
         envs.step(np.array([1, 1, 2]))

@@ -19,7 +19,7 @@ from experiments.throughput.contestants import Run
 
 PYTHON = "Python and copies between states"
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    "scenes": [(EpisodeBatch, "begin")],
+    "scenes": [(EpisodeBatch, "reset_rows")],
     "glimpse sampling": [(Backbone, "glimpse")],
     "backbone": [(Backbone, "step"), (Backbone, "init_state")],
     "probe": [(EpisodeBatch, "_decode")],
