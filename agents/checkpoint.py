@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from agents.policy import ViewpointPolicy, policy_kwargs_for
-from agents.record import PolicyRecord, describe_inputs, require_same
+from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
 from canvit_gym.assembly import build_actions, build_backbone, build_layout
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
+from canvit_gym.policies.record import PolicyRecord, describe_inputs, require_same
 
 WEIGHTS, RECORD = "policy.safetensors", "policy.json"
 
@@ -54,7 +54,7 @@ def load_record(directory: Path) -> PolicyRecord:
         if not (Path(directory) / name).is_file():
             raise FileNotFoundError(
                 f"{directory} has no {name}. A policy is a directory with {WEIGHTS} and {RECORD}, such as "
-                "the best/ and last/ that python -m experiments.train leaves in its run directory."
+                "the best/ and last/ that python -m agents.train leaves in its run directory."
             )
     path = Path(directory) / RECORD
     try:

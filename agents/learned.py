@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from agents.checkpoint import RECORD, load_policy
-from agents.policy import ViewpointPolicy
-from agents.record import Inputs, describe_layout, require_same
+from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies import PolicyInfo, check_supported
 from canvit_gym.policies.flops import probe_flops
+from canvit_gym.policies.record import Inputs, describe_layout, require_same
 from canvit_gym.policies.streams import scene_seeds, scene_uniforms
 from canvit_gym.seeding import seeded
 from canvit_gym.viewpoints import FirstGlimpse, first_viewpoints

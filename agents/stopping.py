@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.learned import LearnedPolicy
-from agents.policy import ViewpointPolicy
+from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch

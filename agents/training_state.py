@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.hyperparameters import ends_with_rollouts
 from agents.normalize import PerStepNormalize
-from agents.ppo import GlimpsePPO
+from agents.ppo.algorithm import GlimpsePPO
+from agents.ppo.hyperparameters import ends_with_rollouts
 from canvit_gym.sb3 import GlimpseVecEnv
 
 State = dict[str, Any]

@@ -4,7 +4,7 @@ The native vector env steps all scenes in one batched forward; this adapter only
 into SB3's conventions: the observation of an ended episode goes to its info's `terminal_observation`, the
 returned one is already the next scene's first, and `reset_infos` holds that scene's info.
 
-With `tensors`, observations stay on the device, for learners whose rollout buffer takes them (agents.rollout):
+With `tensors`, observations stay on the device, for learners whose rollout buffer takes them (agents.ppo.rollout):
 dicts of tensors, maps in that precision, and infos only where episodes ended, without `terminal_observation`. SB3's
 wrappers that compute on observations (VecNormalize with norm_obs=True, VecCheckNan) want arrays.
 """

@@ -4,8 +4,8 @@
     python -m experiments.ablations --decisions 60000 --variants base gamma=0.0 gamma=0.5
     python -m experiments.ablations --decisions 60000 --shard 0 2    # beside it, in another shell: --shard 1 2
 
-A variant is the entry of agents/hyperparameters.yml with one change; `base` has none. Every (variant, seed) is a run
-of experiments.train of its own, on the first --num-scenes training scenes (prepared once), in
+A variant is the entry of agents/hyperparameters/ppo.yml with one change; `base` has none. Every (variant, seed) is a
+run of agents.train of its own, on the first --num-scenes training scenes (prepared once), in
 runs-dir/ENV/DECISIONSxSCENES/VARIANT/seed0. What is finished is not run again, what was interrupted goes on. The
 report, experiments/results/ablations/ENV.json and .md, is written at the end, of all finished runs of that directory,
 whoever ran them.
@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 
 from agents.checkpoint import load_policy
-from agents.hyperparameters import load_hyperparameters
 from agents.learned import LearnedPolicy
+from agents.ppo.hyperparameters import load_hyperparameters
+from agents.settings import CONFIG, RESULT, TrainConfig
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.statistics import InterquartileMean, bootstrap_interval, paired_difference
 from experiments.command_line import GOES_ON, env_config, json_object, run_command
@@ -36,7 +37,6 @@ from experiments.provenance import plain, provenance
 from experiments.records import write_text
 from experiments.runs import complete, require_same_run
 from experiments.throughput.ppo import learn_rollouts, ppo_for_throughput
-from experiments.training.settings import CONFIG, RESULT, TrainConfig
 
 BASE = "base"
 
@@ -117,7 +117,7 @@ class AblationConfig:
     eval_scenes: int = 512
     """Of the validation split."""
     hyper: str | None = '{"warm_start": {"states": 0}, "learning_rate": "lin_1.0e-3"}'
-    """Overrides of agents/hyperparameters.yml for every variant, the base included, as JSON. Default: PPO by
+    """Overrides of agents/hyperparameters/ppo.yml for every variant, the base included, as JSON. Default: PPO by
     itself, for a warm start hides what PPO learns, and is a variant."""
     env_kwargs: str | None = None
     """Keyword arguments of the environment for every variant, as JSON."""

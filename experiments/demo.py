@@ -18,8 +18,10 @@ import torch
 from canvit_pytorch.policies import PolicyName
 
 from agents.checkpoint import load_policy, load_record
-from agents.hyperparameters import load_hyperparameters
 from agents.learned import LearnedPolicy
+from agents.ppo.hyperparameters import load_hyperparameters
+from agents.settings import CONFIG, RESULT, TrainConfig
+from agents.train import train
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
 from canvit_gym.policies import GlimpsePolicy, PaperPolicy
 from canvit_gym.statistics import Estimate, paired_difference
@@ -27,8 +29,6 @@ from experiments.command_line import INTERRUPTED, run_command
 from experiments.gaze_picture import draw_gaze
 from experiments.peak_memory import peak_mib
 from experiments.provenance import provenance
-from experiments.train import train
-from experiments.training.settings import CONFIG, RESULT, TrainConfig
 
 ENV_ID = "CanViT/FashionSegmentation-v0"
 OPPONENTS: tuple[PolicyName, ...] = ("random", "full_then_random", "coarse_to_fine", "entropy_coarse_to_fine")
@@ -41,9 +41,9 @@ class DemoConfig:
     """Where the policy, the results and the picture go. A finished run there is evaluated as it is, an unfinished one
     gone on with."""
     total_timesteps: int | None = None
-    """Decisions to train for. None: as in agents/hyperparameters.yml."""
+    """Decisions to train for. None: as in agents/hyperparameters/ppo.yml."""
     warm_start_states: int | None = None
-    """States of the warm start before them. None: as in agents/hyperparameters.yml."""
+    """States of the warm start before them. None: as in agents/hyperparameters/ppo.yml."""
     num_training_scenes: int | None = None
     """None: all of the training split."""
     num_test_scenes: int | None = None

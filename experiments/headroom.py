@@ -81,7 +81,7 @@ class HeadroomConfig:
     learned: tuple[Path, ...]
     """Policies of one method, one per training seed."""
     warm_started: tuple[Path, ...] = ()
-    """The same policies, in the same order, as their warm starts left them, before PPO (experiments.train's
+    """The same policies, in the same order, as their warm starts left them, before PPO (agents.train's
     warm_start/)."""
     env: str = "CanViT/FashionSegmentation-v0"
     baselines: tuple[str, ...] = ()

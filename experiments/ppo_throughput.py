@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from agents.hyperparameters import load_hyperparameters
+from agents.ppo.hyperparameters import load_hyperparameters
 from canvit_gym.sb3 import make_sb3_env
 from experiments.command_line import json_object, run_command
 from experiments.peak_memory import peak_mib
@@ -48,7 +48,7 @@ class PPOThroughputConfig:
     env_kwargs: str = "{}"
     """Keyword arguments of the environment, for every contestant, as JSON."""
     hyper: str = "{}"
-    """Overrides of agents/hyperparameters.yml for ours only, as JSON."""
+    """Overrides of agents/hyperparameters/ppo.yml for ours only, as JSON."""
     num_envs: int = 64
     num_scenes: int = 512
     rollouts: int = 3

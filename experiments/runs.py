@@ -1,4 +1,4 @@
-"""Runs of experiments.train as parts of a study: each trained once, gone on with where interrupted, never mixed with
+"""Runs of agents.train as parts of a study: each trained once, gone on with where interrupted, never mixed with
 runs of other settings.
 """
 
@@ -6,11 +6,11 @@ import json
 from dataclasses import replace
 
 from agents.checkpoint import load_record
-from agents.hyperparameters import load_hyperparameters
-from agents.record import describe_inputs, require_same
+from agents.ppo.hyperparameters import load_hyperparameters
+from agents.settings import CONFIG, DEFAULT_ENV, RESULT, TrainConfig
+from agents.train import train
+from canvit_gym.policies.record import describe_inputs, require_same
 from experiments.command_line import json_object
-from experiments.train import train
-from experiments.training.settings import CONFIG, DEFAULT_ENV, RESULT, TrainConfig
 
 
 def complete(config: TrainConfig) -> bool:
@@ -28,7 +28,7 @@ def complete(config: TrainConfig) -> bool:
 def require_same_run(config: TrainConfig) -> None:
     """Raise ValueError where the run in `config.run_dir` is not the one that `config` would begin now.
 
-    agents/hyperparameters.yml may have changed since, and so may the checkpoint behind a name.
+    agents/hyperparameters/ppo.yml may have changed since, and so may the checkpoint behind a name.
     """
     found = json.loads((config.run_dir / CONFIG).read_text())
     hyper = load_hyperparameters(config.env or DEFAULT_ENV, json_object(config.hyper, option="--hyper"))

@@ -2,7 +2,7 @@
 
     python -m experiments.stopping --decisions 100000 --costs 0 0.002 0.005 0.01 0.02
 
-For every cost and seed an agent with allow_stop is trained (a run of experiments.train each, resumable) and evaluated
+For every cost and seed an agent with allow_stop is trained (a run of agents.train each, resumable) and evaluated
 on validation scenes, most likely actions: at each scene it stops where "stop" is likelier than every viewpoint, or
 when the budget is spent. The curve is the score at the stop against the mean number of glimpses.
 
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.checkpoint import load_policy
+from agents.settings import TrainConfig
 from agents.stopping import Stops, stops
 from canvit_gym.statistics import Mean, MeanIoU, Statistic, Together, bootstrap_interval
 from experiments.command_line import GOES_ON, json_object, run_command
@@ -28,7 +29,6 @@ from experiments.comparison import with_interval
 from experiments.provenance import plain, provenance
 from experiments.records import write_text
 from experiments.runs import complete
-from experiments.training.settings import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class StoppingConfig:
     decisions: int = 100_000
     eval_scenes: int = 512
     hyper: str = "{}"
-    """Overrides of agents/hyperparameters.yml, as JSON."""
+    """Overrides of agents/hyperparameters/ppo.yml, as JSON."""
     env_kwargs: str = "{}"
     runs_dir: Path = Path("runs/stopping")
     results_dir: Path = Path("experiments/results/stopping")

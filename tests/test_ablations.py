@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.settings import TrainConfig
+from agents.train import TrainResult
 from experiments import ablations, runs
 from experiments.ablations import VARIANTS, AblationConfig, ablate, chosen_variants, resolved, runs_of, settings_of
-from experiments.train import TrainResult
-from experiments.training.settings import TrainConfig
 
 ENV_KWARGS: dict[str, Any] = {"device": "cpu", "budget": 3, "grid_centers": 4}
 HYPER: dict[str, Any] = {

@@ -13,19 +13,19 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from agents.callbacks import EntropyFloor, decision_index, normalized_entropy
 from agents.checkpoint import load_policy, save_policy
-from agents.hyperparameters import check_fit, load_hyperparameters, schedule
 from agents.learned import LearnedPolicy
-from agents.networks import Features, ViewpointHead, interpolation_matrix, window_matrix
 from agents.normalize import PerStepNormalize
-from agents.policy import ViewpointPolicy, policy_kwargs_for
-from agents.ppo import GlimpsePPO
-from agents.record import PolicyRecord, describe_inputs
+from agents.ppo.algorithm import GlimpsePPO
+from agents.ppo.callbacks import EntropyFloor, decision_index, normalized_entropy
+from agents.ppo.hyperparameters import check_fit, load_hyperparameters, schedule
+from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
 from canvit_gym.assembly import build_actions, build_backbone, build_layout
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
+from canvit_gym.policies.networks import Features, ViewpointHead, interpolation_matrix, window_matrix
+from canvit_gym.policies.record import PolicyRecord, describe_inputs
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 
 SPACE = spaces.Dict(

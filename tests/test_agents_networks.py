@@ -7,11 +7,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agents.distributions import BoundedBeta, TanhGaussian
-from agents.networks import NETWORKS
-from agents.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo.distributions import BoundedBeta, TanhGaussian
+from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
 from canvit_gym.observations import GAZE_LENGTH, update_acuity
+from canvit_gym.policies.networks import NETWORKS
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
 SPACE = spaces.Dict(

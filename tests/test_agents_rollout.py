@@ -11,8 +11,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecMonitor
 
-from agents.policy import ViewpointPolicy, policy_kwargs_for
-from agents.rollout import TensorRolloutBuffer
+from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo.rollout import TensorRolloutBuffer
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 
 SEGMENTATION = "CanViT/FashionSegmentation-v0"

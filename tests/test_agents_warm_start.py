@@ -12,16 +12,16 @@ import torch
 
 from agents.checkpoint import load_policy, load_record
 from agents.learned import LearnedPolicy
-from agents.policy import ViewpointPolicy, policy_kwargs_for
-from agents.warm_start import WarmStart, _gains, discounted_returns, warm_start
+from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo.warm_start import WarmStart, _gains, discounted_returns, warm_start
+from agents.settings import TrainConfig
+from agents.train import train
 from canvit_gym.assembly import build_actions, build_backbone, build_layout
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.rewards import Reward
 from canvit_gym.vector_env import GlimpseVectorEnv
-from experiments.train import train
-from experiments.training.settings import TrainConfig
 
 CONFIG = EnvConfig(num_scenes=16, device="cpu", budget=3, grid_scales=(0.5,), grid_centers=3)
 RETURNS = partial(discounted_returns, gamma=1.0, normalize="pooled", center=True, clip=5.0)

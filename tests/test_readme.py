@@ -26,7 +26,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?:^    .*\n|^\n(?=    ))+", flags=re.MULTILINE)
 QUOTED = re.compile(r"`([^`]+)`")
-SHOWN = "python -m experiments."
+SHOWN = re.compile(r"python -m (?:agents|experiments)\.")
 
 RECORDER = r"""set -f; PATH=
 python() { printf '%s\0' "$@"; printf '\n'; }
@@ -50,8 +50,8 @@ def shell_blocks(page: str) -> list[str]:
     fenced = [body for language, body in FENCED.findall(page) if language != "python"]
     indented = INDENTED.findall(FENCED.sub("", page))
     quoted = [span.replace("\n", " ") for span in QUOTED.findall(prose(page))]
-    quoted = [re.sub(r"^(?=experiments\.\S+ -)", "python -m ", span) for span in quoted]
-    return [block for block in (*fenced, *indented, *quoted) if SHOWN in block]
+    quoted = [re.sub(r"^(?=(?:agents|experiments)\.\S+ -)", "python -m ", span) for span in quoted]
+    return [block for block in (*fenced, *indented, *quoted) if SHOWN.search(block)]
 
 
 def commands(page: str) -> list[tuple[str, ...]]:
@@ -61,14 +61,14 @@ def commands(page: str) -> list[tuple[str, ...]]:
         done = subprocess.run(["/bin/sh", "-c", RECORDER + block], capture_output=True, text=True, check=False)
         assert done.returncode in (0, NOT_FOUND), f"{block}\n{done.stderr}"
         calls += [line.split("\0")[:-1] for line in done.stdout.split("\n")]
-    ours = [call[1:] for call in calls if call[:1] == ["-m"] and call[1].startswith("experiments.")]
+    ours = [call[1:] for call in calls if call[:1] == ["-m"] and call[1].startswith(("agents.", "experiments."))]
     return list(dict.fromkeys(tuple(call) for call in ours if call[-1] != "..."))
 
 
 def descriptions() -> dict[str, str]:
     """What the modules of experiments that are commands say of themselves, by name."""
     found = {}
-    for path in sorted((ROOT / "experiments").rglob("*.py")):
+    for path in sorted(path for folder in ("agents", "experiments") for path in (ROOT / folder).rglob("*.py")):
         source = path.read_text()
         if 'if __name__ == "__main__":' in source and "    run_command(" in source:
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
@@ -123,10 +123,10 @@ def test_readme_has_the_quick_start() -> None:
 def test_commands_are_found_as_a_shell_passes_them() -> None:
     page = """
     for s in 0 1; do
-        A=b python -m experiments.train --seed $s \\
+        A=b python -m agents.train --seed $s \\
             --learned runs/seed*/best  # a remark
     done
-    python -m experiments.train ...
+    python -m agents.train ...
 
 ```sh
 make no such thing
@@ -144,19 +144,21 @@ Beside them `experiments.scaling
 | `python -m experiments.demo --env-kwargs '{"budget": 5}'` | |
 """
     assert sorted(commands(page)) == [
+        ("agents.train", "--seed", "0", "--learned", "runs/seed*/best"),
+        ("agents.train", "--seed", "1", "--learned", "runs/seed*/best"),
         ("experiments.demo", "--env-kwargs", '{"budget": 5}'),
         ("experiments.memory",),
         ("experiments.scaling", "--largest", "16"),
-        ("experiments.train", "--seed", "0", "--learned", "runs/seed*/best"),
-        ("experiments.train", "--seed", "1", "--learned", "runs/seed*/best"),
     ]
     with pytest.raises(AssertionError, match=r"(?i)unterminated|unexpected EOF"):
-        commands("    python -m experiments.train --hyper '{}\n")
+        commands("    python -m agents.train --hyper '{}\n")
 
 
 def test_every_command_shown_is_found() -> None:
-    assert README.count(SHOWN) > 20 and SHOWN not in QUOTED.sub("", prose(README))
-    assert {module for module, *_ in commands(README)} >= set(re.findall(r"python -m (experiments\.\w+)", README))
+    assert len(SHOWN.findall(README)) > 20 and not SHOWN.search(QUOTED.sub("", prose(README)))
+    assert {module for module, *_ in commands(README)} >= set(
+        re.findall(r"python -m ((?:agents|experiments)\.\w+)", README)
+    )
 
 
 of_modules_run_twice = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")

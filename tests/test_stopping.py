@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from agents.checkpoint import load_policy
+from agents.settings import TrainConfig
 from agents.stopping import stops
+from agents.train import train
 from experiments.runs import complete
 from experiments.stopping import StoppingConfig, interpolated, row, run_one, study
-from experiments.train import train
-from experiments.training.settings import TrainConfig
 
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1,

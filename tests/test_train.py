@@ -21,15 +21,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.checkpoint import load_policy, load_record
 from agents.learned import LearnedPolicy
+from agents.settings import TrainConfig
 from agents.stopping import stops
+from agents.train import main, train
 from agents.training_state import load_state
+from agents.validation import Headroom, fixation_maps, fixation_picture
 from canvit_gym.evaluation import evaluate
 from canvit_gym.sb3 import GlimpseVecEnv
 from experiments.provenance import provenance
 from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_throughput
-from experiments.train import main, train
-from experiments.training.settings import TrainConfig
-from experiments.validation import Headroom, fixation_maps, fixation_picture
 
 ENV_KWARGS: dict[str, Any] = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 4}
 HYPER: dict[str, Any] = {
@@ -318,7 +318,7 @@ def test_a_first_evaluation_that_fails_loses_no_warm_start(tmp_path: Path, monke
         tmp_path / "run", warm_start_states=16, hyper={"warm_start": {"candidates": 3, "epochs": 1}}, updates=1
     )
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.training.run.evaluate", fail)
+        patch.setattr("agents.monitor.evaluate", fail)
         with pytest.raises(FloatingPointError, match="checkpoint, of decision 0, is kept"):
             train(config)
     warm, last = (load_file(config.run_dir / name / "policy.safetensors") for name in ("warm_start", "last"))
@@ -337,13 +337,13 @@ def test_ctrl_c_while_a_run_begins(
 
     config = tiny(tmp_path / "run", updates=1, eval_every=0)
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.train.TensorBoardOutputFormat", interrupt)
+        patch.setattr("agents.train.TensorBoardOutputFormat", interrupt)
         with caplog.at_level("INFO"), pytest.raises(SystemExit) as exit_:
             main(config)
     assert exit_.value.code == 130 and f"--run-dir {config.run_dir} --resume" in caplog.text
     assert train(TrainConfig(config.run_dir, resume=True, progress=False)).num_timesteps == ROLLOUT
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.train.make_model", interrupt)
+        patch.setattr("agents.train.make_model", interrupt)
         with pytest.raises(KeyboardInterrupt):  # nothing is there yet: the same command begins again
             main(replace(config, run_dir=tmp_path / "another"))
 
@@ -425,7 +425,7 @@ def test_unwritable_run_directory(tmp_path: Path) -> None:
 
 def command_line(config: TrainConfig) -> list[str]:
     # One thread, as in this process: sums over more come out in another order.
-    start = "import runpy, torch; torch.set_num_threads(1); runpy.run_module('experiments.train', run_name='__main__')"
+    start = "import runpy, torch; torch.set_num_threads(1); runpy.run_module('agents.train', run_name='__main__')"
     command = [sys.executable, "-c", start, "--run-dir", str(config.run_dir), "--no-progress"]
     for name in (
         "env_kwargs", "hyper", "total_timesteps", "eval_every", "eval_scenes", "checkpoint_every", "gaze_scenes",

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from datasets import tiny
 
+from agents.settings import TrainConfig
+from agents.train import train
 from experiments import fit_probe
 from experiments.benchmark import BenchmarkConfig, benchmark
 from experiments.fit_probe import ProbeConfig
-from experiments.train import train
-from experiments.training.settings import TrainConfig
 
 HYPER = {
     "n_envs": 2, "n_steps": 1, "batch_size": 2, "n_epochs": 1,

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from agents.checkpoint import save_policy
-from agents.policy import ViewpointPolicy, policy_kwargs_for
-from agents.record import PolicyRecord, describe_inputs
+from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
 from canvit_gym.assembly import build_actions, build_backbone, build_layout
 from canvit_gym.config import EnvConfig
+from canvit_gym.policies.record import PolicyRecord, describe_inputs
 
 NETWORK: dict[str, Any] = {"channels": 8, "context_dim": 16, "blocks": 1}
 

@@ -173,7 +173,7 @@ def sb3_adapter(job: Job) -> Run:
 
 
 def ppo(job: Job) -> Run:
-    """Rollouts and updates, with the hyperparameters of agents/hyperparameters.yml."""
+    """Rollouts and updates, with the hyperparameters of agents/hyperparameters/ppo.yml."""
     model = ppo_for_throughput(SEGMENTATION, num_envs=job.num_envs, env_kwargs=job.env_kwargs())
 
     def run() -> int:

@@ -12,15 +12,15 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecMonitor
 
-from agents.hyperparameters import Hyperparameters, check_fit, load_hyperparameters
-from agents.policy import ViewpointPolicy, policy_kwargs_for
-from agents.ppo import GlimpsePPO
-from agents.rollout import TensorRolloutBuffer
+from agents.ppo.algorithm import GlimpsePPO
+from agents.ppo.hyperparameters import Hyperparameters, check_fit, load_hyperparameters
+from agents.ppo.model import make_model, make_training_env, ppo_arguments
+from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo.rollout import TensorRolloutBuffer
 from canvit_gym.backbone.load import Backbone, resolve_device
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from experiments.command_line import env_config
 from experiments.throughput.clock import Clock, synchronize
-from experiments.training.model import make_model, make_training_env, ppo_arguments
 
 
 def _throughput_hyperparameters(

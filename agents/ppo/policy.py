@@ -11,10 +11,19 @@ from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from agents.distributions import BoundedBeta, TanhGaussian, make_continuous_distribution
-from agents.networks import NETWORKS, AttentionBlock, Features, GazeHead, MapTrunk, ModulatedBlock, TableHead, ValueHead
-from agents.record import PolicyRecord
+from agents.ppo.distributions import BoundedBeta, TanhGaussian, make_continuous_distribution
 from canvit_gym.actions import Actions, DiscreteActions
+from canvit_gym.policies.networks import (
+    NETWORKS,
+    AttentionBlock,
+    Features,
+    GazeHead,
+    MapTrunk,
+    ModulatedBlock,
+    TableHead,
+    ValueHead,
+)
+from canvit_gym.policies.record import PolicyRecord
 
 _SMALL = 0.01
 """Gain of the last layers: every viewpoint starts out almost equally likely."""
@@ -36,12 +45,12 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
     """PPO("MultiInputPolicy", ...) with a map where that has one long vector.
 
     `viewpoints` ([A, 3], or None for continuous actions) is the environment's table,
-    `envs.actions.viewpoints`: see `policy_kwargs_for`. `network` is one of agents.networks.NETWORKS;
+    `envs.actions.viewpoints`: see `policy_kwargs_for`. `network` is one of canvit_gym.policies.networks.NETWORKS;
     `mask_seen` (discrete actions) gives no probability to viewpoints whose window has been seen at their scale,
-    `inhibition` none to those within this distance of one taken before (see agents.networks.TableHead; it has no
-    effect on continuous actions);
-    `distribution` (continuous actions) is "gaussian", "tanh_gaussian" or "beta". The rest of the keyword arguments
-    are SB3's, but for those that choose what is chosen here (layers, initialization, noise), which are refused.
+    `inhibition` none to those within this distance of one taken before (see canvit_gym.policies.networks.TableHead; it
+    has no effect on continuous actions); `distribution` (continuous actions) is "gaussian", "tanh_gaussian" or "beta".
+    The rest of the keyword arguments are SB3's, but for those that choose what is chosen here (layers, initialization,
+    noise), which are refused.
     """
 
     record: PolicyRecord | None = None

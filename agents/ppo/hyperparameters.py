@@ -1,4 +1,4 @@
-"""Hyperparameters of PPO by environment id: agents/hyperparameters.yml, and overrides."""
+"""Hyperparameters of PPO by environment id: agents/hyperparameters/ppo.yml, and overrides."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import yaml
 
-from agents.callbacks import EntropyFloor
-from agents.warm_start import WarmStart
+from agents.ppo.callbacks import EntropyFloor
+from agents.ppo.warm_start import WarmStart
 from canvit_gym.config import EnvConfig
 
-FILE = Path(__file__).with_name("hyperparameters.yml")
+FILE = Path(__file__).parents[1] / "hyperparameters" / "ppo.yml"
 POLICY_KWARGS = (
     "network", "channels", "context_dim", "blocks", "separable", "upsample", "mask_seen", "inhibition", "distribution",
     "log_std_init",

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agents.hyperparameters import check_fit, load_hyperparameters
+from agents.ppo.hyperparameters import check_fit, load_hyperparameters
 from agents.training_state import State, load_state
 from experiments.command_line import env_config, json_object
 
@@ -24,21 +24,22 @@ class TrainConfig:
     env_kwargs: str | None = None
     """Keyword arguments of the environment, as JSON: '{"action": "continuous"}'. None: {}."""
     total_timesteps: int | None = None
-    """Decisions to train for; the last rollout is completed. None: as in agents/hyperparameters.yml."""
+    """Decisions to train for; the last rollout is completed. None: as in agents/hyperparameters/ppo.yml."""
     seed: int | None = None
     """None: 0."""
     hyper: str | None = None
-    """Overrides of agents/hyperparameters.yml, as JSON: '{"n_epochs": 4, "learning_rate": "lin_5e-4"}'. None: {}."""
+    """Overrides of agents/hyperparameters/ppo.yml, as JSON: '{"n_epochs": 4, "learning_rate": "lin_5e-4"}'.
+    None: {}."""
     warm_start_states: int | None = None
-    """Training states in which viewpoints are tried with the labels, for a warm start (agents.warm_start), before PPO.
-    None: as in agents/hyperparameters.yml."""
+    """Training states in which viewpoints are tried with the labels, for a warm start (agents.ppo.warm_start), before
+    PPO. None: as in agents/hyperparameters/ppo.yml."""
     eval_every: int | None = None
     """Decisions between evaluations on validation scenes (and one after a warm start, and at the end). 0: never. None:
     20,000."""
     eval_scenes: int | None = None
     """Validation scenes to evaluate on. None: all."""
     headroom_scenes: int | None = None
-    """Validation scenes on which the share of headroom is told in TensorBoard (experiments.validation). 0: none.
+    """Validation scenes on which the share of headroom is told in TensorBoard (agents.validation). 0: none.
     None: 0, for the oracle costs a forward per viewpoint and glimpse."""
     gaze_scenes: int | None = None
     """Validation scenes drawn in TensorBoard at every evaluation, with heat maps of the fixations of all. 0: none.

@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from canvit_pytorch.viewpoint import grid_coords
 from gymnasium import spaces
 from numpy.typing import NDArray
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 
 from canvit_gym.policies.windows import Windows
@@ -98,7 +97,7 @@ class AttentionBlock(nn.Module):
         return cells.transpose(1, 2).unflatten(2, (side, side))
 
 
-class MapTrunk(BaseFeaturesExtractor):
+class MapTrunk(nn.Module):
     """Observation Dict, any subset of keys -> Features with a map [B, channels, g, g]; g is the canvas's side."""
 
     def __init__(
@@ -117,8 +116,9 @@ class MapTrunk(BaseFeaturesExtractor):
             )
         shapes: dict[str, tuple[int, ...]] = {key: box.shape or () for key, box in observation_space.items()}
         self.grid = self._side(shapes)
-        super().__init__(observation_space, channels * self.grid**2)
+        super().__init__()
         self.channels = channels
+        self.features_dim = channels * self.grid**2  # what SB3 asks of a features extractor
         self.map_keys = [key for key in _spatial_keys(observation_space) if key != "canvas"]
         self.vector_keys = [key for key, shape in shapes.items() if len(shape) == 1]
         folded = 0

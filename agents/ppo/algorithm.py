@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.policy import ViewpointPolicy, policy_kwargs_for, require_finite
+from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for, require_finite
 from canvit_gym.sb3 import GlimpseVecEnv
 
 

@@ -1,7 +1,7 @@
 """Train a PPO agent to choose viewpoints.
 
-    python -m experiments.train --env CanViT/FashionSegmentation-v0 --run-dir runs/segmentation
-    python -m experiments.train --run-dir runs/segmentation --resume
+    python -m agents.train --env CanViT/FashionSegmentation-v0 --run-dir runs/segmentation
+    python -m agents.train --run-dir runs/segmentation --resume
 
 A run directory holds best/, last/ and, where there was a warm start, warm_start/ (policies: see agents.checkpoint),
 config.json, provenance.json (one entry per start), training_state.pt (what --resume goes on from), tensorboard/,
@@ -29,17 +29,17 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.callbacks import EntropyFloor, ViewpointStatistics
 from agents.checkpoint import load_record, replace_file
-from agents.hyperparameters import Hyperparameters, check_fit
-from agents.record import PolicyRecord, describe_inputs, require_same
+from agents.monitor import Run
+from agents.ppo.callbacks import EntropyFloor, ViewpointStatistics
+from agents.ppo.hyperparameters import Hyperparameters, check_fit
+from agents.ppo.model import make_model, make_training_env, warmed_up
+from agents.settings import CONFIG, RESULT, STATE, Settings, TrainConfig, prepare
 from agents.training_state import begin_episodes, restore
 from canvit_gym.assembly import build_actions
+from canvit_gym.policies.record import PolicyRecord, describe_inputs, require_same
 from experiments.command_line import INTERRUPTED, env_config, run_command
 from experiments.provenance import provenance
-from experiments.training.model import make_model, make_training_env, warmed_up
-from experiments.training.run import Run
-from experiments.training.settings import CONFIG, RESULT, STATE, Settings, TrainConfig, prepare
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
 
 
 def main(config: TrainConfig) -> None:
-    go_on = f"Go on with:\n  python -m experiments.train --run-dir {config.run_dir} --resume"
+    go_on = f"Go on with:\n  python -m agents.train --run-dir {config.run_dir} --resume"
     try:
         result = train(config)
     except KeyboardInterrupt:  # while it began, or a second one while it saved

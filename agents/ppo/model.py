@@ -5,13 +5,13 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from agents.hyperparameters import Hyperparameters, num_decisions, schedule
 from agents.normalize import PerStepNormalize
-from agents.policy import ViewpointPolicy
-from agents.ppo import GlimpsePPO
-from agents.rollout import TensorRolloutBuffer
+from agents.ppo.algorithm import GlimpsePPO
+from agents.ppo.hyperparameters import Hyperparameters, num_decisions, schedule
+from agents.ppo.policy import ViewpointPolicy
+from agents.ppo.rollout import TensorRolloutBuffer
+from agents.ppo.warm_start import WarmStart, discounted_returns, warm_start
 from agents.training_state import preserved_random_state
-from agents.warm_start import WarmStart, discounted_returns, warm_start
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
 from canvit_gym.sb3 import make_sb3_env

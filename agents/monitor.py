@@ -10,18 +10,18 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image as TensorBoardImage
 from tqdm import tqdm
 
-from agents.callbacks import normalized_entropy
 from agents.checkpoint import save_policy
 from agents.learned import LearnedPolicy
-from agents.policy import ViewpointPolicy
-from agents.ppo import GlimpsePPO
-from agents.record import PolicyRecord
+from agents.ppo.algorithm import GlimpsePPO
+from agents.ppo.callbacks import normalized_entropy
+from agents.ppo.policy import ViewpointPolicy
+from agents.settings import STATE, Settings, TrainConfig
 from agents.stopping import Stops, stops
 from agents.training_state import State, capture, preserved_random_state, save_state
+from agents.validation import Headroom, fixation_picture, gaze_strips, headroom
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
-from experiments.training.settings import STATE, Settings, TrainConfig
-from experiments.validation import Headroom, fixation_picture, gaze_strips, headroom
+from canvit_gym.policies.record import PolicyRecord
 
 HEADROOM, WARM_START = "headroom.json", "warm_start"
 

@@ -1,0 +1,1 @@
+"""PPO: its policy for Stable-Baselines3, rollouts on the device, callbacks and warm start."""
