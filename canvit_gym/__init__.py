@@ -5,8 +5,17 @@
 >>> env = gym.make("CanViT/FashionSegmentation-v0", num_scenes=16)
 """
 
-from canvit_gym.registration import ENVIRONMENTS, register_environments
+from canvit_gym.registration import ENVIRONMENTS, register_dataset, register_environments
+from canvit_gym.scenes.datasets import DatasetPage, DatasetSpec, OnDisk, SceneRequest
 
-__all__ = ["ENVIRONMENTS", "register_environments"]
+__all__ = [
+    "ENVIRONMENTS",
+    "DatasetPage",
+    "DatasetSpec",
+    "OnDisk",
+    "SceneRequest",
+    "register_dataset",
+    "register_environments",
+]
 
 register_environments()

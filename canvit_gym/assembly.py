@@ -7,10 +7,10 @@ from canvit_gym.backbone.load import Backbone, load_backbone, resolve_device
 from canvit_gym.config import EnvConfig
 from canvit_gym.first_glimpses import FirstGlimpseCache
 from canvit_gym.observations import ObservationLayout
-from canvit_gym.scenes.catalog import Dataset, make_scenes
+from canvit_gym.scenes.datasets import DATASETS, SceneRequest
 from canvit_gym.scenes.source import SceneSource
 from canvit_gym.tasks.classification import ClassificationTask, load_classifier
-from canvit_gym.tasks.default_probe import TaskKind, default_probe
+from canvit_gym.tasks.default_probe import default_probe
 from canvit_gym.tasks.segmentation import SegmentationTask, load_probe
 from canvit_gym.viewpoints import first_viewpoints
 
@@ -43,17 +43,18 @@ def build_first_glimpse_cache(config: EnvConfig, backbone: Backbone, *, num_scen
 
 def build_scenes(config: EnvConfig, *, batched: bool = True) -> SceneSource:
     """The scenes of the config's split. Where they come one at a time, no worker processes are used unasked."""
-    return make_scenes(
-        dataset=config.dataset,
-        split=config.split,
-        num_scenes=config.num_scenes,
-        scene_size_px=lambda: build_backbone(config).scene_size_px,
-        root=config.root,
-        tuning_scenes=config.tuning_scenes,
-        workers=0 if config.workers is None and not batched else config.workers,
-        unreadable=config.unreadable,
-        cache=config.cache,
-        pin_memory=resolve_device(config.device).type == "cuda",
+    return DATASETS[config.dataset].scenes(
+        SceneRequest(
+            split=config.split,
+            num_scenes=config.num_scenes,
+            scene_size_px=lambda: build_backbone(config).scene_size_px,
+            root=config.root,
+            tuning_scenes=config.tuning_scenes,
+            workers=0 if config.workers is None and not batched else config.workers,
+            unreadable=config.unreadable,
+            cache=config.cache,
+            pin_memory=resolve_device(config.device).type == "cuda",
+        )
     )
 
 
@@ -67,16 +68,16 @@ def require_scene_size(config: EnvConfig, backbone: Backbone, scenes: SceneSourc
         )
 
 
-def task_kind(dataset: Dataset) -> TaskKind:
-    """What a data set's labels are for."""
-    return "segmentation" if "segmentation" in dataset or dataset == "ade20k" else "classification"
+def task_kind(dataset: str) -> str:
+    """What a data set's labels are for: the name of its task."""
+    return DATASETS[dataset].task
 
 
 def build_task(
     config: EnvConfig, backbone: Backbone, classes: tuple[str, ...]
 ) -> SegmentationTask | ClassificationTask:
     kind = task_kind(config.dataset)
-    name = config.probe or default_probe(config.dataset, kind, backbone)
+    name = config.probe or default_probe(DATASETS[config.dataset], backbone)
     if kind == "segmentation":
         probe, source = load_probe(cast(str, name), backbone, classes=classes)
         return SegmentationTask(backbone=backbone, probe=probe, classes=classes, source=source)

@@ -1,119 +1,113 @@
-"""EnvConfig: what an environment is made of, as JSON-able values. Data and checks; parts are built by assembly.py."""
+"""EnvConfig: the keyword arguments of the environments. JSON-able data and its checks; assembly.py makes parts of it.
 
-from dataclasses import asdict, dataclass, fields
+Keywords are flat (`gym.make(id, budget=9, action="continuous")`); the classes below group them for the reader. Every
+field is declared once, with its default, its check and its documentation, from which the pages of the environments are
+made (canvit_gym.pages).
+"""
+
+import warnings
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
 from canvit_gym.actions import ActionKind, make_actions
 from canvit_gym.backbone.load import Precision
+from canvit_gym.checks import Check, boolean, is_number, number, number_at_least, one_of, optional, several, text, whole
 from canvit_gym.first_glimpses import CacheDevice, CacheDtype
 from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, check_keys
 from canvit_gym.rewards import Reward, check_reward
-from canvit_gym.scenes.catalog import Dataset, SplitName, Unreadable, check_scene_arguments
+from canvit_gym.scenes.datasets import DATASETS, Unreadable, check_scene_arguments
 from canvit_gym.scenes.sampler import check_shard
 from canvit_gym.viewpoints import MIN_SCALE, FirstGlimpse
 
-_CHOICES: dict[str, Any] = {
-    "dataset": Dataset,
-    "unreadable": Unreadable,
-    "precision": Precision,
-    "action": ActionKind,
-    "observation_dtype": FloatDtype,
-    "first_glimpse_cache_dtype": CacheDtype,
-    "first_glimpse_cache_on": CacheDevice,
-}
+RETIRED_KEYWORDS: dict[str, tuple[Any, str]] = {}
+"""Keywords of earlier versions that records and specs may still hold -> (their default, why they have no effect)."""
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def option(default: Any, check: Check, doc: str, *, on_disk: bool = False) -> Any:
+    """A field: its default, its check, and what it means.
+
+    on_disk: whether it is for data sets on disk alone.
+    """
+    return field(default=default, metadata={"check": check, "doc": doc, "on_disk": on_disk})
 
 
-def _check_whole(name: str, value: object, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} must be a whole number (an int) >= {low}, got {value!r}")
+def _whatever(name: str, value: Any) -> Any:
+    """What the group checks as a whole. Lists become tuples: JSON has no tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
-@dataclass(frozen=True)
-class EnvConfig:
-    """Keyword arguments of the environments, with their defaults; see GlimpseVectorEnv for what they mean."""
+def _cache(name: str, value: Any) -> bool | str:
+    if isinstance(value, str):
+        return text(name, value)
+    try:
+        return boolean(name, value)
+    except ValueError:
+        raise ValueError(f"{name} must be True, False or a directory, got {value!r}") from None
 
-    dataset: Dataset = "fashion-segmentation"
-    split: SplitName = "training"
-    num_scenes: int | None = None
-    root: str | None = None
-    tuning_scenes: int = 0
-    workers: int | None = None
-    unreadable: Unreadable = "raise"
-    cache: bool | str = False
-    shard: tuple[int, int] = (0, 1)
-    checkpoint: str = "nano"
-    revision: str | None = None
-    canvas_grid: int | None = None
-    scene_size_px: int | None = None
-    probe: str | None = None
-    device: str = "auto"
-    precision: Precision = "float32"
-    compile: bool = False
-    budget: int = 5
-    first_glimpse: FirstGlimpse | None = "full"
-    first_glimpse_cache_mb: int = 0
-    first_glimpse_cache_dtype: CacheDtype = "float16"
-    first_glimpse_cache_on: CacheDevice = "host"
-    action: ActionKind = "grid"
-    min_scale: float = 0.125
-    grid_scales: tuple[float, ...] = (0.5, 0.25)
-    grid_centers: int = 16
-    quadtree_levels: int = 2
-    allow_stop: bool = False
-    glimpse_cost: float = 0.0
-    reward: Reward = "loss_reduction"
-    observations: tuple[ObservationKey, ...] = DEFAULT_KEYS
-    canvas_size: int = 8
-    map_size: int | None = None
-    observation_dtype: FloatDtype = "float32"
-    track_score: bool = False
 
-    def __post_init__(self) -> None:
-        for name in ("shard", "grid_scales", "observations", "first_glimpse"):
-            value = getattr(self, name)
-            if isinstance(value, list):  # JSON has no tuples
-                object.__setattr__(self, name, tuple(value))
-        for name, choices in _CHOICES.items():
-            if (value := getattr(self, name)) not in get_args(choices):
-                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(get_args(choices))}")
-        for name, low in (
-            ("budget", 1),
-            ("canvas_size", 1),
-            ("grid_centers", 1),
-            ("quadtree_levels", 0),
-            ("tuning_scenes", 0),
-            ("first_glimpse_cache_mb", 0),
-        ):
-            _check_whole(name, getattr(self, name), low)
-        for name in ("num_scenes", "map_size", "canvas_grid", "scene_size_px"):
-            if (value := getattr(self, name)) is not None:
-                _check_whole(name, value, 1)
-        if self.workers is not None:
-            _check_whole("workers", self.workers, 0)
-        for name in ("min_scale", "glimpse_cost"):
-            if not _is_number(value := getattr(self, name)):
-                raise ValueError(f"{name} must be a number, got {value!r}")
-        for name in ("allow_stop", "track_score", "compile"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"{name} must be True or False, got {value!r}")
-        if not isinstance(self.grid_scales, tuple) or not all(_is_number(scale) for scale in self.grid_scales):
-            raise ValueError(f"grid_scales must be a list of numbers, got {self.grid_scales!r}")
-        if not isinstance(self.observations, tuple):
-            raise ValueError(f"observations must be a list of keys, got {self.observations!r}")
-        check_keys(self.observations)
-        if not isinstance(self.cache, bool | str):
-            raise ValueError(f"cache must be True, False or a directory, got {self.cache!r}")
-        for name in ("root", "checkpoint", "revision", "probe", "device"):
-            value = getattr(self, name)
-            if not isinstance(value, str) and not (name in ("root", "revision", "probe") and value is None):
-                raise ValueError(f"{name} must be a string, so that the environment's spec is JSON; got {value!r}")
-        for name in ("root", "checkpoint", "revision", "probe", "device", "cache"):
-            if getattr(self, name) == "":  # as an unset variable of a shell leaves it
-                raise ValueError(f"{name} must not be empty: leave it out for the default")
+def _keys(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a list of keys, got {value!r}")
+    check_keys(tuple(value))
+    return tuple(value)
+
+
+def _reward(name: str, value: Any) -> Any:
+    check_reward(value, 0.0)
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneConfig:
+    """Scenes: which images are looked at."""
+
+    dataset: str = option(
+        "fashion-segmentation",
+        one_of(lambda: DATASETS),
+        "the name of a data set: see canvit_gym.scenes.datasets; set by the id",
+    )
+    split: str = option(
+        "training",
+        _whatever,
+        '"training" comes in shuffled passes without replacement, every other split in order',
+    )
+    num_scenes: int | None = option(
+        None, optional(whole(1)), "at most so many of the split's scenes, evenly spread over it; None: all of them"
+    )
+    shard: tuple[int, int] = option(
+        (0, 1), _whatever, "(i, n) takes every n-th scene from the i-th, so that n processes see disjoint scenes"
+    )
+    root: str | None = option(None, optional(text), "the directory of the data set", on_disk=True)
+    tuning_scenes: int = option(
+        0,
+        whole(0),
+        'so many training scenes, evenly spread, are left out of the training split and are the split "tuning": to '
+        "choose hyperparameters on",
+        on_disk=True,
+    )
+    workers: int | None = option(
+        None,
+        optional(whole(0)),
+        "processes that decode and resize scenes ahead of need; the scenes do not depend on it. None: one per CPU core "
+        "but one, at most 8, and none for a single environment",
+        on_disk=True,
+    )
+    unreadable: Unreadable = option(
+        "raise",
+        one_of(lambda: get_args(Unreadable)),
+        '"raise" stops at a file that cannot be decoded and names it; "skip" goes on without it, warns once, and keeps '
+        "count in envs.scenes.unreadable",
+        on_disk=True,
+    )
+    cache: bool | str = option(
+        False,
+        _cache,
+        "True or a directory: every scene is decoded once into a memory-mapped file and read from there. True is "
+        "$CANVIT_GYM_CACHE. What changes on disk is decoded anew",
+        on_disk=True,
+    )
+
+    def _check_scenes(self) -> None:
         check_shard(self.shard)
         check_scene_arguments(
             dataset=self.dataset,
@@ -122,14 +116,61 @@ class EnvConfig:
             tuning_scenes=self.tuning_scenes,
             cache=self.cache,
         )
-        check_reward(self.reward, self.glimpse_cost)
-        for kind in get_args(ActionKind):  # a bad value is told even where the kind of action has no use for it
-            make_actions(kind, **self.action_parameters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Model: the frozen backbone and the probe that reads it."""
+
+    checkpoint: str = option("nano", text, '"nano", a released name such as "flagship", a Hub id or a directory')
+    revision: str | None = option(None, optional(text), "of a Hub id; None: the newest")
+    probe: str | None = option(
+        None, optional(text), "a directory, or the name of a probe; None: the checkpoint's own for this data set"
+    )
+    canvas_grid: int | None = option(
+        None, optional(whole(1)), "cells of the canvas on a side; None: as many as in pretraining"
+    )
+    scene_size_px: int | None = option(
+        None, optional(whole(1)), "pixels of the scene on a side; None: as many as in pretraining"
+    )
+    device: str = option("auto", text, '"auto" (CUDA where there is one), "cpu" or "cuda"')
+    precision: Precision = option(
+        "float32", one_of(lambda: get_args(Precision)), '"float32", or "bfloat16" by autocast'
+    )
+    compile: bool = option(
+        False,
+        boolean,
+        "whether steps go through torch.compile. It takes about half a minute at the first step, once per process, and "
+        "a C++ compiler on a CPU",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeConfig:
+    """Episode: how many glimpses, and who takes the first."""
+
+    budget: int = option(5, whole(1), "glimpses per episode, the first one included")
+    first_glimpse: FirstGlimpse | None = option(
+        "full", _whatever, '"full" (the whole scene), "random", (row, col, scale), or None (the agent takes it)'
+    )
+    first_glimpse_cache_mb: int = option(
+        0,
+        whole(0),
+        "megabytes for a cache of the states after the first glimpse, which saves the forward of a scene that comes "
+        "back; 0: none",
+    )
+    first_glimpse_cache_dtype: CacheDtype = option(
+        "float16",
+        one_of(lambda: get_args(CacheDtype)),
+        '"float16" or "bfloat16", to which every first state is rounded where there is a cache',
+    )
+    first_glimpse_cache_on: CacheDevice = option(
+        "host", one_of(lambda: get_args(CacheDevice)), '"host" or "device": whose memory the cache takes'
+    )
+
+    def _check_episode(self) -> None:
         if self.budget < 2 and self.first_glimpse is not None:
             raise ValueError("a budget of 1 is spent by the first glimpse: use budget >= 2 or first_glimpse=None")
-        self._check_first_glimpse()
-
-    def _check_first_glimpse(self) -> None:
         first = self.first_glimpse
         if self.first_glimpse_cache_mb and (first is None or first == "random"):
             raise ValueError(
@@ -138,7 +179,7 @@ class EnvConfig:
             )
         if first is None or (isinstance(first, str) and first in ("full", "random")):
             return
-        if not (isinstance(first, tuple) and len(first) == 3 and all(_is_number(value) for value in first)):
+        if not (isinstance(first, tuple) and len(first) == 3 and all(is_number(value) for value in first)):
             raise ValueError(f"first_glimpse must be 'full', 'random', None or (row, col, scale), got {first!r}")
         row, col, scale = first
         inside = all(abs(center) <= 1 - scale + 1e-6 for center in (row, col))  # each by itself: max() hides a NaN
@@ -148,20 +189,98 @@ class EnvConfig:
                 "|row|, |col| at most 1 - scale"
             )
 
+
+@dataclass(frozen=True, kw_only=True)
+class ActionConfig:
+    """Actions: how an agent names a viewpoint. See canvit_gym.actions."""
+
+    action: ActionKind = option(
+        "grid", one_of(lambda: get_args(ActionKind)), '"grid", "continuous" or "quadtree": see Action Space'
+    )
+    min_scale: float = option(0.125, number, "the finest scale of continuous actions")
+    grid_scales: tuple[float, ...] = option((0.5, 0.25), several(number, "numbers"), "the scales of grid actions")
+    grid_centers: int = option(16, whole(1), "centers of grid actions along each axis, per scale")
+    quadtree_levels: int = option(2, whole(0), "the finest level of quadtree actions: tiles of scale 1 / 2^level")
+    allow_stop: bool = option(False, boolean, "whether the agent may end an episode early")
+
     @property
     def action_parameters(self) -> dict[str, Any]:
         """What `make_actions` takes besides the kind."""
-        names = ("allow_stop", "min_scale", "grid_scales", "grid_centers", "quadtree_levels")
-        return {name: getattr(self, name) for name in names}
+        return {f.name: getattr(self, f.name) for f in fields(ActionConfig) if f.name != "action"}
+
+    def _check_actions(self) -> None:
+        for kind in get_args(ActionKind):  # a bad value is an error even where the kind of action has no use for it
+            make_actions(kind, **self.action_parameters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """Rewards: what a glimpse pays and costs. See canvit_gym.rewards."""
+
+    reward: Reward = option("loss_reduction", _reward, "what a glimpse pays: see Rewards")
+    glimpse_cost: float = option(0.0, number_at_least(0), "taken off the reward for every glimpse the agent takes")
+    track_score: bool = option(False, boolean, "whether every info holds the score")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObservationConfig:
+    """Observations: what the agent is shown. See canvit_gym.observations."""
+
+    observations: tuple[ObservationKey, ...] = option(DEFAULT_KEYS, _keys, "the keys: see Observation Space")
+    canvas_size: int = option(8, whole(1), 'cells on a side of "canvas", pooled from the canvas')
+    map_size: int | None = option(
+        None, optional(whole(1)), 'cells on a side of "uncertainty" and "acuity"; None: as many as the canvas has'
+    )
+    observation_dtype: FloatDtype = option(
+        "float32", one_of(lambda: get_args(FloatDtype)), '"float32" or "float16": of every key but pixels'
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig(SceneConfig, ModelConfig, EpisodeConfig, ActionConfig, RewardConfig, ObservationConfig):
+    """All keyword arguments of the environments, with their defaults.
+
+    >>> EnvConfig(budget=9).action
+    'grid'
+    """
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            object.__setattr__(self, f.name, f.metadata["check"](f.name, getattr(self, f.name)))
+        self._check_scenes()
+        self._check_episode()
+        self._check_actions()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, such that EnvConfig(**config.to_json()) == config."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+GROUPS: tuple[type[Any], ...] = (
+    SceneConfig,
+    ModelConfig,
+    EpisodeConfig,
+    ActionConfig,
+    RewardConfig,
+    ObservationConfig,
+)
+"""EnvConfig's groups of fields, in the order in which the documentation has them."""
+
+
 def config_from_kwargs(kwargs: dict[str, Any]) -> EnvConfig:
-    """EnvConfig(**kwargs), with an error that lists what there is where a keyword is unknown."""
-    known = [field.name for field in fields(EnvConfig)]
-    if unknown := sorted(set(kwargs) - set(known)):
-        raise TypeError(f"unknown environment keyword {', '.join(unknown)}; there are: {', '.join(known)}")
-    return EnvConfig(**kwargs)
+    """EnvConfig(**kwargs), of this version or an earlier one.
+
+    Raises:
+        TypeError: an unknown keyword; the message lists those there are.
+    """
+    known = [f.name for f in fields(EnvConfig)]
+    if unknown := sorted(set(kwargs) - set(known) - set(RETIRED_KEYWORDS)):
+        # The words "unexpected keyword argument" are what other libraries look for before they retry without one.
+        raise TypeError(
+            f"unknown environment keyword {', '.join(unknown)}; there are: {', '.join(known)} "
+            f"(got an unexpected keyword argument {unknown[0]!r})"
+        )
+    for name, (default, why) in RETIRED_KEYWORDS.items():
+        if kwargs.get(name, default) != default:
+            warnings.warn(f"{name}={kwargs[name]!r} has no effect any more: {why}", DeprecationWarning, stacklevel=3)
+    return EnvConfig(**{name: value for name, value in kwargs.items() if name in known})

@@ -1,5 +1,6 @@
 """The single environments, thin views of a vector env of one; each class' docstring is its documentation page."""
 
+from functools import cache
 from typing import Any, ClassVar, cast
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from canvit_gym.actions import Actions
 from canvit_gym.pages import page
-from canvit_gym.registration import ENVIRONMENTS
+from canvit_gym.scenes.datasets import DATASETS, DatasetSpec
 from canvit_gym.vector_env import RENDER_MODES, GlimpseVectorEnv, Info, Observation
 
 
@@ -23,11 +24,11 @@ class GlimpseEnv(gym.Env[Observation, Any]):
     """One scene at a time. Actions, observations, rewards and arguments are those of GlimpseVectorEnv."""
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
-    env_id: ClassVar[str | None] = None
-    """Whose keyword arguments are this class' defaults."""
+    defaults: ClassVar[dict[str, Any]] = {}
+    """Keyword arguments of this class' id."""
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
-        kwargs = {**(ENVIRONMENTS[self.env_id] if self.env_id else {}), **kwargs}
+        kwargs = {**self.defaults, **kwargs}
         if vector_only := sorted({"num_envs", "autoreset_mode"} & set(kwargs)):
             raise TypeError(f"{', '.join(vector_only)}: for vector environments only; use gymnasium.make_vec instead")
         self.envs = GlimpseVectorEnv(1, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode, **kwargs)
@@ -110,31 +111,21 @@ class GlimpseEnv(gym.Env[Observation, Any]):
         self.envs.close()
 
 
-class FashionSegmentationEnv(GlimpseEnv):
-    env_id = "CanViT/FashionSegmentation-v0"
-    __doc__ = page(env_id)
+def environment_class(spec: DatasetSpec) -> type[GlimpseEnv]:
+    """The environment of a data set, by its id's defaults; its docstring is the documentation page."""
+    return type(
+        spec.class_name, (GlimpseEnv,), {"__doc__": page(spec), "__module__": __name__, "defaults": spec.kwargs}
+    )
 
 
-class FashionClassificationEnv(GlimpseEnv):
-    env_id = "CanViT/FashionClassification-v0"
-    __doc__ = page(env_id)
+@cache
+def _class_named(name: str) -> type[GlimpseEnv] | None:
+    specs = [spec for spec in DATASETS.values() if spec.class_name == name]
+    return environment_class(specs[0]) if specs else None
 
 
-class ADE20KEnv(GlimpseEnv):
-    env_id = "CanViT/ADE20K-v0"
-    __doc__ = page(env_id)
-
-
-class ImageNet1kEnv(GlimpseEnv):
-    env_id = "CanViT/ImageNet1k-v0"
-    __doc__ = page(env_id)
-
-
-class ImageFolderEnv(GlimpseEnv):
-    env_id = "CanViT/ImageFolder-v0"
-    __doc__ = page(env_id)
-
-
-class SegmentationFolderEnv(GlimpseEnv):
-    env_id = "CanViT/SegmentationFolder-v0"
-    __doc__ = page(env_id)
+def __getattr__(name: str) -> type[GlimpseEnv]:
+    """FashionSegmentationEnv and the like, one class per data set: what the ids' entry points name."""
+    if (found := _class_named(name)) is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return found

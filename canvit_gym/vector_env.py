@@ -1,6 +1,7 @@
 """GlimpseVectorEnv: N scenes stepped through one batched CanViT forward. Everything happens here."""
 
 from dataclasses import replace
+from inspect import cleandoc
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +24,7 @@ from canvit_gym.assembly import (
 )
 from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows, to_host
+from canvit_gym.pages import arguments
 from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
 from canvit_gym.rewards import potential_reward, uses_score, uses_soft_score
 from canvit_gym.scenes.sampler import SceneSampler, next_scenes
@@ -92,25 +94,10 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     budget is part of the task, and `time` shows it.
 
     ## Arguments
-    - `dataset`: see canvit_gym.scenes.catalog; `split`: training (a shuffled pass without replacement), validation,
-      test or tuning (in order); `num_scenes` of it; `shard=(i, n)`: every n-th scene from i.
-    - Of data sets on disk: `root`; `tuning_scenes` (held out of training); `workers` (processes that decode ahead;
-      None: one per CPU core but one, at most 8, and none for a single environment); `unreadable`: "raise" or "skip";
-      `cache`: True or a directory.
-    - `checkpoint`: "nano", a released name such as "flagship", a Hub id (with `revision`) or a directory; `canvas_grid`
-      and `scene_size_px`: None for those of its pretraining; `probe`: a directory, or None for the checkpoint's own for
-      this data set; `device`: "auto", "cpu", "cuda"; `precision`: "float32" or "bfloat16" (autocast);
-      `compile`: steps go through torch.compile, which takes about half a minute at the first one.
-    - `budget`: glimpses per episode; `first_glimpse`: "full", "random", (row, col, scale), or None (the agent's).
-    - `first_glimpse_cache_mb`: megabytes for the states after the first glimpse (see canvit_gym.first_glimpses), kept
-      as `first_glimpse_cache_dtype` ("float16" or "bfloat16") in the memory of `first_glimpse_cache_on`, "host" or
-      "device"; 0: none. Where it is in use, every first state is rounded to that type.
-    - `action`, `min_scale` (continuous), `grid_scales`, `grid_centers` (grid), `quadtree_levels` (quadtree),
-      `allow_stop`, `glimpse_cost`.
-    - `reward`, `observations`, `canvas_size`, `map_size` (None: the canvas grid), `observation_dtype`.
-    - `track_score`: put the score into every info. A segmentation's score is counted at scene size, so
-      it is computed only where the reward or this asks for it; a classification's is always there.
-    - `autoreset_mode`: "next_step" (Gymnasium's default), "same_step" or "disabled".
+    $arguments
+
+    `autoreset_mode`: "next_step" (Gymnasium's default), "same_step" or "disabled". Without `track_score` a segmentation
+    counts its score, at scene size, only where the reward needs it; a classification's is always there.
 
     ## Info
     `scene` (index), `viewpoint` (row, col, scale), `glimpses` (taken), `loss`, `score` (where tracked); when an
@@ -467,3 +454,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             "final_info": final_info,
             "_final_info": ended.copy(),
         }
+
+
+if GlimpseVectorEnv.__doc__ is not None:  # python -OO strips it
+    GlimpseVectorEnv.__doc__ = cleandoc(GlimpseVectorEnv.__doc__).replace("$arguments", arguments())

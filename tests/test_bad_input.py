@@ -395,7 +395,7 @@ def test_a_checkpoint_of_another_architecture(copied: Callable[[str], Path]) -> 
 
 
 def test_another_checkpoint_needs_its_own_probe(copied: Callable[[str], Path]) -> None:
-    with pytest.raises(ValueError, match=r"no segmentation probe .*pass\s*probe='directory'.*fit_probe"):
+    with pytest.raises(ValueError, match=r"no segmentation probe .*pass\s*probe='directory'.*canvit-gym fit-probe"):
         make(checkpoint=str(copied("nano")))
 
 

@@ -323,7 +323,7 @@ def test_report_is_the_same_when_made_anew_and_needs_no_model(directory: Path, m
     def no_model(*_: Any, **__: Any) -> None:
         raise AssertionError("a report loads no model")
 
-    for user in ("config.load_backbone", "evaluation.build_backbone"):
+    for user in ("assembly.load_backbone", "evaluation.build_backbone"):
         monkeypatch.setattr(f"canvit_gym.{user}", no_model)
     monkeypatch.setattr("experiments.gallery.build_backbone", no_model)
     report.main(report.ReportConfig(results=directory))

@@ -9,7 +9,7 @@ import numpy as np
 
 from canvit_gym.actions import Actions, ContinuousActions, DiscreteActions
 from canvit_gym.assembly import build_actions, build_backbone, build_layout, build_scenes, build_task
-from canvit_gym.config import EnvConfig
+from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.observations import ObservationLayout
 
 
@@ -44,7 +44,7 @@ class PolicyRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "PolicyRecord":
-        return cls(**values | {"env": EnvConfig(**values["env"]), "inputs": Inputs(**values["inputs"])})
+        return cls(**values | {"env": config_from_kwargs(values["env"]), "inputs": Inputs(**values["inputs"])})
 
 
 def _plain(value: Any) -> Any:

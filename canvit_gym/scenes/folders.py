@@ -15,6 +15,7 @@ from canvit_pytorch.benchmarks import ade20k, imagenet
 from canvit_pytorch.benchmarks.ade20k import IGNORE_LABEL, ADE20kDataset, evaluation_transform
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
+from canvit_gym.scenes.datasets import ADE20K_LAYOUT, IMAGE_FOLDER_LAYOUT, IMAGENET_LAYOUT, SEGMENTATION_LAYOUT
 from canvit_gym.scenes.files import SceneFiles
 
 SPLIT_FOLDERS = {
@@ -50,12 +51,6 @@ def _require_folder(folder: Path, root: Path, layout: str) -> Path:
     return folder
 
 
-ADE20K_LAYOUT = (
-    "images/training, images/validation (JPEG), annotations/training and annotations/validation (PNG), as "
-    "ADEChallengeData2016 has them"
-)
-
-
 def ade20k_files(root: Path, split: str) -> SceneFiles:
     """A split of ADEChallengeData2016, listed by canvit-pytorch."""
     _require_folder(root / "images" / split, root, ADE20K_LAYOUT)
@@ -72,9 +67,6 @@ def ade20k_files(root: Path, split: str) -> SceneFiles:
     )
 
 
-IMAGENET_LAYOUT = "train/ and val/, each with the 1,000 class folders (n01440764, ...)"
-
-
 def imagenet_files(root: Path, split: str) -> SceneFiles:
     """A split of ImageNet-1k; classes in the order of the sorted WordNet ids, as in canvit-pytorch and torchvision."""
     folder = _require_folder(root / {"training": "train", "validation": "val"}[split], root, IMAGENET_LAYOUT)
@@ -85,12 +77,6 @@ def imagenet_files(root: Path, split: str) -> SceneFiles:
             f"{root}: {IMAGENET_LAYOUT}. For other classes use CanViT/ImageFolder-v0."
         )
     return _classified(f"ImageNet-1k, {split}", root, folder, wnids, names=imagenet.CLASS_NAMES)
-
-
-IMAGE_FOLDER_LAYOUT = (
-    "a folder of images per class, or train/ and val/ (and test/) with these folders in each "
-    f"(images: {' '.join(IMG_EXTENSIONS)})"
-)
 
 
 def image_folder_files(root: Path, split: str) -> SceneFiles:
@@ -199,12 +185,6 @@ def _hashed(whole: SceneFiles, split: str, layout: str) -> SceneFiles:
             f"hash of the file names. Add images, or choose the splits yourself: {layout}"
         )
     return whole.subset(np.array(chosen), whole.name)
-
-
-SEGMENTATION_LAYOUT = (
-    "images/ and masks/ with a mask PNG of the same name for every image (below train/ and val/ in both, or not), "
-    "and classes.txt with a class name per line, or classes.json with a list of names"
-)
 
 
 def segmentation_folder_files(root: Path, split: str) -> SceneFiles:

@@ -10,13 +10,14 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from canvit_gym.scenes.datasets import SceneRequest
 from canvit_gym.scenes.fashion import (
     CLASSES,
     GENERATOR_VERSION,
@@ -97,6 +98,19 @@ def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> Non
         if isinstance(error, OSError):
             raise _cannot_prepare(path, error) from error
         raise
+
+
+def segmentation_scenes(request: SceneRequest) -> "FashionScenes":
+    return _fashion_scenes("segmentation", request)
+
+
+def classification_scenes(request: SceneRequest) -> "FashionScenes":
+    return _fashion_scenes("classification", request)
+
+
+def _fashion_scenes(flavour: Flavour, request: SceneRequest) -> "FashionScenes":
+    split = cast(Split, request.split)
+    return FashionScenes(flavour, split, request.num_scenes or DEFAULT_NUM_SCENES[split])
 
 
 @dataclass(frozen=True)

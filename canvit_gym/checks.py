@@ -1,0 +1,104 @@
+"""Checks of single values, for every argument of the environments: each names the value and says what is asked for.
+
+A check takes (name, value) and returns the value in plain Python types, so that numpy's integers, floats and booleans
+are taken as what they are and end up in a spec as JSON.
+"""
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+Check = Callable[[str, Any], Any]
+"""(name, value) -> the value in plain types; ValueError where it is not allowed."""
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number and no boolean."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def whole(low: int) -> Check:
+    """An integer >= low.
+
+    >>> whole(1)("budget", np.int64(5))
+    5
+    """
+
+    def check(name: str, value: Any) -> int:
+        try:
+            number = None if isinstance(value, bool | np.bool_) else operator.index(value)
+        except TypeError:
+            number = None
+        if number is None or number < low:
+            raise ValueError(f"{name} must be a whole number (an int) >= {low}, got {value!r}")
+        return number
+
+    return check
+
+
+def number(name: str, value: Any) -> float:
+    """Any real number, NaN and infinities included: what they mean is checked where it is known."""
+    if not is_number(value):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return value if isinstance(value, int) else float(value)
+
+
+def number_at_least(low: float) -> Check:
+    """A finite number >= low."""
+
+    def check(name: str, value: Any) -> float:
+        if not low <= number(name, value) < math.inf:
+            raise ValueError(f"{name} must be a finite number >= {low:g}, got {value}")
+        return number(name, value)
+
+    return check
+
+
+def boolean(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
+def text(name: str, value: Any) -> str:
+    """A string that is not empty, as the unset variable of a shell would leave it."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} must be a string, so that the environment's spec is JSON; got {value!r}")
+    if not value:
+        raise ValueError(f"{name} must not be empty: leave it out for the default")
+    return value
+
+
+def one_of(choices: Callable[[], Iterable[str]]) -> Check:
+    """One of the names that `choices` lists when asked."""
+
+    def check(name: str, value: Any) -> str:
+        there = tuple(choices())
+        if not isinstance(value, str) or value not in there:
+            raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(there)}")
+        return value
+
+    return check
+
+
+def optional(check: Check) -> Check:
+    """None, or what `check` takes."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def several(check: Check, what: str) -> Check:
+    """A list or tuple of what `check` takes, as a tuple: JSON has no tuples."""
+
+    def checked(name: str, value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple | np.ndarray):
+            raise ValueError(f"{name} must be a list of {what}, got {value!r}")
+        try:
+            return tuple(check(name, entry) for entry in value)
+        except ValueError:
+            raise ValueError(f"{name} must be a list of {what}, got {value!r}") from None
+
+    return checked
