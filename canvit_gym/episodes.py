@@ -20,7 +20,7 @@ from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.first_glimpses import FirstGlimpseCache
 from canvit_gym.observations import GAZE_LENGTH, ObservationLayout, pooled_canvas, uncertainty, update_acuity
-from canvit_gym.scenes.source import SceneSource
+from canvit_gym.scenes.source import SceneSource, load_scenes
 from canvit_gym.states import Rows, States, index_of
 from canvit_gym.tasks.task import Task
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
@@ -181,7 +181,7 @@ class EpisodeBatch:
         """Put scenes [len(rows)] in rows, with an empty canvas; `read` decodes the empty canvas."""
         self._settle()
         device = self.backbone.device
-        batch = self.scenes.load(scene)
+        batch = load_scenes(self.scenes, scene)
         self._put_images(rows, batch.images)
         for name, value in self.task.truth(batch.labels, with_score=self.with_score).items():
             self.truth[name] = _assign(self.truth.get(name), rows, value, self.num)

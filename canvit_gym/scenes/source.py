@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -60,3 +61,22 @@ class StreamedSource(Protocol):
     def close(self) -> None:
         """End the processes that prefetch, if any. Scenes can be loaded on."""
         ...
+
+
+def load_scenes(scenes: SceneSource, indices: NDArray[np.int64]) -> SceneBatch:
+    """The scenes at `indices`, from a source that may be a user's own.
+
+    Raises:
+        ValueError: what the source returns is not a SceneBatch of this size.
+    """
+    batch = scenes.load(indices)
+    num, size = len(indices), scenes.scene_size_px
+    shape = [num, 3, size, size]
+    if batch.images.dtype != torch.uint8 or list(batch.images.shape) != shape:
+        raise ValueError(
+            f"images of {scenes.name} must be uint8 of shape {shape}, got {batch.images.dtype} of "
+            f"{list(batch.images.shape)}: see canvit_gym.scenes.source.SceneBatch"
+        )
+    if len(batch.labels) != num:
+        raise ValueError(f"{scenes.name} returned {len(batch.labels)} labels for {num} scenes")
+    return batch
