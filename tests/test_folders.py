@@ -30,7 +30,7 @@ from torchvision.datasets import ImageFolder
 import canvit_gym
 from canvit_gym.assembly import build_scenes
 from canvit_gym.config import EnvConfig
-from canvit_gym.scenes.decoding import CroppedImage, SqueezedMask
+from canvit_gym.scenes.decoding import CroppedImage, SqueezedADE20K, SqueezedMask
 from canvit_gym.scenes.files import FileScenes, spread
 from canvit_gym.scenes.folders import hash_split, image_folder_files
 from canvit_gym.vector_env import GlimpseVectorEnv
@@ -140,8 +140,8 @@ def test_an_image_of_too_many_pixels_is_to_be_scaled_down(tmp_path: Path, monkey
         scenes_of("image-folder", root).load(np.array([0]))
 
 
-def test_an_exif_orientation_is_not_applied(tmp_path: Path) -> None:
-    """As canvit-pytorch and torchvision read it; a mask made for the upright image is told so."""
+def test_an_exif_orientation_is_not_applied_in_classification(tmp_path: Path) -> None:
+    """As canvit-pytorch and torchvision read it."""
     picture = scene(3)[0]
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
@@ -149,9 +149,110 @@ def test_an_exif_orientation_is_not_applied(tmp_path: Path) -> None:
     picture.save(tmp_path / "plain.jpg")
     decoder = CroppedImage(32)
     assert torch.equal(decoder.decode(tmp_path / "turned.jpg")[0], decoder.decode(tmp_path / "plain.jpg")[0])
-    Image.new("L", picture.size[::-1]).save(tmp_path / "turned.png")
-    with pytest.raises(ValueError, match="stored turned, with an EXIF orientation, which is not applied"):
-        SqueezedMask(32, 3).decode(tmp_path / "turned.jpg", tmp_path / "turned.png")
+
+
+class TestOrientation:
+    """Image and mask show the same pixels, or the scene is refused."""
+
+    STORED = {
+        1: None,
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    """EXIF orientation -> how a camera stores a picture that it tells to show so."""
+
+    @classmethod
+    def save(cls, picture: Image.Image, path: Path, orientation: int) -> None:
+        exif, turn = Image.Exif(), cls.STORED[orientation]
+        exif[0x0112] = orientation
+        (picture if turn is None else picture.transpose(turn)).save(path, exif=exif, quality=95)
+
+    @staticmethod
+    def agreement(pixels: torch.Tensor, labels: torch.Tensor) -> float:
+        """Share of pixels whose colour and class say the same."""
+        return float(((pixels[2].float() > pixels[0].float()) == (labels == 1)).float().mean())
+
+    @staticmethod
+    def pair(size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
+        picture = Image.new("RGB", size, (255, 0, 0))
+        picture.paste((0, 0, 255), (0, 0, size[0] // 2, size[1] // 4))
+        return picture, Image.fromarray((np.asarray(picture)[..., 2] > 128).astype(np.uint8))
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("size", [(40, 30), (32, 32)])
+    @pytest.mark.parametrize("turned", ["image", "mask", "both"])
+    def test_in_a_segmentation_folder(
+        self, tmp_path: Path, orientation: int, size: tuple[int, int], turned: str
+    ) -> None:
+        picture, mask = self.pair(size)
+        self.save(picture, tmp_path / "a.jpg", 1 if turned == "mask" else orientation)
+        self.save(mask, tmp_path / "a.png", 1 if turned == "image" else orientation)
+        decoder = SqueezedMask(64, 2)
+        told = orientation != 1 and turned != "both" and (orientation < 5 or size[0] == size[1])
+        if told:
+            with pytest.raises(ValueError, match=rf"\(EXIF orientation {orientation}\).*cannot be told.*auto-orient"):
+                decoder.decode(tmp_path / "a.jpg", tmp_path / "a.png")
+        else:
+            pixels, labels = decoder.decode(tmp_path / "a.jpg", tmp_path / "a.png")
+            assert self.agreement(pixels, labels) > 0.95
+
+    def test_a_mask_of_the_stored_pixels(self, tmp_path: Path) -> None:
+        picture, mask = self.pair((40, 30))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture.save(tmp_path / "a.jpg", exif=exif)
+        mask.save(tmp_path / "a.png")
+        assert self.agreement(*SqueezedMask(64, 2).decode(tmp_path / "a.jpg", tmp_path / "a.png")) > 0.95
+
+    @pytest.mark.parametrize("orientation", [1, 6])
+    def test_in_the_layout_of_ade20k(self, tmp_path: Path, orientation: int) -> None:
+        picture, mask = self.pair((40, 30))
+        annotation = mask.point(lambda value: value + 1)
+        self.save(picture, tmp_path / "a.jpg", orientation)
+        annotation.save(tmp_path / "a.png")
+        decoder = SqueezedADE20K(64)
+        assert self.agreement(*decoder.decode(tmp_path / "a.jpg", tmp_path / "a.png")) > 0.95
+        annotation.resize((17, 90)).save(tmp_path / "a.png")
+        with pytest.raises(ValueError, match=r"a\.jpg is \d\d x \d\d px, but its mask .*a\.png is 17 x 90 px"):
+            decoder.decode(tmp_path / "a.jpg", tmp_path / "a.png")
+
+    def test_a_damaged_exif_block_is_none(self, tmp_path: Path) -> None:
+        picture, mask = self.pair((40, 30))
+        picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\xff", quality=95)
+        mask.save(tmp_path / "a.png")
+        assert self.agreement(*SqueezedMask(64, 2).decode(tmp_path / "a.jpg", tmp_path / "a.png")) > 0.95
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg", "photo.tif", "photo.gif"])
+def test_only_safe_decoders_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Pillow would hand PostScript to Ghostscript, whatever the file is called."""
+    called = tmp_path / "called"
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {called}\necho 10.0\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    path = tmp_path / name
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(OSError, match=rf"cannot read .*{name}: UnidentifiedImageError"):
+        CroppedImage(32).decode(path)
+    with pytest.raises(OSError, match=rf"cannot read .*{name}: UnidentifiedImageError"):
+        SqueezedMask(32, 2).decode(path, path)
+    assert not called.exists()
+
+
+def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    picture = scene(4)[0]
+    picture.save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / "b.jpg")
+    picture.save(tmp_path / "c.png")
+    decoder = CroppedImage(32)
+    assert torch.equal(decoder.decode(tmp_path / "b.jpg")[0], decoder.decode(tmp_path / "c.png")[0])
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "I;16"])

@@ -1,18 +1,25 @@
 """A process forked from one that has computed with several threads computes with one.
 
 OpenMP's threads do not survive a fork, but its pool believes that they do: the child's first parallel operation would
-wait for them forever. Gymnasium's AsyncVectorEnv forks its workers by default, from a process in which PyTorch has
-already computed. One thread in each is also what as many workers as CPU cores want.
+wait for them forever. Gymnasium's AsyncVectorEnv and Stable-Baselines3's SubprocVecEnv fork their workers, from a
+process in which PyTorch may have computed before any environment was made. One thread in each is also what as many
+workers as CPU cores want.
+
+Registered by `import canvit_gym`, which does not import PyTorch: the handler acts only where it is loaded.
 """
 
 import os
+import sys
 from functools import cache
 
-import torch
+
+def _compute_alone() -> None:
+    if (torch := sys.modules.get("torch")) is not None and hasattr(torch, "set_num_threads"):  # half imported: it lacks
+        torch.set_num_threads(1)
 
 
 @cache
 def compute_alone_after_forks() -> None:
     """Have every process forked from now on use one thread, where processes can be forked."""
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+        os.register_at_fork(after_in_child=_compute_alone)

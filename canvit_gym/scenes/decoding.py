@@ -4,12 +4,18 @@ Classification scenes are resized on the short side and center-cropped, dense on
 Pixels stay uint8, [3, S, S] RGB: canvit-pytorch's transforms without their last two, ToTensor and Normalize,
 which the environment applies on the device in the same order. Images are read as canvit-pytorch reads them,
 `Image.open(path).convert("RGB")`: grey, palette, CMYK and transparent files become RGB (transparency is
-dropped), and an EXIF orientation is not applied. Grey images of 16 or 32 bits are refused: that
-conversion makes every value above 255 white.
+dropped). Grey images of 16 or 32 bits are refused: that conversion makes every value above 255 white.
+
+An EXIF orientation is not applied, with one exception: where an image has a mask and only the turned image fits it.
+Where image and mask fit turned or not, a segmentation folder's scene is refused, and one of ADE20K is read as stored.
+
+A file's content decides how it is read, not its name, and only the decoders in FORMATS run: Pillow hands PostScript
+to Ghostscript, whatever the file is called.
 
 Decoders are small frozen values, so that a worker process can be given one.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +27,37 @@ from canvit_pytorch.benchmarks.ade20k import IGNORE_LABEL, NUM_CLASSES, decode_a
 from canvit_pytorch.benchmarks.ade20k.dataset import EvaluationTransform
 from canvit_pytorch.preprocess import preprocess
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, features
 from torch import Tensor
 from torchvision import transforms
+
+FORMATS: dict[str, tuple[str, ...]] = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx", ".j2c"),
+    "AVIF": (".avif",),
+}
+"""Pillow's name of each format that is read -> the suffixes of its files, in lower case."""
+if not features.check("avif"):  # Pillow can be built without it
+    del FORMATS["AVIF"]
+
+IMAGE_SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+_TURNS = {
+    2: (Image.Transpose.FLIP_LEFT_RIGHT, "mirrored left to right"),
+    3: (Image.Transpose.ROTATE_180, "upside down"),
+    4: (Image.Transpose.FLIP_TOP_BOTTOM, "mirrored top to bottom"),
+    5: (Image.Transpose.TRANSPOSE, "mirrored and turned by 90 degrees"),
+    6: (Image.Transpose.ROTATE_270, "turned by 90 degrees"),
+    7: (Image.Transpose.TRANSVERSE, "mirrored and turned by 90 degrees"),
+    8: (Image.Transpose.ROTATE_90, "turned by 90 degrees"),
+}
+"""EXIF orientation -> what makes the picture upright, and how it lies in the file."""
 
 
 class UnreadableSceneError(OSError):
@@ -72,17 +106,22 @@ _WIDE_MODES = ("I", "F")
 
 def _opened(path: Path, mode: str | None) -> Image.Image:
     """The decoded image; `mode` converts it."""
+    return _opened_as(path, mode)[0]
+
+
+def _opened_as(path: Path, mode: str | None) -> tuple[Image.Image, str]:
+    """The decoded image, and Pillow's name of the file's format."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=tuple(FORMATS)) as file:
             if mode is not None and file.mode.partition(";")[0] in _WIDE_MODES:
                 raise UnsuitableImageError(
                     f"cannot read {path}: it has mode {file.mode}, whose values above 255 would all become white: save "
                     "it as 8-bit"
                 )
             if mode is not None:
-                return file.convert(mode)
+                return file.convert(mode), str(file.format)
             file.load()
-            return file
+            return file, str(file.format)
     except (MemoryError, UnsuitableImageError):
         raise
     except Image.DecompressionBombError as error:
@@ -101,6 +140,166 @@ def _without_normalization(transform: transforms.Compose) -> transforms.Compose:
     *geometry, to_tensor, normalize = transform.transforms
     assert isinstance(to_tensor, transforms.ToTensor) and isinstance(normalize, transforms.Normalize), transform
     return transforms.Compose([*geometry, transforms.PILToTensor()])
+
+
+_INTEGER_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+
+
+def open_mask(path: Path) -> Image.Image:
+    """A mask as it is stored.
+
+    Raises:
+        InvalidMaskError: a JPEG, whose values are not those that were saved.
+    """
+    mask, stored_as = _opened_as(path, None)
+    if stored_as in ("JPEG", "MPO"):
+        raise InvalidMaskError(
+            f"mask {path} is a JPEG, which smears values where classes meet: save the labels as PNG again, from what "
+            "they were made of"
+        )
+    return mask
+
+
+def mask_pixels(mask: Image.Image, *, path: Path, as_colours: bool) -> NDArray[np.integer]:
+    """[H, W]: the values of a mask, or its colours as 0xRRGGBB.
+
+    Raises:
+        InvalidMaskError: colours where values are asked for.
+    """
+    if as_colours:
+        red, green, blue = np.moveaxis(np.asarray(mask.convert("RGB"), dtype=np.int32), 2, 0)
+        return red << 16 | green << 8 | blue
+    if mask.mode not in _INTEGER_MODES:
+        raise InvalidMaskError(
+            f"mask {path} has mode {mask.mode}, but a mask holds one class index a pixel: save it as a grey or palette "
+            'PNG, or say what its colours mean: mask_values={"#000000": "CLASS", "#ff0000": "CLASS", ...}'
+        )
+    pixels = np.asarray(mask)
+    return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
+
+
+def distinct(pixels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The values that occur, sorted."""
+    if pixels.dtype == np.uint8:  # counted in a fraction of the time that sorting takes
+        return np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
+    return np.unique(pixels).astype(np.int64)
+
+
+def listed(values: Iterable[object], most: int = 5) -> str:
+    """The first values, with an ellipsis where there are more."""
+    shown = [str(value) for value in values]
+    return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
+
+
+def _checked_indices(pixels: NDArray[np.integer], num_classes: int, *, path: Path) -> NDArray[np.uint8]:
+    values = distinct(pixels)
+    if len(wrong := values[((values < 0) | (values >= num_classes)) & (values != IGNORE_LABEL)]):
+        raise InvalidMaskError(
+            f"mask {path} holds the value {listed(wrong)}, but there are {num_classes} classes: values must be "
+            f"0 to {num_classes - 1}, or {IGNORE_LABEL} where a pixel is to be ignored. Correct the mask, list every "
+            "class in classes.txt, or say what the values mean with mask_values={...}."
+        )
+    return pixels.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class MaskValues:
+    """What the values or colours of masks stand for."""
+
+    classes: tuple[tuple[int, int], ...]
+    """(value or 0xRRGGBB, class index or IGNORE_LABEL), sorted."""
+    are_colours: bool = False
+
+    def key(self, value: int) -> str:
+        """A value as the keyword mask_values has it."""
+        return f"#{value:06x}" if self.are_colours else str(value)
+
+    def classes_of(self, pixels: NDArray[np.integer], *, path: Path) -> NDArray[np.uint8]:
+        """[H, W] values -> class indices or IGNORE_LABEL.
+
+        Raises:
+            InvalidMaskError: a value that stands for nothing.
+        """
+        known = np.array([value for value, _ in self.classes], dtype=np.int64)
+        meaning = np.array([label for _, label in self.classes], dtype=np.uint8)
+        at = np.searchsorted(known, pixels).clip(max=len(known) - 1)
+        if (wrong := known[at] != pixels).any():
+            raise InvalidMaskError(
+                f"mask {path} holds {listed(map(self.key, distinct(pixels[wrong])))}, which mask_values does not "
+                f"name; it names {listed((self.key(value) for value in known.tolist()), 10)}. Add what is missing; "
+                "null (None) stands for pixels that are to be ignored."
+            )
+        return meaning[at]
+
+
+def read_mask_values(given: Mapping[str, str | None], classes: tuple[str, ...]) -> MaskValues:
+    """From what the user passed: {"0": "background", "255": "thing"}, or {"#ff0000": "thing", ...}.
+
+    Raises:
+        ValueError: keys that are neither values nor colours, or names that are not exactly the classes.
+    """
+    example = '{"0": "background", "255": "thing"} or {"#000000": "background", "#ff0000": "thing"}'
+    colours = [str(key).startswith("#") for key in given]
+    meaning: dict[int, int] = {}
+    for key, name in given.items():
+        try:
+            value = int(str(key).removeprefix("#"), 16 if all(colours) else 10)
+        except ValueError:
+            value = -1
+        if value < 0 or (all(colours) and len(str(key)) != 7):
+            raise ValueError(f"mask_values has the key {key!r}, but keys are all values or all colours: {example}")
+        if name is not None and name not in classes:
+            raise ValueError(f"mask_values names {name!r}, but the classes are {', '.join(classes)}")
+        meaning[value] = IGNORE_LABEL if name is None else classes.index(name)
+    if lacking := [name for k, name in enumerate(classes) if k not in meaning.values()]:
+        raise ValueError(
+            f"mask_values has no value for {listed(lacking)}: name one for every class, or remove the class from the "
+            f"list. Example: {example}"
+        )
+    return MaskValues(tuple(sorted(meaning.items())), are_colours=all(colours))
+
+
+def orientation(picture: Image.Image) -> int:
+    """The EXIF orientation that is still to be applied; 1 for none."""
+    try:
+        found = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a damaged EXIF block says nothing; Pillow raises whatever its parser meets
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    found = orientation(picture)
+    return picture if found == 1 else picture.transpose(_TURNS[found][0])
+
+
+def _turned_to_fit(
+    photo: Image.Image, labels: Image.Image, *, image: Path, mask: Path
+) -> tuple[Image.Image, Image.Image]:
+    """The two as their EXIF orientations turn them, or as stored, whichever makes their sizes agree.
+
+    Raises:
+        InvalidMaskError: neither does, or both do, so that which one is meant cannot be told.
+    """
+    turned = _upright(photo), _upright(labels)
+    as_stored, as_turned = photo.size == labels.size, turned[0].size == turned[1].size
+    if as_turned and not as_stored:
+        return turned
+    if as_stored and not as_turned:
+        return photo, labels
+    if not as_stored:
+        raise InvalidMaskError(
+            f"{image} is {photo.width} x {photo.height} px, but its mask {mask} is {labels.width} x {labels.height} "
+            "px. Give each image a mask of its own size."
+        )
+    which, other, picture = (image, mask, photo) if orientation(photo) != 1 else (mask, image, labels)
+    found = orientation(picture)
+    raise InvalidMaskError(
+        f"{which} is stored {_TURNS[found][1]} (EXIF orientation {found}). It has the size of {other} turned or not, "
+        "so it cannot be told whether the mask was drawn on the picture as stored or as viewers show it. Store it "
+        "upright, for example with `mogrify -auto-orient`; where the mask was drawn on the stored pixels, remove the "
+        "tag instead (`exiftool -Orientation= FILE`)."
+    )
 
 
 @dataclass(frozen=True)
@@ -128,7 +327,7 @@ class SqueezedADE20K:
 
     size_px: int
     is_dense = True
-    geometry = "squeezed, ADE20K annotations, v1"
+    geometry = "squeezed, ADE20K annotations, v2"
 
     @cached_property
     def _transforms(self) -> tuple[transforms.Compose, EvaluationTransform]:
@@ -151,6 +350,8 @@ class SqueezedADE20K:
                 f"annotation {mask} holds the value {highest}, but those of ADEChallengeData2016 are 0 (unlabeled) to "
                 f"{NUM_CLASSES}: use that data set's own annotations"
             )
+        if photo.size != label_map.size:
+            photo, label_map = _turned_to_fit(photo, label_map, image=image, mask=mask)
         labels = cast(Tensor, transform.label_transform(label_map)).squeeze(0)
         return cast(Tensor, pixels(photo)), decode_annotation(labels).to(torch.uint8)
 
@@ -161,8 +362,10 @@ class SqueezedMask:
 
     size_px: int
     num_classes: int
+    values: MaskValues | None = None
+    """What the masks' values mean. None: they are class indices, and IGNORE_LABEL where a pixel is ignored."""
     is_dense = True
-    geometry = "squeezed, masks of class indices, v1"
+    geometry = "squeezed, masks of class indices, v2"
 
     @cached_property
     def _transforms(self) -> tuple[transforms.Compose, transforms.Resize]:
@@ -176,37 +379,19 @@ class SqueezedMask:
         assert mask is not None
         pixels, resize = self._transforms
         photo = _opened(image, "RGB")
-        labels = _class_indices(mask, self.num_classes)
-        if labels.size != photo.size:
-            turned = ImageOps.exif_transpose(photo).size == labels.size
-            cure = (
-                "The image is stored turned, with an EXIF orientation, which is not applied here: store it upright."
-                if turned
-                else "Give each image a mask of its own size."
-            )
-            raise InvalidMaskError(
-                f"{image} is {photo.width} x {photo.height} px, but its mask {mask} is "
-                f"{labels.width} x {labels.height} px. {cure}"
-            )
+        labels = self._classes_of(mask)
+        if labels.size != photo.size or orientation(labels) != orientation(photo):
+            photo, labels = _turned_to_fit(photo, labels, image=image, mask=mask)
         return cast(Tensor, pixels(photo)), torch.from_numpy(np.array(resize(labels)))
 
-
-def _class_indices(path: Path, num_classes: int) -> Image.Image:
-    """A mask as an 8-bit image of class indices or IGNORE_LABEL."""
-    mask = _opened(path, None)
-    if mask.mode not in ("1", "L", "P", "I", "I;16"):
-        raise InvalidMaskError(
-            f"mask {path} has mode {mask.mode}, but a mask holds one class index a pixel: "
-            "save it as a grey or palette PNG, not as colours"
-        )
-    pixels = np.asarray(mask)
-    eight_bits = mask.mode in ("L", "P")  # counted by PIL at a hundredth of what sorting takes
-    values: NDArray[np.int64] = np.flatnonzero(mask.histogram()) if eight_bits else np.unique(pixels.astype(np.int64))
-    if len(wrong := values[((values < 0) | (values >= num_classes)) & (values != IGNORE_LABEL)]):
-        told = ", ".join(str(value) for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
-        raise InvalidMaskError(
-            f"mask {path} holds the value {told}, but there are {num_classes} classes: values must be "
-            f"0 to {num_classes - 1}, or {IGNORE_LABEL} where a pixel is to be ignored. Correct the mask, or list "
-            "every class in classes.txt."
-        )
-    return Image.fromarray(pixels.astype(np.uint8))
+    def _classes_of(self, mask: Path) -> Image.Image:
+        """[H, W], 8 bits: class indices or IGNORE_LABEL."""
+        picture = open_mask(mask)
+        pixels = mask_pixels(picture, path=mask, as_colours=self.values is not None and self.values.are_colours)
+        if self.values is None:
+            labels = _checked_indices(pixels, self.num_classes, path=mask)
+        else:
+            labels = self.values.classes_of(pixels, path=mask)
+        image = Image.fromarray(labels)
+        image.getexif()[ExifTags.Base.Orientation] = orientation(picture)
+        return image
