@@ -5,6 +5,7 @@
 >>> env = gym.make("CanViT/FashionSegmentation-v0", num_scenes=16)
 """
 
+from canvit_gym.backbone.forks import compute_alone_after_forks
 from canvit_gym.registration import ENVIRONMENTS, register_dataset, register_environments
 from canvit_gym.scenes.datasets import DatasetPage, DatasetSpec, OnDisk, SceneRequest
 
@@ -19,3 +20,4 @@ __all__ = [
 ]
 
 register_environments()
+compute_alone_after_forks()

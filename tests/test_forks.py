@@ -36,3 +36,29 @@ def test_async_environments_do_not_wait_for_threads_that_a_fork_leaves_behind() 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[1, 1] (2,)"
+
+
+ALREADY = """
+import os, threading
+import torch
+import canvit_gym  # makes no environment and loads no model
+
+torch.set_num_threads(2)
+torch.randn(400, 400) @ torch.randn(400, 400)  # a pool of threads that a fork leaves behind
+child = os.fork()
+if child == 0:
+    torch.randn(400, 400) @ torch.randn(400, 400)
+    os._exit(0)
+print(os.waitpid(child, 0)[1], torch.get_num_threads())
+"""
+
+
+def test_nor_where_pytorch_computed_before_any_environment_was_made() -> None:
+    done = subprocess.run([sys.executable, "-c", ALREADY], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["0", "2"], done.stderr
+
+
+def test_importing_the_package_does_not_import_pytorch() -> None:
+    program = "import os, sys, canvit_gym\nif os.fork() == 0: os._exit(0)\nos.wait()\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "False", done.stderr

@@ -293,7 +293,8 @@ _BUILT_IN = (
                 train/, val/ and test/ an image's split is that of a hash of its path: 80 % training, 10 % validation,
                 10 % test. Image and mask are squeezed to the checkpoint's scene size, as in the protocol of ADE20K; the
                 mask by its nearest pixels. Images of any mode are read, but for grey ones of 16 or 32 bits, which are
-                refused; an EXIF orientation is not applied.
+                refused. An EXIF orientation is applied where only the turned image fits the mask; where both fit, the
+                scene is refused.
 
                 The checkpoint needs a probe: {_OWN_PROBE}.
                 """,
