@@ -82,6 +82,9 @@ def main() -> None:
     for picture in RESULTS.rglob("*.png"):
         with mkdocs_gen_files.open(f"results/{picture.relative_to(RESULTS)}", "wb") as file:
             file.write(picture.read_bytes())
+    card = (ROOT / "canvit_gym" / "assets" / "nano" / "README.md").read_text(encoding="utf-8")
+    with mkdocs_gen_files.open("nano.md", "w") as file:
+        file.write(card)
     with mkdocs_gen_files.open("environments/index.md", "w") as file:
         file.write("\n".join(table) + "\n")
 
