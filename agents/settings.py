@@ -7,7 +7,7 @@ from typing import Any
 
 from agents.ppo.hyperparameters import check_fit, load_hyperparameters
 from agents.training_state import State, load_state
-from experiments.command_line import env_config, json_object
+from canvit_gym.command_line import env_config, json_object
 
 DEFAULT_ENV = "CanViT/FashionSegmentation-v0"
 CONFIG, STATE, RESULT = "config.json", "training_state.pt", "result.json"

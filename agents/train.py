@@ -37,9 +37,9 @@ from agents.ppo.model import make_model, make_training_env, warmed_up
 from agents.settings import CONFIG, RESULT, STATE, Settings, TrainConfig, prepare
 from agents.training_state import begin_episodes, restore
 from canvit_gym.assembly import build_actions
+from canvit_gym.command_line import INTERRUPTED, env_config, run_command
 from canvit_gym.policies.record import PolicyRecord, describe_inputs, require_same
-from experiments.command_line import INTERRUPTED, env_config, run_command
-from experiments.provenance import provenance
+from canvit_gym.provenance import provenance
 
 log = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from PIL import Image
 from agents.checkpoint import replace_file
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
+from canvit_gym.benchmark.gaze_picture import scene_strip
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate, record_views
 from canvit_gym.policies import GlimpsePolicy, make_policy
 from canvit_gym.rendering import Frame, tile_frames
-from experiments.gaze_picture import scene_strip
 
 FLOOR = "coarse_to_fine"
 HEAT_CELLS, HEAT_PX = 48, 192

@@ -22,13 +22,13 @@ from agents.learned import LearnedPolicy
 from agents.ppo.hyperparameters import load_hyperparameters
 from agents.settings import CONFIG, RESULT, TrainConfig
 from agents.train import train
+from canvit_gym.benchmark.gaze_picture import draw_gaze
+from canvit_gym.command_line import INTERRUPTED, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
 from canvit_gym.policies import GlimpsePolicy, PaperPolicy
+from canvit_gym.provenance import provenance
 from canvit_gym.statistics import Estimate, paired_difference
-from experiments.command_line import INTERRUPTED, run_command
-from experiments.gaze_picture import draw_gaze
-from experiments.peak_memory import peak_mib
-from experiments.provenance import provenance
+from experiments.throughput.peak_memory import peak_mib
 
 ENV_ID = "CanViT/FashionSegmentation-v0"
 OPPONENTS: tuple[PolicyName, ...] = ("random", "full_then_random", "coarse_to_fine", "entropy_coarse_to_fine")

@@ -10,8 +10,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.settings import TrainConfig
 from agents.train import TrainResult
-from experiments import ablations, runs
-from experiments.ablations import VARIANTS, AblationConfig, ablate, chosen_variants, resolved, runs_of, settings_of
+from experiments.studies import ablations, train_once
+from experiments.studies.ablations import (
+    VARIANTS,
+    AblationConfig,
+    ablate,
+    chosen_variants,
+    resolved,
+    runs_of,
+    settings_of,
+)
 
 ENV_KWARGS: dict[str, Any] = {"device": "cpu", "budget": 3, "grid_centers": 4}
 HYPER: dict[str, Any] = {
@@ -83,8 +91,8 @@ def test_runs_are_finished_once_and_reported(tmp_path: Path, monkeypatch: pytest
         trained.append(run.run_dir)
         return train(run)
 
-    train = runs.train
-    monkeypatch.setattr(runs, "train", counted)
+    train = train_once.train
+    monkeypatch.setattr(train_once, "train", counted)
     assert ablate(replace(config, shard=(1, 2)))
     assert [path.parent.name for path in trained] == ["gamma=0.5"]
     partial = json.loads((tmp_path / "results" / "FashionSegmentation-v0.json").read_text())
@@ -128,11 +136,11 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         def _on_step(self) -> bool:
             return self.num_timesteps < 24
 
-    half = runs.train(run.config, callbacks=[Stop()])
+    half = train_once.train(run.config, callbacks=[Stop()])
     assert half.interrupted and half.num_timesteps == 16
     resumed: list[bool] = []
-    train = runs.train
-    monkeypatch.setattr(runs, "train", lambda run: (resumed.append(run.resume), train(run))[1])
+    train = train_once.train
+    monkeypatch.setattr(train_once, "train", lambda run: (resumed.append(run.resume), train(run))[1])
     assert ablate(config) and resumed == [True]
     assert json.loads((run.directory / "result.json").read_text())["num_timesteps"] == 32
 

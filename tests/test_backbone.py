@@ -292,7 +292,7 @@ def test_a_directory_has_no_revision(hub_root: Path, name: str) -> None:
 
 
 def test_a_canvas_without_a_released_probe_lists_those_there_are(hub_root: Path) -> None:
-    told = r"512 px on a 48 x 48 canvas.*scene_size_px=512 with canvas_grid=8 .*or 64; scene_size_px=1024.*fit_probe"
+    told = r"512 px on a 48 x 48 canvas.*scene_size_px=512 with canvas_grid=8 .*or 64; scene_size_px=1024.*fit-probe"
     with pytest.raises(ValueError, match=told):
         config = ade20k(canvas_grid=48)
         build_task(config, build_backbone(config), ADE20K_CLASSES)
@@ -311,18 +311,18 @@ def test_probes_of_another_width(hub_root: Path, tmp_path: Path) -> None:
     flagship = load_backbone("flagship", device="cpu")
     SegmentationProbe(embed_dim=1024, num_classes=150, dropout=0.1, use_ln=True).save_pretrained(tmp_path / "wide")
     with pytest.raises(
-        ValueError, match=r"reads 1024 channels, but the canvas of checkpoint 'flagship' has 64.*fit_probe"
+        ValueError, match=r"reads 1024 channels, but the canvas of checkpoint 'flagship' has 64.*fit-probe"
     ):
         load_probe(str(tmp_path / "wide"), flagship, classes=ADE20K_CLASSES)
     save_file({"weight": torch.zeros(5, 768), "bias": torch.zeros(5)}, tmp_path / "model.safetensors")
-    message = rf"does not fit checkpoint 'flagship'.*weight \[5, 768\].*\[classes, {TEACHER_DIM}\].*fit_probe"
+    message = rf"does not fit checkpoint 'flagship'.*weight \[5, 768\].*\[classes, {TEACHER_DIM}\].*fit-probe"
     with pytest.raises(ValueError, match=message):
         load_classifier(str(tmp_path), flagship, classes=IN1K_CLASSES[:5])
 
 
 def test_a_probe_of_another_number_of_classes(hub_root: Path) -> None:
     flagship = load_backbone("flagship", device="cpu")
-    with pytest.raises(ValueError, match=r"tells 1000 classes apart, but the scenes have 3.*fit_probe"):
+    with pytest.raises(ValueError, match=r"tells 1000 classes apart, but the scenes have 3.*fit-probe"):
         load_classifier("dinov3-vitb16-in1k", flagship, classes=("a", "b", "c"))
     with pytest.raises(ValueError, match=r"'finetuned-in1k' tells 1000 classes apart, but the scenes have 3"):
         load_classifier(None, load_backbone("finetuned-in1k", device="cpu"), classes=("a", "b", "c"))

@@ -408,7 +408,7 @@ def test_a_probe_that_lacks_its_config(copied: Callable[[str], Path]) -> None:
 
 def test_a_probe_of_another_width(tmp_path: Path) -> None:
     SegmentationProbe(embed_dim=64, num_classes=11, dropout=0.1, use_ln=True).save_pretrained(tmp_path / "p")
-    with pytest.raises(ValueError, match=r"reads 64 channels, but the canvas .*'nano' has 128.*fit_probe"):
+    with pytest.raises(ValueError, match=r"reads 64 channels, but the canvas .*'nano' has 128.*fit-probe"):
         make(probe=str(tmp_path / "p"))
 
 

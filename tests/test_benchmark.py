@@ -14,14 +14,14 @@ from untrained import save_untrained
 
 from agents.checkpoint import RECORD
 from canvit_gym.backbone.load import Backbone
+from canvit_gym.benchmark import runner
+from canvit_gym.benchmark.gallery import replay
+from canvit_gym.benchmark.records import MANIFEST, RECORDS, load_benchmark
+from canvit_gym.benchmark.report import MARKDOWN, REPORT, RESULTS, SCENES
+from canvit_gym.benchmark.runner import BenchmarkConfig
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
-from experiments import benchmark
-from experiments.benchmark import BenchmarkConfig
-from experiments.gallery import replay
-from experiments.records import MANIFEST, RECORDS, load_benchmark
-from experiments.report import MARKDOWN, REPORT, RESULTS, SCENES
 
 NUM_SCENES, BUDGET, ORACLE_SCENES = 10, 3, 6
 POLICIES = (
@@ -69,7 +69,7 @@ def tiny(learned: str) -> BenchmarkConfig:
 def whole(tmp_path_factory: pytest.TempPathFactory, learned: str) -> Path:
     """The output of a benchmark that ran through."""
     output = tmp_path_factory.mktemp("benchmark") / "whole"
-    benchmark.benchmark(tiny_config(output, learned))
+    runner.benchmark(tiny_config(output, learned))
     return output
 
 
@@ -156,17 +156,17 @@ def test_interrupted_benchmark_goes_on_and_ends_the_same(
     config = replace(tiny, output=tmp_path / "resumed")
     with monkeypatch.context() as interrupted:
         interrupted.setattr(
-            benchmark,
+            runner,
             "make_policy",
             lambda spec, **kwargs: (Interrupting if spec.startswith("center") else (lambda p: p))(
                 make_policy(spec, **kwargs)
             ),
         )
         with pytest.raises(KeyboardInterrupt):
-            benchmark.benchmark(config)
+            runner.benchmark(config)
     done = {path.name: path.stat().st_mtime_ns for path in (config.output / RECORDS).iterdir()}
     assert len(done) == 3, "C2F twice, EG-C2F; nothing half-written"
-    benchmark.benchmark(config)
+    runner.benchmark(config)
     after = {path.name: path.stat().st_mtime_ns for path in (config.output / RECORDS).iterdir()}
     assert done.items() <= after.items(), "what was there is not computed again"
     assert numbers(config.output) == numbers(whole)
@@ -181,8 +181,8 @@ def test_same_command_again_evaluates_nothing(
     def nothing(*_: Any, **__: Any) -> None:
         raise AssertionError("all records are there")
 
-    monkeypatch.setattr(benchmark, "evaluate", nothing)
-    benchmark.benchmark(replace(tiny, output=whole))
+    monkeypatch.setattr(runner, "evaluate", nothing)
+    runner.benchmark(replace(tiny, output=whole))
     assert numbers(whole) == before
 
 
@@ -195,18 +195,18 @@ def test_other_code_or_weights_are_evaluated_anew(
         tiny, output=tmp_path / "out", policies=("coarse_to_fine", str(run)), learned=(), seeds=1, num_scenes=4
     )
     for after in ("draw_gallery", "write_report"):  # what follows the evaluations is not what this is about
-        monkeypatch.setattr(benchmark, after, lambda *_, **__: tmp_path)
-    benchmark.benchmark(config)
+        monkeypatch.setattr(runner, after, lambda *_, **__: tmp_path)
+    runner.benchmark(config)
     first = {path.name for path in (config.output / RECORDS).iterdir()}
     assert sorted(name.rsplit("-", 1)[0] for name in first) == [
         "coarse_to_fine-seed0", "mine-run0-seed0", "mine_sampled-run0-seed0",
     ]  # fmt: skip
     save_run(run, seed=5)
-    benchmark.benchmark(config)
+    runner.benchmark(config)
     second = {path.name for path in (config.output / RECORDS).iterdir()}
     assert len(second) == 3 and len(first & second) == 1, "the hand-coded one is kept, the others are replaced"
-    monkeypatch.setattr(benchmark, "code_sha256", lambda: "other code")
-    benchmark.benchmark(config)
+    monkeypatch.setattr(runner, "code_sha256", lambda: "other code")
+    runner.benchmark(config)
     third = {path.name for path in (config.output / RECORDS).iterdir()}
     assert len(third) == 3 and not second & third
 
@@ -214,10 +214,10 @@ def test_other_code_or_weights_are_evaluated_anew(
 def test_default_policies_leave_out_what_does_not_fit(tiny: BenchmarkConfig, tmp_path: Path) -> None:
     env_id = "CanViT/FashionClassification-v0"
     config = replace(tiny, output=tmp_path / "out", policies=None, learned=(), env=env_id)
-    env = replace(benchmark.env_config(env_id, {}), split="test", num_scenes=4, budget=BUDGET, device="cpu")
+    env = replace(runner.env_config(env_id, {}), split="test", num_scenes=4, budget=BUDGET, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "make_policy", _without_search)
-        planned = benchmark.plan(config, env)
+        patch.setattr(runner, "make_policy", _without_search)
+        planned = runner.plan(config, env)
     specs = [entry.spec for entry in planned.entries]
     assert "coarse_to_fine" in specs and "entropy_greedy" not in specs
     assert planned.left_out == ["Left out (segmentation only): entropy_coarse_to_fine, entropy_greedy, quadtree_beam."]
@@ -226,7 +226,7 @@ def test_default_policies_leave_out_what_does_not_fit(tiny: BenchmarkConfig, tmp
 def test_a_canvas_that_does_not_fit_is_a_reason_of_its_own() -> None:
     backbone = cast(Backbone, SimpleNamespace(canvas_grid=20))
     specs = ("coarse_to_fine", "entropy_coarse_to_fine", "quadtree_beam")
-    supported, left_out = benchmark._supported(specs, "segmentation", backbone)
+    supported, left_out = runner._supported(specs, "segmentation", backbone)
     assert supported == ("coarse_to_fine",)
     assert left_out == [
         "Left out (for canvas grids that are a power of two, not 20): entropy_coarse_to_fine, quadtree_beam."
@@ -240,11 +240,11 @@ def _without_search(spec: str, **kwargs: Any) -> Any:
 def test_left_out_policies_are_told_in_the_report(
     tiny: BenchmarkConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(benchmark, "DEFAULT_POLICIES", ("coarse_to_fine", "quadtree_beam"))
+    monkeypatch.setattr(runner, "DEFAULT_POLICIES", ("coarse_to_fine", "quadtree_beam"))
     config = replace(
         tiny, output=tmp_path / "out", policies=None, learned=(), env="CanViT/FashionClassification-v0", num_scenes=4
     )
-    report = benchmark.benchmark(config)
+    report = runner.benchmark(config)
     assert "<p>Left out (segmentation only): quadtree_beam.</p>" in report.read_text()
 
 
@@ -279,22 +279,22 @@ def test_bad_input(tiny: BenchmarkConfig, tmp_path: Path, case: str) -> None:
     changed, message = BAD[case]
     config = replace(tiny, **{"output": tmp_path / "out", "policies": ("coarse_to_fine",), "learned": (), **changed})
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        benchmark.benchmark(config)
+        runner.benchmark(config)
     assert not list((tmp_path / "out").glob("records/*")), "nothing is evaluated before all is known to be right"
 
 
 def test_gallery_policy_must_be_there(tiny: BenchmarkConfig, whole: Path) -> None:
     with pytest.raises(ValueError, match=r"gallery policy 'Nobody' is not in this benchmark; there are: EG-C2F"):
-        benchmark.benchmark(replace(tiny, output=whole, gallery_policy="Nobody"))
+        runner.benchmark(replace(tiny, output=whole, gallery_policy="Nobody"))
     with pytest.raises(ValueError, match="the reference itself"):
-        benchmark.benchmark(replace(tiny, output=whole, gallery_policy="C2F"))
+        runner.benchmark(replace(tiny, output=whole, gallery_policy="C2F"))
 
 
 def test_run_of_another_environment_is_refused(tiny: BenchmarkConfig, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", seed=0)
     config = replace(tiny, output=tmp_path / "out", learned=(), env="CanViT/FashionClassification-v0")
     with pytest.raises(ValueError, match=r"trained on .*'fashion-segmentation'.*this benchmark is on"):
-        benchmark.benchmark(replace(config, policies=("coarse_to_fine", str(run))))
+        runner.benchmark(replace(config, policies=("coarse_to_fine", str(run))))
 
 
 def test_run_of_another_checkpoint_is_refused(tiny: BenchmarkConfig, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_run_of_another_checkpoint_is_refused(tiny: BenchmarkConfig, tmp_path: P
     path.write_text(json.dumps(record))
     config = replace(tiny, output=tmp_path / "out", learned=(f"mine={run}",), policies=("coarse_to_fine",))
     with pytest.raises(ValueError, match=r"the backbone: trained on sha256 0000"):
-        benchmark.benchmark(config)
+        runner.benchmark(config)
 
 
 @pytest.mark.parametrize(
@@ -322,5 +322,5 @@ def test_directory_of_another_benchmark_is_refused(
 ) -> None:
     before = (whole / MANIFEST).read_bytes()
     with pytest.raises(ValueError, match=f"records of another benchmark.*{field}.*another --output"):
-        benchmark.benchmark(replace(tiny, output=whole, **changed))
+        runner.benchmark(replace(tiny, output=whole, **changed))
     assert (whole / MANIFEST).read_bytes() == before

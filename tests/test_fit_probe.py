@@ -15,12 +15,12 @@ from datasets import FOLDER_CLASSES, SEGMENTATION_CLASSES, tiny
 from safetensors.torch import load_file
 
 from canvit_gym.backbone.load import Backbone, load_backbone
+from canvit_gym.probes import fit
+from canvit_gym.probes.fit import ProbeConfig, class_weights, fit_env, spread_scenes, training_scenes
+from canvit_gym.probes.heads import ClassificationHead, SegmentationHead
 from canvit_gym.scenes.files import FileScenes
 from canvit_gym.scenes.prepared import FashionScenes
 from canvit_gym.scenes.source import SceneBatch
-from experiments import fit_probe
-from experiments.fit_probe import ProbeConfig, class_weights, fit_env, spread_scenes, training_scenes
-from experiments.probe_heads import ClassificationHead, SegmentationHead
 
 SEGMENTATION, CLASSIFICATION = "CanViT/SegmentationFolder-v0", "CanViT/ImageFolder-v0"
 ROOTS = {SEGMENTATION: tiny("segmentation-folder"), CLASSIFICATION: tiny("image-folder")}
@@ -42,7 +42,7 @@ def record_of(directory: Path) -> dict[str, Any]:
 def fitted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """(environment id, directory of a probe fitted on its tiny data set)"""
     directory = tmp_path_factory.mktemp("probe")
-    fit_probe.main(tiny_fit(request.param, directory, steps=30, validate_every=10))
+    fit.main(tiny_fit(request.param, directory, steps=30, validate_every=10))
     yield request.param, directory
 
 
@@ -59,7 +59,7 @@ def test_a_fit_learns_and_tells_how(fitted: tuple[str, Path]) -> None:
     card = (directory / "README.md").read_text()
     assert all(name in card for name in classes) and env_id in card and "| after glimpse | 1 | 2 |" in card
     assert str(ROOTS[env_id]) not in json.dumps(record["config"]), "the machine's directories are not part of it"
-    assert not (directory / fit_probe.STATE).exists()
+    assert not (directory / fit.STATE).exists()
 
 
 def test_an_environment_reads_it(fitted: tuple[str, Path]) -> None:
@@ -91,8 +91,8 @@ def test_the_fused_classifier_is_the_one_fitted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("env_id", [SEGMENTATION, CLASSIFICATION])
 def test_an_interrupted_fit_goes_on_to_the_bit(env_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit_probe.main(tiny_fit(env_id, tmp_path / "whole"))
-    calls, rollout = 0, fit_probe.run_episode
+    fit.main(tiny_fit(env_id, tmp_path / "whole"))
+    calls, rollout = 0, fit.run_episode
 
     def interrupted(**kwargs: Any) -> Any:
         nonlocal calls
@@ -101,17 +101,17 @@ def test_an_interrupted_fit_goes_on_to_the_bit(env_id: str, tmp_path: Path, monk
             raise KeyboardInterrupt
         return rollout(**kwargs)
 
-    monkeypatch.setattr(fit_probe, "run_episode", interrupted)
+    monkeypatch.setattr(fit, "run_episode", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fit_probe.main(tiny_fit(env_id, tmp_path / "parts"))
-    assert (tmp_path / "parts" / fit_probe.STATE).exists() and not (tmp_path / "parts" / "training.json").exists()
+        fit.main(tiny_fit(env_id, tmp_path / "parts"))
+    assert (tmp_path / "parts" / fit.STATE).exists() and not (tmp_path / "parts" / "training.json").exists()
     with pytest.raises(ValueError, match="interrupted fit with other settings"):
-        fit_probe.main(tiny_fit(env_id, tmp_path / "parts", peak_lr=0.1))
+        fit.main(tiny_fit(env_id, tmp_path / "parts", peak_lr=0.1))
     with monkeypatch.context() as other, pytest.raises(ValueError, match="other settings or data"):
         for source in (FashionScenes, FileScenes):
             other.setattr(source, "fingerprint", "another folder of the same size and classes")
-        fit_probe.main(tiny_fit(env_id, tmp_path / "parts"))
-    fit_probe.main(tiny_fit(env_id, tmp_path / "parts"))
+        fit.main(tiny_fit(env_id, tmp_path / "parts"))
+    fit.main(tiny_fit(env_id, tmp_path / "parts"))
     whole, parts = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     told = ("validations", "validation_loss", "metrics")
@@ -120,14 +120,14 @@ def test_an_interrupted_fit_goes_on_to_the_bit(env_id: str, tmp_path: Path, monk
 
 def test_a_fit_ends_where_it_gets_no_better(tmp_path: Path) -> None:
     config = tiny_fit(CLASSIFICATION, tmp_path, steps=20, validate_every=2, patience=2, peak_lr=1e-30, weight_decay=0.0)
-    fit_probe.main(config)
+    fit.main(config)
     assert [step for step, _ in record_of(tmp_path)["validations"]] == [2, 4, 6]
     assert record_of(tmp_path)["best_step"] == 2
 
 
 def test_a_fit_that_diverges_says_so(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"Use a smaller --peak-lr than 1e\+30"):
-        fit_probe.main(tiny_fit(SEGMENTATION, tmp_path, peak_lr=1e30))
+        fit.main(tiny_fit(SEGMENTATION, tmp_path, peak_lr=1e30))
 
 
 def test_pixels_without_a_label_do_not_count() -> None:
@@ -199,7 +199,7 @@ def test_what_a_fit_is_told_wrong(tmp_path: Path) -> None:
 def test_fashion_scenes_and_a_backbone_of_another_size(tmp_path: Path) -> None:
     config = ProbeConfig(output_dir=tmp_path, env="CanViT/FashionSegmentation-v0", scene_size_px=256, device="cpu")
     with pytest.raises(ValueError, match=r"have 128 px, but checkpoint 'nano' expects 256: pass --scene-size-px 128"):
-        fit_probe.main(config)
+        fit.main(config)
 
 
 def test_items_of_fashion_scenes_gain_a_bonus_in_what_is_saved(tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_items_of_fashion_scenes_gain_a_bonus_in_what_is_saved(tmp_path: Path) -
         ("CanViT/FashionSegmentation-v0", config),
         (SEGMENTATION, tiny_fit(SEGMENTATION, tmp_path)),
     ):
-        env = fit_probe.env_config(fitting, env_id)
-        head: Any = fit_probe.make_head(fitting, env, backbone, scenes)
+        env = fit.environment_of(fitting, env_id)
+        head: Any = fit.make_head(fitting, env, backbone, scenes)
         head.save(tmp_path)
         bias[env_id] = head.module.conv.bias.detach(), load_file(tmp_path / "model.safetensors")["conv.bias"]
     before, after = bias["CanViT/FashionSegmentation-v0"]
@@ -226,8 +226,8 @@ def test_heads_are_deterministic(tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = torch.get_rng_state()
     config = tiny_fit(SEGMENTATION, tmp_path)
-    env = fit_probe.env_config(config, SEGMENTATION)
-    heads = [fit_probe.make_head(config, env, backbone, Unbalanced()) for _ in range(2)]
+    env = fit.environment_of(config, SEGMENTATION)
+    heads = [fit.make_head(config, env, backbone, Unbalanced()) for _ in range(2)]
     one, other = (head.module.state_dict() for head in heads)
     assert all(torch.equal(one[key], other[key]) for key in one)
     assert torch.equal(torch.get_rng_state(), state)

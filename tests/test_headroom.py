@@ -9,13 +9,13 @@ import pytest
 from untrained import save_untrained
 
 from agents.learned import load_learned
+from canvit_gym.benchmark.comparison import clearly_ahead
+from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, generate_scene
-from experiments.command_line import env_config
-from experiments.comparison import clearly_ahead
-from experiments.headroom import BoxLocator, HeadroomConfig, WindowLocator, page, study
+from experiments.studies.headroom import BoxLocator, HeadroomConfig, WindowLocator, page, study
 
 ENV = {"num_scenes": 12, "device": "cpu", "budget": 3, "grid_centers": 3, "grid_scales": [0.5]}
 

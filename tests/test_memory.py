@@ -4,7 +4,7 @@ import pytest
 from canvit_pytorch import CanViTForPretraining
 
 from canvit_gym.backbone.load import load_backbone
-from experiments.memory import BATCHES, GRIDS, NUM_CLASSES, peak_bytes, random_backbone, table
+from experiments.studies.memory import BATCHES, GRIDS, NUM_CLASSES, peak_bytes, random_backbone, table
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
-"""What the README shows is so: its Python blocks run, and its commands of experiments are such as those take.
+"""What the README shows is so: its Python blocks run, and its commands take the options that it gives them.
 
-The commands that experiments show in their own descriptions, and nano's card, are held to the same.
+The commands that experiments and the console script show in their own descriptions, and nano's card, are held to the
+same.
 """
 
 import ast
+import importlib
 import re
 import runpy
 import subprocess
@@ -16,7 +18,7 @@ from unittest.mock import patch
 
 import pytest
 
-from experiments import command_line
+from canvit_gym import cli, command_line
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -26,13 +28,15 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?:^    .*\n|^\n(?=    ))+", flags=re.MULTILINE)
 QUOTED = re.compile(r"`([^`]+)`")
-SHOWN = re.compile(r"python -m (?:agents|experiments)\.")
+SHOWN = re.compile(r"python -m (?:agents|experiments)\.|\bcanvit-gym [a-z]")
+CONSOLE = re.compile(r"\bcanvit-gym (?=[a-z])")
 
 RECORDER = r"""set -f; PATH=
 python() { printf '%s\0' "$@"; printf '\n'; }
+console() { command=$1; shift; printf '%s\0' -m "canvit-gym $command" "$@"; printf '\n'; }
 """
 """For a POSIX shell: it finds no program, takes patterns of file names as they are, and prints the arguments of every
-call of `python`."""
+call of `python` and of `console`, which stands for canvit-gym (functions have no hyphens in their names)."""
 NOT_FOUND = 127
 """The exit status of a shell whose last command was another program."""
 
@@ -51,6 +55,7 @@ def shell_blocks(page: str) -> list[str]:
     indented = INDENTED.findall(FENCED.sub("", page))
     quoted = [span.replace("\n", " ") for span in QUOTED.findall(prose(page))]
     quoted = [re.sub(r"^(?=(?:agents|experiments)\.\S+ -)", "python -m ", span) for span in quoted]
+    quoted = [span for span in quoted if not re.fullmatch(r"canvit-gym [a-z-]+", span)]  # a mention
     return [block for block in (*fenced, *indented, *quoted) if SHOWN.search(block)]
 
 
@@ -58,11 +63,13 @@ def commands(page: str) -> list[tuple[str, ...]]:
     """(module, argument, ...) of all that a page's commands run, as a shell passes them. None that ends in dots."""
     calls: list[list[str]] = []
     for block in shell_blocks(page):
-        done = subprocess.run(["/bin/sh", "-c", RECORDER + block], capture_output=True, text=True, check=False)
+        script = RECORDER + CONSOLE.sub("console ", block)
+        done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=False)
         assert done.returncode in (0, NOT_FOUND), f"{block}\n{done.stderr}"
         calls += [line.split("\0")[:-1] for line in done.stdout.split("\n")]
-    ours = [call[1:] for call in calls if call[:1] == ["-m"] and call[1].startswith(("agents.", "experiments."))]
-    return list(dict.fromkeys(tuple(call) for call in ours if call[-1] != "..."))
+    ours = ("agents.", "experiments.", "canvit-gym ")
+    calls = [call[1:] for call in calls if call[:1] == ["-m"] and call[1].startswith(ours)]
+    return list(dict.fromkeys(tuple(call) for call in calls if call[-1] != "..."))
 
 
 def descriptions() -> dict[str, str]:
@@ -73,6 +80,9 @@ def descriptions() -> dict[str, str]:
         if 'if __name__ == "__main__":' in source and "    run_command(" in source:
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
             found[name] = f"{ast.get_docstring(ast.parse(source))}\n"
+    for name, command in cli.COMMANDS.items():
+        if "tyro" in command.needs:
+            found[f"canvit-gym {name}"] = f"{importlib.import_module(command.module).__doc__}\n"
     return found
 
 
@@ -81,7 +91,12 @@ PAGES = (README, CARD, *DESCRIPTIONS.values())
 
 
 def run_as_main(module: str, run_command: Callable[..., None], *arguments: str) -> None:
-    """`python -m module arguments`, with another `run_command`."""
+    """`python -m module arguments`, or `canvit-gym command arguments`, with another `run_command`."""
+    if module.startswith("canvit-gym "):
+        name = cli.COMMANDS[module.removeprefix("canvit-gym ")].module
+        with patch.object(importlib.import_module(name), "run_command", run_command):
+            cli.main([module.removeprefix("canvit-gym "), *arguments])
+        return
     with patch.object(command_line, "run_command", run_command), patch.object(sys, "argv", [module, *arguments]):
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
@@ -130,14 +145,14 @@ def test_commands_are_found_as_a_shell_passes_them() -> None:
 
 ```sh
 make no such thing
-python -m experiments.memory
+python -m experiments.studies.memory
 python -c "no experiment"
 ```
 ```python
 python -m experiments.not_one
 ```
-Beside them `experiments.scaling
---largest 16` in a line, and `experiments.scaling` alone.
+Beside them `experiments.studies.scaling
+--largest 16` in a line, and `experiments.studies.scaling` alone.
 
 | in | a cell |
 | --- | --- |
@@ -147,8 +162,8 @@ Beside them `experiments.scaling
         ("agents.train", "--seed", "0", "--learned", "runs/seed*/best"),
         ("agents.train", "--seed", "1", "--learned", "runs/seed*/best"),
         ("experiments.demo", "--env-kwargs", '{"budget": 5}'),
-        ("experiments.memory",),
-        ("experiments.scaling", "--largest", "16"),
+        ("experiments.studies.memory",),
+        ("experiments.studies.scaling", "--largest", "16"),
     ]
     with pytest.raises(AssertionError, match=r"(?i)unterminated|unexpected EOF"):
         commands("    python -m agents.train --hyper '{}\n")
@@ -157,7 +172,7 @@ Beside them `experiments.scaling
 def test_every_command_shown_is_found() -> None:
     assert len(SHOWN.findall(README)) > 20 and not SHOWN.search(QUOTED.sub("", prose(README)))
     assert {module for module, *_ in commands(README)} >= set(
-        re.findall(r"python -m ((?:agents|experiments)\.\w+)", README)
+        re.findall(r"python -m ((?:agents|experiments)\.[\w.]*\w)", README)
     )
 
 

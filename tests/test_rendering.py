@@ -17,6 +17,7 @@ import pytest
 from conftest import ENV_IDS
 from PIL import Image, ImageDraw
 
+from canvit_gym.benchmark.gaze_picture import draw_gaze
 from canvit_gym.episodes import EpisodeView
 from canvit_gym.rendering import (
     BACKGROUND,
@@ -35,9 +36,8 @@ from canvit_gym.rendering import (
 )
 from canvit_gym.scenes.fashion import SEGMENTATION_CLASSES
 from canvit_gym.vector_env import GlimpseVectorEnv
-from experiments.contact_sheet import ContactSheetConfig
-from experiments.contact_sheet import main as draw_contact_sheet
-from experiments.gaze_picture import draw_gaze
+from experiments.nano.contact_sheet import ContactSheetConfig
+from experiments.nano.contact_sheet import main as draw_contact_sheet
 
 KWARGS = {"split": "validation", "num_scenes": 8, "budget": 3, "device": "cpu"}
 ROOT = Path(__file__).parents[1]

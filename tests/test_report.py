@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from canvit_gym.evaluation import Evaluation
-from experiments import report
-from experiments.comparison import clearly_ahead, compare, per_scene, run_warnings
-from experiments.gallery import choose_scenes, shown_glimpses
-from experiments.records import MANIFEST, RECORDS, Entry, Run, load_benchmark, write_json
-from experiments.report_figures import (
+from canvit_gym.benchmark import report
+from canvit_gym.benchmark.comparison import clearly_ahead, compare, per_scene, run_warnings
+from canvit_gym.benchmark.gallery import choose_scenes, shown_glimpses
+from canvit_gym.benchmark.plots import (
     TITLE_CHARS,
     _spread,
     fixation_density,
@@ -28,7 +26,9 @@ from experiments.report_figures import (
     scale_shares,
     scales_figure,
 )
-from experiments.report_words import scale_text, summary
+from canvit_gym.benchmark.records import MANIFEST, RECORDS, Entry, Run, load_benchmark, write_json
+from canvit_gym.benchmark.words import scale_text, summary
+from canvit_gym.evaluation import Evaluation
 
 NUM_SCENES, BUDGET, NUM_CLASSES, ORACLE_SCENES = 24, 4, 3, 16
 UNION = 1000
@@ -100,7 +100,7 @@ def save_benchmark(
         "left_out": ["Left out (it does not fit): entropy_greedy."],
         "plan": plan,
         "provenance": {
-            "command": "python -m experiments.benchmark --output here", "git": None, "versions": {"torch": "2"},
+            "command": "canvit-gym benchmark --output here", "git": None, "versions": {"torch": "2"},
             "machine": {"cpu": "<some & cpu>"}, "time": "2026-01-02T03:04:05",
         },
     }  # fmt: skip
@@ -325,7 +325,7 @@ def test_report_is_the_same_when_made_anew_and_needs_no_model(directory: Path, m
 
     for user in ("assembly.load_backbone", "evaluation.build_backbone"):
         monkeypatch.setattr(f"canvit_gym.{user}", no_model)
-    monkeypatch.setattr("experiments.gallery.build_backbone", no_model)
+    monkeypatch.setattr("canvit_gym.benchmark.gallery.build_backbone", no_model)
     report.main(report.ReportConfig(results=directory))
     names = (report.REPORT, report.MARKDOWN, report.RESULTS, report.SCENES)
     before = {name: (directory / name).read_bytes() for name in names}
@@ -350,7 +350,7 @@ def test_gallery_that_was_drawn_is_in_the_report(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
-        (lambda d: (d / MANIFEST).unlink(), FileNotFoundError, "experiments.benchmark --output"),
+        (lambda d: (d / MANIFEST).unlink(), FileNotFoundError, "canvit-gym benchmark --output"),
         (lambda d: (d / MANIFEST).write_text("{"), ValueError, "damaged"),
         (lambda d: (d / MANIFEST).write_text("{}"), ValueError, "without identity"),
         (lambda d: next((d / RECORDS).glob("ppo*")).unlink(), FileNotFoundError, "1 of 6 records .* --output here"),

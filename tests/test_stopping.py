@@ -14,8 +14,8 @@ from agents.checkpoint import load_policy
 from agents.settings import TrainConfig
 from agents.stopping import stops
 from agents.train import train
-from experiments.runs import complete
-from experiments.stopping import StoppingConfig, interpolated, row, run_one, study
+from experiments.studies.stopping import StoppingConfig, interpolated, row, run_one, study
+from experiments.studies.train_once import complete
 
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1,

@@ -14,8 +14,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.profiler import ProfilerActivity, profile
 
 from canvit_gym.backbone.load import Backbone
-from experiments import gpu_report, scaling
+from experiments.studies import scaling
 from experiments.throughput import __main__ as throughput
+from experiments.throughput import gpu_report
 from experiments.throughput.contestants import CONTESTANTS, Job, Run
 from experiments.throughput.models import SHARED_DIRECTORY, env_kwargs_of
 from experiments.throughput.stages import STAGES, shares

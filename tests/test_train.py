@@ -27,8 +27,8 @@ from agents.train import main, train
 from agents.training_state import load_state
 from agents.validation import Headroom, fixation_maps, fixation_picture
 from canvit_gym.evaluation import evaluate
+from canvit_gym.provenance import provenance
 from canvit_gym.sb3 import GlimpseVecEnv
-from experiments.provenance import provenance
 from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_throughput
 
 ENV_KWARGS: dict[str, Any] = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 4}

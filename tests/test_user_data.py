@@ -11,9 +11,9 @@ from datasets import tiny
 
 from agents.settings import TrainConfig
 from agents.train import train
-from experiments import fit_probe
-from experiments.benchmark import BenchmarkConfig, benchmark
-from experiments.fit_probe import ProbeConfig
+from canvit_gym.benchmark.runner import BenchmarkConfig, benchmark
+from canvit_gym.probes import fit
+from canvit_gym.probes.fit import ProbeConfig
 
 HYPER = {
     "n_envs": 2, "n_steps": 1, "batch_size": 2, "n_epochs": 1,
@@ -26,7 +26,7 @@ def fitted_probe(env_id: str, root: Path, directory: Path) -> Path:
         output_dir=directory, env=env_id, root=root, steps=4, batch_size=4, num_glimpses=2, validate_every=2,
         env_kwargs='{"workers": 0}', device="cpu",
     )  # fmt: skip
-    fit_probe.main(config)
+    fit.main(config)
     return directory
 
 

@@ -248,7 +248,7 @@ def ade20k_probe(checkpoint: Source, *, scene_size_px: int, canvas_grid: int) ->
         ValueError: there is none; the message lists those there are.
     """
     fit = (
-        "fit one (python -m experiments.fit_probe --env CanViT/ADE20K-v0 "
+        "fit one (canvit-gym fit-probe --env CanViT/ADE20K-v0 "
         f"--checkpoint {checkpoint.name} --canvas-grid {canvas_grid}) and pass probe='directory'"
     )
     repository = CHECKPOINTS.get(checkpoint.name, (checkpoint.repo or str(checkpoint.directory)).split("/")[-1])

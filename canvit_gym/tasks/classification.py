@@ -62,7 +62,7 @@ def _misfit(source: Source, checkpoint: str, teacher_dim: int, why: str) -> Valu
     return ValueError(
         f"probe {source.name!r} ({source.directory}) does not fit checkpoint {checkpoint!r}: {why}. A classification "
         f"probe of this checkpoint holds weight [classes, {teacher_dim}] and bias [classes]: fit one with "
-        "python -m experiments.fit_probe."
+        "canvit-gym fit-probe."
     )
 
 

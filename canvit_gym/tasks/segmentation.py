@@ -38,14 +38,14 @@ def load_probe(name: str, backbone: Backbone, *, classes: tuple[str, ...]) -> tu
     if name in PROBES or _holds_classifier(name):
         raise ValueError(
             f"probe {name!r} is a classification probe, but the task is segmentation: leave probe out for the default, "
-            "or fit one of this task (python -m experiments.fit_probe)"
+            "or fit one of this task (canvit-gym fit-probe)"
         )
     source = locate("probe", name, files=(CONFIG, WEIGHTS))
     probe = _load_probe(source, backbone.device)
     if probe.embed_dim != backbone.canvit.canvas_dim:
         raise ValueError(
             f"probe {name!r} reads {probe.embed_dim} channels, but the canvas of checkpoint {backbone.name!r} has "
-            f"{backbone.canvit.canvas_dim}. Use a probe fitted on this checkpoint (python -m experiments.fit_probe)."
+            f"{backbone.canvit.canvas_dim}. Use a probe fitted on this checkpoint (canvit-gym fit-probe)."
         )
     what, num_classes = f"probe {name!r}", probe.num_classes
     check_probe(what, source.directory, backbone=backbone, num_classes=num_classes, classes=classes)

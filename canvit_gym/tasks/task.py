@@ -63,10 +63,10 @@ class Task(Protocol):
 
 
 TRAINING_RECORD = "training.json"
-"""Beside a probe's weights: how it was fitted (experiments.fit_probe writes it)."""
+"""Beside a probe's weights: how it was fitted (canvit_gym.probes.fit writes it)."""
 
 
-_REFIT = "Put the intact file in its place, remove it, or fit the probe again (python -m experiments.fit_probe)."
+_REFIT = "Put the intact file in its place, remove it, or fit the probe again (canvit-gym fit-probe)."
 
 
 def check_probe(what: str, directory: Path, *, backbone: Backbone, num_classes: int, classes: tuple[str, ...]) -> None:
@@ -74,7 +74,7 @@ def check_probe(what: str, directory: Path, *, backbone: Backbone, num_classes: 
     if num_classes != len(classes):
         raise ValueError(
             f"{what} tells {num_classes} classes apart, but the scenes have {len(classes)}. "
-            "Use a probe fitted on these classes (python -m experiments.fit_probe)."
+            "Use a probe fitted on these classes (canvit-gym fit-probe)."
         )
     path = directory / TRAINING_RECORD
     try:
@@ -82,21 +82,21 @@ def check_probe(what: str, directory: Path, *, backbone: Backbone, num_classes: 
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}. {_REFIT}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path} must hold a JSON object, as experiments.fit_probe writes it. {_REFIT}")
+        raise ValueError(f"{path} must hold a JSON object, as canvit_gym.probes.fit writes it. {_REFIT}")
     if (fitted := record.get("classes")) is not None and tuple(fitted) != classes:
         at = next(i for i, (one, other) in enumerate(zip(fitted, classes, strict=True)) if one != other)
         raise ValueError(
             f"{what} was fitted on other classes: its class {at} is {fitted[at]!r}, the scenes' is {classes[at]!r}. "
-            "Use a probe fitted on these classes, in this order (python -m experiments.fit_probe)."
+            "Use a probe fitted on these classes, in this order (canvit-gym fit-probe)."
         )
     if record.get("checkpoint_sha256") not in (None, backbone.sha256):
         raise ValueError(
             f"{what} was fitted on another checkpoint (sha256 {record['checkpoint_sha256'][:12]}…) than "
             f"{backbone.name!r} (sha256 {backbone.sha256[:12]}…). Use that checkpoint, or fit a probe on this one "
-            "(python -m experiments.fit_probe)."
+            "(canvit-gym fit-probe)."
         )
     if (fitted := record.get("canvas_grid")) not in (None, backbone.canvas_grid):
         raise ValueError(
             f"{what} was fitted on a canvas grid of {fitted}, but this one is of {backbone.canvas_grid}. "
-            f"Use canvas_grid={fitted}, or fit a probe on this one (python -m experiments.fit_probe)."
+            f"Use canvas_grid={fitted}, or fit a probe on this one (canvit-gym fit-probe)."
         )

@@ -26,9 +26,9 @@ import numpy as np
 
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.backbone.nano import NANO_GLIMPSE_SIZE_PX
+from canvit_gym.command_line import run_command
+from canvit_gym.provenance import plain, provenance
 from canvit_gym.scenes.prepared import FashionScenes
-from experiments.command_line import run_command
-from experiments.provenance import plain, provenance
 from experiments.throughput.agreement import agreement
 from experiments.throughput.contestants import Job
 from experiments.throughput.models import SHARED_DIRECTORY, ModelSize, env_kwargs_of

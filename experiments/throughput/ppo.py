@@ -18,8 +18,8 @@ from agents.ppo.model import make_model, make_training_env, ppo_arguments
 from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
 from agents.ppo.rollout import TensorRolloutBuffer
 from canvit_gym.backbone.load import Backbone, resolve_device
+from canvit_gym.command_line import env_config
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
-from experiments.command_line import env_config
 from experiments.throughput.clock import Clock, synchronize
 
 

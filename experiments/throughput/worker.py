@@ -12,9 +12,9 @@ import time
 import torch
 
 from canvit_gym.backbone.load import resolve_device
-from experiments.peak_memory import peak_mib
 from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS, Job
+from experiments.throughput.peak_memory import peak_mib
 from experiments.throughput.stages import shares
 
 

@@ -1,0 +1,310 @@
+"""What a benchmark's records say: every number of its report, with 95% bootstrap intervals.
+
+Scores are data-set mIoU or top-1, shares in [0, 1], averaged over a policy's runs; cross-entropies are in nats. How
+runs and scenes are resampled is told in canvit_gym.statistics: with the same scenes for every policy, so that
+differences and shares are paired.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from canvit_gym.benchmark.records import Benchmark, Entry
+from canvit_gym.evaluation import Evaluation, loss_statistic, score_statistic
+from canvit_gym.statistics import (
+    RESAMPLES,
+    InterquartileMean,
+    Mean,
+    Statistic,
+    area_under_curve,
+    bootstrap_interval,
+    improvement_interval,
+)
+
+MIN_LEARNED_RUNS = 3
+
+Draws = NDArray[np.float64]  # [R, ...]
+
+
+def per_scene(evaluation: Evaluation) -> NDArray[np.float64]:
+    """[N, T], more is better: how well each scene is read.
+
+    Its mIoU; where a score is only right or wrong, minus its cross-entropy.
+    """
+    if evaluation.metric == "mIoU":
+        return evaluation.scene_score()
+    return -evaluation.loss.astype(np.float64)
+
+
+def with_interval(estimate: dict[str, float], form: str, factor: float = 1) -> str:
+    """{"value", "low", "high"}, times a factor, as "value [low, high]"."""
+    low, high = sorted(factor * estimate[name] for name in ("low", "high"))
+    return f"{form.format(factor * estimate['value'])} [{form.format(low)}, {form.format(high)}]"
+
+
+def last(curve: Draws) -> Draws:
+    """[R, T] -> [R]"""
+    return curve[:, -1]
+
+
+def _estimates(*statistics: Statistic, **named: Callable[..., Draws]) -> dict[str, Any]:
+    """By name, what a function [R, T], ... -> [R] or [R, T] makes of the statistics: {"value", "interval"}."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def together(*curves: Draws) -> Draws:
+        columns = []
+        for name, function in named.items():
+            values = function(*curves)
+            shapes[name] = values.shape[1:]
+            columns.append(values.reshape(len(values), -1))
+        return np.concatenate(columns, axis=1)
+
+    found = bootstrap_interval(*statistics, of=together)
+    edges = np.cumsum([int(np.prod(shape)) for shape in shapes.values()])[:-1]
+    parts = [np.split(values, edges) for values in (found.value, found.low, found.high)]
+    return {
+        name: {
+            "value": _plain(value.reshape(shapes[name])),
+            "interval": [_plain(bound.reshape(shapes[name])) for bound in (low, high)],
+        }
+        for name, value, low, high in zip(named, *parts, strict=True)
+    }
+
+
+def _plain(values: NDArray[Any]) -> Any:
+    """Nested lists of six significant digits: a resampled interval has fewer."""
+    return np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[float])(values).tolist()
+
+
+class _Observed:
+    """One policy's observations on the first `num_scenes` scenes, one row per evaluation."""
+
+    def __init__(self, entry: Entry, num_scenes: int) -> None:
+        self.entry = entry
+        evaluations = [first_scenes(e, num_scenes) for run in entry.runs for e in run.evaluations]
+        self.run = [i for i, run in enumerate(entry.runs) for _ in run.evaluations]
+        self.score = score_statistic(evaluations, run=self.run)
+        self.loss = loss_statistic(evaluations, run=self.run)
+        self.per_scene = np.stack([per_scene(e)[:, -1:] for e in evaluations])  # [S, N, 1]
+        ranks = [e.rank for e in evaluations if e.rank is not None]
+        self.top5 = Mean(np.stack(ranks) < 5, run=self.run) if ranks else None
+
+
+def first_scenes(evaluation: Evaluation, num_scenes: int) -> Evaluation:
+    names = ("scene", "viewpoints", "loss", "intersection", "union", "rank")
+    arrays = {name: value[:num_scenes] for name in names if (value := getattr(evaluation, name)) is not None}
+    return replace(evaluation, **arrays)
+
+
+def compare(benchmark: Benchmark) -> dict[str, Any]:
+    """All numbers, as JSON values: `policies` by label, in the benchmark's order, and `oracle`."""
+
+    @cache
+    def observed(label: str) -> _Observed:
+        return _Observed(next(e for e in benchmark.entries if e.label == label), benchmark.num_scenes)
+
+    whole = [entry for entry in benchmark.entries if entry.num_scenes == benchmark.num_scenes]
+    reference = benchmark.reference
+    policies: dict[str, Any] = {entry.label: _described(entry) for entry in benchmark.entries}
+    for entry in whole:
+        policies[entry.label] |= _alone(observed(entry.label))
+        if entry is not reference:
+            policies[entry.label]["minus_reference"] = _difference(observed(entry.label), observed(reference.label))
+    fixed = next((entry for entry in whole if entry.spec.partition("(")[0] == "best_fixed_sequence"), None)
+    for entry in whole:
+        if entry.learned and fixed is not None:
+            policies[entry.label]["minus_fixed"] = _difference(
+                observed(entry.label), observed(fixed.label), improvement=False
+            )
+    opponents = [entry.label for entry in whole if not entry.uses_labels]
+    best = max(opponents, key=lambda label: policies[label]["score"]["value"][-1])
+    for label in opponents:
+        if label != best:
+            policies[label]["minus_best"] = _difference(observed(label), observed(best), improvement=False)
+    return {
+        "metric": benchmark.metric,
+        "per_scene_measure": "mIoU of the scene" if benchmark.metric == "mIoU" else "minus cross-entropy of the scene",
+        "num_scenes": benchmark.num_scenes,
+        "budget": benchmark.budget,
+        "reference": reference.label,
+        "best": best,
+        "fixed": fixed.label if fixed else None,
+        "resamples": RESAMPLES,
+        "policies": policies,
+        "oracle": _headroom(benchmark),
+    }
+
+
+def _described(entry: Entry) -> dict[str, Any]:
+    return {
+        "spec": entry.spec,
+        "description": entry.description,
+        "deterministic": entry.deterministic,
+        "uses_labels": entry.uses_labels,
+        "learned": entry.learned,
+        "num_runs": len(entry.runs),
+        "num_evaluations": entry.num_evaluations,
+        "num_scenes": entry.num_scenes,
+        "scales": entry.scales,
+        "gflops": np.asarray(entry.first.gflops, dtype=np.float64).tolist(),
+    }
+
+
+def _same(curve: Draws) -> Draws:
+    return curve
+
+
+def _alone(observed: _Observed) -> dict[str, Any]:
+    score = _estimates(observed.score, curve=_same, area=area_under_curve)
+    loss = _estimates(observed.loss, curve=_same, area=area_under_curve)
+    middle = InterquartileMean(observed.per_scene, run=observed.run)
+    numbers = {
+        "score": score["curve"],
+        "score_area": score["area"],
+        "cross_entropy": loss["curve"],
+        "cross_entropy_area": loss["area"],
+        "interquartile_mean": _estimates(middle, value=last)["value"],
+        "score_of_each_run": [
+            float(np.mean([e.score()[-1] for e in run.evaluations])) for run in observed.entry.runs
+        ],
+    }  # fmt: skip
+    if observed.top5 is not None:
+        numbers["top5"] = _estimates(observed.top5, curve=_same)["curve"]
+    return numbers
+
+
+def _difference(one: _Observed, other: _Observed, *, improvement: bool = True) -> dict[str, Any]:
+    """one - other: curves, their areas, and the probability that a scene is read better by one after all glimpses."""
+
+    def area(a: Draws, b: Draws) -> Draws:
+        return area_under_curve(a - b)
+
+    score = _estimates(one.score, other.score, curve=np.subtract, area=area)
+    loss = _estimates(one.loss, other.loss, curve=np.subtract, area=area)
+    numbers = {
+        "score": score["curve"],
+        "score_area": score["area"],
+        "cross_entropy": loss["curve"],
+        "cross_entropy_area": loss["area"],
+    }
+    if improvement:
+        found = improvement_interval(one.per_scene, other.per_scene, runs=(one.run, other.run))
+        numbers["probability_of_improvement"] = {
+            "value": _plain(found.value[0]),
+            "interval": [_plain(found.low[0]), _plain(found.high[0])],
+        }
+    return numbers
+
+
+def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
+    """(policy - C2F) / (oracle - C2F), on the scenes that the oracle has seen; None without the two.
+
+    A share is None where the oracle is not clearly ahead itself, or where resamples left it without a value.
+    """
+    named = {entry.spec.partition("(")[0]: entry for entry in reversed(benchmark.entries) if not entry.learned}
+    oracle_entry, baseline_entry = named.get("greedy_oracle"), named.get("coarse_to_fine")
+    if oracle_entry is None or baseline_entry is None:
+        return None
+    num_scenes = oracle_entry.num_scenes
+    oracle, baseline = _Observed(oracle_entry, num_scenes), _Observed(baseline_entry, num_scenes)
+    lead = {
+        "score": _estimates(oracle.score, baseline.score, last=_last_difference)["last"],
+        "cross_entropy": _estimates(oracle.loss, baseline.loss, last=_last_difference)["last"],
+    }
+    policies: dict[str, Any] = {}
+    for entry in benchmark.entries:
+        observed = _Observed(entry, num_scenes)
+        numbers: dict[str, Any] = {
+            "score": _estimates(observed.score, curve=_same)["curve"],
+            "cross_entropy": _estimates(observed.loss, curve=_same)["curve"],
+        }
+        if entry not in (oracle_entry, baseline_entry):
+            for name, curves in (
+                ("score", (observed.score, baseline.score, oracle.score)),
+                ("cross_entropy", (observed.loss, baseline.loss, oracle.loss)),
+            ):
+                numbers[f"share_{name}"] = _share(lead[name], *curves, higher_is_better=name == "score")
+        policies[entry.label] = numbers
+    return {
+        "label": oracle_entry.label,
+        "baseline": baseline_entry.label,
+        "num_scenes": num_scenes,
+        "lead": lead,
+        "policies": policies,
+    }
+
+
+def _last_difference(one: Draws, other: Draws) -> Draws:
+    return last(one - other)
+
+
+def share_of_lead(policy: Draws, baseline: Draws, ceiling: Draws) -> Draws:
+    """(policy - baseline) / (ceiling - baseline); not a number where the ceiling has no lead."""
+    return ratio_of_leads(policy - baseline, ceiling - baseline)
+
+
+def ratio_of_leads(lead: Draws, whole: Draws) -> Draws:
+    """lead / whole; not a number where there is no whole lead."""
+    return np.divide(lead, whole, out=np.full_like(whole, np.nan), where=whole != 0)
+
+
+def _last_share(*curves: Draws) -> Draws:
+    return last(share_of_lead(*curves))
+
+
+def clearly_ahead(low: float, high: float, *, higher_is_better: bool) -> bool:
+    """Whether a lead's interval, on the better side of zero, keeps away from it, by a fifth of its far end: a share of
+    anything else could be any number.
+    """
+    near, far = (low, high) if higher_is_better else (-high, -low)
+    return near > 0.2 * far
+
+
+def _share(lead: dict[str, Any], *curves: Statistic, higher_is_better: bool) -> dict[str, Any] | None:
+    """Of the ceiling's lead; None where there is none to share, or where a resample was without one."""
+    low, high = lead["interval"]
+    if not clearly_ahead(low, high, higher_is_better=higher_is_better):
+        return None
+    share = _estimates(*curves, share=_last_share)["share"]
+    return share if np.isfinite([share["value"], *share["interval"]]).all() else None
+
+
+def trained_policies(entries: tuple[Entry, ...]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(labels, training runs) of learned policies, those that only differ in how they are used together."""
+    labels: dict[tuple[str, ...], list[str]] = {}
+    trainings: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for entry in entries:
+        if entry.learned:
+            of_entry = [run.training for run in entry.runs if run.training is not None]
+            weights = tuple(training["weights_sha256"] for training in of_entry)
+            labels.setdefault(weights, []).append(entry.label)
+            trainings[weights] = of_entry
+    return [(" / ".join(labels[weights]), trainings[weights]) for weights in labels]
+
+
+def decisions_of(training: dict[str, Any]) -> int | None:
+    """What a training run's policy learned from, where its record tells."""
+    return training.get("training", {}).get("num_timesteps")
+
+
+def run_warnings(entries: tuple[Entry, ...]) -> list[str]:
+    """What a reader must know of learned policies: too few training runs, and runs that kept what they began with."""
+    policies = trained_policies(entries)
+    too_few = [
+        f"{label}: {len(runs)} training run{'s' * (len(runs) > 1)}. Fewer than {MIN_LEARNED_RUNS} say little about how "
+        f"the method does on average; the intervals hold for {'this run' if len(runs) == 1 else 'these runs'}, not for "
+        "the method."
+        for label, runs in policies
+        if len(runs) < MIN_LEARNED_RUNS
+    ]
+    untrained = [
+        f"{label}: {count} of {len(runs)} training runs kept the policy of before the first update, a warm start: none "
+        "that came after it read validation scenes better."
+        for label, runs in policies
+        if (count := sum(decisions_of(run) == 0 for run in runs))
+    ]
+    return too_few + untrained

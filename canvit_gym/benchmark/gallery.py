@@ -1,0 +1,183 @@
+"""The gallery: the same scenes under several policies, chosen by how much one policy gains on the reference.
+
+Glimpses are not chosen anew: the recorded viewpoints are taken again, which gives the recorded readings, so neither a
+policy nor a search is run. Pictures are WebP files with a list of what they show, gallery.json.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.benchmark.comparison import per_scene
+from canvit_gym.benchmark.gaze_picture import GAP_PX, PICTURE_PX, scene_strip
+from canvit_gym.benchmark.records import Benchmark, Entry, write_json
+from canvit_gym.config import EnvConfig
+from canvit_gym.episodes import EpisodeBatch, EpisodeView
+from canvit_gym.rendering import (
+    INK,
+    blank,
+    fitted,
+    font,
+    glimpse_colour,
+    is_dense,
+    legend_picture,
+    present_classes,
+)
+
+GALLERY, INDEX = "gallery", "gallery.json"
+PER_KIND = 2
+"""Best, median and worst scenes each."""
+READINGS = 5
+"""At most so many readings in a line."""
+QUALITY, WIDTH_PX = 50, 1060
+LABEL_PX, HEADER_PX, LEGEND_PX = 26, 30, 46
+
+
+def shown_glimpses(budget: int) -> list[int]:
+    """Glimpses (from 1) whose readings are shown: all, or the first, the last and some between, early ones closer."""
+    if budget <= READINGS:
+        return list(range(1, budget + 1))
+    return sorted({round(t) for t in np.geomspace(1, budget, READINGS)})
+
+
+def choose_scenes(gain: NDArray[np.float64]) -> list[tuple[str, int]]:
+    """("best" | "median" | "worst", row) by gain [N], best first within its kind; no scene twice."""
+    order = np.argsort(-gain, kind="stable")
+    count = max(1, min(PER_KIND, len(order) // 3))
+    middle = (len(order) - count) // 2
+    kinds = {"best": order[:count], "median": order[middle : middle + count], "worst": order[-count:][::-1]}
+    chosen: dict[int, str] = {}
+    for kind, rows in kinds.items():
+        for row in rows.tolist():
+            chosen.setdefault(row, kind)
+    return [(kind, row) for row, kind in chosen.items()]
+
+
+@torch.no_grad()
+def replay(viewpoints: NDArray[np.float32], scenes: NDArray[np.int64], *, config: EnvConfig) -> list[list[EpisodeView]]:
+    """Viewpoints [n, T, 3] on scenes [n]: the view after every glimpse, [n][T]."""
+    backbone, source = build_backbone(config), build_scenes(config)
+    task = build_task(config, backbone, source.classes)
+    episodes = EpisodeBatch(
+        num=len(scenes),
+        backbone=backbone,
+        task=task,
+        layout=build_layout(replace(config, observations=("time",)), backbone, is_dense=task.is_dense),
+        scenes=source,
+        budget=viewpoints.shape[1],
+        with_score=True,
+    )
+    episodes.reset_rows(episodes.all_rows, scenes, read=False)
+    views: list[list[EpisodeView]] = [[] for _ in scenes]
+    for t in range(viewpoints.shape[1]):
+        episodes.step_rows(episodes.all_rows, viewpoints[:, t])
+        for row, of_scene in enumerate(views):
+            of_scene.append(episodes.view(row))
+    return views
+
+
+def _focus(benchmark: Benchmark, label: str | None) -> Entry:
+    """The policy whose gain chooses the scenes."""
+    candidates = [e for e in benchmark.entries if not e.uses_labels and e is not benchmark.reference]
+    if label is not None:
+        for entry in benchmark.entries:
+            if label in (entry.label, entry.spec):
+                if entry is benchmark.reference:
+                    raise ValueError(f"gallery policy {label!r} is the reference itself: choose another")
+                return entry
+        known = ", ".join(e.label for e in candidates)
+        raise ValueError(f"gallery policy {label!r} is not in this benchmark; there are: {known}")
+    return max(
+        candidates or benchmark.entries, key=lambda e: (e.learned and e.deterministic, float(e.first.score()[-1]))
+    )
+
+
+def _lines(benchmark: Benchmark, focus: Entry) -> list[Entry]:
+    """Reference, the focus, the best of the other hand-coded policies, the ceiling."""
+    reference = benchmark.reference
+    others = [e for e in benchmark.entries if not (e.uses_labels or e.learned) and e not in (focus, reference)]
+    lines = [reference, *([focus] if focus is not reference else [])]
+    if others:
+        lines.append(max(others, key=lambda e: float(e.first.score()[-1])))
+    return lines + [e for e in benchmark.entries if e.uses_labels and e is not focus][:1]
+
+
+def draw_gallery(benchmark: Benchmark, *, config: EnvConfig, policy: str | None = None) -> None:
+    """Write gallery/*.webp and gallery.json, replacing what was there.
+
+    Raises:
+        ValueError: `policy` is not in the benchmark, or is the reference.
+    """
+    focus, reference = _focus(benchmark, policy), benchmark.reference
+    lines = _lines(benchmark, focus)
+    num_scenes = min(entry.num_scenes for entry in lines)  # every line knows every scene
+    gain = (per_scene(focus.first) - per_scene(reference.first)[: focus.num_scenes])[:num_scenes, -1]
+    chosen = choose_scenes(gain)
+    rows = np.array([row for _, row in chosen])
+    scenes = reference.first.scene[rows]
+    views = {entry.label: replay(entry.first.viewpoints[rows], scenes, config=config) for entry in lines}
+
+    directory = benchmark.directory / GALLERY
+    directory.mkdir(parents=True, exist_ok=True)
+    for stale in directory.glob("*.webp"):
+        stale.unlink()
+    index: dict[str, Any] = {
+        "policy": focus.label,
+        "reference": reference.label,
+        "lines": [entry.label for entry in lines],
+        "num_scenes": num_scenes,
+        "seed": focus.first.seed,
+        "pictures": [],
+    }
+    for place, (kind, row) in enumerate(chosen):
+        name = f"{kind}-scene-{scenes[place]}.webp"
+        _draw({label: of_policy[place] for label, of_policy in views.items()}, directory / name)
+        index["pictures"].append(
+            {"file": name, "kind": kind, "scene": int(scenes[place]), "gain": float(gain[row])}
+        )  # fmt: skip
+    write_json(directory / INDEX, index)
+
+
+def _draw(views: dict[str, Sequence[EpisodeView]], path: Path) -> None:
+    """A line per policy: the gaze, readings, the truth."""
+    first = next(iter(views.values()))[0]
+    shown = shown_glimpses(first.budget)
+    dense = is_dense(first)
+    strips = {
+        label: scene_strip([of_policy[t - 1] for t in shown], num_readings=len(shown))
+        for label, of_policy in views.items()
+    }
+    width, line_px = next(iter(strips.values())).width, LABEL_PX + next(iter(strips.values())).height
+    page = blank(width + 2 * GAP_PX, HEADER_PX + len(strips) * line_px + LEGEND_PX * dense + GAP_PX)
+    draw = ImageDraw.Draw(page)
+    headers = ["scene and gaze", *(f"after glimpse {t}" for t in shown), *["truth"] * dense]
+    for place, header in enumerate(headers):
+        x = GAP_PX + place * (PICTURE_PX + GAP_PX)
+        draw.text((x + PICTURE_PX / 2, HEADER_PX / 2), header, fill=INK, font=font(15), anchor="mm")
+        if 0 < place <= len(shown):
+            colour = glimpse_colour(shown[place - 1] - 1, first.budget)
+            draw.line((x, HEADER_PX - 4, x + PICTURE_PX - 1, HEADER_PX - 4), fill=colour, width=3)
+    for place, (label, strip) in enumerate(strips.items()):
+        top = HEADER_PX + place * line_px
+        text = fitted(draw, label, font(17), width)
+        draw.text((GAP_PX, top + LABEL_PX / 2), text, fill=INK, font=font(17), anchor="lm")
+        page.paste(strip, (GAP_PX, top + LABEL_PX))
+    if dense:
+        entries = sorted({c for of_policy in views.values() for view in of_policy for c in present_classes(view)})
+        legend = legend_picture(entries, first.classes, width=width, text_px=14, lines=2)
+        page.paste(legend, (GAP_PX, HEADER_PX + len(strips) * line_px))
+    height = round(page.height * WIDTH_PX / page.width)
+    page.resize((WIDTH_PX, height), Image.Resampling.LANCZOS).save(path, quality=QUALITY, method=6)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """(width, height), px."""
+    with Image.open(path) as picture:
+        return picture.size

@@ -1,0 +1,219 @@
+"""A benchmark on disk: what identifies it, what it consists of, and one record per evaluation.
+
+    benchmark.json      identity, plan, provenance
+    records/*.npz       one Evaluation each: see canvit_gym.evaluation for the arrays
+
+The identity is all that a directory's records share: the environment, its scenes, the checkpoint, the probe and the
+versions of what computes. A record's name carries a key: the hash of that, of the policy and of the seed. A record
+with the right key is never computed again, and no record with another key is ever read.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from canvit_gym.evaluation import Evaluation
+
+MANIFEST, RECORDS = "benchmark.json", "records"
+CODE = ("canvit_gym", "agents")
+FEW_SCALES, SCALE_DIGITS = 4, 4
+
+
+def write_text(path: Path, text: str) -> None:
+    """Such that an interruption leaves the old file or the new one, and two writers leave the text of one of them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Indented, but for lists of numbers, which take one line each."""
+    text = json.dumps(value, indent=1, allow_nan=False)
+    text = re.sub(r"\[[-+\d.e,\s]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)
+    write_text(path, text + "\n")
+
+
+def digest(value: Any) -> str:
+    """sha256 of plain JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def code_sha256() -> str:
+    """Of the modules that evaluation runs: records of other code are not mixed with those of this one."""
+    whole = hashlib.sha256()
+    for package in CODE:
+        spec = importlib.util.find_spec(package)
+        assert spec is not None and spec.origin is not None, package
+        root = Path(spec.origin).parent
+        for path in sorted(root.rglob("*.py")):
+            whole.update(f"{package}/{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    return whole.hexdigest()
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else key).items()}
+
+
+def check_identity(directory: Path, identity: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: the directory holds another benchmark; names every field that differs.
+    """
+    path = directory / MANIFEST
+    if not path.exists():
+        return
+    ours, theirs = _flat(identity), _flat(read_manifest(directory)["identity"])
+    if differing := [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]:
+        fields = "; ".join(f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} now" for name in differing)
+        raise ValueError(
+            f"{directory} holds the records of another benchmark. They differ in {fields}. Choose another --output, or "
+            "remove the directory."
+        )
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """
+    Raises:
+        FileNotFoundError: no benchmark there.
+        ValueError: benchmark.json is damaged.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{directory} has no {MANIFEST}: name a directory that canvit-gym benchmark --output wrote"
+        )
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(_damaged(path, error)) from error
+    fields = set(manifest) if isinstance(manifest, dict) else set()
+    if missing := {"identity", "plan", "provenance"} - fields:
+        raise ValueError(_damaged(path, f"without {', '.join(sorted(missing))}"))
+    return manifest
+
+
+def _damaged(path: Path, how: object) -> str:
+    return f"{path} is damaged ({how}): remove the directory and run the benchmark again"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a learned policy, or one seed of a hand-coded one: the unit that is resampled."""
+
+    training: dict[str, Any] | None
+    """Of a learned policy: its directory and weights."""
+    evaluations: tuple[Evaluation, ...]
+    """One per evaluation seed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the benchmark's tables."""
+
+    label: str
+    spec: str
+    description: str
+    deterministic: bool
+    uses_labels: bool
+    learned: bool
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Evaluation:
+        """The one that stands for the policy in pictures."""
+        return self.runs[0].evaluations[0]
+
+    @property
+    def num_scenes(self) -> int:
+        return len(self.first.scene)
+
+    @property
+    def viewpoints(self) -> NDArray[np.float32]:
+        """[all scenes and evaluations, T, 3]"""
+        return np.concatenate([evaluation.viewpoints for run in self.runs for evaluation in run.evaluations])
+
+    @property
+    def scales(self) -> list[float] | None:
+        """The scales of the glimpses after the first, largest first; None where there are more than FEW_SCALES."""
+        scales = np.unique(self.viewpoints[:, 1:, 2].astype(np.float64).round(SCALE_DIGITS))
+        return scales[::-1].tolist() if len(scales) <= FEW_SCALES else None
+
+    @property
+    def num_evaluations(self) -> int:
+        return sum(len(run.evaluations) for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """All evaluations of a benchmark, and what its manifest says of it."""
+
+    directory: Path
+    manifest: dict[str, Any]
+    entries: tuple[Entry, ...]
+
+    @property
+    def reference(self) -> Entry:
+        return next(entry for entry in self.entries if entry.label == self.manifest["reference"])
+
+    @property
+    def num_scenes(self) -> int:
+        """Of every policy that uses no labels."""
+        return self.reference.num_scenes
+
+    @property
+    def budget(self) -> int:
+        return self.manifest["identity"]["config"]["budget"]
+
+    @property
+    def metric(self) -> str:
+        return self.reference.first.metric
+
+
+def load_benchmark(directory: Path) -> Benchmark:
+    """
+    Raises:
+        FileNotFoundError: no benchmark there, or one that is not complete.
+        ValueError: a damaged file.
+    """
+    manifest = read_manifest(directory)
+    planned = [record for entry in manifest["plan"] for run in entry["runs"] for record in run["records"]]
+    missing = [record["file"] for record in planned if not (directory / RECORDS / record["file"]).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(planned)} records of {directory} are missing, {missing[0]} among them. Make them "
+            f"with the command that began it: {manifest['provenance']['command']}"
+        )
+    entries = tuple(
+        Entry(
+            label=entry["label"],
+            spec=entry["spec"],
+            description=entry["description"],
+            deterministic=entry["deterministic"],
+            uses_labels=entry["uses_labels"],
+            learned=entry["learned"],
+            runs=tuple(
+                Run(
+                    training=run["training"],
+                    evaluations=tuple(
+                        Evaluation.load(directory / RECORDS / record["file"]) for record in run["records"]
+                    ),
+                )
+                for run in entry["runs"]
+            ),
+        )
+        for entry in manifest["plan"]
+    )
+    return Benchmark(directory=directory, manifest=manifest, entries=entries)

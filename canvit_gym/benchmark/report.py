@@ -1,0 +1,320 @@
+"""The report of a benchmark, from its stored records alone: no model is loaded and nothing is evaluated.
+
+    canvit-gym report --results experiments/results/benchmark/fashion_segmentation_b5
+
+Writes into the directory: report.html (one file, nothing is fetched), results.md, results.json (every number, with
+provenance), scenes.csv (a line per scene: score and cross-entropy of each policy after the last glimpse) and figures/.
+The gallery's pictures are those that the benchmark drew.
+"""
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from canvit_gym.benchmark.comparison import compare, decisions_of, run_warnings, trained_policies
+from canvit_gym.benchmark.figures import Picture, figures
+from canvit_gym.benchmark.gallery import GALLERY, INDEX, picture_size
+from canvit_gym.benchmark.plots import inline
+from canvit_gym.benchmark.records import Benchmark, load_benchmark, write_json, write_text
+from canvit_gym.benchmark.style import CSS
+from canvit_gym.benchmark.tables import Table, differences_table, headroom_table, policies_table, scores_table
+from canvit_gym.benchmark.words import listed, number, summary
+from canvit_gym.command_line import PROGRAM, run_command
+
+REPORT, MARKDOWN, RESULTS, SCENES, FIGURES = "report.html", "results.md", "results.json", "scenes.csv", "figures"
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    results: Path
+    """Directory that canvit-gym benchmark --output wrote."""
+
+
+@dataclass(frozen=True)
+class Section:
+    title: str
+    text: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+
+
+def _title(benchmark: Benchmark) -> str:
+    return f"{benchmark.manifest['identity']['environment']}, {benchmark.budget} glimpses"
+
+
+def _scope(benchmark: Benchmark) -> str:
+    identity = benchmark.manifest["identity"]
+    config = identity["config"]
+    return (
+        f"{benchmark.num_scenes:,} {config['split']} scenes; backbone {config['checkpoint']} "
+        f"(sha256 {identity['backbone_sha256'][:12]}), probe {identity['probe_sha256'][:12]}; "
+        f"{benchmark.manifest['provenance']['time'][:10]}"
+    )
+
+
+def sections(benchmark: Benchmark, numbers: dict[str, Any]) -> list[Section]:
+    pictures = figures(benchmark, numbers)
+
+    def some(*names: str) -> tuple[Picture, ...]:
+        return tuple(pictures[name] for name in names if name in pictures)
+
+    reference = numbers["reference"]
+    made = [
+        Section("Scores", tables=(scores_table(numbers),), pictures=some("score_by_glimpses")),
+        Section(
+            f"Against {reference}",
+            tables=(differences_table(numbers),),
+            pictures=some("difference_by_glimpses", "differences"),
+        ),
+        Section("Score against computation", pictures=some("score_by_gflops")),
+    ]
+    if numbers["oracle"]:
+        made.append(Section("Headroom", tables=(headroom_table(numbers),), pictures=some("headroom", "oracle_scenes")))
+    else:
+        text = "No share of headroom is given: it takes both greedy_oracle and coarse_to_fine among the policies."
+        made.append(Section("Headroom", text=(text,)))
+    made.append(Section("Where policies look", pictures=some("fixations", "scales")))
+    return made
+
+
+def _methods(benchmark: Benchmark, numbers: dict[str, Any]) -> list[str]:
+    lines = [
+        f"Every policy sees every scene once, in the same order, and takes {numbers['budget']} glimpses; after each "
+        "of them the probe's reading is compared with the truth.",
+        (
+            "mIoU is the data set's: intersections and unions are summed over scenes, then divided, then averaged "
+            "over classes. The logits are upsampled to the scene before the argmax."
+            if numbers["metric"] == "mIoU"
+            else "Top-1 and top-5 are shares of scenes. Comparisons scene by scene (IQM, P(improvement), the gallery) "
+            "use the cross-entropy, since right or wrong says little about one scene."
+        ),
+        f"Intervals are 95% percentile intervals over {numbers['resamples']:,} bootstrap resamples: of scenes, the "
+        "same for all policies, so that differences are paired; and, where a policy has several runs (seeds of a "
+        "random policy, training runs of a learned one), of runs too. With few runs they are too narrow.",
+        "Interquartile mean and probability of improvement are rliable's (Agarwal et al., 2021), with scenes as tasks; "
+        "their intervals differ: rliable by default resamples runs only, here scenes are resampled too.",
+    ]
+    if seeds := _seeds(benchmark, learned=False):
+        lines.append(f"Hand-coded policies that draw random numbers: {seeds}.")
+    if seeds := _seeds(benchmark, learned=True):
+        lines.append(f"Learned policies whose viewpoints are sampled: {seeds} per training run.")
+    return lines
+
+
+def _seeds(benchmark: Benchmark, *, learned: bool) -> str:
+    """How many a run of a random policy is evaluated with: "1 seed"; empty where there is no such policy."""
+    random = [entry for entry in benchmark.entries if entry.learned == learned and not entry.deterministic]
+    counts = sorted({len(run.evaluations) for entry in random for run in entry.runs})
+    return f"{listed([str(count) for count in counts])} seed{'s' * (counts != [1])}" if counts else ""
+
+
+def _image(path: Path, alt: str) -> str:
+    width, height = picture_size(path)
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{escape(alt)}" width={width} height={height} loading=lazy src="data:image/webp;base64,{data}">'
+
+
+def _gain_text(gain: float, metric: str) -> str:
+    if metric == "mIoU":
+        return f"{number(100 * gain, digits=1, signed=True)} points of the scene's mIoU"
+    return f"cross-entropy {'lower' if gain > 0 else 'higher'} by {number(abs(gain), digits=2)} nats"
+
+
+def _gallery(benchmark: Benchmark, numbers: dict[str, Any]) -> list[tuple[Path, str]]:
+    """(picture, caption)."""
+    path = benchmark.directory / GALLERY / INDEX
+    if not path.is_file():
+        return []
+    index = json.loads(path.read_text())
+    return [
+        (
+            benchmark.directory / GALLERY / shown["file"],
+            f"{shown['kind'].capitalize()} for {index['policy']} against {index['reference']}: scene {shown['scene']}, "
+            f"{_gain_text(shown['gain'], numbers['metric'])}.",
+        )
+        for shown in index["pictures"]
+    ]
+
+
+def _gallery_text(benchmark: Benchmark) -> str:
+    index = json.loads((benchmark.directory / GALLERY / INDEX).read_text())
+    dense = benchmark.metric == "mIoU"
+    return (
+        f"The same scenes under {listed(index['lines'])}, first run and seed of each. Scenes are chosen by the "
+        f"difference between {index['policy']} and {index['reference']} after the last glimpse: its best, its median "
+        f"and its worst of {index['num_scenes']:,}. Boxes are numbered in the order of the glimpses, blue to red; "
+        f"under each reading, {'its score and the change to the one before' if dense else 'whether it is right'}."
+    )
+
+
+def _provenance_rows(benchmark: Benchmark) -> list[tuple[str, str]]:
+    manifest = benchmark.manifest
+    identity, where = manifest["identity"], manifest["provenance"]
+    rows = [
+        ("command", where["command"]),
+        ("git", json.dumps(where["git"])),
+        ("versions", ", ".join(f"{k} {v}" for k, v in where["versions"].items())),
+        ("machine", ", ".join(f"{k} {v}" for k, v in where["machine"].items())),
+        ("time", where["time"]),
+        ("scenes", identity["scenes"]),
+        ("backbone", f"{identity['config']['checkpoint']}, sha256 {identity['backbone_sha256']}"),
+        ("probe", f"sha256 {identity['probe_sha256']}"),
+    ]
+    for entry in benchmark.entries:
+        if entry.learned and entry.deterministic:
+            for run in entry.runs:
+                assert run.training is not None
+                rows.append(
+                    (
+                        entry.label,
+                        f"{run.training['directory']}, sha256 {run.training['weights_sha256']}, trained on "
+                        f"{run.training['env_id']} at budget {run.training['budget']}{_decisions(run.training)}",
+                    )
+                )
+    return rows
+
+
+def _decisions(training: dict[str, Any]) -> str:
+    """How much it learned from, where that is known."""
+    count = decisions_of(training)
+    return "" if count is None else f", after {count:,} decisions"
+
+
+def _budget_notes(benchmark: Benchmark) -> list[str]:
+    """Where a learned policy is used at another budget than it was trained at."""
+    notes = []
+    for label, trainings in trained_policies(benchmark.entries):
+        if other := sorted({training["budget"] for training in trainings} - {benchmark.budget}):
+            notes.append(
+                f"{label}: trained at a budget of {listed([str(b) for b in other])} glimpses, evaluated at "
+                f"{benchmark.budget}."
+            )
+    return notes
+
+
+def warnings(benchmark: Benchmark) -> list[str]:
+    return [*run_warnings(benchmark.entries), *_budget_notes(benchmark)]
+
+
+def html_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Section]) -> str:
+    parts = [f"<h1>{escape(_title(benchmark))}</h1><p class=scope>{escape(_scope(benchmark))}</p>"]
+    told = [*(("Warning: " + w) for w in warnings(benchmark)), *benchmark.manifest["left_out"]]
+    if told:
+        parts.append("<div class=warning>" + "".join(f"<p>{escape(w)}</p>" for w in told) + "</div>")
+    parts.append("<ul class=summary>" + "".join(f"<li>{escape(s)}</li>" for s in summary(numbers)) + "</ul>")
+    for section in made:
+        parts.append(f"<h2>{escape(section.title)}</h2>")
+        parts += [f"<p>{escape(text)}</p>" for text in section.text]
+        parts += [table.html() for table in section.tables]
+        for picture in section.pictures:
+            drawn = inline(picture.svg, prefix=picture.name, alt=escape(picture.alt))
+            parts.append(f"<figure>{drawn}<figcaption>{escape(picture.caption)}</figcaption></figure>")
+    if gallery := _gallery(benchmark, numbers):
+        parts.append(f"<h2>Gallery</h2><p>{escape(_gallery_text(benchmark))}</p>")
+        parts += [
+            f"<figure class=picture>{_image(path, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+            for path, caption in gallery
+        ]
+    parts.append(f"<h2>Policies</h2>{policies_table(benchmark, numbers).html()}")
+    parts.append("<h2>How it was measured</h2><ul>")
+    parts += [f"<li>{escape(line)}</li>" for line in _methods(benchmark, numbers)]
+    rows = "".join(
+        f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        for name, value in _provenance_rows(benchmark)
+    )
+    parts.append(f"</ul><h2>Provenance</h2><div class=scroll><table class=provenance>{rows}</table></div>")
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{escape(_title(benchmark))}</title><style>{CSS}</style></head><body><main>"
+        + "\n".join(parts)
+        + "</main></body></html>\n"
+    )
+
+
+def markdown_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Section]) -> str:
+    parts = [f"# {_title(benchmark)}", _scope(benchmark)]
+    parts += [f"> Warning: {text}" for text in warnings(benchmark)]
+    parts += [f"> {text}" for text in benchmark.manifest["left_out"]]
+    parts.append("\n".join(f"- {line}" for line in summary(numbers)))
+    for section in made:
+        parts += [f"## {section.title}", *section.text, *(table.markdown() for table in section.tables)]
+        parts += [f"![{p.alt}]({FIGURES}/{p.name}.svg)\n\n*{p.caption}*" for p in section.pictures]
+    if gallery := _gallery(benchmark, numbers):
+        parts += ["## Gallery", _gallery_text(benchmark)]
+        parts += [f"![{caption}]({GALLERY}/{path.name})\n\n*{caption}*" for path, caption in gallery]
+    parts += ["## Policies", policies_table(benchmark, numbers).markdown()]
+    parts += ["## How it was measured", "\n".join(f"- {line}" for line in _methods(benchmark, numbers))]
+    parts += ["## Provenance", "\n".join(f"- {name}: `{value}`" for name, value in _provenance_rows(benchmark))]
+    return "\n\n".join(parts) + "\n"
+
+
+def scenes_csv(benchmark: Benchmark) -> str:
+    """A line per scene: of every policy, its score and cross-entropy after the last glimpse, averaged over runs."""
+    columns: dict[str, Any] = {"scene": benchmark.reference.first.scene.astype(int)}
+    for entry in benchmark.entries:
+        for name, values in (
+            ("score", lambda e: e.scene_score()[:, -1]),
+            ("cross-entropy", lambda e: e.loss[:, -1]),
+        ):
+            mean = np.mean([np.mean([values(e) for e in run.evaluations], axis=0) for run in entry.runs], axis=0)
+            missing = [""] * (benchmark.num_scenes - len(mean))
+            columns[f"{entry.label} {name}"] = [f"{v:.3f}" for v in mean] + missing
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return file.getvalue()
+
+
+def write_report(benchmark: Benchmark) -> Path:
+    """All of the report's files; returns the path of report.html."""
+    numbers = compare(benchmark)
+    made = sections(benchmark, numbers)
+    directory = benchmark.directory
+    manifest = benchmark.manifest
+    record = {
+        "summary": summary(numbers),
+        "warnings": warnings(benchmark),
+        **numbers,
+        "identity": manifest["identity"],
+        "left_out": manifest["left_out"],
+        "seeds": {
+            entry.label: [[e.seed for e in run.evaluations] for run in entry.runs] for entry in benchmark.entries
+        },
+        "training": {
+            entry.label: [run.training for run in entry.runs] for entry in benchmark.entries if entry.learned
+        },
+        "provenance": manifest["provenance"],
+    }  # fmt: skip
+    write_json(directory / RESULTS, record)
+    write_text(directory / MARKDOWN, markdown_page(benchmark, numbers, made))
+    write_text(directory / SCENES, scenes_csv(benchmark))
+    kept = {f"{picture.name}.svg" for section in made for picture in section.pictures}
+    for section in made:
+        for picture in section.pictures:
+            write_text(directory / FIGURES / f"{picture.name}.svg", picture.svg)
+    for stale in (directory / FIGURES).glob("*.svg"):
+        if stale.name not in kept:
+            stale.unlink()
+    write_text(directory / REPORT, html_page(benchmark, numbers, made))
+    return directory / REPORT
+
+
+def main(config: ReportConfig) -> Path:
+    report = write_report(load_benchmark(config.results))
+    print(f"Report: {report}")
+    return report
+
+
+def command_line(arguments: Sequence[str]) -> None:
+    """`canvit-gym report`."""
+    run_command(main, ReportConfig, description=__doc__, arguments=arguments, prog=f"{PROGRAM} report")

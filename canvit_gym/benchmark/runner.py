@@ -1,0 +1,437 @@
+"""Benchmark policies on one environment: every policy on the same scenes, with intervals, in a report one can cite.
+
+    canvit-gym benchmark --env CanViT/FashionSegmentation-v0 --budget 5 \
+        --learned ppo=runs/seed0/best,runs/seed1/best,runs/seed2/best \
+        --output experiments/results/benchmark/fashion_segmentation_b5
+
+The output directory then holds report.html (self-contained), results.md, results.json, scenes.csv, figures/ and
+gallery/, and the records that all of them are made of: records/*.npz, one per policy and seed, with viewpoints, losses
+and intersections and unions of every scene and glimpse.
+
+A benchmark that was interrupted goes on with the same command: what is in records/ is not computed again, and the
+result is the same. Policies and seeds may be added in that way too. `canvit-gym report --results DIR`
+writes the report again from the records, without a model.
+
+Policies that draw random numbers are evaluated with seeds 0, 1, ..., others once. Policies that use labels (ceilings)
+cost a forward per candidate: they see the first `oracle_scenes` scenes, and what is compared with them is compared on
+those scenes.
+"""
+
+import glob
+import hashlib
+import logging
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from agents.checkpoint import WEIGHTS, load_record
+from agents.learned import load_learned, policy_directory
+from canvit_gym.assembly import build_backbone, build_scenes, build_task
+from canvit_gym.backbone.load import Backbone
+from canvit_gym.benchmark.comparison import run_warnings
+from canvit_gym.benchmark.gallery import draw_gallery
+from canvit_gym.benchmark.records import (
+    MANIFEST,
+    RECORDS,
+    check_identity,
+    code_sha256,
+    digest,
+    load_benchmark,
+    write_json,
+)
+from canvit_gym.benchmark.report import write_report
+from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, run_command
+from canvit_gym.config import EnvConfig
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.evaluation import evaluate
+from canvit_gym.policies import POLICY_NAMES, POLICY_SPECS, GlimpsePolicy, check_supported, make_policy, parse_spec
+from canvit_gym.provenance import provenance
+
+DEFAULT_POLICIES = (
+    *(name for name in POLICY_NAMES if name not in ("center", "raster")),
+    "center(scale=0.55)",
+    "raster(scale=0.5)",
+)
+
+NOT_IDENTIFYING = ("device", "workers", "cache", "observations", "reward", "glimpse_cost", "allow_stop", "track_score")
+"""Fields of the configuration that change no hand-coded policy's numbers; learned ones bring their own."""
+
+TRAINED_WITH = (
+    "observations", "canvas_size", "map_size", "observation_dtype", "action", "min_scale", "grid_scales",
+    "grid_centers", "quadtree_levels", "allow_stop", "first_glimpse",
+)  # fmt: skip
+"""Fields that a learned policy takes from its own record: what it sees and does."""
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    output: Path
+    """Directory of the records and the report."""
+    env: str = "CanViT/FashionSegmentation-v0"
+    """Environment id."""
+    policies: tuple[str, ...] | None = None
+    """Hand-coded policies, with arguments where they take some: "center(scale=0.55)"; or run directories, each a
+    learned policy by itself. None: all hand-coded ones that support the environment."""
+    also: tuple[str, ...] = ()
+    """Further policies, beside those: the same with other arguments, say."""
+    learned: tuple[str, ...] = ()
+    """Learned policies with several training runs, as name=directory,directory,...; each is evaluated with its most
+    likely viewpoints and with sampled ones."""
+    budget: int = 5
+    """Glimpses per scene, the first included."""
+    seeds: int = 5
+    """Seeds of policies that draw random numbers. Sampled learned policies share them among their training runs."""
+    reference: str = "coarse_to_fine"
+    """The policy that the others are compared with, as named in policies."""
+    split: Literal["training", "validation", "test"] = "test"
+    num_scenes: int | None = None
+    """None: all of the split."""
+    oracle_scenes: int = 200
+    """Scenes for policies that use labels."""
+    gallery_policy: str | None = None
+    """Whose best, median and worst scenes against the reference the gallery shows, by its label in the tables. None:
+    the best learned policy, else the best that uses no labels."""
+    env_kwargs: str | None = None
+    """Further keyword arguments of the environment, as JSON."""
+    batch_size: int = 64
+    device: str = "auto"
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Evaluable:
+    """One policy that can be evaluated, and what decides its numbers."""
+
+    policy: GlimpsePolicy
+    config: EnvConfig
+    key: dict[str, Any]
+    training: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One line of the tables: runs of a policy, and the seeds to evaluate each with."""
+
+    label: str
+    spec: str
+    learned: bool
+    runs: tuple[Evaluable, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One evaluation to do."""
+
+    path: Path
+    label: str
+    evaluable: Evaluable
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    entries: tuple[Planned, ...]
+    left_out: list[str] = field(default_factory=list)
+
+
+def identity(config: EnvConfig, env_id: str) -> dict[str, Any]:
+    """What all records of a directory share; JSON values, without the directories of the machine that ran it."""
+    backbone, scenes = build_backbone(config), build_scenes(config)
+    task = build_task(config, backbone, scenes.classes)
+    values = {name: value for name, value in config.to_json().items() if name not in NOT_IDENTIFYING}
+    values["root"] = Path(config.root).name if config.root else None
+    versions = provenance()["versions"]
+    return {
+        "environment": env_id,
+        "config": values,
+        "scenes": scenes.name,
+        "num_scenes": len(scenes),
+        "task": task.name,
+        "backbone_sha256": backbone.sha256,
+        "probe_sha256": task.probe_sha256,
+        "device": backbone.device.type,
+        "versions": {name: versions[name] for name in ("canvit-gym", "canvit-pytorch", "torch", "numpy")},
+    }
+
+
+def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
+    """What is to be evaluated. Searches the best fixed sequence where it is asked for and not cached.
+
+    Raises:
+        ValueError: a policy that is unknown or does not fit; none; a reference that is not among them.
+    """
+    backbone = build_backbone(env)
+    task_name = build_task(env, backbone, build_scenes(env).classes).name
+    entries: list[Planned] = []
+    left_out: list[str] = []
+    specs = config.policies
+    if specs is None:
+        specs, left_out = _supported(DEFAULT_POLICIES, task_name, backbone)
+    for spec in (*specs, *config.also):
+        if _is_directory(spec):
+            entries += _learned(_run_name(spec), [spec], config, env)
+        else:
+            entries.append(_hand_coded(spec, config, env))
+    for group in config.learned:
+        name, equals, directories = group.partition("=")
+        if not (name and equals and directories):
+            raise ValueError(f"--learned takes name=directory,directory,..., got {group!r}")
+        entries += _learned(name, [d for d in directories.split(",") if d], config, env)
+    if not entries:
+        raise ValueError(
+            f"no policies to benchmark: name some with --policies ({', '.join(POLICY_NAMES)}), or leave the option out"
+        )
+    if twice := [spec for spec, count in Counter(entry.spec for entry in entries).items() if count > 1]:
+        raise ValueError(f"policies given twice: {', '.join(twice)}; name each once")
+    labels = Counter(entry.label for entry in entries)
+    entries = [replace(entry, label=entry.spec) if labels[entry.label] > 1 else entry for entry in entries]
+    return Plan(entries=tuple(entries), left_out=left_out)
+
+
+def _run_name(directory: str) -> str:
+    """What a run directory is called, or the one that holds a policy's best/ or last/."""
+    path = Path(directory)
+    return path.parent.name if path.name in ("best", "last") and path.parent.name else path.name
+
+
+def _is_directory(spec: str) -> bool:
+    return "(" not in spec and ("/" in spec or Path(spec).is_dir())
+
+
+def _supported(specs: tuple[str, ...], task_name: str, backbone: Backbone) -> tuple[tuple[str, ...], list[str]]:
+    """The specs that support the environment; the others in a line for each reason, for the report."""
+    supported: list[str] = []
+    left_out: dict[str, list[str]] = {}
+    for spec in specs:
+        info = POLICY_SPECS[parse_spec(spec)[0]].info
+        try:
+            check_supported(info, task_name, backbone.canvas_grid)
+            supported.append(spec)
+        except ValueError:
+            reason = f"{' and '.join(info.tasks)} only"
+            if task_name in info.tasks:
+                reason = f"for canvas grids that are a {info.canvas_grids}, not {backbone.canvas_grid}"
+            left_out.setdefault(reason, []).append(spec)
+    return tuple(supported), [f"Left out ({reason}): {', '.join(of_reason)}." for reason, of_reason in left_out.items()]
+
+
+def evaluable(spec: str, env: EnvConfig, *, deterministic: bool = True, progress: bool = False) -> Evaluable:
+    """One policy by itself: hand-coded ones by their spec, learned ones by their directory."""
+    if _is_directory(spec):
+        return _trained(spec, env, deterministic=deterministic)
+    policy = make_policy(spec, config=env, num_glimpses=env.budget, progress=progress)
+    return Evaluable(policy=policy, config=env, key={"policy": spec})
+
+
+def _hand_coded(spec: str, config: BenchmarkConfig, env: EnvConfig) -> Planned:
+    name, arguments = parse_spec(spec)
+    policy = make_policy(spec, config=env, num_glimpses=env.budget, progress=config.progress)
+    key: dict[str, Any] = {"policy": name, "arguments": repr(sorted(arguments.items()))}
+    if path := arguments.get("path"):
+        key["file_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    if policy.info.uses_labels:
+        num_scenes = min(config.oracle_scenes, len(build_scenes(env)))
+        env = replace(env, num_scenes=num_scenes)
+        key["num_scenes"] = num_scenes
+    return Planned(
+        label=policy.info.paper_name,
+        spec=spec.strip(),
+        learned=False,
+        runs=(Evaluable(policy=policy, config=env, key=key),),
+        seeds=(0,) if policy.info.deterministic else tuple(range(config.seeds)),
+    )
+
+
+def _learned(name: str, directories: list[str], config: BenchmarkConfig, env: EnvConfig) -> list[Planned]:
+    """Two lines: most likely viewpoints, and sampled ones."""
+    if twice := [d for d, count in Counter(directories).items() if count > 1]:
+        raise ValueError(f"learned policy {name!r} names a directory twice: {', '.join(twice)}")
+    lines = []
+    for deterministic in (True, False):
+        runs = tuple(_trained(directory, env, deterministic=deterministic) for directory in directories)
+        random = not runs[0].policy.info.deterministic
+        num_seeds = -(-config.seeds // len(runs)) if random else 1
+        label = name if deterministic else f"{name}, sampled"
+        lines.append(Planned(label=label, spec=label, learned=True, runs=runs, seeds=tuple(range(num_seeds))))
+    return lines
+
+
+def _trained(directory: str, env: EnvConfig, *, deterministic: bool) -> Evaluable:
+    """
+    Raises:
+        FileNotFoundError: no policy there.
+        ValueError: one of another environment, checkpoint or probe.
+    """
+    where = policy_directory(Path(directory))
+    record = load_record(where)
+    if record.env.dataset != env.dataset:
+        raise ValueError(
+            f"the policy in {directory} was trained on {record.env_id} (data set {record.env.dataset!r}), but this "
+            f"benchmark is on {env.dataset!r}: choose a policy trained on it, or --env {record.env_id}"
+        )
+    own = replace(env, **{name: getattr(record.env, name) for name in TRAINED_WITH})
+    weights = hashlib.sha256((where / WEIGHTS).read_bytes()).hexdigest()
+    return Evaluable(
+        policy=load_learned(where, config=own, deterministic=deterministic),
+        config=own,
+        key={
+            "weights_sha256": weights,
+            "trained_with": {name: own.to_json()[name] for name in TRAINED_WITH},
+            "deterministic": deterministic,
+        },
+        training={
+            "directory": directory,
+            "weights_sha256": weights,
+            "env_id": record.env_id,
+            "budget": record.env.budget,
+            "training": record.training,
+        },
+    )
+
+
+def _find_reference(name: str, entries: tuple[Planned, ...]) -> Planned:
+    for entry in entries:
+        if name in (entry.spec, entry.label):
+            if entry.runs[0].policy.info.uses_labels:
+                raise ValueError(f"reference {name!r} uses labels: compare policies with one that does not")
+            return entry
+    names = ", ".join(entry.spec for entry in entries)
+    raise ValueError(f"reference {name!r} is not among the policies ({names}): add it, or choose another --reference")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_")
+
+
+def _records(entry: Planned, shared: dict[str, Any], directory: Path) -> list[list[Record]]:
+    """The evaluations of an entry: [runs][seeds]."""
+    runs = []
+    for place, evaluable in enumerate(entry.runs):
+        of_run = []
+        for seed in entry.seeds:
+            key = digest({"identity": shared, "code": code_sha256(), "policy": evaluable.key, "seed": seed})
+            run = f"-run{place}" if entry.learned else ""
+            path = directory / RECORDS / f"{_slug(entry.spec)}{run}-seed{seed}-{key[:12]}.npz"
+            label = f"{entry.label}, run {place + 1}" if len(entry.runs) > 1 else entry.label
+            of_run.append(Record(path=path, label=label, evaluable=evaluable, seed=seed))
+        runs.append(of_run)
+    return runs
+
+
+def _described(entry: Planned, records: list[list[Record]]) -> dict[str, Any]:
+    """An entry of the manifest's plan."""
+    info = entry.runs[0].policy.info
+    return {
+        "label": entry.label,
+        "spec": entry.spec,
+        "description": info.description,
+        "deterministic": info.deterministic,
+        "uses_labels": info.uses_labels,
+        "learned": entry.learned,
+        "runs": [
+            {
+                "training": run.training,
+                "records": [{"file": r.path.name, "seed": r.seed} for r in of_run],
+            }
+            for run, of_run in zip(entry.runs, records, strict=True)
+        ],
+    }
+
+
+def evaluate_missing(records: list[Record], *, batch_size: int, progress: bool) -> None:
+    """Every record that does not exist yet, under one progress bar that moves with every glimpse of a batch."""
+    planned = {record.path for record in records}
+    missing = [record for record in records if not record.path.exists()]
+    if done := len(records) - len(missing):
+        print(f"{done} of {len(records)} evaluations are in {records[0].path.parent} already")
+    total = sum(len(build_scenes(r.evaluable.config)) * r.evaluable.config.budget for r in missing)
+    with tqdm(total=total, unit="glimpse", disable=None if progress else True, smoothing=0.05) as bar:
+        for place, record in enumerate(missing):
+            bar.set_description(f"{place + 1}/{len(missing)} {record.label}, seed {record.seed}")
+            began = time.monotonic()
+            evaluation = evaluate(
+                record.evaluable.policy,
+                config=record.evaluable.config,
+                batch_size=batch_size,
+                seed=record.seed,
+                on_glimpse=_advance(bar),
+            )
+            evaluation.save(record.path)
+            _remove_outdated(record.path, planned=planned)
+            bar.write(
+                f"{record.label}, seed {record.seed}: {evaluation.metric} {100 * evaluation.score()[-1]:.2f} %, "
+                f"cross-entropy {evaluation.mean_loss()[-1]:.4f} on {len(evaluation.scene)} scenes "
+                f"({time.monotonic() - began:.1f} s)"
+            )
+
+
+def _remove_outdated(path: Path, *, planned: set[Path]) -> None:
+    """Records of the same policy and seed under another key: of other weights, or other code."""
+    name = path.stem.rsplit("-", 1)[0]
+    for other in path.parent.glob(f"{glob.escape(name)}-????????????.npz"):
+        if other not in planned:
+            other.unlink()
+
+
+def _advance(bar: "tqdm[Any]") -> Callable[[int, EpisodeBatch], None]:
+    def on_glimpse(_: int, episodes: EpisodeBatch) -> None:
+        bar.update(episodes.num)
+
+    return on_glimpse
+
+
+def benchmark(config: BenchmarkConfig) -> Path:
+    """Do what is missing, then write the report; returns its path."""
+    for name in ("seeds", "oracle_scenes", "batch_size"):
+        if (value := getattr(config, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    env = replace(
+        env_config(config.env, json_object(config.env_kwargs, option="--env-kwargs")),
+        split=config.split,
+        num_scenes=config.num_scenes,
+        budget=config.budget,
+        device=config.device,
+    )
+    shared = identity(env, config.env)
+    check_identity(config.output, shared)
+    planned = plan(config, env)
+    reference = _find_reference(config.reference, planned.entries)
+    records = [_records(entry, shared, config.output) for entry in planned.entries]
+    manifest: dict[str, Any] = {
+        "identity": shared,
+        "reference": reference.label,
+        "left_out": planned.left_out,
+        "plan": [_described(entry, of_entry) for entry, of_entry in zip(planned.entries, records, strict=True)],
+        "provenance": provenance(),
+    }
+    write_json(config.output / MANIFEST, manifest)
+    flat = [record for of_entry in records for of_run in of_entry for record in of_run]
+    evaluate_missing(flat, batch_size=config.batch_size, progress=config.progress)
+
+    done = load_benchmark(config.output)
+    for line in (*planned.left_out, *(f"Warning: {warning}" for warning in run_warnings(done.entries))):
+        print(line)
+    draw_gallery(done, config=env, policy=config.gallery_policy)
+    report = write_report(load_benchmark(config.output))
+    print(f"Report: {report}")
+    return report
+
+
+def command_line(arguments: Sequence[str]) -> None:
+    """`canvit-gym benchmark`."""
+    logging.basicConfig(level=logging.WARNING)
+    run_command(
+        benchmark,
+        BenchmarkConfig,
+        description=__doc__,
+        arguments=arguments,
+        prog=f"{PROGRAM} benchmark",
+        if_interrupted=GOES_ON,
+    )

@@ -1,0 +1,96 @@
+"""Evaluate one policy on one environment: its score after every glimpse, with 95% intervals over scenes.
+
+    canvit-gym evaluate --policy entropy_coarse_to_fine
+    canvit-gym evaluate --policy runs/mine --split validation --output runs/mine/validation.npz
+
+To compare policies, use `canvit-gym benchmark`: it pairs them scene by scene.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from canvit_gym.benchmark.runner import evaluable
+from canvit_gym.command_line import PROGRAM, env_config, json_object, run_command
+from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
+from canvit_gym.statistics import Statistic, bootstrap_interval
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    policy: str
+    """A hand-coded policy, with arguments where it takes some: "center(scale=0.55)"; or the directory of a training
+    run."""
+    env: str = "CanViT/FashionSegmentation-v0"
+    """Environment id; `canvit-gym envs` lists them."""
+    budget: int = 5
+    """Glimpses per scene, the first included."""
+    split: Literal["training", "validation", "test"] = "test"
+    num_scenes: int | None = None
+    """At most so many scenes. None means all of the split."""
+    sampled: bool = False
+    """Sample the viewpoints of a learned policy in place of taking the most likely ones."""
+    env_kwargs: str | None = None
+    """Further keyword arguments of the environment, as JSON."""
+    output: Path | None = None
+    """Save the evaluation there, as canvit_gym.evaluation.Evaluation.load reads it."""
+    seed: int = 0
+    batch_size: int = 64
+    device: str = "auto"
+    progress: bool = True
+
+
+def _row(name: str, statistic: Statistic, *, factor: float, digits: int) -> str:
+    found = bootstrap_interval(statistic)
+    cells = [
+        f"{factor * value:.{digits}f} [{factor * low:.{digits}f}, {factor * high:.{digits}f}]"
+        for value, low, high in zip(found.value, found.low, found.high, strict=True)
+    ]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def table(evaluation: Evaluation) -> str:
+    """Score and cross-entropy after every glimpse, in Markdown."""
+    num_glimpses = evaluation.loss.shape[1]
+    header = " | ".join(str(t + 1) for t in range(num_glimpses))
+    return "\n".join(
+        [
+            f"| after glimpse | {header} |",
+            "| --- " * (num_glimpses + 1) + "|",
+            _row(f"{evaluation.metric} %", score_statistic([evaluation]), factor=100, digits=1),
+            _row("cross-entropy, nats", loss_statistic([evaluation]), factor=1, digits=3),
+        ]
+    )
+
+
+def main(config: EvaluateConfig) -> Evaluation:
+    """Evaluate, print the table, and save what was asked for."""
+    if config.batch_size < 1:
+        raise ValueError(f"--batch-size must be at least 1, got {config.batch_size}")
+    env = replace(
+        env_config(config.env, json_object(config.env_kwargs, option="--env-kwargs")),
+        split=config.split,
+        num_scenes=config.num_scenes,
+        budget=config.budget,
+        device=config.device,
+    )
+    policy = evaluable(config.policy, env, deterministic=not config.sampled, progress=config.progress)
+    evaluation = evaluate(
+        policy.policy,
+        config=policy.config,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress=config.policy if config.progress else None,
+    )
+    print(f"{config.policy} on {len(evaluation.scene):,} {config.split} scenes of {config.env}\n\n{table(evaluation)}")
+    if config.output is not None:
+        output = config.output.expanduser()
+        evaluation.save(output)
+        print(f"\nSaved: {output}")
+    return evaluation
+
+
+def command_line(arguments: Sequence[str]) -> None:
+    """`canvit-gym evaluate`."""
+    run_command(main, EvaluateConfig, description=__doc__, arguments=arguments, prog=f"{PROGRAM} evaluate")

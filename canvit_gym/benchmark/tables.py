@@ -1,0 +1,179 @@
+"""The tables of a benchmark's report, as Markdown and as HTML."""
+
+import re
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from canvit_gym.benchmark.plots import COLUMNS
+from canvit_gym.benchmark.records import Benchmark
+from canvit_gym.benchmark.words import Estimate, by_score, interval_text, number, oracle_scope, verdict
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are plain text; the first column names a policy."""
+
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    note: str = ""
+    of_words: bool = False
+    """Whether cells are sentences."""
+
+    def markdown(self) -> str:
+        lines = [self.header, ("---",) * len(self.header), *self.rows]
+        text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+        return f"{text}\n\n{self.note}" if self.note else text
+
+    def html(self) -> str:
+        head = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in self.header)
+        body = "".join(
+            f"<tr><th scope=row>{escape(row[0])}</th>" + "".join(f"<td>{_cell(c)}</td>" for c in row[1:]) + "</tr>"
+            for row in self.rows
+        )
+        note = f"<p class=note>{escape(self.note)}</p>" if self.note else ""
+        table = f"<table class={'words' if self.of_words else 'numbers'}><thead><tr>{head}</tr></thead>"
+        return f"<div class=scroll>{table}<tbody>{body}</tbody></table></div>{note}"
+
+
+def _cell(text: str) -> str:
+    """An interval in brackets steps back behind its value."""
+    return re.sub(r" (\[[^\]]*\])", r" <span class=interval>\1</span>", escape(text))
+
+
+def _columns(budget: int) -> list[int]:
+    """Glimpses (from 1) that get a column."""
+    if budget <= COLUMNS:
+        return list(range(1, budget + 1))
+    return sorted({round(t) for t in np.geomspace(1, budget, COLUMNS)})
+
+
+def scores_table(numbers: dict[str, Any]) -> Table:
+    metric, shown, policies = numbers["metric"], _columns(numbers["budget"]), numbers["policies"]
+    has_top5 = any("top5" in p for p in policies.values())
+    rows = []
+    for label in by_score(numbers):
+        p = policies[label]
+        curve = p["score"]["value"]
+        row = [label, *(number(100 * curve[t - 1], digits=1) for t in shown[:-1])]
+        row += [interval_text(p["score"], -1), interval_text(p["score_area"])]
+        row += [interval_text(p["top5"], -1)] if has_top5 else []
+        row += [interval_text(p["cross_entropy"], -1, scale=1, digits=3)]
+        row += [_per_scene(p["interquartile_mean"], metric)]
+        rows.append(tuple(row))
+    header = ["policy", *(f"after {t}" for t in shown[:-1]), f"{metric}, % after {shown[-1]}", "area, %"]
+    header += ["top-5 %"] if has_top5 else []
+    header += ["cross-entropy, nats", "IQM of scenes" + (", %" if metric == "mIoU" else ", nats")]
+    return Table(
+        header=tuple(header),
+        rows=rows,
+        note=f"{metric} in % after each number of glimpses; with 95% intervals in brackets. Area: under the curve over "
+        "glimpses, as a mean. IQM: interquartile mean, the mean of the middle half, of the "
+        f"{'mIoU' if metric == 'mIoU' else 'cross-entropy'} of single scenes after the last glimpse.",
+    )
+
+
+def _per_scene(estimate: Estimate, metric: str) -> str:
+    if metric == "mIoU":
+        return interval_text(estimate)
+    value, (low, high) = estimate["value"], estimate["interval"]
+    return interval_text({"value": -value, "interval": [-high, -low]}, scale=1, digits=3)
+
+
+def differences_table(numbers: dict[str, Any]) -> Table:
+    metric, reference = numbers["metric"], numbers["reference"]
+    rows = []
+    for label in by_score(numbers):
+        if (d := numbers["policies"][label].get("minus_reference")) is not None:
+            rows.append(
+                (
+                    label,
+                    interval_text(d["score"], -1, digits=2, signed=True),
+                    interval_text(d["score_area"], digits=2, signed=True),
+                    interval_text(d["cross_entropy"], -1, scale=1, digits=4, signed=True),
+                    interval_text(d["probability_of_improvement"], scale=1, digits=2),
+                    verdict(d["score"], -1),
+                )
+            )
+    return Table(
+        header=(
+            f"policy minus {reference}",
+            f"{metric}, points",
+            "area, points",
+            "cross-entropy, nats",
+            "P(improvement)",
+            f"by {metric}",
+        ),
+        rows=rows,
+        note="After the last glimpse, on the same scenes, with 95% intervals; less cross-entropy is better. "
+        "P(improvement): the probability that the policy reads a random scene better than the reference does, ties "
+        "one half. 'Within noise': the interval holds zero. Intervals are of single comparisons, not corrected for "
+        "their number.",
+    )
+
+
+def headroom_table(numbers: dict[str, Any]) -> Table:
+    oracle, metric = numbers["oracle"], numbers["metric"]
+    order = sorted(oracle["policies"], key=lambda label: -oracle["policies"][label]["score"]["value"][-1])
+    rows = []
+    for label in order:
+        p = oracle["policies"][label]
+        ends = {oracle["label"]: "100 (by definition)", oracle["baseline"]: "0 (by definition)"}
+        shares = (
+            [ends[label]] * 2
+            if label in ends
+            else [
+                "not defined" if p[name] is None else interval_text(p[name], digits=0)
+                for name in ("share_score", "share_cross_entropy")
+            ]
+        )
+        rows.append(
+            (
+                label,
+                interval_text(p["score"], -1),
+                shares[0],
+                interval_text(p["cross_entropy"], -1, scale=1, digits=3),
+                shares[1],
+            )
+        )
+    return Table(
+        header=(
+            "policy",
+            f"{metric} %",
+            f"share of {metric} headroom, %",
+            "cross-entropy, nats",
+            "share of cross-entropy headroom, %",
+        ),
+        rows=rows,
+        note=f"On {oracle_scope(numbers)}, those that {oracle['label']} has seen, for every policy. "
+        f"Share: (policy − {oracle['baseline']}) / ({oracle['label']} − {oracle['baseline']}) after the last glimpse; "
+        "not defined where the interval of the oracle's own lead ends nearer to zero than a fifth of its far end, or "
+        "where a resample of the scenes left the oracle no lead.",
+    )
+
+
+def policies_table(benchmark: Benchmark, numbers: dict[str, Any]) -> Table:
+    rows = []
+    for entry in benchmark.entries:
+        p = numbers["policies"][entry.label]
+        runs = f"{len(entry.runs)} training run{'s' * (len(entry.runs) > 1)}, " if entry.learned else ""
+        seeds = len(entry.runs[0].evaluations)
+        how = "deterministic" if entry.deterministic else f"{seeds} seed{'s' * (seeds > 1)}"
+        rows.append(
+            (
+                entry.label,
+                entry.spec,
+                entry.description,
+                runs + how,
+                f"{p['num_scenes']:,}",
+                f"{p['gflops'][-1]:.3g}",
+            )
+        )
+    return Table(
+        header=("policy", "spec", "what it does", "runs", "scenes", "GFLOPs"),
+        rows=rows,
+        of_words=True,
+        note="GFLOPs per scene for all glimpses: the backbone's and the policy's own, one multiply-accumulate as two.",
+    )

@@ -1,0 +1,94 @@
+"""What all command lines have in common: options from a dataclass, errors in one line, Ctrl-C, JSON options."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+
+import canvit_gym
+from canvit_gym.config import EnvConfig, config_from_kwargs
+
+PROGRAM = "canvit-gym"
+"""The console script."""
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as of shells."""
+
+GOES_ON = "Interrupted; the same command goes on."
+"""What `run_command` says of Ctrl-C where that is so."""
+
+USER_ERRORS = (OSError, ValueError, TypeError, FloatingPointError)
+"""What a user can mend: printed in a line, without a traceback."""
+
+
+def run_command[Config](
+    main: Callable[[Config], object],
+    config: type[Config],
+    *,
+    description: str | None,
+    arguments: Sequence[str] | None = None,
+    prog: str | None = None,
+    if_interrupted: str = "Interrupted.",
+) -> None:
+    """Call `main` with the options that a command line gives. Needs tyro.
+
+    Args:
+        main: gets the options.
+        config: a dataclass with one field per option.
+        description: what --help begins with.
+        arguments: None means those of the process.
+        prog: the command's name in --help. None means as it was called.
+        if_interrupted: what is printed after Ctrl-C, before the process ends with status 130.
+    """
+    import tyro
+
+    parsed = tyro.cli(config, args=arguments, prog=prog or program(), description=description)
+    call(main, parsed, if_interrupted=if_interrupted)
+
+
+def call[Config](main: Callable[[Config], object], config: Config, *, if_interrupted: str = "Interrupted.") -> None:
+    """Call `main`; end the process with one line on what a user can mend, and with status 130 on Ctrl-C."""
+    try:
+        main(config)
+    except USER_ERRORS as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print(if_interrupted, file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def program() -> str | None:
+    """How --help spells the command: "python -m experiments.demo". None: not run with -m, so as argparse has it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
+
+
+def json_object(text: str | None, *, option: str) -> dict[str, Any]:
+    """The option's value; empty where it was not given."""
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} must be a JSON object such as '{{\"seed\": 1}}', got {text!r}: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{option} must be a JSON object such as '{{\"seed\": 1}}', got {text!r}")
+    return value
+
+
+def check_env_id(env_id: str) -> None:
+    """Raise ValueError where no environment has this id."""
+    if env_id not in canvit_gym.ENVIRONMENTS:
+        raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(canvit_gym.ENVIRONMENTS)}")
+
+
+def env_config(env_id: str, env_kwargs: dict[str, Any]) -> EnvConfig:
+    """The configuration of a registered id with keyword arguments.
+
+    Raises:
+        ValueError: unknown id, or a bad value. TypeError: unknown keyword.
+    """
+    check_env_id(env_id)
+    return config_from_kwargs({**gym.spec(env_id).kwargs, **env_kwargs})

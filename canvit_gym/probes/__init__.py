@@ -1,0 +1,1 @@
+"""Fit a linear probe on your own data: `canvit-gym fit-probe`."""

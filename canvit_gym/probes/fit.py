@@ -1,0 +1,431 @@
+"""Fit linear probes on a frozen backbone: SegmentationProbe on the canvas, a linear classifier on the CLS token.
+
+    canvit-gym fit-probe --env CanViT/ImageFolder-v0 --root photos --output-dir runs/photos-probe
+    canvit-gym fit-probe --checkpoint runs/nano/model --output-dir runs/probes
+
+With --env, one probe on that environment's training scenes; the directory is then the environment's `probe`. Without,
+both probes of FashionScenes, in segmentation-probe/ and classification-probe/.
+
+Policy-agnostic: the states come from random viewpoints (F-IID and R-IID in turn), all time steps alike. The probe is
+kept at its least validation loss; the fit ends early where that has not fallen for --patience validations. The
+classifier reads the pretraining readout of the recurrent CLS token, so that
+CanViTForImageClassification.from_pretrained_with_probe fuses it into one linear map of that token.
+
+An interrupted fit goes on from the output directory. The directory ends up with config.json, model.safetensors,
+training.json (settings, data, provenance, metrics) and README.md, the model card.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from canvit_pytorch.episode import run_episode
+from canvit_pytorch.policies import make_policy
+from canvit_pytorch.preprocess import imagenet_normalize
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from canvit_gym import ENVIRONMENTS
+from canvit_gym.assembly import build_backbone, build_scenes, task_kind
+from canvit_gym.backbone.hub import CHECKPOINTS
+from canvit_gym.backbone.load import Backbone
+from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, run_command
+from canvit_gym.config import EnvConfig, config_from_kwargs
+from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.policies import PaperPolicy
+from canvit_gym.probes.card import card
+from canvit_gym.probes.heads import ClassificationHead, Head, SegmentationHead
+from canvit_gym.provenance import plain, provenance
+from canvit_gym.scenes.source import SceneSource, StreamedSource
+from canvit_gym.seeding import seeded
+from canvit_gym.tasks.task import TRAINING_RECORD
+
+log = logging.getLogger(__name__)
+
+FASHION = ("CanViT/FashionSegmentation-v0", "CanViT/FashionClassification-v0")
+STATE = "fit_state.pt"
+FREQUENCY_SCENES = 1024
+"""Scenes that the frequencies of the classes are counted on."""
+WEIGHT_RANGE = (0.1, 10.0)
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    output_dir: Path
+    """Directory of the probe; without --env, of both probes' directories."""
+    env: str | None = None
+    """Environment id whose scenes to fit on. None: both of FashionScenes."""
+    root: Path | None = None
+    """Directory of the environment's data set."""
+    checkpoint: str | None = None
+    """A name (listed above), a Hub id org/name, or a directory. None: the environment's own."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub checkpoint."""
+    canvas_grid: int | None = None
+    """Side of the canvas in cells. None: as in pretraining (nano 16, CanViT-B 32)."""
+    scene_size_px: int | None = None
+    """Side that scenes are resized to. None: as in pretraining (nano 128, CanViT-B 512)."""
+    env_kwargs: str = "{}"
+    """More keyword arguments of the environment, as JSON. '{"tuning_scenes": 500}' validates on scenes held out of the
+    training split, where the validation split is what results are reported on."""
+    num_scenes: int | None = None
+    """Training scenes. None: all (of FashionScenes 8192)."""
+    steps: int = 450
+    batch_size: int = 64
+    """Scenes per step, each with num_glimpses states: at 64 x 64 canvases of CanViT-B, 16 take about 20 GB."""
+    num_glimpses: int = 8
+    """Length of each rollout; every state of it is a training example."""
+    peak_lr: float = 2e-2
+    weight_decay: float = 1e-3
+    item_weight: float = 4.0
+    """Weight of the items in FashionSegmentation's cross-entropy; background weighs 1."""
+    item_bonus: float = 0.6
+    """Nats added to the items' logits of FashionSegmentation after the fit (logit adjustment, Menon et al. 2021):
+    uncertain cells lost to the background cost more mIoU than cross-entropy."""
+    class_balance: float | None = None
+    """Classes weigh frequency^-class_balance. None: 0.5 in segmentation, where mIoU counts rare classes as much as
+    common ones (FashionSegmentation: item_weight and item_bonus), 0 in classification."""
+    validate_every: int = 100
+    patience: int = 5
+    """Validations without a new best after which the fit ends."""
+    validation_scenes: int = 512
+    """At most, evenly spread over the split."""
+    seed: int = 0
+    device: str = "auto"
+
+
+@lru_cache(maxsize=2)
+def _pass(seed: int, number: int, num_scenes: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, number]).permutation(num_scenes)
+
+
+def training_scenes(step: int, *, num_scenes: int, batch_size: int, seed: int) -> NDArray[np.int64]:
+    """The scenes of a step, by passes without replacement: a function of its arguments, so that a fit can resume."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    passes = positions // num_scenes
+    parts = [_pass(seed, int(p), num_scenes)[positions[passes == p] % num_scenes] for p in np.unique(passes)]
+    return np.concatenate(parts)
+
+
+def spread_scenes(num_scenes: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the scenes, evenly spread."""
+    count = min(num_scenes, most)
+    return (2 * np.arange(count) + 1) * num_scenes // (2 * count)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """The states of a head's frozen backbone along random viewpoints, one rollout per batch of scenes."""
+
+    backbone: Backbone
+    head: Head
+    scenes: SceneSource
+    num_glimpses: int
+    seed: int
+
+    def __call__(self, batches: list[NDArray[np.int64]], *, first: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """(features [T * B, ...], target [B, ...], B) of each batch; batch i is rollout `first` + i of the seed."""
+        for i, chosen in enumerate(batches):
+            if isinstance(self.scenes, StreamedSource):
+                if self.scenes.skips_unreadable:
+                    chosen = chosen[self.scenes.readable(chosen)]
+                if not len(chosen):
+                    continue
+                loaded = self.scenes.load(chosen)
+                if i + 1 < len(batches):
+                    self.scenes.prefetch(batches[i + 1])
+            else:
+                loaded = self.scenes.load(chosen)
+            images = imagenet_normalize(loaded.images.to(self.backbone.device).float() / 255)
+            features = self._features(images, first + i)
+            yield features, self.head.target(loaded.labels), len(chosen)
+
+    @torch.no_grad()
+    def _features(self, images: Tensor, number: int) -> Tensor:
+        backbone = self.backbone
+        seed = int(np.random.default_rng([self.seed, number]).integers(2**62))
+        with seeded(seed, backbone.device), backbone.autocast():
+            policy = make_policy(
+                ("full_then_random", "random")[number % 2],
+                batch_size=len(images),
+                device=backbone.device,
+                num_glimpses=self.num_glimpses,
+                canvas_grid_size=backbone.canvas_grid,
+            )
+            rollout = run_episode(
+                canvit=backbone.canvit,
+                images=images,
+                policy=policy,
+                num_glimpses=self.num_glimpses,
+                glimpse_size_px=backbone.glimpse_size_px,
+                initial_state=backbone.init_state(len(images)),
+            )
+        return torch.cat([self.head.features(step.state) for step in rollout])
+
+
+def class_weights(scenes: SceneSource, *, balance: float) -> Tensor:
+    """[K], frequency^-balance within WEIGHT_RANGE, such that a label drawn at random weighs 1 on average."""
+    if balance == 0:
+        return torch.ones(len(scenes.classes))
+    counts = np.zeros(max(256, len(scenes.classes)))
+    chosen = spread_scenes(len(scenes), FREQUENCY_SCENES)
+    batches = np.array_split(chosen, -(-len(chosen) // 64))
+    for i, batch in enumerate(tqdm(batches, desc="class frequencies", mininterval=5)):
+        if isinstance(scenes, StreamedSource) and scenes.skips_unreadable:
+            batch = batch[scenes.readable(batch)]
+        if len(batch):
+            counts += np.bincount(scenes.load(batch).labels.numpy().ravel(), minlength=len(counts))
+        if isinstance(scenes, StreamedSource) and i + 1 < len(batches):
+            scenes.prefetch(batches[i + 1])
+    counts = counts[: len(scenes.classes)]  # without pixels that have no label
+    frequency = (counts + 1) / (counts + 1).sum()
+    weights = np.clip((frequency * len(frequency)) ** -balance, *WEIGHT_RANGE)
+    return torch.from_numpy(weights / (frequency * weights).sum()).float()
+
+
+def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: SceneSource) -> Head:
+    dense = task_kind(env.dataset) == "segmentation"
+    favours_items = env.dataset == "fashion-segmentation" and config.class_balance is None
+    if favours_items:
+        weights = torch.full((len(scenes.classes),), config.item_weight)
+        weights[0] = 1.0
+    else:
+        balance = config.class_balance if config.class_balance is not None else 0.5 * dense
+        weights = class_weights(scenes, balance=balance)
+    with seeded(config.seed, backbone.device):
+        if dense:
+            return SegmentationHead(backbone, weights, bonus=config.item_bonus if favours_items else 0.0)
+        return ClassificationHead(backbone, weights, reads_log_odds=env.dataset == "fashion-classification")
+
+
+@dataclass
+class Progress:
+    """How far a fit is: what an interrupted one goes on from."""
+
+    step: int = 0
+    best: float = float("inf")
+    best_step: int = 0
+    best_module: dict[str, Tensor] | None = None
+    history: tuple[tuple[int, float], ...] = ()
+    """(step, validation loss)"""
+    seconds: float = 0.0
+
+    def exhausted(self, config: ProbeConfig) -> bool:
+        since = [step for step, _ in self.history if step > self.best_step]
+        return self.step >= config.steps or len(since) >= config.patience
+
+
+def fit(
+    head: Head,
+    backbone: Backbone,
+    config: ProbeConfig,
+    *,
+    training: SceneSource,
+    validation: SceneSource,
+    state_file: Path,
+    settings: dict[str, Any],
+    name: str,
+) -> Progress:
+    """Train `head.module` in place and leave it at its least validation loss."""
+    module = head.module
+    optimizer = torch.optim.AdamW(module.parameters(), lr=config.peak_lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.peak_lr, total_steps=config.steps)
+    progress = Progress()
+    if state_file.exists():
+        state = torch.load(state_file, map_location=backbone.device, weights_only=True)
+        if state["settings"] != settings:
+            raise ValueError(
+                f"{state_file} is of an interrupted fit with other settings or data: give the same options again to go "
+                "on with it, remove the file to begin anew, or choose another --output-dir"
+            )
+        for part, key in ((module, "module"), (optimizer, "optimizer"), (schedule, "schedule")):
+            part.load_state_dict(state[key])
+        progress = Progress(**state["progress"])
+        log.info("%s: resuming at step %d", name, progress.step)
+    chosen = spread_scenes(len(validation), config.validation_scenes)
+    held_out = np.array_split(chosen, -(-len(chosen) // config.batch_size))
+    rollouts = Rollouts(backbone, head, training, config.num_glimpses, config.seed)
+    validations = Rollouts(backbone, head, validation, config.num_glimpses, config.seed)
+
+    def validation_loss() -> float:
+        module.eval()
+        with torch.no_grad():
+            losses = [(head.loss(features, target).item(), count) for features, target, count in validations(held_out)]
+        values, counts = zip(*losses, strict=True)
+        return float(np.average(values, weights=counts))
+
+    began = time.monotonic() - progress.seconds
+    batch = dict(num_scenes=len(training), batch_size=config.batch_size, seed=config.seed)
+    bar = tqdm(total=config.steps, initial=progress.step, desc=name, unit="step", mininterval=5)
+    with bar:
+        while not progress.exhausted(config):
+            until = min(config.steps, (progress.step // config.validate_every + 1) * config.validate_every)
+            batches = [training_scenes(step, **batch) for step in range(progress.step, until)]
+            for features, target, _ in rollouts(batches, first=progress.step):
+                module.train()
+                optimizer.zero_grad(set_to_none=True)
+                head.loss(features, target).backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+            progress.step = until
+            loss = validation_loss()
+            if not np.isfinite(loss):
+                raise FloatingPointError(
+                    f"{name}: the validation loss is {loss} after step {until}. Use a smaller --peak-lr than "
+                    f"{config.peak_lr}."
+                )
+            progress.history += ((until, loss),)
+            if loss < progress.best:
+                progress.best, progress.best_step = loss, until
+                progress.best_module = {key: value.clone() for key, value in module.state_dict().items()}
+            progress.seconds = time.monotonic() - began
+            bar.set_postfix(validation_loss=f"{loss:.4f}", best=f"{progress.best:.4f}")
+            log.info("%s, step %d: validation loss %.4f", name, until, loss)
+            _save_state(state_file, module, optimizer, schedule, progress, settings)
+    assert progress.best_module is not None, "a fit has at least one step"
+    module.load_state_dict(progress.best_module)
+    module.eval()
+    return progress
+
+
+def _save_state(
+    path: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    progress: Progress,
+    settings: dict[str, Any],
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    torch.save({**state, "progress": vars(progress), "settings": settings}, partial)
+    partial.replace(path)
+
+
+def environment_of(config: ProbeConfig, env_id: str) -> EnvConfig:
+    """The environment to fit a probe for. Whether it has one does not matter."""
+    more = json_object(config.env_kwargs, option="--env-kwargs")
+    given = {
+        name: value
+        for name in ("checkpoint", "revision", "canvas_grid", "scene_size_px", "device", "num_scenes")
+        if (value := getattr(config, name)) is not None
+    }
+    if config.root is not None:
+        given["root"] = str(config.root)
+    return env_config(env_id, {**given, **more, "split": "training"})
+
+
+def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
+    """Fit the probe of an environment into `directory`, measure it on validation scenes, and write its card."""
+    for name in ("steps", "batch_size", "num_glimpses", "validate_every", "patience", "validation_scenes"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    env = environment_of(config, env_id)
+    held_out = replace(env, split="tuning" if env.tuning_scenes else "validation", num_scenes=None)
+    backbone, training, validation = build_backbone(env), build_scenes(env), build_scenes(held_out)
+    if training.scene_size_px != backbone.scene_size_px:
+        raise ValueError(
+            f"the scenes of {env_id} have {training.scene_size_px} px, but checkpoint {backbone.name!r} expects "
+            f"{backbone.scene_size_px}: pass --scene-size-px {training.scene_size_px}"
+        )
+    head = make_head(config, env, backbone, training)
+    shown = plain(asdict(config)) | {"checkpoint": backbone.source.record["name"]}
+    settings = {
+        "config": shown,
+        "env": env_id,
+        "checkpoint_sha256": backbone.sha256,
+        "scenes": {"training": training.fingerprint, "validation": validation.fingerprint},
+    }
+    state_file = directory / STATE
+    progress = fit(
+        head,
+        backbone,
+        config,
+        training=training,
+        validation=validation,
+        state_file=state_file,
+        settings=settings,
+        name=f"{task_kind(env.dataset)} probe",
+    )
+    head.save(directory)
+    record: dict[str, Any] = dict(
+        **settings,
+        checkpoint=backbone.record,
+        canvas_grid=backbone.canvas_grid,
+        data={"training": training.name, "validation": validation.name},
+        classes=list(training.classes),
+        validation_loss=progress.best,
+        best_step=progress.best_step,
+        validations=[list(entry) for entry in progress.history],
+        seconds=round(progress.seconds, 1),
+        torch=torch.__version__,
+        provenance=provenance(),
+    )
+    _write_record(directory, record)
+    for source in (training, validation):
+        if isinstance(source, StreamedSource):
+            source.close()
+    measured = measure(replace(held_out, probe=str(directory)), config, num_scenes=len(validation))
+    record["metrics"] = {
+        "policy": "coarse_to_fine",
+        "metric": measured.metric,
+        "scenes": len(measured.scene),
+        "score": [round(100 * value, 2) for value in measured.score().tolist()],
+        "cross_entropy": [round(value, 4) for value in measured.mean_loss().tolist()],
+    }
+    _write_record(directory, record)
+    (directory / "README.md").write_text(card(record))
+    state_file.unlink(missing_ok=True)
+    log.info("%s after each glimpse: %s", measured.metric, record["metrics"]["score"])
+    return directory
+
+
+def measure(env: EnvConfig, config: ProbeConfig, *, num_scenes: int) -> Evaluation:
+    """C2F on the validation scenes, through the environment's own way of loading the probe."""
+    few = replace(env, num_scenes=min(num_scenes, config.validation_scenes))
+    policy = PaperPolicy("coarse_to_fine", num_glimpses=config.num_glimpses)
+    return evaluate(
+        policy,
+        config=few,
+        num_glimpses=config.num_glimpses,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        progress="C2F on validation scenes",
+    )
+
+
+def _write_record(directory: Path, record: dict[str, Any]) -> None:
+    (directory / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def main(config: ProbeConfig) -> None:
+    if config.env is not None:
+        fit_env(config, config.env, config.output_dir)
+        return
+    for env_id in FASHION:
+        kind = task_kind(config_from_kwargs(dict(ENVIRONMENTS[env_id])).dataset)
+        fit_env(config, env_id, config.output_dir / f"{kind}-probe")
+
+
+def command_line(arguments: Sequence[str]) -> None:
+    """`canvit-gym fit-probe`."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    names = f"Checkpoints by name: nano, {', '.join(CHECKPOINTS)}."
+    run_command(
+        main,
+        ProbeConfig,
+        description=f"{__doc__}\n{names}",
+        arguments=arguments,
+        prog=f"{PROGRAM} fit-probe",
+        if_interrupted=GOES_ON,
+    )

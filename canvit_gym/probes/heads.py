@@ -1,0 +1,109 @@
+"""What canvit_gym.probes.fit fits: a head reads a state's features, tells its loss, and is saved as a probe."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from canvit_pytorch import RecurrentState, SegmentationProbe
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from canvit_gym.backbone.hub import WEIGHTS
+from canvit_gym.backbone.load import Backbone
+from canvit_gym.tasks.segmentation import class_shares
+
+
+class Head(Protocol):
+    """A linear head in training: what it reads of a state, and what is written to disk."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def features(self, state: RecurrentState) -> Tensor:
+        """[B, ...] float32, of the frozen model."""
+        ...
+
+    def target(self, labels: Tensor) -> Tensor:
+        """A SceneBatch's labels [B, ...] -> what `loss` compares with, on the device."""
+        ...
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        """Of the states [T * B, ...] of one rollout on the scenes of `target` [B, ...]."""
+        ...
+
+    def save(self, directory: Path) -> None: ...
+
+
+class SegmentationHead:
+    """Cross-entropy between each cell's class shares and the probe's reading of it, weighed by class.
+
+    `bonus`: nats that all classes but the first gain over it in what is saved.
+    """
+
+    def __init__(self, backbone: Backbone, weights: Tensor, *, bonus: float = 0.0) -> None:
+        self._bonus = bonus
+        self._canvit, self._grid, self._device = backbone.canvit, backbone.canvas_grid, backbone.device
+        self._weights = weights.to(backbone.device).view(-1, 1, 1)
+        self.module = SegmentationProbe(
+            embed_dim=backbone.canvit.canvas_dim, num_classes=len(weights), dropout=0.0, use_ln=True
+        ).to(backbone.device)
+
+    def features(self, state: RecurrentState) -> Tensor:
+        return self._canvit.canvas_patches(state.canvas).float().unflatten(1, (self._grid, self._grid))
+
+    def target(self, labels: Tensor) -> Tensor:
+        return class_shares(labels.to(self._device), num_classes=len(self._weights), grid=self._grid)
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        # Pixels without a label are in no class's share: a cell counts by what is labeled of it.
+        weight = (target * self._weights).sum(dim=1)  # [B, G, G]
+        cross_entropy = target / target.sum(dim=1, keepdim=True).clamp(min=1e-6) * weight.unsqueeze(1)
+        times = len(features) // len(target)
+        reading = F.log_softmax(self.module(features), dim=1).unflatten(0, (times, len(target)))
+        return -(cross_entropy * reading).sum() / (times * weight.sum()).clamp(min=1e-6)
+
+    def save(self, directory: Path) -> None:
+        assert isinstance(self.module, SegmentationProbe)
+        adjusted = deepcopy(self.module)
+        assert adjusted.conv.bias is not None
+        with torch.no_grad():
+            adjusted.conv.bias[0] -= self._bonus
+        adjusted.save_pretrained(directory)
+
+
+class ClassificationHead:
+    """Cross-entropy of a linear map of the teacher's CLS token as pretraining predicts it, standardized."""
+
+    def __init__(self, backbone: Backbone, weights: Tensor, *, reads_log_odds: bool) -> None:
+        self._model, self._device = backbone.pretrained, backbone.device
+        self._weights = weights.to(backbone.device)
+        standardizer = self._model.teacher_cls_standardizer
+        self._mean, self._std = standardizer.mean[0], standardizer.std[0]
+        self.module = nn.Linear(self._model.teacher_dim, len(weights)).to(backbone.device)
+        with torch.no_grad():
+            self.module.weight.zero_()
+            self.module.bias.zero_()
+            if reads_log_odds:
+                # nano's teacher: its features 1..K are the log-odds of the classes. Start from reading them off.
+                self.module.weight[:, 1:] = torch.diag(self._std[1:])
+                self.module.bias.copy_(self._mean[1:])
+
+    def features(self, state: RecurrentState) -> Tensor:
+        return self._model.predict_teacher_cls(state.recurrent_cls.float())
+
+    def target(self, labels: Tensor) -> Tensor:
+        return labels.to(self._device).long()
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        labels = target.repeat(len(features) // len(target))
+        return F.cross_entropy(self.module(features), labels, weight=self._weights)
+
+    def save(self, directory: Path) -> None:
+        """Of the teacher's own features: canvit-pytorch takes the standardization back before the probe."""
+        weight = self.module.weight.double() / self._std.double()
+        bias = self.module.bias.double() - weight @ self._mean.double()
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {"weight": weight.float().cpu().contiguous(), "bias": bias.float().cpu()}
+        save_file({key: value.detach() for key, value in tensors.items()}, directory / WEIGHTS)

@@ -1,0 +1,1 @@
+"""Examples on data of your own."""

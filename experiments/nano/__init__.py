@@ -1,0 +1,1 @@
+"""How nano, the embedded backbone, was made: sprites, teacher, pretraining, shipping."""

@@ -1,0 +1,267 @@
+"""Install a pretrained nano and its probes as the package's assets, measure them, and write their model card.
+
+    python -m experiments.nano.ship --model-dir runs/nano/model --probes-dir runs/probes
+
+The measurements are on test scenes, with canvit-pytorch's own policies: C2F over 21 glimpses, the greedy oracle
+over 5 (on the first --oracle-scenes scenes, C2F beside it on the same ones), classification under C2F, and the
+passive teacher as the ceiling.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from canvit_gym.backbone.hub import asset_dir
+from canvit_gym.backbone.load import load_backbone
+from canvit_gym.command_line import run_command
+from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.policies import GreedyOracle, PaperPolicy
+from canvit_gym.provenance import plain, provenance
+from experiments.nano.pretrain import PretrainingConfig
+
+LONG, SHORT = 21, 5
+"""Glimpses: C2F's three quadtree levels, and the environments' default budget."""
+
+DIGITS = 6
+"""Decimals of measured numbers in the metrics file: the card rounds them once, as every other result is rounded."""
+
+GOALS = {
+    "C2F rises from glimpse 1 to 5 by >= 6 points": 6.0,
+    "C2F does not fall from glimpse 5 to 21 (change)": 0.0,
+    "oracle's gain by glimpse 5 is >= 2 times C2F's": 2.0,
+    "C2F at 21 >= 0.80 of the teacher": 0.8,
+    "C2F top-1 at 21 >= 80": 80.0,
+}
+"""What was wanted of nano, with the least number that meets it."""
+
+NOT_TOLD = ("run_dir", "teacher_dir", "init_from", "save_every", "validate_every", "device")
+"""Settings that the card's commands leave out: they name directories, or change no weight."""
+
+
+@dataclass(frozen=True)
+class ShippingConfig:
+    model_dir: Path
+    """`model/` of a run of experiments.nano.pretrain."""
+    probes_dir: Path
+    """Output directory of canvit_gym.probes.fit."""
+    oracle_scenes: int = 200
+    seed: int = 0
+
+
+def install(source: Path, destination: Path) -> None:
+    destination.mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", "model.safetensors", "training.json"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, destination / name)
+    (destination / "README.md").unlink(missing_ok=True)  # the card of an earlier model
+
+
+def percent(result: Evaluation) -> list[float]:
+    return _rounded(100 * result.score())
+
+
+def _rounded(values: NDArray[np.floating]) -> list[float]:
+    return [round(value, DIGITS) for value in values.tolist()]
+
+
+def measure(config: ShippingConfig, teacher: dict[str, float]) -> dict[str, Any]:
+    segmentation = EnvConfig(dataset="fashion-segmentation", split="test")
+    classification = EnvConfig(dataset="fashion-classification", split="test")
+    few = EnvConfig(dataset="fashion-segmentation", split="test", num_scenes=config.oracle_scenes)
+
+    def c2f(env: EnvConfig, glimpses: int) -> Evaluation:
+        policy = PaperPolicy("coarse_to_fine", num_glimpses=glimpses)
+        return evaluate(policy, config=env, num_glimpses=glimpses, seed=config.seed, progress=f"C2F, {env.dataset}")
+
+    def paper(name: Any) -> list[float]:
+        policy = PaperPolicy(name, num_glimpses=SHORT)
+        return percent(evaluate(policy, config=segmentation, num_glimpses=SHORT, seed=config.seed, progress=name))
+
+    long = c2f(segmentation, LONG)
+    oracle = evaluate(GreedyOracle(), config=few, num_glimpses=SHORT, progress="greedy oracle")
+    curve, top1 = percent(long), percent(c2f(classification, LONG))
+    oracle_curve, c2f_few = percent(oracle), percent(c2f(few, SHORT))
+    teacher_miou, teacher_top1 = _rounded(100 * np.array([teacher["test_miou"], teacher["test_top1"]]))
+    reached = (
+        curve[4] - curve[0],
+        curve[20] - curve[4],
+        (oracle_curve[-1] - oracle_curve[0]) / (c2f_few[-1] - c2f_few[0]),
+        curve[20] / teacher_miou,
+        top1[20],
+    )
+    return dict(
+        c2f_miou=curve,
+        c2f_cross_entropy=_rounded(long.mean_loss()),
+        c2f_top1=top1,
+        others_miou_5={name: paper(name) for name in ("random", "full_then_random", "entropy_coarse_to_fine")},
+        oracle_miou=oracle_curve,
+        c2f_miou_on_oracle_scenes=c2f_few,
+        teacher_miou=teacher_miou,
+        teacher_top1=teacher_top1,
+        goals=dict(zip(GOALS, _rounded(np.array(reached)), strict=True)),
+    )
+
+
+def verdict(goal: str, value: float) -> str:
+    return "met" if value >= GOALS[goal] else "missed"
+
+
+def stages(training: dict[str, Any]) -> str:
+    """A line for each run that the weights went through, the first one first."""
+    earlier = training.get("continues")
+    config = training["config"]
+    parts = {
+        f"{config['token_steps']} steps of glimpse-stream learning": config["token_steps"],
+        f"{config['steps']} steps of passive-to-active dense distillation by canvit-pytorch's training step, "
+        f"batch {config['batch_size']}": config["steps"],
+        f"{training['steps'] - config['steps']} steps on the cross-entropy of class shares, "
+        f"batch {config['finish_batch_size']}": training["steps"] - config["steps"],
+    }
+    done = "; ".join(what for what, count in parts.items() if count)
+    if share := config.get("finish_item_share"):
+        single = config["finish_classification_share"]
+        done += (
+            f", {single:.0%} of its scenes with one item and {share:.0%} of its glimpses after the first around items"
+        )
+    starts = len(training["starts"])
+    optimizers = f"AdamW at {config['peak_lr']}"
+    if muon_lr := config.get("muon_lr"):
+        optimizers += f" (the matrices of the blocks by Muon at {muon_lr})"
+    line = (
+        f"  - {'From those weights: ' if earlier else ''}{done}; F-IID and R-IID rollouts in turn, "
+        f"{training['glimpses']:,} glimpses, {optimizers}, seed {config['seed']}, "
+        f"{training['seconds'] / 60:.0f} minutes"
+        + (f" (started {starts} times, some with other settings)." if starts > 1 else ".")
+    )
+    line = fill(line, 118, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    return f"{stages(earlier)}\n{line}" if earlier else line
+
+
+def commands(training: dict[str, Any]) -> list[str]:
+    """A command for each run that the weights went through, the first one first: what differs from the defaults."""
+    earlier = commands(training["continues"]) if "continues" in training else []
+    parts = [f"python -m experiments.nano.pretrain --run-dir {run_dir(len(earlier))} --teacher-dir runs/teacher"]
+    if earlier:
+        parts.append(f"--init-from {run_dir(len(earlier) - 1)}/model")
+    for field in fields(PretrainingConfig):
+        value = training["config"].get(field.name, field.default)
+        if field.name not in NOT_TOLD and value != field.default:
+            parts.append(f"--{field.name.replace('_', '-')} {value}")
+    # An option stays on the line of its value: no-break spaces hold them together while lines are filled.
+    whole = " ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
+    lines = fill(whole, 108, break_long_words=False, break_on_hyphens=False).replace("\N{NO-BREAK SPACE}", " ")
+    return [*earlier, lines.replace("\n", " \\\n          ")]
+
+
+def commands_note(training: dict[str, Any]) -> str:
+    """What the commands do not tell; nothing where every run went through with the settings it began with."""
+    run: dict[str, Any] | None = training
+    while run is not None and len(run["starts"]) == 1:
+        run = run.get("continues")
+    if run is None:
+        return ""
+    return (
+        ", with the last settings of each run. They do not reproduce a run that was started again with other\n"
+        "  settings or ended early; the recipe has the steps that were taken"
+    )
+
+
+def run_dir(number: int) -> str:
+    return f"runs/nano_{number + 1}"
+
+
+def card(record: dict[str, Any]) -> str:
+    training, metrics, made = record["training"], record["metrics"], record["provenance"]
+    shown = (1, 2, 3, 4, 5, 9, 13, 17, 21)
+    header = " | ".join(str(t) for t in shown)
+
+    def row(name: str, curve: list[float]) -> str:
+        return f"| {name} | " + " | ".join(f"{curve[t - 1]:.1f}" if t <= len(curve) else "" for t in shown) + " |"
+
+    goals = "\n".join(f"| {goal} | {value:.4g} | {verdict(goal, value)} |" for goal, value in metrics["goals"].items())
+    pretraining = training["config"]
+    teacher = training["teacher"]
+    runs = commands(training)
+    last, pretrain = run_dir(len(runs) - 1), "\n      ".join(runs)
+    return f"""---
+library_name: canvit-pytorch
+license: mit
+---
+
+# nano
+
+A CanViT of {record["parameters"] / 1e6:.2f} million parameters for 128 px scenes: 32 px glimpses, a 16 x 16 canvas
+of 128 channels. It ships with canvit_gym so that its environments run without a network or a GPU; it knows
+FashionScenes and nothing else.
+
+- **Data**: {pretraining["num_segmentation"]} segmentation and {pretraining["num_classification"]} classification
+  scenes of FashionScenes' training split (Fashion-MNIST sprites, MIT licence, Zalando SE).
+- **Teacher**: a passive convolutional network at full resolution (`experiments/nano/teacher.py`),
+  {teacher["config"]["steps"]} steps, {teacher["seconds"] / 60:.0f} minutes.
+- **Recipe** (`experiments/nano/pretrain.py`; `training.json` has every setting and start):
+{stages(training)}
+- **Probes**: `canvit_gym/probes/fit.py` on the frozen model.
+- **Made with**: torch {training["torch"]}, canvit-pytorch {made["versions"]["canvit-pytorch"]},
+  on {made["machine"]["cpu"]} ({made["machine"]["cores"]} cores).
+- **Commands**{commands_note(training)}:
+
+      python -m experiments.nano.teacher --run-dir runs/teacher
+      {pretrain}
+      canvit-gym fit-probe --checkpoint {last}/model --output-dir runs/probes
+      python -m experiments.nano.ship --model-dir {last}/model --probes-dir runs/probes
+
+## On test scenes
+
+1,000 scenes of each flavour; the oracle, and C2F beside it, on the first {record["oracle_scenes"]}.
+
+| after glimpse | {header} |
+| --- {"| --- " * len(shown)}|
+{row("C2F, mIoU %", metrics["c2f_miou"])}
+{row("EG-C2F, mIoU %", metrics["others_miou_5"]["entropy_coarse_to_fine"])}
+{row("F-IID, mIoU %", metrics["others_miou_5"]["full_then_random"])}
+{row("R-IID, mIoU %", metrics["others_miou_5"]["random"])}
+{row("greedy oracle over 74 candidates, mIoU %", metrics["oracle_miou"])}
+{row("C2F on the oracle's scenes, mIoU %", metrics["c2f_miou_on_oracle_scenes"])}
+{row("C2F, top-1 %", metrics["c2f_top1"])}
+
+The passive teacher reaches {metrics["teacher_miou"]:.1f} mIoU and {metrics["teacher_top1"]:.1f} % top-1.
+
+| goal | reached | verdict |
+| --- | --- | --- |
+{goals}
+"""
+
+
+def main(config: ShippingConfig) -> None:
+    began = time.monotonic()
+    install(config.model_dir, asset_dir("nano"))
+    for kind in ("segmentation", "classification"):
+        install(config.probes_dir / f"{kind}-probe", asset_dir(f"nano-{kind}-probe"))
+    training = plain(json.loads((config.model_dir / "training.json").read_text()))
+    (asset_dir("nano") / "training.json").write_text(json.dumps(training, indent=2) + "\n")
+    backbone = load_backbone("nano", device="cpu")
+    record = dict(
+        training=training,
+        parameters=sum(p.numel() for p in backbone.pretrained.parameters()),
+        sha256=backbone.sha256,
+        oracle_scenes=config.oracle_scenes,
+        metrics=measure(config, training["teacher"]),
+        provenance=provenance(),
+        seconds=time.monotonic() - began,
+    )
+    (asset_dir("nano") / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+    (asset_dir("nano") / "README.md").write_text(card(record))
+    for goal, value in record["metrics"]["goals"].items():
+        print(f"{goal}: {value:.4g}, {verdict(goal, value)}")
+
+
+if __name__ == "__main__":
+    run_command(main, ShippingConfig, description=__doc__)

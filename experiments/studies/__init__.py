@@ -1,0 +1,1 @@
+"""Studies with their results in experiments/results: headroom, ablations, stopping, scaling, memory."""

@@ -1,0 +1,51 @@
+"""Runs of agents.train as parts of a study: each trained once, gone on with where interrupted, never mixed with
+runs of other settings.
+"""
+
+import json
+from dataclasses import replace
+
+from agents.checkpoint import load_record
+from agents.ppo.hyperparameters import load_hyperparameters
+from agents.settings import CONFIG, DEFAULT_ENV, RESULT, TrainConfig
+from agents.train import train
+from canvit_gym.command_line import json_object
+from canvit_gym.policies.record import describe_inputs, require_same
+
+
+def complete(config: TrainConfig) -> bool:
+    """Train what is missing. False: Ctrl-C came; the same call goes on.
+
+    Raises:
+        ValueError: the directory holds a run of other settings, or of another backbone or probe.
+    """
+    begun = (config.run_dir / CONFIG).exists()
+    if begun:
+        require_same_run(config)
+    return (config.run_dir / RESULT).exists() or not train(replace(config, resume=begun)).interrupted
+
+
+def require_same_run(config: TrainConfig) -> None:
+    """Raise ValueError where the run in `config.run_dir` is not the one that `config` would begin now.
+
+    agents/hyperparameters/ppo.yml may have changed since, and so may the checkpoint behind a name.
+    """
+    found = json.loads((config.run_dir / CONFIG).read_text())
+    hyper = load_hyperparameters(config.env or DEFAULT_ENV, json_object(config.hyper, option="--hyper"))
+    wanted = json.loads(json.dumps(hyper.to_json()))
+    own_length = wanted.pop("total_timesteps")
+    asked = {
+        "total_timesteps": config.total_timesteps or own_length,
+        "seed": config.seed or 0,
+        "env_kwargs": json_object(config.env_kwargs, option="--env-kwargs"),
+    }
+    differing = {name for name, value in wanted.items() if found["hyperparameters"].get(name) != value}
+    differing |= {name for name, value in asked.items() if found[name] != value}
+    if differing:
+        raise ValueError(
+            f"{config.run_dir} holds a run with other settings ({', '.join(sorted(differing))}): delete it, or choose "
+            "another --runs-dir"
+        )
+    if (config.run_dir / RESULT).exists():  # an unfinished run is checked where it is resumed
+        record = load_record(config.run_dir / "last")
+        require_same(record.inputs, describe_inputs(record.env), who=f"the run in {config.run_dir}", learning=True)
