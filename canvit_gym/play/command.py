@@ -1,0 +1,131 @@
+"""`canvit-gym play`: look for yourself, in the browser, and compare yourself with policies.
+
+A page opens on which you see what an agent sees: the glimpses taken so far, what the probe reads, how uncertain it is.
+Move the box, change its scale with the wheel, click to look. After the last glimpse the scene is shown, with the truth
+and the scores of policies on the same scene, whose gaze can be followed step by step.
+"""
+
+import ipaddress
+import socket
+import sys
+import webbrowser
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import uvicorn
+
+from canvit_gym.play.game import Game, make_game_env
+from canvit_gym.play.rivals import make_rivals
+from canvit_gym.play.server import MAX_MESSAGE_BYTES, GameServer, make_app
+
+
+@dataclass(frozen=True)
+class PlayConfig:
+    env: str = "CanViT/FashionSegmentation-v0"
+    """Environment id."""
+    split: Literal["training", "validation", "test", "tuning"] = "test"
+    budget: int | None = None
+    """Glimpses per scene, the first included. None: the environment's own."""
+    policies: tuple[str, ...] | None = None
+    """Policies to be compared with, such as "center(scale=0.55)". None: some that support the environment."""
+    env_kwargs: str | None = None
+    """Further keyword arguments of the environment, as JSON."""
+    shuffle: bool = field(default=False)
+    """Play scenes in random order instead of the split's."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Any other than this machine's own lets others play, without a password."""
+    port: int = 0
+    """0: any free one."""
+    open: bool = True
+    """Open the page in the browser."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        OSError: there is no such address, or the port is taken; says what to do.
+    """
+    if not 0 <= port <= 65535:
+        raise OSError(f"--port must lie in [0, 65535], got {port}; 0 stands for any free one")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise OSError(f"--host {host!r} is no address of this machine ({error}); leave it out for 127.0.0.1") from error
+    try:
+        if sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        which = f"port {port} of {host} cannot be used" if port else f"no free port on {host}"
+        raise OSError(f"{which} ({error.strerror}): choose another --port, or leave it out for any free one") from error
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def serve(config: PlayConfig, kwargs: dict[str, object]) -> None:
+    """Serve the page until Ctrl-C. Everything that can fail is made before the address is printed."""
+    kwargs = {"split": config.split, **kwargs}
+    if config.budget is not None:
+        kwargs["budget"] = config.budget
+    first = make_game_env(config.env, **kwargs)
+    env_config = first.envs.config
+    rivals = make_rivals(config.policies, env_config)
+    num_scenes = len(first.envs.scenes)
+    if not num_scenes:
+        raise ValueError(f"{first.envs.scenes.name} holds no scenes; choose another split or another root")
+    order = np.random.default_rng().permutation(num_scenes) if config.shuffle else np.arange(num_scenes)
+    first.close()
+
+    def new_game() -> Game:
+        return Game(make_game_env(config.env, **kwargs), rivals=rivals, scenes=order.tolist())
+
+    listener = listen(config.host, config.port)
+    port = listener.getsockname()[1]
+    loopback = is_loopback(config.host)
+    shown = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"http://{shown}:{port}/"
+    if not loopback:
+        print(
+            f"Warning: --host {config.host} lets everybody who reaches this machine play and load its processor; "
+            "there is no password.",
+            file=sys.stderr,
+        )
+    app = make_app(GameServer(new_game), port=port, loopback=loopback)
+    print(f"{config.env} on {address} (Ctrl-C ends)", flush=True)
+    if config.open:
+        webbrowser.open(address)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            ws_max_size=MAX_MESSAGE_BYTES,
+            timeout_graceful_shutdown=1,
+            server_header=False,
+            lifespan="off",
+        )
+    )
+    server.run(sockets=[listener])
+
+
+def play(config: PlayConfig) -> None:
+    from canvit_gym.command_line import json_object
+
+    serve(config, json_object(config.env_kwargs, option="--env-kwargs"))
+
+
+def command_line(arguments: Sequence[str] | None = None) -> None:
+    from canvit_gym.command_line import run_command
+
+    run_command(play, PlayConfig, description=__doc__, arguments=arguments, prog="canvit-gym play")

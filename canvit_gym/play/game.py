@@ -1,0 +1,196 @@
+"""One player at one environment: what he is shown while he plays, and what he is told at the end.
+
+Everything goes through the environment that Gymnasium makes: reset, step, observations and infos. Until an episode has
+ended a player is shown what an agent could see and nothing else: the glimpses he took, the probe's reading of the
+canvas, its uncertainty, the goal, the glimpses left. Messages are JSON values for the page.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from canvit_gym.actions import DiscreteActions
+from canvit_gym.env import GlimpseEnv
+from canvit_gym.play.messages import Message, actions_message, reading_message, truth_message, uncertainty_message
+from canvit_gym.play.pictures import class_colours, numbers, picture_uri, seen_picture
+from canvit_gym.play.rivals import Rivals
+from canvit_gym.rendering import Frame, is_dense
+
+STAGE_PX = 384
+"""Side of the picture of what was seen."""
+
+SHOWN = ("glimpse", "uncertainty")
+"""Observation keys that the page needs."""
+
+
+def make_game_env(env_id: str, **kwargs: Any) -> GlimpseEnv:
+    """The environment of a player: as `gym.make` makes it, with what the page shows among the observations."""
+    defaults = gym.spec(env_id).kwargs | kwargs
+    keys = tuple(defaults.get("observations", ("time",)))
+    kwargs = kwargs | {"observations": [*keys, *(key for key in SHOWN if key not in keys)], "track_score": True}
+    env = gym.make(env_id, **kwargs).unwrapped
+    if not isinstance(env, GlimpseEnv):
+        raise ValueError(f"{env_id} is no environment of canvit_gym: there is nothing to look at")
+    return env
+
+
+def stop_action(env: GlimpseEnv) -> Any:
+    """The action that ends the episode."""
+    if not env.actions.allow_stop:
+        raise ValueError("this environment does not let one stop early")
+    if isinstance(env.actions, DiscreteActions):
+        return int(env.actions.space.n) - 1
+    action = np.zeros(env.action_space.shape or (), dtype=np.float32)
+    action[-1] = 1
+    return action
+
+
+@dataclass
+class Tally:
+    """Scores over the scenes of a session, first tries only: who has seen the truth is no measure."""
+
+    first: list[float] = field(default_factory=list)
+    last: list[float] = field(default_factory=list)
+    ceiling: list[float] = field(default_factory=list)
+
+    def add(self, *, first: float, last: float, ceiling: float) -> None:
+        self.first.append(first)
+        self.last.append(last)
+        self.ceiling.append(ceiling)
+
+    def message(self) -> Message:
+        """`share`: of what the ceiling gains after the first glimpse, what the player gained; null where it gains
+        nothing."""
+        if not self.last:
+            return {"scenes": 0, "share": None}
+        first, last, ceiling = (float(np.mean(v)) for v in (self.first, self.last, self.ceiling))
+        gap = ceiling - first
+        share = (last - first) / gap if np.isfinite(gap) and gap > 1e-6 else None
+        return {
+            "scenes": len(self.last),
+            "score": last,
+            "ceiling": ceiling if np.isfinite(ceiling) else None,
+            "share": share,
+        }
+
+
+class Game:
+    """A player's session: one environment, one episode at a time. Not thread-safe: one call at a time."""
+
+    def __init__(self, env: GlimpseEnv, *, rivals: Rivals, scenes: Sequence[int]) -> None:
+        """
+        Args:
+            env: of `make_game_env`; closed with the game.
+            rivals: the policies that the player is compared with.
+            scenes: in the order in which they are played, over and over.
+        """
+        self._env, self._rivals, self._scenes = env, rivals, scenes
+        self._place = -1
+        self._tried: set[int] = set()
+        self._tally = Tally()
+        self._ended = True
+
+    def close(self) -> None:
+        self._env.close()
+
+    def hello(self) -> Message:
+        """What the page has to know before the first scene."""
+        envs = self._env.envs
+        return {
+            "kind": "hello",
+            "environment": envs.scenes.name,
+            "budget": envs.config.budget,
+            "actions": actions_message(self._env),
+            "classes": list(envs.task.classes),
+            "colours": class_colours(envs.task.classes),
+            "glimpse_px": envs.backbone.glimpse_size_px,
+        }
+
+    def next(self) -> Message:
+        """Begin the next scene."""
+        self._place += 1
+        return self._begin(self._scenes[self._place % len(self._scenes)])
+
+    def restart(self) -> Message:
+        """Begin the same scene again."""
+        if self._place < 0:
+            raise ValueError("there is no scene to begin again yet")
+        return self._begin(self._scene)
+
+    def look(self, viewpoint: Sequence[float]) -> Message:
+        """Take the glimpse nearest to (row, col, scale) that the environment lets one take."""
+        actions = self._env.actions.encode(np.array([viewpoint], dtype=np.float32))
+        return self._step(actions[0])
+
+    def stop(self) -> Message:
+        return self._step(stop_action(self._env))
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    def _begin(self, scene: int) -> Message:
+        observation, info = self._env.reset(options={"scene": int(scene)})
+        self._scene, self._ended = int(scene), False
+        self._viewpoints: list[NDArray[np.float32]] = []
+        self._glimpses: list[Frame] = []
+        self._practice = self._scene in self._tried
+        return self._after(observation, info)
+
+    def _step(self, action: Any) -> Message:
+        if self._ended:
+            raise ValueError("the episode has ended: go on to the next scene, or play this one again")
+        observation, _, terminated, _, info = self._env.step(action)
+        self._ended = terminated
+        return self._after(observation, info)
+
+    def _after(self, observation: dict[str, NDArray[Any]], info: dict[str, Any]) -> Message:
+        if info["glimpses"] > len(self._glimpses):
+            self._viewpoints.append(np.asarray(info["viewpoint"]).copy())
+            self._glimpses.append(observation["glimpse"].transpose(1, 2, 0).copy())
+        view = self._env.envs.view(0)
+        self._info = info
+        return {
+            "kind": "view",
+            "scene": self._scene,
+            "practice": self._practice,
+            "ended": self._ended,
+            "viewpoints": [numbers(v) for v in self._viewpoints],
+            "seen": picture_uri(seen_picture(self._viewpoints, self._glimpses, size=STAGE_PX)),
+            "reading": reading_message(view),
+            "uncertainty": uncertainty_message(observation["uncertainty"]),
+        }
+
+    def outcome(self) -> Message:
+        """After the end: the scene, the truth, and the player's curve."""
+        if not self._ended:
+            raise ValueError("the truth is told at the end of an episode")
+        view = self._env.envs.view(0)
+        return {
+            "kind": "outcome",
+            "scene": self._scene,
+            "picture": picture_uri(view.image),
+            "truth": truth_message(view),
+            "metric": "mIoU" if is_dense(view) else "top-1",
+            "curve": numbers(self._info["score_curve"]),
+        }
+
+    def rivals(self) -> Sequence[str]:
+        return self._rivals.names
+
+    def rival(self, name: str) -> Message:
+        """How a policy looked at the scene that was just played."""
+        return self._rivals.episode(name, self._scene)
+
+    def settle(self) -> Message:
+        """Count the episode that ended, with the ceiling of its scene; the session so far."""
+        if self._scene not in self._tried:
+            curve = self._info["score_curve"]
+            ceiling = self._rivals.ceiling(self._scene)
+            self._tally.add(first=float(curve[0]), last=float(curve[-1]), ceiling=ceiling)
+            self._tried.add(self._scene)
+        return {"kind": "session", **self._tally.message()}
