@@ -34,5 +34,5 @@ clean:  ## remove .venv, builds and caches
 	@$(PYTHON_IN_VENV) -m pip --version >/dev/null 2>&1 || { \
 		python=$$(sh scripts/find_python.sh) && \
 		echo "Creating .venv with $$python" && "$$python" -m venv --clear .venv; }
-	$(PYTHON_IN_VENV) -m pip install --disable-pip-version-check -e '.[agents,dev]' -c constraints.txt
+	$(PYTHON_IN_VENV) -m pip install --disable-pip-version-check -e '.[agents,play,dev]' -c constraints.txt
 	@touch $@

@@ -6,14 +6,16 @@ and the scores of policies on the same scene, whose gaze can be followed step by
 """
 
 import ipaddress
+import json
 import socket
 import sys
 import webbrowser
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+import tyro
 import uvicorn
 
 from canvit_gym.play.game import Game, make_game_env
@@ -32,7 +34,7 @@ class PlayConfig:
     """Policies to be compared with, such as "center(scale=0.55)". None: some that support the environment."""
     env_kwargs: str | None = None
     """Further keyword arguments of the environment, as JSON."""
-    shuffle: bool = field(default=False)
+    shuffle: bool = False
     """Play scenes in random order instead of the split's."""
     host: str = "127.0.0.1"
     """Address to listen on. Any other than this machine's own lets others play, without a password."""
@@ -74,41 +76,44 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def serve(config: PlayConfig, kwargs: dict[str, object]) -> None:
-    """Serve the page until Ctrl-C. Everything that can fail is made before the address is printed."""
-    kwargs = {"split": config.split, **kwargs}
-    if config.budget is not None:
-        kwargs["budget"] = config.budget
+@dataclass(frozen=True)
+class PageServer:
+    """A page that is ready to be served."""
+
+    address: str
+    games: GameServer
+    server: uvicorn.Server
+    listener: socket.socket
+
+    def run(self) -> None:
+        """Serve until Ctrl-C, or until `server.should_exit` is set."""
+        self.server.run(sockets=[self.listener])
+
+
+def make_page_server(config: PlayConfig) -> PageServer:
+    """Load all that the page needs and listen, so that what can fail fails before an address is printed.
+
+    Raises:
+        ValueError, TypeError: a bad value, an unknown environment or policy. OSError: no data, or no such port.
+    """
+    kwargs = env_kwargs(config)
     first = make_game_env(config.env, **kwargs)
-    env_config = first.envs.config
-    rivals = make_rivals(config.policies, env_config)
-    num_scenes = len(first.envs.scenes)
+    env_config, num_scenes = first.envs.config, len(first.envs.scenes)
     if not num_scenes:
         raise ValueError(f"{first.envs.scenes.name} holds no scenes; choose another split or another root")
-    order = np.random.default_rng().permutation(num_scenes) if config.shuffle else np.arange(num_scenes)
     first.close()
+    rivals = make_rivals(config.policies, env_config)
+    order = np.random.default_rng().permutation(num_scenes) if config.shuffle else np.arange(num_scenes)
 
     def new_game() -> Game:
         return Game(make_game_env(config.env, **kwargs), rivals=rivals, scenes=order.tolist())
 
     listener = listen(config.host, config.port)
     port = listener.getsockname()[1]
-    loopback = is_loopback(config.host)
-    shown = f"[{config.host}]" if ":" in config.host else config.host
-    address = f"http://{shown}:{port}/"
-    if not loopback:
-        print(
-            f"Warning: --host {config.host} lets everybody who reaches this machine play and load its processor; "
-            "there is no password.",
-            file=sys.stderr,
-        )
-    app = make_app(GameServer(new_game), port=port, loopback=loopback)
-    print(f"{config.env} on {address} (Ctrl-C ends)", flush=True)
-    if config.open:
-        webbrowser.open(address)
+    games = GameServer(new_game)
     server = uvicorn.Server(
         uvicorn.Config(
-            app,
+            make_app(games, port=port, loopback=is_loopback(config.host)),
             log_level="warning",
             ws_max_size=MAX_MESSAGE_BYTES,
             timeout_graceful_shutdown=1,
@@ -116,16 +121,39 @@ def serve(config: PlayConfig, kwargs: dict[str, object]) -> None:
             lifespan="off",
         )
     )
-    server.run(sockets=[listener])
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return PageServer(address=f"http://{host}:{port}/", games=games, server=server, listener=listener)
+
+
+def env_kwargs(config: PlayConfig) -> dict[str, Any]:
+    """Keyword arguments of the environment."""
+    try:
+        given = {} if config.env_kwargs is None else json.loads(config.env_kwargs)
+    except ValueError as error:
+        raise ValueError(f"--env-kwargs must be a JSON object, got {config.env_kwargs!r}: {error}") from error
+    kwargs = {"split": config.split, **given}
+    return kwargs if config.budget is None else kwargs | {"budget": config.budget}
 
 
 def play(config: PlayConfig) -> None:
-    from canvit_gym.command_line import json_object
-
-    serve(config, json_object(config.env_kwargs, option="--env-kwargs"))
+    """Serve the page until Ctrl-C."""
+    page = make_page_server(config)
+    if not is_loopback(config.host):
+        print(
+            f"Warning: --host {config.host} lets everybody who reaches this machine play and load its processor; "
+            "there is no password.",
+            file=sys.stderr,
+        )
+    print(f"{config.env} on {page.address} (Ctrl-C ends)", flush=True)
+    if config.open:
+        webbrowser.open(page.address)
+    page.run()
 
 
 def command_line(arguments: Sequence[str] | None = None) -> None:
-    from canvit_gym.command_line import run_command
-
-    run_command(play, PlayConfig, description=__doc__, arguments=arguments, prog="canvit-gym play")
+    """`canvit-gym play`."""
+    config = tyro.cli(PlayConfig, prog="canvit-gym play", description=__doc__, args=arguments)
+    try:
+        play(config)
+    except (OSError, ValueError, TypeError) as error:
+        sys.exit(f"error: {error}")

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.env import GlimpseEnv
+from canvit_gym.observations import DEFAULT_KEYS
 from canvit_gym.play.messages import Message, actions_message, reading_message, truth_message, uncertainty_message
 from canvit_gym.play.pictures import class_colours, numbers, picture_uri, seen_picture
 from canvit_gym.play.rivals import Rivals
+from canvit_gym.registration import ENVIRONMENTS
 from canvit_gym.rendering import Frame, is_dense
 
 STAGE_PX = 384
@@ -28,13 +30,18 @@ SHOWN = ("glimpse", "uncertainty")
 
 
 def make_game_env(env_id: str, **kwargs: Any) -> GlimpseEnv:
-    """The environment of a player: as `gym.make` makes it, with what the page shows among the observations."""
+    """The environment of a player: as `gym.make` makes it, with what the page shows among the observations.
+
+    Raises:
+        ValueError, TypeError: an unknown environment or keyword, or a bad value. OSError: no data.
+    """
+    if env_id not in ENVIRONMENTS:
+        raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(ENVIRONMENTS)}")
     defaults = gym.spec(env_id).kwargs | kwargs
-    keys = tuple(defaults.get("observations", ("time",)))
+    keys = tuple(defaults.get("observations", DEFAULT_KEYS))
     kwargs = kwargs | {"observations": [*keys, *(key for key in SHOWN if key not in keys)], "track_score": True}
     env = gym.make(env_id, **kwargs).unwrapped
-    if not isinstance(env, GlimpseEnv):
-        raise ValueError(f"{env_id} is no environment of canvit_gym: there is nothing to look at")
+    assert isinstance(env, GlimpseEnv), env
     return env
 
 
@@ -139,7 +146,7 @@ class Game:
         self._viewpoints: list[NDArray[np.float32]] = []
         self._glimpses: list[Frame] = []
         self._practice = self._scene in self._tried
-        return self._after(observation, info)
+        return self._after(observation, info, begins=True)
 
     def _step(self, action: Any) -> Message:
         if self._ended:
@@ -148,7 +155,7 @@ class Game:
         self._ended = terminated
         return self._after(observation, info)
 
-    def _after(self, observation: dict[str, NDArray[Any]], info: dict[str, Any]) -> Message:
+    def _after(self, observation: dict[str, NDArray[Any]], info: dict[str, Any], *, begins: bool = False) -> Message:
         if info["glimpses"] > len(self._glimpses):
             self._viewpoints.append(np.asarray(info["viewpoint"]).copy())
             self._glimpses.append(observation["glimpse"].transpose(1, 2, 0).copy())
@@ -156,6 +163,7 @@ class Game:
         self._info = info
         return {
             "kind": "view",
+            "begins": begins,
             "scene": self._scene,
             "practice": self._practice,
             "ended": self._ended,

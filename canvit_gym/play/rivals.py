@@ -70,7 +70,7 @@ class Rivals:
 
 
 def _seen(views: Sequence[EpisodeView]) -> str:
-    return picture_uri(seen_picture(views[-1].viewpoints, [v.glimpse for v in views], size=STEP_PX))
+    return picture_uri(seen_picture(list(views[-1].viewpoints), [v.glimpse for v in views], size=STEP_PX))
 
 
 def make_rivals(specs: Sequence[str] | None, config: EnvConfig) -> Rivals:

@@ -17,7 +17,7 @@ from importlib import resources
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -143,12 +143,11 @@ class GameServer:
         await websocket.accept()
         with self._place() as free:
             if not free:
-                await _send(websocket, _error(f"{MAX_GAMES} tabs are playing already: close one, then reload this page"))
+                await _send(websocket, _error(f"{MAX_GAMES} tabs are playing: close one, then reload this page"))
                 await websocket.close()
                 return
-            game: Game | None = None
+            game: Game = await self._run(self._new_game)
             try:
-                game = await self._run(self._new_game)
                 await _send(websocket, await self._run(game.hello))
                 await self._show(websocket, game, await self._run(game.next))
                 while True:
@@ -156,7 +155,7 @@ class GameServer:
             except WebSocketDisconnect:
                 pass
             finally:
-                if game is not None:
+                with CancelScope(shield=True):  # also where the server ends first
                     await self._run(game.close)
 
     async def _answer(self, websocket: WebSocket, game: Game, text: str) -> None:

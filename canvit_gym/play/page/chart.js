@@ -46,14 +46,14 @@ function drawChart(svg, series, { metric }) {
   const known = series.flatMap(({ curve }) => curve.filter((value) => value !== null));
   if (!known.length) return;
   const steps = Math.max(...series.map(({ curve }) => curve.length));
-  const [low, high] = bounds(Math.min(...known), Math.max(...known));
+  const [low, high, unit] = axis(Math.min(...known), Math.max(...known));
   const x = (step) => left + (steps === 1 ? 0.5 : step / (steps - 1)) * (width - left - right);
   const y = (value) => height - bottom - (value - low) / (high - low) * (height - top - bottom);
   const text = { "font-size": 12, fill: "#565d66", "font-family": "system-ui, sans-serif" };
-  for (let tick = 0; tick <= 4; tick++) {
-    const value = low + (high - low) * tick / 4;
+  for (let value = low; value < high + unit / 2; value += unit) {
     svg.append(svgElement("line", { x1: left, x2: width - right, y1: y(value), y2: y(value), stroke: "#e1e4e8" }));
-    svg.append(svgElement("text", { ...text, x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toFixed(2)));
+    const shown = Number(value.toFixed(6)).toString();
+    svg.append(svgElement("text", { ...text, x: left - 6, y: y(value) + 4, "text-anchor": "end" }, shown));
   }
   const stride = Math.ceil(steps / 8);
   for (let step = 0; step < steps; step += stride) {
@@ -71,8 +71,11 @@ function drawChart(svg, series, { metric }) {
   }
 }
 
-function bounds(low, high) {
-  if (high - low < 1e-6) [low, high] = [low - 0.05, high + 0.05];
-  const room = 0.05 * (high - low);
-  return [low >= 0 ? Math.max(low - room, 0) : low - room, high <= 1 ? Math.min(high + room, 1) : high + room];
+// [lowest, highest, unit] of an axis with three to seven ticks at round numbers.
+function axis(low, high) {
+  const span = Math.max(high - low, 1e-3);
+  const power = 10 ** Math.floor(Math.log10(span / 3));
+  const unit = [1, 2, 5].map((factor) => factor * power).filter((size) => size <= span / 2.5).pop() ?? power;
+  const bottom = Math.floor(low / unit + 1e-6) * unit;
+  return [bottom, Math.max(Math.ceil(high / unit - 1e-6) * unit, bottom + unit), unit];
 }

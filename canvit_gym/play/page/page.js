@@ -5,7 +5,7 @@ const byId = (id) => document.getElementById(id);
 const TOUCH_NEEDS_BUTTON = "touch";
 
 let game = null; // the server's hello
-let views = []; // of this episode, one after each glimpse
+let views = []; // of this episode, after each glimpse
 let view = null; // the last of them
 let outcome = null; // after the end: the scene, the truth, the player's curve
 let gazes = []; // after the end: the player's, then the policies'
@@ -26,6 +26,7 @@ socket.addEventListener("close", () => onError({ text: "The server is gone or cl
 function send(message) {
   if (waiting || socket.readyState !== WebSocket.OPEN) return;
   waiting = true;
+  document.body.dataset.state = "waiting";
   byId("error").hidden = true;
   socket.send(JSON.stringify(message));
 }
@@ -50,10 +51,9 @@ function onError(message) {
 
 function onView(message) {
   waiting = false;
-  const begins = !view || message.viewpoints.length <= view.viewpoints.length || message.scene !== view.scene;
-  if (begins) [views, outcome, gazes] = [[], null, []];
+  if (message.begins) [views, outcome, gazes] = [[], null, []];
   view = message;
-  views.push(message);
+  if (view.viewpoints.length) views[view.viewpoints.length - 1] = view;
   const title = view.practice ? "What you have seen (practice: you know the truth)" : "What you have seen";
   byId("stage-title").textContent = title;
   byId("goal").hidden = !view.goal;
@@ -82,6 +82,7 @@ function mapOf(message) {
 
 function showReading(reading) {
   const truth = outcome ? outcome.truth : null;
+  byId("panels").classList.toggle("bars", reading.form === "bars");
   if (reading.form === "bars") {
     byId("reading").replaceChildren(classBars(reading.bars, game.classes, truth ? truth.class : null));
     return;
@@ -108,12 +109,15 @@ function showUncertainty(uncertainty) {
 
 function showControls() {
   const ended = !view || view.ended;
+  document.body.dataset.state = waiting ? "waiting" : ended ? "ended" : "playing"; // for those who drive the page
+  document.body.dataset.glimpses = String(view ? view.viewpoints.length : 0);
   byId("controls").hidden = ended;
   byId("replay").hidden = !gazes.length;
   byId("results").hidden = !outcome;
   byId("truth-panel").hidden = !outcome;
   byId("uncertainty-panel").hidden = Boolean(outcome);
   byId("help").hidden = ended;
+  byId("where").hidden = ended;
   for (const id of ["look", "smaller", "larger", "stop"]) byId(id).disabled = waiting || ended;
   for (const id of ["next", "restart"]) byId(id).disabled = waiting || !view;
   byId("next").classList.toggle("main", ended);

@@ -1,0 +1,284 @@
+"""The game behind the page, without a browser: messages, refusals, colours."""
+
+import base64
+import json
+import socket
+from itertools import combinations
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import ENV_IDS, SMALL
+from fastapi.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from canvit_gym.play import server as page_server
+from canvit_gym.play.command import PlayConfig, command_line, listen, make_page_server
+from canvit_gym.play.game import Game, Tally, make_game_env
+from canvit_gym.play.pictures import (
+    BACKGROUND,
+    CLASS_COLOURS,
+    UNLABELLED,
+    UNSEEN,
+    UNSEEN_STRIPE,
+    label_bytes,
+    seen_picture,
+)
+from canvit_gym.play.rivals import make_rivals
+
+SMALL_JSON = json.dumps(SMALL)
+CORNERS = ((-0.5, -0.5, 0.5), (0.5, 0.5, 0.5), (0.75, -0.75, 0.25), (0.0, 0.0, 0.25))
+
+
+def new_game(env_id: str = "CanViT/FashionSegmentation-v0", **kwargs: Any) -> Game:
+    env = make_game_env(env_id, split="test", **SMALL, **kwargs)
+    return Game(env, rivals=make_rivals(("center",), env.envs.config), scenes=range(16))
+
+
+def play(game: Game, viewpoints: Any = CORNERS) -> dict[str, Any]:
+    """To the end; the last view."""
+    view = game.next()
+    for viewpoint in viewpoints:
+        view = game.look(viewpoint)
+    return view
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_a_game_scores_what_the_environment_scores(env_id: str) -> None:
+    game = new_game(env_id)
+    view = play(game)
+    assert view["ended"] and len(view["viewpoints"]) == 5
+    env: Any = gym.make(env_id, split="test", track_score=True, **SMALL).unwrapped
+    env.reset(options={"scene": view["scene"]})
+    info: dict[str, Any] = {}
+    for viewpoint in CORNERS:
+        action = env.actions.encode(np.array([viewpoint], dtype=np.float32))[0]
+        info = env.step(action)[-1]
+    assert game.outcome()["curve"] == pytest.approx(info["score_curve"], abs=1e-6)
+    rival = game.rival(game.rivals()[0])
+    assert len(rival["curve"]) == len(rival["viewpoints"]) == len(rival["readings"]) == 5
+    json.dumps([game.hello(), view, game.outcome(), rival, game.settle()], allow_nan=False)
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_nothing_tells_the_truth_before_the_end(env_id: str) -> None:
+    game = new_game(env_id)
+    expected = {"kind", "begins", "scene", "practice", "ended", "viewpoints", "seen", "reading", "uncertainty"}
+    view = game.next()
+    for viewpoint in CORNERS:
+        assert set(view) <= expected | {"goal", "allowed"}
+        with pytest.raises(ValueError, match="at the end of an episode"):
+            game.outcome()
+        view = game.look(viewpoint)
+    assert view["ended"]
+
+
+def test_what_was_seen_is_sharp_where_one_looked_and_hidden_elsewhere() -> None:
+    coarse, fine = np.full((8, 8, 3), 10, np.uint8), np.full((8, 8, 3), 200, np.uint8)
+    corner, within = np.array([-0.5, -0.5, 0.5]), np.array([-0.75, -0.75, 0.25])
+    for order in ((0, 1), (1, 0)):
+        glimpses = [(corner, coarse), (within, fine)]
+        viewpoints, pixels = zip(*(glimpses[i] for i in order), strict=True)
+        picture = seen_picture(viewpoints, pixels, size=64)
+        assert (picture[:16, :16] == 200).all() and (picture[20:32, 20:32] == 10).all()
+        stripes = {tuple(pixel) for pixel in picture[32:].reshape(-1, 3).tolist()}
+        assert stripes == {UNSEEN, UNSEEN_STRIPE}
+
+
+def test_label_bytes_keep_what_is_no_class() -> None:
+    labels = np.array([[0, 300], [255, 3]])
+    assert label_bytes(labels, size=2).tolist() == [[0, 255], [255, 3]]
+    assert label_bytes(labels, size=4)[0].tolist() == [0, 0, 255, 255]
+
+
+def test_second_tries_are_practice_and_do_not_count() -> None:
+    game = new_game()
+    play(game)
+    first = game.settle()
+    assert first["scenes"] == 1
+    assert game.restart()["practice"]
+    for viewpoint in CORNERS:
+        game.look(viewpoint)
+    assert game.settle() == first
+    assert not game.next()["practice"]
+
+
+def test_share_of_the_way_to_the_ceiling() -> None:
+    tally = Tally()
+    assert tally.message() == {"scenes": 0, "share": None}
+    tally.add(first=0.2, last=0.5, ceiling=0.8)
+    tally.add(first=0.4, last=0.4, ceiling=0.6)
+    assert tally.message()["share"] == pytest.approx(0.15 / 0.4)
+    flat = Tally()
+    flat.add(first=0.5, last=0.7, ceiling=0.5)
+    assert flat.message()["share"] is None
+    unknown = Tally()
+    unknown.add(first=0.5, last=0.7, ceiling=float("nan"))
+    assert unknown.message()["share"] is None and unknown.message()["ceiling"] is None
+
+
+def test_stopping_early() -> None:
+    game = new_game(allow_stop=True)
+    game.next()
+    view = game.stop()
+    assert view["ended"] and len(view["viewpoints"]) == 1 and not view["begins"]
+    assert len(set(game.outcome()["curve"])) == 1
+    with pytest.raises(ValueError, match="has ended"):
+        game.look((0, 0, 0.5))
+    plain = new_game()
+    plain.next()
+    with pytest.raises(ValueError, match="does not let one stop"):
+        plain.stop()
+
+
+def test_continuous_actions_and_a_first_glimpse_of_ones_own() -> None:
+    game = new_game(action="continuous", first_glimpse=None, budget=2)
+    assert game.hello()["actions"] == {"kind": "continuous", "min_scale": 0.125, "stop": False}
+    assert game.next()["viewpoints"] == []
+    view = game.look((0.3, -0.2, 0.4))
+    assert view["viewpoints"][0] == pytest.approx([0.3, -0.2, 0.4], abs=1e-5)
+    game.look((0.3, -0.2, 0.4))
+    assert len(game.outcome()["curve"]) == 2
+
+
+# The server
+
+
+@pytest.fixture(scope="module")
+def client() -> TestClient:
+    page = make_page_server(PlayConfig(env_kwargs=SMALL_JSON, policies=("center",)))
+    page.listener.close()
+    port = int(page.address.rsplit(":", 1)[1].strip("/"))
+    client = TestClient(page.server.config.app, base_url=f"http://127.0.0.1:{port}")
+    client.games = page.games  # type: ignore[attr-defined]
+    return client
+
+
+def socket_address(client: TestClient) -> str:
+    return str(client.base_url).rstrip("/").replace("http", "ws") + "/game"
+
+
+def test_the_page_is_served_with_its_headers(client: TestClient) -> None:
+    for path, (_, media_type) in page_server.PAGE_FILES.items():
+        answer = client.get(path)
+        assert answer.status_code == 200 and answer.headers["content-type"].startswith(media_type)
+        assert "default-src 'none'" in answer.headers["content-security-policy"]
+    for path in ("/docs", "/openapi.json", "/../pyproject.toml", "/%2e%2e/game.py", "/page/index.html", "/etc/passwd"):
+        assert client.get(path).status_code == 404, path
+
+
+def test_other_sites_are_refused(client: TestClient) -> None:
+    assert client.get("/", headers={"origin": "http://evil.example"}).status_code == 403
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 403
+    assert client.get("/", headers={"host": "evil.example:99999999"}).status_code == 403
+    own = str(client.base_url).rstrip("/")
+    for headers in ({}, {"origin": "http://evil.example"}, {"origin": "null"}, {"origin": own, "host": "evil.example"}):
+        with (
+            pytest.raises(WebSocketDisconnect),
+            client.websocket_connect(socket_address(client), headers=headers) as tab,
+        ):
+            tab.receive_json()
+
+
+def test_hosts() -> None:
+    assert all(page_server.is_own_host(host, 80, loopback=True) for host in ("localhost", "127.0.0.1:80", "[::1]:80"))
+    assert not page_server.is_own_host("192.168.0.7:80", 80, loopback=True)
+    assert page_server.is_own_host("192.168.0.7:80", 80, loopback=False)
+    assert page_server.is_own_host(f"{socket.gethostname()}:80", 80, loopback=False)
+    for host in (None, "", "127.0.0.1:81", "evil.example:80", "127.0.0.1.evil.example", "[::1", "127.0.0.1:x"):
+        assert not page_server.is_own_host(host, 80, loopback=False), host
+
+
+def test_a_tab_plays_and_is_freed_when_it_closes(client: TestClient) -> None:
+    games: Any = client.games  # type: ignore[attr-defined]
+    headers = {"origin": str(client.base_url).rstrip("/")}
+    with client.websocket_connect(socket_address(client), headers=headers) as tab:
+        assert tab.receive_json()["kind"] == "hello"
+        assert games.num_games == 1
+        first = tab.receive_json()
+        assert first["kind"] == "view"
+        for bad in ("", "{", "{}", '{"do": "open", "path": "/etc/passwd"}', '{"do": "look", "viewpoint": [0, 0]}'):
+            tab.send_text(bad)
+            assert tab.receive_json()["kind"] == "error", bad
+        for viewpoint in ([9, 9, 0.5], [0, 0, 0], [0, 0, -1]):
+            tab.send_json({"do": "look", "viewpoint": viewpoint})
+            assert "does not lie inside the scene" in tab.receive_json()["text"]
+        tab.send_text('{"do": "look", "viewpoint": [0, 0, NaN]}')
+        assert tab.receive_json()["kind"] == "error"
+        for viewpoint in CORNERS:
+            tab.send_json({"do": "look", "viewpoint": viewpoint})
+            last = tab.receive_json()
+        assert last["ended"]
+        assert [tab.receive_json()["kind"] for _ in range(3)] == ["outcome", "rival", "session"]
+        tab.send_json({"do": "next"})
+        assert tab.receive_json()["scene"] == first["scene"] + 1
+    assert games.num_games == 0
+
+
+def test_there_is_an_end_to_tabs(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page_server, "MAX_GAMES", 0)
+    headers = {"origin": str(client.base_url).rstrip("/")}
+    with client.websocket_connect(socket_address(client), headers=headers) as tab:
+        assert "close one" in tab.receive_json()["text"]
+
+
+# The command line
+
+
+def test_what_a_user_can_mend_is_one_line(tmp_path: Any) -> None:
+    taken = listen("127.0.0.1", 0)
+    port = str(taken.getsockname()[1])
+    wrong = [
+        (["--port", port], "choose another --port"),
+        (["--port", "70000"], "must lie in"),
+        (["--host", "no.such.host.invalid"], "is no address of this machine"),
+        (["--env", "CanViT/Nothing-v0"], "unknown environment"),
+        (["--env", "CanViT/ADE20K-v0", "--split", "validation"], "root"),
+        (["--policies", "nobody"], "unknown policy"),
+        (["--env-kwargs", "{"], "JSON object"),
+        (["--budget", "1"], "budget"),
+    ]
+    for arguments, words in wrong:
+        small = [] if {"--env-kwargs", "--env"} & set(arguments) else ["--env-kwargs", SMALL_JSON]
+        with pytest.raises(SystemExit) as raised:
+            command_line(["--no-open", *arguments, *small])
+        text = str(raised.value)
+        assert text.startswith("error: ") and words in text, (arguments, text)
+    taken.close()
+
+
+# Colours
+
+_SIGHTS = {  # Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB
+    "normal": np.eye(3),
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+
+
+def _lab(linear: np.ndarray) -> np.ndarray:
+    """CIELAB (D65) of linear RGB."""
+    to_xyz = [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+    xyz = np.asarray(to_xyz) @ linear / [0.95047, 1, 1.08883]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("sight", _SIGHTS)
+def test_class_colours_stay_apart_for_colour_blind_people(sight: str) -> None:
+    seen = {}
+    for colour in (*CLASS_COLOURS, BACKGROUND, UNLABELLED):
+        rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        seen[colour] = _lab(np.clip(np.asarray(_SIGHTS[sight]) @ linear, 0, 1))
+    for one, other in combinations(seen, 2):
+        assert np.linalg.norm(seen[one] - seen[other]) > 20, (sight, one, other)
+
+
+def test_bytes_are_one_per_cell() -> None:
+    game = new_game()
+    view = game.next()
+    reading = view["reading"]
+    assert len(base64.b64decode(reading["bytes"])) == reading["width"] * reading["height"] == 128 * 128
