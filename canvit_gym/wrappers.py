@@ -39,7 +39,7 @@ class RunningMoments:
             self.count[group] = total
 
 
-class NormalizeRewardPerStep(VectorWrapper[Any, Any, Any, Any, NDArray[Any]]):
+class NormalizeRewardPerStep(VectorWrapper):
     """Standardize rewards with a running mean and standard deviation for every step of the episode.
 
     The second glimpse of a scene gains more than the fifth, and the variance between scenes is mostly how hard
