@@ -58,7 +58,7 @@ def load_record(directory: Path) -> PolicyRecord:
             )
     path = Path(directory) / RECORD
     try:
-        return PolicyRecord.from_json(json.loads(path.read_text()))
+        return PolicyRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged, or of another version ({error}): put the intact file in its place, or train the "

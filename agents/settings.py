@@ -84,7 +84,7 @@ def prepare(config: TrainConfig) -> tuple[Settings, State | None]:
     begun, finished = (run_dir / CONFIG).exists(), (run_dir / RESULT).exists()
     if not config.resume:
         if finished:
-            done = json.loads((run_dir / RESULT).read_text())["num_timesteps"]
+            done = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))["num_timesteps"]
             raise FileExistsError(
                 f"{run_dir} holds a finished run of {done:,} decisions. Choose another run directory, or "
                 f"extend this run with --resume and --total-timesteps above {done}."
@@ -113,7 +113,7 @@ def prepare(config: TrainConfig) -> tuple[Settings, State | None]:
 
 def _saved_settings(path: Path) -> Settings:
     try:
-        return Settings(**json.loads(path.read_text()))
+        return Settings(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged, or of another version ({error}): put the intact file in its place, or choose another "

@@ -77,7 +77,9 @@ def _check_writable(run_dir: Path) -> None:
 
 def _begin_run_dir(run_dir: Path, settings: Settings, origin: dict[str, Any]) -> None:
     with _writing_to(run_dir):
-        previous = json.loads((run_dir / PROVENANCE).read_text()) if (run_dir / PROVENANCE).exists() else []
+        previous = (
+            json.loads((run_dir / PROVENANCE).read_text(encoding="utf-8")) if (run_dir / PROVENANCE).exists() else []
+        )
         replace_file(run_dir / PROVENANCE, (json.dumps([*previous, origin], indent=2) + "\n").encode())
         replace_file(run_dir / CONFIG, (json.dumps(asdict(settings), indent=2) + "\n").encode())
         (run_dir / RESULT).unlink(missing_ok=True)

@@ -24,6 +24,7 @@ import torch
 from agents.normalize import PerStepNormalize
 from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.hyperparameters import ends_with_rollouts
+from canvit_gym.atomic import replacing
 from canvit_gym.sb3 import GlimpseVecEnv
 
 State = dict[str, Any]
@@ -132,9 +133,8 @@ def restore(model: GlimpsePPO, state: State) -> None:
 
 def save_state(path: Path, state: State) -> None:
     """Atomically."""
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save(state, partial)
 
 
 def load_state(path: Path) -> State:

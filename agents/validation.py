@@ -48,7 +48,7 @@ def headroom(config: EnvConfig, num_scenes: int, *, path: Path) -> Headroom:
     discrete = isinstance(build_actions(config), DiscreteActions)
     oracle = "greedy_oracle(candidates='actions')" if discrete else "greedy_oracle"
     if path.exists():
-        known = Headroom(**json.loads(path.read_text()))
+        known = Headroom(**json.loads(path.read_text(encoding="utf-8")))
         if (known.num_scenes, known.ceiling_policy) == (num_scenes, oracle):
             return known
     validation = replace(config, split="validation", num_scenes=num_scenes, shard=(0, 1))

@@ -15,9 +15,12 @@ __all__ = [
     "DatasetSpec",
     "OnDisk",
     "SceneRequest",
+    "__version__",
     "register_dataset",
     "register_environments",
 ]
+
+__version__ = "0.2.0"
 
 register_environments()
 compute_alone_after_forks()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from canvit_gym import __version__
 from canvit_gym.command_line import PROGRAM
 
 
@@ -87,9 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     name, *rest = arguments
     if name == "--version":
-        from canvit_gym.provenance import package_version
-
-        print(f"{PROGRAM} {package_version('canvit-gym')}")
+        print(f"{PROGRAM} {__version__}")
         return
     if name not in COMMANDS:
         sys.exit(f"error: unknown command {name!r}; there are: {', '.join(COMMANDS)}")

@@ -12,7 +12,6 @@ elsewhere.
 """
 
 import json
-import os
 import warnings
 import zipfile
 import zlib
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +31,7 @@ from tqdm import tqdm
 
 from canvit_gym.actions import checked_viewpoints
 from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task, require_scene_size
+from canvit_gym.atomic import replacing
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch, EpisodeView
 from canvit_gym.policies.protocol import GlimpsePolicy
@@ -42,6 +41,7 @@ from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.seeding import seeded
 from canvit_gym.statistics import Mean, MeanIoU, area_under_curve, mean_iou
 from canvit_gym.tasks.segmentation import SegmentationTask
+from canvit_gym.versions import package_version
 
 FORMAT = 1
 """Of a saved evaluation."""
@@ -92,14 +92,8 @@ class Evaluation:
         """A compressed npz of the arrays and a JSON header. An interruption leaves no file, or the whole one."""
         header = {"format": FORMAT, "metric": self.metric, "seed": self.seed, "record": self.record}
         arrays = {name: value for name in _ARRAYS if (value := getattr(self, name)) is not None}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
@@ -346,7 +340,7 @@ def _labelled(episodes: EpisodeBatch) -> NDArray[np.bool_]:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in _PACKAGES}
+    return {name: package_version(name) for name in _PACKAGES}
 
 
 @contextmanager

@@ -6,13 +6,13 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from canvit_gym.backbone.hub import used_sources
+from canvit_gym.versions import package_version
 
 PACKAGES = ("canvit-gym", "canvit-pytorch", "gymnasium", "stable-baselines3", "torch", "numpy")
 CODE_AND_ASSETS = (":/*.py", ":/*.yml", ":/canvit_gym/assets")
@@ -23,7 +23,7 @@ def provenance() -> dict[str, Any]:
     """Plain JSON values, to be saved with every result."""
     return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}},
         "git": _revision(),
         "loaded": used_sources(),
         "machine": {
@@ -46,17 +46,10 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _cpu() -> str:
     """The model's name, as far as the system tells."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,5 +1,5 @@
-"""Pages that follow from the code, written while the site is built: one per environment, with an episode as an animation
-and the committed baseline numbers.
+"""Pages that follow from the code, written while the site is built: one per environment, with an episode as an
+animation and the committed baseline numbers.
 
 Run by mkdocs-gen-files (`make docs`). Needs nothing that is not in the package: environments on disk have no animation.
 """
@@ -57,7 +57,8 @@ def baselines(spec: DatasetSpec) -> str:
     for name, found in study["policies"].items():
         if found["num_scenes"] == study["num_scenes"]:
             score = found["score"]
-            rows.append(f"| {name} | {100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}] |")
+            value, low, high = (100 * score[key] for key in ("value", "low", "high"))
+            rows.append(f"| {name} | {value:.1f} [{low:.1f}, {high:.1f}] |")
     command = study["provenance"]["command"]
     return (
         f"\n## Baseline numbers\n\n{study['num_scenes']} test scenes, 95 % intervals.\n\n"

@@ -112,7 +112,7 @@ def trained_policy(config: DemoConfig) -> Path:
 def main(config: DemoConfig) -> dict[str, object]:
     began = time.monotonic()
     policy_dir = trained_policy(config)
-    training = json.loads((config.run_dir / RESULT).read_text())
+    training = json.loads((config.run_dir / RESULT).read_text(encoding="utf-8"))
 
     kept = load_record(policy_dir)
     decisions = kept.training["num_timesteps"]
@@ -165,13 +165,13 @@ def main(config: DemoConfig) -> dict[str, object]:
         },
         beats_best_of_four={metric: bool(won) for metric, won in wins.items()},
         training=training
-        | {"kept_after": decisions, "seed": json.loads((config.run_dir / CONFIG).read_text())["seed"]},
+        | {"kept_after": decisions, "seed": json.loads((config.run_dir / CONFIG).read_text(encoding="utf-8"))["seed"]},
         seconds=time.monotonic() - began,
         peak_gib=peak_mib(torch.device("cpu")) / 2**10,
         num_threads=torch.get_num_threads(),
         provenance=provenance(),
     )
-    (config.run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    (config.run_dir / "results.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(
         f"Done in {(time.monotonic() - began) / 60:.1f} minutes, peak memory {record['peak_gib']:.1f} GiB. "
         f"Picture: {picture}. TensorBoard: tensorboard --logdir {config.run_dir}"

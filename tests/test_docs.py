@@ -145,5 +145,5 @@ def test_the_vector_page_says_how_to_see_what_it_leaves_out(capsys: pytest.Captu
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_module_says_what_it_is(path: Path) -> None:
-    source = path.read_text().strip()
+    source = path.read_text(encoding="utf-8").strip()
     assert not source or ast.get_docstring(ast.parse(source))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from canvit_gym.atomic import write_json
 from canvit_gym.benchmark import report
 from canvit_gym.benchmark.comparison import clearly_ahead, compare, per_scene, run_warnings
 from canvit_gym.benchmark.gallery import choose_scenes, shown_glimpses
@@ -26,7 +27,7 @@ from canvit_gym.benchmark.plots import (
     scale_shares,
     scales_figure,
 )
-from canvit_gym.benchmark.records import MANIFEST, RECORDS, Entry, Run, load_benchmark, write_json
+from canvit_gym.benchmark.records import MANIFEST, RECORDS, Entry, Run, load_benchmark
 from canvit_gym.benchmark.words import scale_text, summary
 from canvit_gym.evaluation import Evaluation
 

@@ -75,7 +75,7 @@ def damage(path: Path, kind: str) -> None:
         case "empty":
             path.write_bytes(b"")
         case "text":
-            path.write_text("no image at all")
+            path.write_text("no image at all", encoding="utf-8")
         case "missing":
             path.unlink()
 

@@ -123,7 +123,7 @@ def load_hyperparameters(env_id: str, overrides: dict[str, Any] | None = None) -
     Raises:
         ValueError: no entry for the environment, an unknown hyperparameter, or a bad value.
     """
-    entries = yaml.safe_load(FILE.read_text())
+    entries = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     if env_id not in entries or env_id == "default":
         there = ", ".join(key for key in entries if key != "default")
         raise ValueError(f"{FILE} has no entry for {env_id!r}; there are: {there}. Add one to train on it.")

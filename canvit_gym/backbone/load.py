@@ -175,7 +175,7 @@ def _model_class(source: Source) -> type[CanViTForPretraining] | type[CanViTForI
 
 def _config(source: Source) -> dict[str, Any]:
     try:
-        config = json.loads((source.directory / CONFIG).read_text())
+        config = json.loads((source.directory / CONFIG).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError):
         config = None
     return config if isinstance(config, dict) else {}

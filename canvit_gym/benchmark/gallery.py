@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.atomic import write_json
 from canvit_gym.benchmark.comparison import per_scene
 from canvit_gym.benchmark.gaze_picture import GAP_PX, PICTURE_PX, scene_strip
-from canvit_gym.benchmark.records import Benchmark, Entry, write_json
+from canvit_gym.benchmark.records import Benchmark, Entry
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch, EpisodeView
 from canvit_gym.rendering import (

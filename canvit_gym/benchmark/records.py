@@ -11,8 +11,6 @@ with the right key is never computed again, and no record with another key is ev
 import hashlib
 import importlib.util
 import json
-import os
-import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,21 +24,6 @@ from canvit_gym.evaluation import Evaluation
 MANIFEST, RECORDS = "benchmark.json", "records"
 CODE = ("canvit_gym", "agents")
 FEW_SCALES, SCALE_DIGITS = 4, 4
-
-
-def write_text(path: Path, text: str) -> None:
-    """Such that an interruption leaves the old file or the new one, and two writers leave the text of one of them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Indented, but for lists of numbers, which take one line each."""
-    text = json.dumps(value, indent=1, allow_nan=False)
-    text = re.sub(r"\[[-+\d.e,\s]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)
-    write_text(path, text + "\n")
 
 
 def digest(value: Any) -> str:
@@ -96,7 +79,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             f"{directory} has no {MANIFEST}: name a directory that canvit-gym benchmark --output wrote"
         )
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(_damaged(path, error)) from error
     fields = set(manifest) if isinstance(manifest, dict) else set()

@@ -19,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
+from canvit_gym.atomic import write_json, write_text
 from canvit_gym.benchmark.comparison import compare, decisions_of, run_warnings, trained_policies
 from canvit_gym.benchmark.figures import Picture, figures
 from canvit_gym.benchmark.gallery import GALLERY, INDEX, picture_size
 from canvit_gym.benchmark.plots import inline
-from canvit_gym.benchmark.records import Benchmark, load_benchmark, write_json, write_text
+from canvit_gym.benchmark.records import Benchmark, load_benchmark
 from canvit_gym.benchmark.style import CSS
 from canvit_gym.benchmark.tables import Table, differences_table, headroom_table, policies_table, scores_table
 from canvit_gym.benchmark.words import listed, number, summary
@@ -133,7 +134,7 @@ def _gallery(benchmark: Benchmark, numbers: dict[str, Any]) -> list[tuple[Path, 
     path = benchmark.directory / GALLERY / INDEX
     if not path.is_file():
         return []
-    index = json.loads(path.read_text())
+    index = json.loads(path.read_text(encoding="utf-8"))
     return [
         (
             benchmark.directory / GALLERY / shown["file"],
@@ -145,7 +146,7 @@ def _gallery(benchmark: Benchmark, numbers: dict[str, Any]) -> list[tuple[Path, 
 
 
 def _gallery_text(benchmark: Benchmark) -> str:
-    index = json.loads((benchmark.directory / GALLERY / INDEX).read_text())
+    index = json.loads((benchmark.directory / GALLERY / INDEX).read_text(encoding="utf-8"))
     dense = benchmark.metric == "mIoU"
     return (
         f"The same scenes under {listed(index['lines'])}, first run and seed of each. Scenes are chosen by the "

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from agents.checkpoint import WEIGHTS, load_record
 from agents.learned import load_learned, policy_directory
 from canvit_gym.assembly import build_backbone, build_scenes, build_task
+from canvit_gym.atomic import write_json
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.benchmark.comparison import run_warnings
 from canvit_gym.benchmark.gallery import draw_gallery
@@ -43,7 +44,6 @@ from canvit_gym.benchmark.records import (
     code_sha256,
     digest,
     load_benchmark,
-    write_json,
 )
 from canvit_gym.benchmark.report import write_report
 from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, run_command

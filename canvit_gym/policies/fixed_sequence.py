@@ -8,7 +8,6 @@ that cannot beat it has learned a prior, not to look.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task, require_scene_size
+from canvit_gym.atomic import write_text
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
@@ -63,11 +63,8 @@ class FixedSequence:
 
     def save(self, path: Path) -> None:
         """An interruption leaves the old file or the new one, never half of it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         values = asdict(self) | {"viewpoints": self.viewpoints.tolist(), "loss": self.loss.tolist()}
-        partial.write_text(json.dumps(values, indent=2) + "\n")
-        partial.replace(path)
+        write_text(path, json.dumps(values, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -83,7 +80,7 @@ class FixedSequence:
                 "out to search now"
             )
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
             return cls(
                 **values
                 | {

@@ -35,6 +35,7 @@ from tqdm import tqdm
 
 from canvit_gym import ENVIRONMENTS
 from canvit_gym.assembly import build_backbone, build_scenes, task_kind
+from canvit_gym.atomic import replacing, write_text
 from canvit_gym.backbone.hub import CHECKPOINTS
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, run_command
@@ -305,11 +306,9 @@ def _save_state(
     progress: Progress,
     settings: dict[str, Any],
 ) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    torch.save({**state, "progress": vars(progress), "settings": settings}, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save({**state, "progress": vars(progress), "settings": settings}, partial)
 
 
 def environment_of(config: ProbeConfig, env_id: str) -> EnvConfig:
@@ -384,7 +383,7 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
         "cross_entropy": [round(value, 4) for value in measured.mean_loss().tolist()],
     }
     _write_record(directory, record)
-    (directory / "README.md").write_text(card(record))
+    write_text(directory / "README.md", card(record))
     state_file.unlink(missing_ok=True)
     log.info("%s after each glimpse: %s", measured.metric, record["metrics"]["score"])
     return directory
@@ -405,7 +404,7 @@ def measure(env: EnvConfig, config: ProbeConfig, *, num_scenes: int) -> Evaluati
 
 
 def _write_record(directory: Path, record: dict[str, Any]) -> None:
-    (directory / TRAINING_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_text(directory / TRAINING_RECORD, json.dumps(record, indent=2) + "\n")
 
 
 def main(config: ProbeConfig) -> None:

@@ -243,6 +243,6 @@ def _locked(path: Path) -> Iterator[None]:
     """One process at a time; the lock goes with the process that holds it, however it ends."""
     import fcntl  # POSIX only; nothing else here is
 
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

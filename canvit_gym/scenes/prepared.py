@@ -7,7 +7,6 @@ concurrent preparation leaves nothing half-written under the final name.
 
 import os
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast, get_args
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from canvit_gym.atomic import replacing
 from canvit_gym.scenes.datasets import SceneRequest
 from canvit_gym.scenes.fashion import (
     CLASSES,
@@ -71,12 +71,7 @@ def _prepared_file(flavour: Flavour, split: Split, num_scenes: int) -> Path | No
 
 def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
-    except OSError as error:
-        raise _cannot_prepare(path, error) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             bar = tqdm(
                 range(num_scenes),
                 desc=f"Preparing {split} scenes (once)",
@@ -84,7 +79,6 @@ def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> Non
                 disable=None if num_scenes >= 1000 else True,
                 file=sys.stderr,
             )
-            os.fchmod(handle, 0o644)  # of mkstemp's making, only this user could read it in a shared directory
             for index in bar:
                 scene = generate_scene(flavour, split, index)
                 record = np.zeros((), dtype=_RECORD)
@@ -92,12 +86,8 @@ def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> Non
                 record["labels"] = scene.labels
                 record["class"] = scene.class_index
                 file.write(record.tobytes())
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise _cannot_prepare(path, error) from error
-        raise
+    except OSError as error:
+        raise _cannot_prepare(path, error) from error
 
 
 def segmentation_scenes(request: SceneRequest) -> "FashionScenes":

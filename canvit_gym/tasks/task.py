@@ -78,7 +78,7 @@ def check_probe(what: str, directory: Path, *, backbone: Backbone, num_classes: 
         )
     path = directory / TRAINING_RECORD
     try:
-        record = json.loads(path.read_text()) if path.is_file() else {}
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}. {_REFIT}") from error
     if not isinstance(record, dict):

@@ -120,7 +120,7 @@ def cut(picture: NDArray[np.uint8], mask: NDArray[np.uint8], config: BlueMarbleC
                 Image.fromarray(mask[window]).save(root / "masks" / split / f"{row:04d}_{col:04d}.png")
                 kept += 1
         log.info("%s: %d scenes of %d tiles", split, kept, len(corners))
-    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n")
+    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
     return root
 
 

@@ -44,6 +44,7 @@ from canvit_pytorch.pretrain.step import training_step
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from canvit_gym.atomic import replacing
 from canvit_gym.backbone.memory import keep_freed_memory
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX, nano_config
 from canvit_gym.command_line import GOES_ON, run_command
@@ -432,10 +433,9 @@ def _save_state(
     path: Path, model: CanViTForPretraining, optimizers: list[torch.optim.Optimizer], **progress: float
 ) -> None:
     """What a resumed run needs, written whole or not at all."""
-    partial = path.with_suffix(".partial")
     states = [optimizer.state_dict() for optimizer in optimizers]
-    torch.save(dict(model=model.state_dict(), optimizers=states, **progress), partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        torch.save(dict(model=model.state_dict(), optimizers=states, **progress), partial)
 
 
 def _save(model: Any, config: PretrainingConfig, *, results: dict[str, Any], **progress: float) -> None:
@@ -444,18 +444,20 @@ def _save(model: Any, config: PretrainingConfig, *, results: dict[str, Any], **p
     model.save_pretrained(config.run_dir / "model")
     if compiled is not None:
         model.canvit.forward = compiled
-    teacher = json.loads((config.teacher_dir / "teacher.json").read_text())
+    teacher = json.loads((config.teacher_dir / "teacher.json").read_text(encoding="utf-8"))
     record: dict[str, Any] = dict(
         config=plain(asdict(config)),
-        starts=[json.loads(line) for line in (config.run_dir / "starts.jsonl").read_text().splitlines()],
+        starts=[
+            json.loads(line) for line in (config.run_dir / "starts.jsonl").read_text(encoding="utf-8").splitlines()
+        ],
         teacher=teacher,
         **progress,
         validation=results,
         torch=torch.__version__,
     )
     if config.init_from is not None and (earlier := config.init_from / "training.json").exists():
-        record["continues"] = json.loads(earlier.read_text())
-    (config.run_dir / "model" / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+        record["continues"] = json.loads(earlier.read_text(encoding="utf-8"))
+    (config.run_dir / "model" / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

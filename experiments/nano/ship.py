@@ -245,8 +245,8 @@ def main(config: ShippingConfig) -> None:
     install(config.model_dir, asset_dir("nano"))
     for kind in ("segmentation", "classification"):
         install(config.probes_dir / f"{kind}-probe", asset_dir(f"nano-{kind}-probe"))
-    training = plain(json.loads((config.model_dir / "training.json").read_text()))
-    (asset_dir("nano") / "training.json").write_text(json.dumps(training, indent=2) + "\n")
+    training = plain(json.loads((config.model_dir / "training.json").read_text(encoding="utf-8")))
+    (asset_dir("nano") / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
     backbone = load_backbone("nano", device="cpu")
     record = dict(
         training=training,
@@ -257,8 +257,8 @@ def main(config: ShippingConfig) -> None:
         provenance=provenance(),
         seconds=time.monotonic() - began,
     )
-    (asset_dir("nano") / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
-    (asset_dir("nano") / "README.md").write_text(card(record))
+    (asset_dir("nano") / "metrics.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (asset_dir("nano") / "README.md").write_text(card(record), encoding="utf-8")
     for goal, value in record["metrics"]["goals"].items():
         print(f"{goal}: {value:.4g}, {verdict(goal, value)}")
 

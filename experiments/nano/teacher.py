@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from canvit_gym.atomic import replacing
 from canvit_gym.command_line import run_command
 from canvit_gym.provenance import plain
 from canvit_gym.scenes.fashion import SEGMENTATION_CLASSES, Split
@@ -240,18 +241,15 @@ def train(config: TeacherConfig) -> dict[str, float]:
             writer.add_scalar("teacher/scene_loss", scene_loss.item(), step)
         if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
             seconds = time.monotonic() - began
-            partial = checkpoint.with_suffix(".partial")
-            torch.save(
-                dict(
-                    teacher=teacher.state_dict(),
-                    optimizer=optimizer.state_dict(),
-                    schedule=schedule.state_dict(),
-                    step=step + 1,
-                    seconds=seconds,
-                ),
-                partial,
+            state = dict(
+                teacher=teacher.state_dict(),
+                optimizer=optimizer.state_dict(),
+                schedule=schedule.state_dict(),
+                step=step + 1,
+                seconds=seconds,
             )
-            partial.replace(checkpoint)
+            with replacing(checkpoint) as partial:
+                torch.save(state, partial)
             metrics = evaluate(teacher, split="validation", num_scenes=config.validation_scenes, device=device)
             log.info("step %d: %s", step + 1, metrics)
             for name, value in metrics.items():
@@ -260,7 +258,7 @@ def train(config: TeacherConfig) -> dict[str, float]:
     test = evaluate(teacher, split="test", num_scenes=config.test_scenes, device=device)
     metrics = {f"test_{k}": v for k, v in test.items()}
     record = dict(config=plain(asdict(config)), seconds=seconds, **metrics)
-    (config.run_dir / "teacher.json").write_text(json.dumps(record, indent=2) + "\n")
+    (config.run_dir / "teacher.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     log.info("Teacher: %s", metrics)
     return metrics
 

@@ -29,8 +29,8 @@ from agents.checkpoint import load_policy
 from agents.learned import LearnedPolicy
 from agents.ppo.hyperparameters import load_hyperparameters
 from agents.settings import CONFIG, RESULT, TrainConfig
+from canvit_gym.atomic import write_text
 from canvit_gym.benchmark.comparison import per_scene, with_interval
-from canvit_gym.benchmark.records import write_text
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.provenance import plain, provenance
@@ -287,7 +287,7 @@ def summary(config: AblationConfig) -> dict[str, Any]:
 
 
 def _seconds(run: Run) -> float:
-    return json.loads((run.directory / RESULT).read_text())["seconds"]
+    return json.loads((run.directory / RESULT).read_text(encoding="utf-8"))["seconds"]
 
 
 def _measures(runs: list[Evaluation], base: list[Evaluation], *, against_base: bool) -> dict[str, Any]:
@@ -409,7 +409,7 @@ def main(config: AblationConfig) -> None:
         return
     if not ablate(config):
         raise KeyboardInterrupt
-    print(table(json.loads(report_path(config).with_suffix(".json").read_text())))
+    print(table(json.loads(report_path(config).with_suffix(".json").read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

@@ -474,9 +474,9 @@ def main(config: HeadroomConfig) -> None:
     result = study(config)
     config.results_dir.mkdir(parents=True, exist_ok=True)
     path = config.results_dir / config.env.split("/")[-1]
-    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".md").write_text(page(result))
-    print(path.with_suffix(".md").read_text())
+    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(page(result), encoding="utf-8")
+    print(path.with_suffix(".md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

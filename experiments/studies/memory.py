@@ -166,8 +166,8 @@ def main(config: MemoryConfig) -> None:
         config.output_dir.mkdir(parents=True, exist_ok=True)
         assumed = {"reserved_bytes": RESERVED_BYTES, "fragmentation": FRAGMENTATION, "batches": BATCHES}
         record = {"rows": rows, "assumed": assumed, "provenance": provenance()}
-        (config.output_dir / "memory.json").write_text(json.dumps(record, indent=2) + "\n")
-        (config.output_dir / "memory.md").write_text(table(rows))
+        (config.output_dir / "memory.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (config.output_dir / "memory.md").write_text(table(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -169,8 +169,8 @@ def main(config: ScalingConfig) -> None:
             load_after=os.getloadavg(),
             provenance=provenance(),
         )
-        config.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-        config.output.with_suffix(".md").write_text(text)
+        config.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        config.output.with_suffix(".md").write_text(text, encoding="utf-8")
         plot(results, config.output.with_suffix(".png"))
 
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from agents.checkpoint import load_policy
 from agents.settings import TrainConfig
 from agents.stopping import Stops, stops
+from canvit_gym.atomic import write_text
 from canvit_gym.benchmark.comparison import with_interval
-from canvit_gym.benchmark.records import write_text
 from canvit_gym.command_line import GOES_ON, json_object, run_command
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, MeanIoU, Statistic, Together, bootstrap_interval
@@ -204,7 +204,7 @@ def write_report(config: StoppingConfig, found: dict[float, list[Stops]]) -> Non
 def main(config: StoppingConfig) -> None:
     if not study(config):
         raise KeyboardInterrupt
-    print((config.results_dir / config.env.split("/")[-1]).with_suffix(".md").read_text())
+    print((config.results_dir / config.env.split("/")[-1]).with_suffix(".md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

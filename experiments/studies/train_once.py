@@ -30,7 +30,7 @@ def require_same_run(config: TrainConfig) -> None:
 
     agents/hyperparameters/ppo.yml may have changed since, and so may the checkpoint behind a name.
     """
-    found = json.loads((config.run_dir / CONFIG).read_text())
+    found = json.loads((config.run_dir / CONFIG).read_text(encoding="utf-8"))
     hyper = load_hyperparameters(config.env or DEFAULT_ENV, json_object(config.hyper, option="--hyper"))
     wanted = json.loads(json.dumps(hyper.to_json()))
     own_length = wanted.pop("total_timesteps")

@@ -278,8 +278,8 @@ def main(config: ThroughputConfig) -> None:
     print(tables(record), end="")
     if config.output is not None:
         config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.write_text(json.dumps(record, indent=2) + "\n")
-        config.output.with_suffix(".md").write_text(tables(record))
+        config.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        config.output.with_suffix(".md").write_text(tables(record), encoding="utf-8")
 
 
 def require_ap_gym(python: Path) -> None:

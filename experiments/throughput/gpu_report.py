@@ -346,8 +346,8 @@ def main(config: GPUReportConfig) -> None:
     print(report(record), end="")
     if config.output is not None:
         config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-        config.output.with_suffix(".md").write_text(report(record))
+        config.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        config.output.with_suffix(".md").write_text(report(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

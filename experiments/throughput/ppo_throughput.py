@@ -63,7 +63,7 @@ class PPOThroughputConfig:
 
 def resident_mib() -> float:
     """Now, not the peak."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
@@ -171,7 +171,7 @@ def main(config: PPOThroughputConfig) -> None:
             ratio_with_free_update=ratio_with_free_update(medians),
             provenance=provenance(),
         )
-        config.output.write_text(json.dumps(record, indent=2) + "\n")
+        config.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

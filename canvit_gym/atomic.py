@@ -1,0 +1,55 @@
+"""Files that are written whole or not at all: an interruption leaves the old file or the new one, never half of it."""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A path beside `path` to write to. It becomes `path` when the block ends, and is removed if the block raises.
+
+    Two writers at once do not disturb each other: the last one to finish wins. Missing directories are made.
+
+    Args:
+        path: the file to make or replace.
+        durable: also survive a power cut, which costs some milliseconds.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    try:
+        yield partial
+        if durable:
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
+    """Make or replace `path`."""
+    with replacing(path, durable=durable) as partial:
+        partial.write_bytes(content)
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Make or replace `path`, in UTF-8 and with the newlines of `text`, whatever the system's own are."""
+    write_bytes(path, text.encode(), durable=durable)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Make or replace `path`: indented, but for lists of numbers, which take one line each.
+
+    Raises:
+        ValueError: `value` holds a NaN or an infinity, which JSON does not know.
+    """
+    text = json.dumps(value, indent=1, allow_nan=False)
+    text = re.sub(r"\[[-+\d.e,\s]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)
+    write_text(path, text + "\n")
