@@ -56,6 +56,12 @@ COMMANDS = {
         extra="benchmark",
         needs=("tyro",),
     ),
+    "play": Command(
+        module="canvit_gym.play.command",
+        summary="look for yourself, in the browser, and compare yourself with policies",
+        extra="play",
+        needs=("fastapi", "tyro", "uvicorn", "websockets"),
+    ),
 }
 
 

@@ -15,13 +15,13 @@ from untrained import save_untrained
 from agents.checkpoint import RECORD
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.benchmark import runner
-from canvit_gym.benchmark.gallery import replay
 from canvit_gym.benchmark.records import MANIFEST, RECORDS, load_benchmark
 from canvit_gym.benchmark.report import MARKDOWN, REPORT, RESULTS, SCENES
 from canvit_gym.benchmark.runner import BenchmarkConfig
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
+from canvit_gym.replay import replay
 
 NUM_SCENES, BUDGET, ORACLE_SCENES = 10, 3, 6
 POLICIES = (
@@ -130,8 +130,9 @@ def test_replayed_viewpoints_give_the_recorded_readings(whole: Path) -> None:
     record = load_benchmark(whole).reference.first
     config = EnvConfig(split="test", num_scenes=NUM_SCENES, budget=BUDGET, device="cpu")
     rows = np.array([7, 2])
-    for row, views in zip(rows, replay(record.viewpoints[rows], rows, config=config), strict=True):
-        assert [v.score_curve[t + 1] for t, v in enumerate(views)] == pytest.approx(record.scene_score()[row], abs=1e-3)
+    for row, moments in zip(rows, replay(record.viewpoints[rows], rows, config=config), strict=True):
+        found = [moment.view.score_curve[t + 1] for t, moment in enumerate(moments)]
+        assert found == pytest.approx(record.scene_score()[row], abs=1e-3)
 
 
 class Interrupting:

@@ -3,7 +3,10 @@
 import base64
 import json
 import socket
-from itertools import combinations
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations, cycle
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +16,7 @@ from conftest import ENV_IDS, SMALL
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.play import server as page_server
 from canvit_gym.play.command import PlayConfig, command_line, listen, make_page_server
 from canvit_gym.play.game import Game, Tally, make_game_env
@@ -25,15 +29,21 @@ from canvit_gym.play.pictures import (
     label_bytes,
     seen_picture,
 )
+from canvit_gym.play.recording import SECONDS, Played, Recorder
 from canvit_gym.play.rivals import make_rivals
+from canvit_gym.policies import make_policy
+from canvit_gym.replay import Replay
 
 SMALL_JSON = json.dumps(SMALL)
 CORNERS = ((-0.5, -0.5, 0.5), (0.5, 0.5, 0.5), (0.75, -0.75, 0.25), (0.0, 0.0, 0.25))
 
 
-def new_game(env_id: str = "CanViT/FashionSegmentation-v0", **kwargs: Any) -> Game:
+def new_game(
+    env_id: str = "CanViT/FashionSegmentation-v0", *, on_played: Callable[[Played], None] | None = None, **kwargs: Any
+) -> Game:
     env = make_game_env(env_id, split="test", **SMALL, **kwargs)
-    return Game(env, rivals=make_rivals(("center",), env.envs.config), scenes=range(16))
+    rivals = make_rivals(("center",), env.envs.config)
+    return Game(env, rivals=rivals, scenes=cycle(range(16)), on_played=on_played)
 
 
 def play(game: Game, viewpoints: Any = CORNERS) -> dict[str, Any]:
@@ -140,6 +150,68 @@ def test_continuous_actions_and_a_first_glimpse_of_ones_own() -> None:
     assert view["viewpoints"][0] == pytest.approx([0.3, -0.2, 0.4], abs=1e-5)
     game.look((0.3, -0.2, 0.4))
     assert len(game.outcome()["curve"]) == 2
+
+
+# Records
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+def test_a_record_is_what_evaluation_writes(env_id: str, tmp_path: Path) -> None:
+    path = tmp_path / "human.npz"
+    config = make_game_env(env_id, split="test", **SMALL).envs.config
+    game = new_game(env_id, on_played=Recorder(path, config, num_scenes=16).add)
+    curves = []
+    for _ in range(2):
+        play(game)
+        curves.append(game.outcome()["curve"])
+    game.settle()
+    game.restart()
+    for viewpoint in CORNERS[::-1]:  # a second try is not kept
+        game.look(viewpoint)
+    going_on = Recorder(path, config, num_scenes=16)
+    assert going_on.scenes == {0, 1}
+    going_on.add(Played(scene=5, viewpoints=np.array([(0, 0, 1), *CORNERS], dtype=np.float32), seconds=(0, 1, 2, 3, 4)))
+
+    record = Evaluation.load(path)
+    assert record.scene.tolist() == [0, 1, 5] and record.viewpoints.shape == (3, 5, 3)
+    assert record.scene_score()[:2] == pytest.approx(np.array(curves), abs=1e-6)
+    policy = Replay({s: record.viewpoints[i] for i, s in enumerate((0, 1, 5))}, name="again", description="the same")
+    again = evaluate(policy, config=replace(config, shard=(5, 16)))
+    assert again.loss == pytest.approx(record.loss[2:])
+    assert set(record.record[SECONDS]) == {"0", "1", "5"} and len(record.record[SECONDS]["0"]) == 5
+    assert record.gflops == pytest.approx(again.gflops)
+    assert Path.home().as_posix() not in json.dumps(record.record) and str(tmp_path) not in json.dumps(record.record)
+
+
+def test_a_record_of_an_episode_that_was_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "human.npz"
+    config = make_game_env("CanViT/FashionSegmentation-v0", split="test", allow_stop=True, **SMALL).envs.config
+    game = new_game(allow_stop=True, on_played=Recorder(path, config, num_scenes=16).add)
+    game.next()
+    game.look(CORNERS[0])
+    game.stop()
+    record = Evaluation.load(path)
+    assert record.scene_score()[0] == pytest.approx(np.array(game.outcome()["curve"]), abs=1e-6)
+    assert (record.viewpoints[0, 1:] == record.viewpoints[0, 1]).all()
+
+
+def test_files_that_are_no_record_to_go_on_with(tmp_path: Path) -> None:
+    config = make_game_env("CanViT/FashionSegmentation-v0", split="test", **SMALL).envs.config
+    text = tmp_path / "text.npz"
+    text.write_text("no record")
+    with pytest.raises(ValueError, match="is not a saved evaluation"):
+        Recorder(text, config, num_scenes=16)
+    policy = tmp_path / "policy.npz"
+    evaluate(make_policy("center", config=config, num_glimpses=5), config=replace(config, shard=(0, 16))).save(policy)
+    with pytest.raises(ValueError, match="the record of a policy, 'center', not of people"):
+        Recorder(policy, config, num_scenes=16)
+    human = tmp_path / "human.npz"
+    look = Played(scene=0, viewpoints=np.array([(0, 0, 1), *CORNERS], dtype=np.float32), seconds=(0,) * 5)
+    Recorder(human, config, num_scenes=16).add(look)
+    with pytest.raises(ValueError, match="another environment: budget is 5 there, 7 now"):
+        Recorder(human, replace(config, budget=7), num_scenes=16)
+    with pytest.raises(FileNotFoundError, match="there is no directory"):
+        Recorder(tmp_path / "nowhere" / "human.npz", config, num_scenes=16)
 
 
 # The server

@@ -5,22 +5,19 @@ policy nor a search is run. Pictures are WebP files with a list of what they sho
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task
 from canvit_gym.atomic import write_json
 from canvit_gym.benchmark.comparison import per_scene
 from canvit_gym.benchmark.gaze_picture import GAP_PX, PICTURE_PX, scene_strip
 from canvit_gym.benchmark.records import Benchmark, Entry
 from canvit_gym.config import EnvConfig
-from canvit_gym.episodes import EpisodeBatch, EpisodeView
+from canvit_gym.episodes import EpisodeView
 from canvit_gym.rendering import (
     INK,
     blank,
@@ -31,6 +28,7 @@ from canvit_gym.rendering import (
     legend_picture,
     present_classes,
 )
+from canvit_gym.replay import replay
 
 GALLERY, INDEX = "gallery", "gallery.json"
 PER_KIND = 2
@@ -59,29 +57,6 @@ def choose_scenes(gain: NDArray[np.float64]) -> list[tuple[str, int]]:
         for row in rows.tolist():
             chosen.setdefault(row, kind)
     return [(kind, row) for row, kind in chosen.items()]
-
-
-@torch.no_grad()
-def replay(viewpoints: NDArray[np.float32], scenes: NDArray[np.int64], *, config: EnvConfig) -> list[list[EpisodeView]]:
-    """Viewpoints [n, T, 3] on scenes [n]: the view after every glimpse, [n][T]."""
-    backbone, source = build_backbone(config), build_scenes(config)
-    task = build_task(config, backbone, source.classes)
-    episodes = EpisodeBatch(
-        num=len(scenes),
-        backbone=backbone,
-        task=task,
-        layout=build_layout(replace(config, observations=("time",)), backbone, is_dense=task.is_dense),
-        scenes=source,
-        budget=viewpoints.shape[1],
-        with_score=True,
-    )
-    episodes.reset_rows(episodes.all_rows, scenes, read=False)
-    views: list[list[EpisodeView]] = [[] for _ in scenes]
-    for t in range(viewpoints.shape[1]):
-        episodes.step_rows(episodes.all_rows, viewpoints[:, t])
-        for row, of_scene in enumerate(views):
-            of_scene.append(episodes.view(row))
-    return views
 
 
 def _focus(benchmark: Benchmark, label: str | None) -> Entry:
@@ -123,7 +98,13 @@ def draw_gallery(benchmark: Benchmark, *, config: EnvConfig, policy: str | None 
     chosen = choose_scenes(gain)
     rows = np.array([row for _, row in chosen])
     scenes = reference.first.scene[rows]
-    views = {entry.label: replay(entry.first.viewpoints[rows], scenes, config=config) for entry in lines}
+    views = {
+        entry.label: [
+            [moment.view for moment in of_scene]
+            for of_scene in replay(entry.first.viewpoints[rows], scenes, config=config)
+        ]
+        for entry in lines
+    }
 
     directory = benchmark.directory / GALLERY
     directory.mkdir(parents=True, exist_ok=True)

@@ -6,19 +6,21 @@ and the scores of policies on the same scene, whose gaze can be followed step by
 """
 
 import ipaddress
-import json
 import socket
 import sys
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, cycle
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 import uvicorn
 
+from canvit_gym.command_line import PROGRAM, json_object, run_command
 from canvit_gym.play.game import Game, make_game_env
+from canvit_gym.play.recording import Recorder
 from canvit_gym.play.rivals import make_rivals
 from canvit_gym.play.server import MAX_MESSAGE_BYTES, GameServer, make_app
 
@@ -36,6 +38,9 @@ class PlayConfig:
     """Further keyword arguments of the environment, as JSON."""
     shuffle: bool = False
     """Play scenes in random order instead of the split's."""
+    record: Path | None = None
+    """Keep the episodes in this file, for `canvit-gym benchmark --also human=FILE`: scenes, viewpoints and times, first
+    tries only, nothing of the player. Goes on where the file exists."""
     host: str = "127.0.0.1"
     """Address to listen on. Any other than this machine's own lets others play, without a password."""
     port: int = 0
@@ -103,10 +108,20 @@ def make_page_server(config: PlayConfig) -> PageServer:
         raise ValueError(f"{first.envs.scenes.name} holds no scenes; choose another split or another root")
     first.close()
     rivals = make_rivals(config.policies, env_config)
-    order = np.random.default_rng().permutation(num_scenes) if config.shuffle else np.arange(num_scenes)
+    order = np.arange(num_scenes)
+    if config.shuffle:
+        order = np.random.default_rng().permutation(order)
+    recorder = None if config.record is None else Recorder(config.record, env_config, num_scenes=num_scenes)
+    played = frozenset() if recorder is None else recorder.scenes
+    unplayed = [scene for scene in order.tolist() if scene not in played]
+    shared = chain(unplayed, cycle(order.tolist()))
 
     def new_game() -> Game:
-        return Game(make_game_env(config.env, **kwargs), rivals=rivals, scenes=order.tolist())
+        env = make_game_env(config.env, **kwargs)
+        if recorder is None:
+            return Game(env, rivals=rivals, scenes=cycle(order.tolist()))
+        # Tabs take scenes from one list, so that none is played twice before all were played.
+        return Game(env, rivals=rivals, scenes=shared, on_played=recorder.add)
 
     listener = listen(config.host, config.port)
     port = listener.getsockname()[1]
@@ -127,11 +142,7 @@ def make_page_server(config: PlayConfig) -> PageServer:
 
 def env_kwargs(config: PlayConfig) -> dict[str, Any]:
     """Keyword arguments of the environment."""
-    try:
-        given = {} if config.env_kwargs is None else json.loads(config.env_kwargs)
-    except ValueError as error:
-        raise ValueError(f"--env-kwargs must be a JSON object, got {config.env_kwargs!r}: {error}") from error
-    kwargs = {"split": config.split, **given}
+    kwargs = {"split": config.split, **json_object(config.env_kwargs, option="--env-kwargs")}
     return kwargs if config.budget is None else kwargs | {"budget": config.budget}
 
 
@@ -152,8 +163,4 @@ def play(config: PlayConfig) -> None:
 
 def command_line(arguments: Sequence[str] | None = None) -> None:
     """`canvit-gym play`."""
-    config = tyro.cli(PlayConfig, prog="canvit-gym play", description=__doc__, args=arguments)
-    try:
-        play(config)
-    except (OSError, ValueError, TypeError) as error:
-        sys.exit(f"error: {error}")
+    run_command(play, PlayConfig, description=__doc__, arguments=arguments, prog=f"{PROGRAM} play", if_interrupted="")

@@ -5,7 +5,8 @@ ended a player is shown what an agent could see and nothing else: the glimpses h
 canvas, its uncertainty, the goal, the glimpses left. Messages are JSON values for the page.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from canvit_gym.actions import DiscreteActions
+from canvit_gym.command_line import check_env_id
 from canvit_gym.env import GlimpseEnv
 from canvit_gym.observations import DEFAULT_KEYS
 from canvit_gym.play.messages import Message, actions_message, reading_message, truth_message, uncertainty_message
 from canvit_gym.play.pictures import class_colours, numbers, picture_uri, seen_picture
+from canvit_gym.play.recording import Played
 from canvit_gym.play.rivals import Rivals
-from canvit_gym.registration import ENVIRONMENTS
 from canvit_gym.rendering import Frame, is_dense
 
 STAGE_PX = 384
@@ -35,8 +37,7 @@ def make_game_env(env_id: str, **kwargs: Any) -> GlimpseEnv:
     Raises:
         ValueError, TypeError: an unknown environment or keyword, or a bad value. OSError: no data.
     """
-    if env_id not in ENVIRONMENTS:
-        raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(ENVIRONMENTS)}")
+    check_env_id(env_id)
     defaults = gym.spec(env_id).kwargs | kwargs
     keys = tuple(defaults.get("observations", DEFAULT_KEYS))
     kwargs = kwargs | {"observations": [*keys, *(key for key in SHOWN if key not in keys)], "track_score": True}
@@ -88,15 +89,23 @@ class Tally:
 class Game:
     """A player's session: one environment, one episode at a time. Not thread-safe: one call at a time."""
 
-    def __init__(self, env: GlimpseEnv, *, rivals: Rivals, scenes: Sequence[int]) -> None:
+    def __init__(
+        self,
+        env: GlimpseEnv,
+        *,
+        rivals: Rivals,
+        scenes: Iterator[int],
+        on_played: Callable[[Played], None] | None = None,
+    ) -> None:
         """
         Args:
             env: of `make_game_env`; closed with the game.
             rivals: the policies that the player is compared with.
-            scenes: in the order in which they are played, over and over.
+            scenes: the next scene, without end.
+            on_played: gets every episode that ended, but for second tries at a scene.
         """
-        self._env, self._rivals, self._scenes = env, rivals, scenes
-        self._place = -1
+        self._env, self._rivals, self._scenes, self._on_played = env, rivals, scenes, on_played
+        self._scene: int | None = None
         self._tried: set[int] = set()
         self._tally = Tally()
         self._ended = True
@@ -119,12 +128,11 @@ class Game:
 
     def next(self) -> Message:
         """Begin the next scene."""
-        self._place += 1
-        return self._begin(self._scenes[self._place % len(self._scenes)])
+        return self._begin(next(self._scenes))
 
     def restart(self) -> Message:
         """Begin the same scene again."""
-        if self._place < 0:
+        if self._scene is None:
             raise ValueError("there is no scene to begin again yet")
         return self._begin(self._scene)
 
@@ -145,6 +153,8 @@ class Game:
         self._scene, self._ended = int(scene), False
         self._viewpoints: list[NDArray[np.float32]] = []
         self._glimpses: list[Frame] = []
+        self._seconds: list[float] = []
+        self._shown_at = time.monotonic()
         self._practice = self._scene in self._tried
         return self._after(observation, info, begins=True)
 
@@ -159,8 +169,12 @@ class Game:
         if info["glimpses"] > len(self._glimpses):
             self._viewpoints.append(np.asarray(info["viewpoint"]).copy())
             self._glimpses.append(observation["glimpse"].transpose(1, 2, 0).copy())
+            self._seconds.append(0.0 if begins else time.monotonic() - self._shown_at)
         view = self._env.envs.view(0)
         self._info = info
+        if self._ended and not self._practice and self._on_played is not None and self._viewpoints:
+            self._on_played(self._played())
+        self._shown_at = time.monotonic()
         return {
             "kind": "view",
             "begins": begins,
@@ -172,6 +186,10 @@ class Game:
             "reading": reading_message(view),
             "uncertainty": uncertainty_message(observation["uncertainty"]),
         }
+
+    def _played(self) -> Played:
+        assert self._scene is not None
+        return Played(scene=self._scene, viewpoints=np.stack(self._viewpoints), seconds=tuple(self._seconds))
 
     def outcome(self) -> Message:
         """After the end: the scene, the truth, and the player's curve."""
@@ -192,10 +210,12 @@ class Game:
 
     def rival(self, name: str) -> Message:
         """How a policy looked at the scene that was just played."""
+        assert self._scene is not None
         return self._rivals.episode(name, self._scene)
 
     def settle(self) -> Message:
         """Count the episode that ended, with the ceiling of its scene; the session so far."""
+        assert self._scene is not None
         if self._scene not in self._tried:
             curve = self._info["score_curve"]
             ceiling = self._rivals.ceiling(self._scene)

@@ -1,0 +1,130 @@
+"""Episodes that people played, kept in the format of evaluation records: `canvit-gym benchmark --also human=FILE`.
+
+A record holds scenes, viewpoints, what the probe read there, and the seconds that each glimpse took. It holds nothing
+of the player and no directory of his machine.
+"""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.replay import Replay
+
+HUMAN = "human"
+SECONDS = "seconds_by_scene"
+"""Key of a record: for each scene the seconds before every glimpse."""
+
+_OF_THE_MACHINE = (
+    "device", "workers", "cache", "root", "compile", "precision", "first_glimpse_cache_mb", "first_glimpse_cache_dtype",
+    "first_glimpse_cache_on", "observations", "reward", "glimpse_cost", "track_score", "shard",
+)  # fmt: skip
+"""Fields of a configuration in which two records of one environment may differ."""
+_DIRECTORIES = ("root", "cache", "checkpoint", "probe")
+
+
+@dataclass(frozen=True)
+class Played:
+    """One episode that a person played."""
+
+    scene: int
+    viewpoints: NDArray[np.float32]  # [t, 3], t >= 1: fewer than the budget where he stopped
+    seconds: tuple[float, ...]  # [t] before every glimpse; 0 for one that the environment took
+
+
+class Recorder:
+    """Adds episodes to a file, one scene each, first tries only. What is in the file stays there."""
+
+    def __init__(self, path: Path, config: EnvConfig, *, num_scenes: int) -> None:
+        """
+        Args:
+            path: the file; goes on where it exists.
+            config: the environment's.
+            num_scenes: of its split.
+
+        Raises:
+            ValueError: the file is no record, or one of another environment. OSError: it cannot be written.
+        """
+        self._path, self._config, self._num_scenes = path, config, num_scenes
+        self._record: Evaluation | None = None
+        if path.exists():
+            self._record = read_played(path)
+            self._require_same(self._record)
+        elif not path.parent.is_dir():
+            raise FileNotFoundError(f"there is no directory {path.parent} for --record {path.name}: make it first")
+
+    @property
+    def scenes(self) -> frozenset[int]:
+        """Those that were played."""
+        return frozenset() if self._record is None else frozenset(self._record.scene.tolist())
+
+    def add(self, played: Played) -> None:
+        """Measure the episode and write the file, unless its scene was played before."""
+        if played.scene in self.scenes:
+            return
+        measured = self._measured(played)
+        joined = measured if self._record is None else join(self._record, measured)
+        joined.save(self._path)
+        self._record = joined
+
+    def _measured(self, played: Played) -> Evaluation:
+        """One scene's record, as evaluation writes it, of `budget` glimpses: after a stop the last value stays."""
+        taken, budget = len(played.viewpoints), self._config.budget
+        policy = Replay({played.scene: played.viewpoints}, name=HUMAN, description="people who looked for themselves")
+        of_scene = replace(self._config, shard=(played.scene, self._num_scenes))
+        found = evaluate(policy, config=of_scene, num_glimpses=taken)
+        held = np.minimum(np.arange(budget), taken - 1)
+        per_glimpse = {name: value[:, held] for name, value in _arrays(found).items() if value.ndim >= 2}
+        seconds = {str(played.scene): [round(value, 2) for value in played.seconds]}
+        record = found.record | {"config": _plain(self._config), SECONDS: seconds}
+        return replace(found, **per_glimpse, gflops=found.gflops[0] * np.arange(1, budget + 1), record=record)
+
+    def _require_same(self, record: Evaluation) -> None:
+        theirs, ours = record.record["config"], _plain(self._config)
+        names = [name for name in ours if name not in _OF_THE_MACHINE]
+        if differing := [name for name in names if theirs.get(name) != ours[name]]:
+            raise ValueError(
+                f"{self._path} is a record of another environment: "
+                + "; ".join(f"{name} is {theirs.get(name)!r} there, {ours[name]!r} now" for name in differing)
+                + ". Choose another file for --record"
+            )
+
+
+def read_played(path: Path) -> Evaluation:
+    """
+    Raises:
+        ValueError: no evaluation record, or one of a policy.
+    """
+    record = Evaluation.load(path)
+    if SECONDS not in record.record:
+        raise ValueError(
+            f"{path} is the record of a policy, {record.record['policy']['name']!r}, not of people: choose another "
+            "file for --record"
+        )
+    return record
+
+
+def join(one: Evaluation, other: Evaluation) -> Evaluation:
+    """The scenes of both, in this order."""
+    arrays = {name: np.concatenate([value, getattr(other, name)]) for name, value in _arrays(one).items()}
+    seconds = one.record[SECONDS] | other.record[SECONDS]
+    return replace(one, **arrays, record=one.record | {SECONDS: seconds})
+
+
+def _arrays(evaluation: Evaluation) -> dict[str, NDArray[Any]]:
+    """Those with a row per scene."""
+    named = {field.name: getattr(evaluation, field.name) for field in fields(evaluation) if field.name != "gflops"}
+    return {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
+
+
+def _plain(config: EnvConfig) -> dict[str, Any]:
+    """As JSON values; of directories only the last name, for a path may name a person."""
+    values = config.to_json()
+    for name in _DIRECTORIES:
+        if isinstance(value := values.get(name), str) and Path(value).is_absolute():
+            values[name] = Path(value).name
+    return values

@@ -1,0 +1,82 @@
+"""Glimpses that were taken before, taken again: recorded viewpoints give the recorded readings, without the policy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.config import EnvConfig
+from canvit_gym.episodes import EpisodeBatch, EpisodeView
+from canvit_gym.policies import PolicyInfo
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An episode as it stood after a glimpse."""
+
+    view: EpisodeView
+    uncertainty: NDArray[np.float32]
+    """As the observation of this name: [1, m, m], or [1] where the task is not dense."""
+
+
+@torch.no_grad()
+def replay(viewpoints: NDArray[np.float32], scenes: NDArray[np.int64], *, config: EnvConfig) -> list[list[Moment]]:
+    """Viewpoints [n, T, 3] on scenes [n] of the config's split: what there was after every glimpse, [n][T].
+
+    Raises:
+        ValueError: there is no such scene.
+    """
+    source = build_scenes(config)
+    if len(scenes) and not (scenes.min() >= 0 and scenes.max() < len(source)):
+        raise ValueError(f"{source.name} holds scenes 0 to {len(source) - 1}, not all of {scenes.tolist()}")
+    backbone = build_backbone(config)
+    task = build_task(config, backbone, source.classes)
+    layout = build_layout(replace(config, observations=("uncertainty",)), backbone, is_dense=task.is_dense)
+    moments: list[list[Moment]] = [[] for _ in scenes]
+    for begin in range(0, len(scenes), BATCH_SIZE):
+        rows = np.arange(begin, min(begin + BATCH_SIZE, len(scenes)))
+        episodes = EpisodeBatch(
+            num=len(rows),
+            backbone=backbone,
+            task=task,
+            layout=layout,
+            scenes=source,
+            budget=viewpoints.shape[1],
+            with_score=True,
+        )
+        episodes.reset_rows(episodes.all_rows, scenes[rows], read=False)
+        for t in range(viewpoints.shape[1]):
+            episodes.step_rows(episodes.all_rows, viewpoints[rows, t])
+            uncertainty = episodes.observe()["uncertainty"].cpu().numpy()
+            for place, row in enumerate(rows):
+                moments[row].append(Moment(view=episodes.view(place), uncertainty=uncertainty[place]))
+    return moments
+
+
+class Replay:
+    """A policy that looks where somebody looked before."""
+
+    def __init__(self, viewpoints: Mapping[int, NDArray[np.float32]], *, name: str, description: str) -> None:
+        """
+        Args:
+            viewpoints: [T, 3] by scene.
+            name: how tables call it.
+            description: whose viewpoints they are.
+        """
+        self._viewpoints = viewpoints
+        self.info = PolicyInfo(name=name, paper_name=name, description=description, deterministic=True)
+
+    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
+        if unknown := sorted(set(episodes.scene.tolist()) - set(self._viewpoints)):
+            raise ValueError(f"there are no recorded viewpoints of scenes {unknown}")
+
+    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+        return np.stack([self._viewpoints[scene][t] for scene in episodes.scene.tolist()])
+
+    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+        return 0
