@@ -15,8 +15,7 @@ from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
-from canvit_gym.episodes import EpisodeBatch
-from canvit_gym.policies import PolicyInfo, check_supported
+from canvit_gym.policies import PolicyInfo, Seen, check_supported
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.record import Inputs, describe_layout, require_same
 from canvit_gym.policies.streams import scene_seeds, scene_uniforms
@@ -54,27 +53,27 @@ class LearnedPolicy:
         )
         self._network_flops: int | None = None
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        check_supported(self.info, episodes.task.name, episodes.backbone.canvas_grid)
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        check_supported(self.info, seen.task.name, seen.backbone.canvas_grid)
         found = Inputs(
-            backbone_sha256=episodes.backbone.sha256,
-            probe_sha256=episodes.task.probe_sha256,
-            layout=describe_layout(episodes.layout),
+            backbone_sha256=seen.backbone.sha256,
+            probe_sha256=seen.task.probe_sha256,
+            layout=describe_layout(seen.layout),
             actions=self.record.inputs.actions,
         )
         require_same(self.record.inputs, found, who=f"the policy trained on {self.record.env_id}")
         self._seed = seed
 
     @torch.no_grad()
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         first = self.record.env.first_glimpse
         if t == 0 and first is not None:
-            return self._first_viewpoints(first, episodes)
-        observation = {key: value.to(self.policy.device) for key, value in episodes.observe().items()}
-        chosen = self._most_likely(observation) if self.deterministic else self._sampled(observation, t, episodes)
+            return self._first_viewpoints(first, seen)
+        observation = {key: value.to(self.policy.device) for key, value in seen.observe().items()}
+        chosen = self._most_likely(observation) if self.deterministic else self._sampled(observation, t, seen)
         return self.actions.decode(chosen)[0]
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+    def flops_per_decision(self, seen: Seen) -> int:
         """The network's, counted once by PyTorch, and the probe's where the observation carries its uncertainty."""
         if self._network_flops is None:
             observation, _ = self.policy.obs_to_tensor(self.policy.observation_space.sample())
@@ -82,13 +81,13 @@ class LearnedPolicy:
                 self.policy.get_distribution(observation)
             self._network_flops = counter.get_total_flops()
         reads = "uncertainty" in self.record.inputs.layout["keys"]
-        return self._network_flops + (probe_flops(episodes) if reads else 0)
+        return self._network_flops + (probe_flops(seen) if reads else 0)
 
-    def _first_viewpoints(self, first: FirstGlimpse, episodes: EpisodeBatch) -> NDArray[np.float32]:
+    def _first_viewpoints(self, first: FirstGlimpse, seen: Seen) -> NDArray[np.float32]:
         if first != "random":
-            return first_viewpoints(first, episodes.num)
+            return first_viewpoints(first, seen.num)
         drawn = []
-        for scene_seed in scene_seeds(self._seed, episodes.scene):
+        for scene_seed in scene_seeds(self._seed, seen.scene):
             with seeded(scene_seed, torch.device("cpu")):
                 drawn.append(first_viewpoints(first, 1))
         return np.concatenate(drawn)
@@ -99,15 +98,15 @@ class LearnedPolicy:
             return self._probabilities(observation).argmax(axis=1)
         return np.clip(self.policy.get_distribution(observation).get_actions(deterministic=True).cpu().numpy(), -1, 1)
 
-    def _sampled(self, observation: dict[str, Tensor], t: int, episodes: EpisodeBatch) -> NDArray[Any]:
+    def _sampled(self, observation: dict[str, Tensor], t: int, seen: Seen) -> NDArray[Any]:
         """[B, ...] actions."""
         if isinstance(self.actions, DiscreteActions):
             cumulative = self._probabilities(observation).cumsum(axis=1)
-            below = cumulative[:, :-1] <= scene_uniforms(self._seed, episodes.scene, t)[:, None] * cumulative[:, -1:]
+            below = cumulative[:, :-1] <= scene_uniforms(self._seed, seen.scene, t)[:, None] * cumulative[:, -1:]
             return below.sum(axis=1)
         # Whatever the distribution: one row at a time, each under its scene's own seed.
         rows = []
-        for row, scene_seed in enumerate(scene_seeds(self._seed, episodes.scene, t)):
+        for row, scene_seed in enumerate(scene_seeds(self._seed, seen.scene, t)):
             with seeded(scene_seed, self.policy.device):
                 distribution = self.policy.get_distribution({k: v[row : row + 1] for k, v in observation.items()})
                 rows.append(distribution.get_actions(deterministic=False))

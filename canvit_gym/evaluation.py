@@ -30,11 +30,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from canvit_gym.actions import checked_viewpoints
-from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task, require_scene_size
+from canvit_gym.assembly import (
+    build_actions,
+    build_backbone,
+    build_layout,
+    build_scenes,
+    build_task,
+    require_scene_size,
+)
 from canvit_gym.atomic import replacing
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch, EpisodeView
 from canvit_gym.policies.protocol import GlimpsePolicy
+from canvit_gym.policies.seen import Seen, window
 from canvit_gym.scenes.files import ScenesOnDisk
 from canvit_gym.scenes.sampler import batches_ahead
 from canvit_gym.scenes.source import SceneSource, StreamedSource
@@ -258,6 +266,7 @@ def _roll_out(
             f"policy {policy.info.name!r} reads {', '.join(missing)}, which the environment's observations lack: they "
             f"are {', '.join(config.observations)}; add {'it' if len(missing) == 1 else 'them'}"
         )
+    actions = build_actions(config)
     layout = build_layout(replace(config, observations=wanted or ("time",)), backbone, is_dense=task.is_dense)
 
     def begun(chosen: NDArray[np.int64]) -> EpisodeBatch:
@@ -287,10 +296,11 @@ def _roll_out(
                     continue
                 episodes = begun(chosen)
             counter = _Counter(episodes)
-            policy.reset(episodes, seed=seed)
+            seen = window(policy.info, episodes, actions=actions)
+            policy.reset(seen, seed=seed)
             for t in range(num_glimpses):
-                viewpoints = _viewpoints(policy, t, episodes)
-                flops[t] = backbone.glimpse_flops + policy.flops_per_decision(episodes)
+                viewpoints = _viewpoints(policy, t, seen)
+                flops[t] = backbone.glimpse_flops + policy.flops_per_decision(seen)
                 episodes.step_rows(episodes.all_rows, viewpoints)
                 counter.count()
                 if on_glimpse is not None:
@@ -353,12 +363,12 @@ def _batches(scenes: SceneSource, order: NDArray[np.int64], batch_size: int) -> 
             scenes.close()
 
 
-def _viewpoints(policy: GlimpsePolicy, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+def _viewpoints(policy: GlimpsePolicy, t: int, seen: Seen) -> NDArray[np.float32]:
     """[B, 3] of glimpse t, as the policy gives them, or ValueError where a backbone cannot take them."""
     try:
-        viewpoints = checked_viewpoints(policy.viewpoints(t, episodes))
-        if len(viewpoints) != episodes.num:
-            raise ValueError(f"{len(viewpoints)} viewpoints for {episodes.num} scenes")
+        viewpoints = checked_viewpoints(policy.viewpoints(t, seen))
+        if len(viewpoints) != seen.num:
+            raise ValueError(f"{len(viewpoints)} viewpoints for {seen.num} scenes")
     except ValueError as error:
         raise ValueError(f"policy {policy.info.name!r}, glimpse {t + 1}: {error}") from error
     return viewpoints.astype(np.float32, copy=False)

@@ -22,10 +22,9 @@ from datasets import classification_probe, segmentation_probe, tiny
 
 from canvit_gym.assembly import build_backbone, build_scenes, build_task
 from canvit_gym.config import EnvConfig
-from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
 from canvit_gym.observations import ObservationKey
-from canvit_gym.policies import GreedyOracle, PaperPolicy, PolicyInfo, oracle_candidates
+from canvit_gym.policies import GreedyOracle, PaperPolicy, PolicyInfo, Seen, oracle_candidates
 from canvit_gym.scenes.prepared import FashionScenes
 from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.seeding import seeded
@@ -202,24 +201,24 @@ class Fixed:
         self.info = PolicyInfo(
             name="fixed", paper_name="fixed", description="", deterministic=True, observations=observations
         )
-        self.seen: list[dict[str, torch.Tensor]] = []
+        self.observed: list[dict[str, torch.Tensor]] = []
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        self.seen.clear()
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        self.observed.clear()
 
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> np.ndarray:
+    def viewpoints(self, t: int, seen: Seen) -> np.ndarray:
         if self.info.observations:
-            self.seen.append(episodes.observe())
-        return np.tile(np.float32([0, 0, 1]), (episodes.num, 1))
+            self.observed.append(seen.observe())
+        return np.tile(np.float32([0, 0, 1]), (seen.num, 1))
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+    def flops_per_decision(self, seen: Seen) -> int:
         return 0
 
 
 def test_observations_are_computed_for_those_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     asking = Fixed("canvas", "acuity")
     evaluate(asking, config=CONFIG, num_glimpses=2)
-    first, second = asking.seen
+    first, second = asking.observed
     assert set(first) == {"canvas", "acuity"} and first["canvas"].shape == (20, 128, 8, 8)
     assert not first["acuity"].any() and (second["acuity"] == 1).all()
 
@@ -522,8 +521,8 @@ def test_oracle_takes_the_candidate_with_the_lowest_loss_afterwards() -> None:
             super().__init__()
             self.viewpoint = viewpoint
 
-        def viewpoints(self, t: int, episodes: EpisodeBatch) -> np.ndarray:
-            return np.tile(self.viewpoint, (episodes.num, 1)) if t else super().viewpoints(t, episodes)
+        def viewpoints(self, t: int, seen: Seen) -> np.ndarray:
+            return np.tile(self.viewpoint, (seen.num, 1)) if t else super().viewpoints(t, seen)
 
     others = np.stack([evaluate(Then(c), config=config, num_glimpses=2).loss[:, 1] for c in candidates])
     np.testing.assert_allclose(oracle.loss[:, 1], others.min(axis=0), rtol=1e-4)

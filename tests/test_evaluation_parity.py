@@ -21,9 +21,8 @@ from hub import enlivened, random_probe
 
 from canvit_gym.backbone.nano import nano_config
 from canvit_gym.config import EnvConfig
-from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
-from canvit_gym.policies import PaperPolicy
+from canvit_gym.policies import PaperPolicy, Seen
 
 TEACHER_DIM = 24
 SEED = 3
@@ -84,9 +83,9 @@ def episode(name: PolicyName, num_glimpses: int) -> protocol.EpisodeConfig:
 class Reseeded(PaperPolicy):
     """With `one_seed`, so that both draw the same in every batch."""
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, seen: Seen, *, seed: int) -> None:
         torch.manual_seed(seed)
-        super().reset(episodes, seed=seed)
+        super().reset(seen, seed=seed)
 
 
 def ours(name: PolicyName, num_glimpses: int, *, batch_size: int, **config: Any) -> Evaluation:

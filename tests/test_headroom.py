@@ -13,9 +13,9 @@ from canvit_gym.benchmark.comparison import clearly_ahead
 from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
-from canvit_gym.policies import make_policy
+from canvit_gym.policies import BoxLocator, WindowLocator, make_policy
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, generate_scene
-from experiments.studies.headroom import BoxLocator, HeadroomConfig, WindowLocator, page, study
+from experiments.studies.headroom import HeadroomConfig, page, study
 
 ENV = {"num_scenes": 12, "device": "cpu", "budget": 3, "grid_centers": 3, "grid_scales": [0.5]}
 
@@ -26,7 +26,7 @@ def untrained(directory: Path, env_id: str, *, seed: int) -> Path:
 
 def test_a_box_locator_looks_at_the_items() -> None:
     config = EnvConfig(split="validation", num_scenes=5, device="cpu", budget=7)
-    result = evaluate(BoxLocator("segmentation", config, factor=1.25, jitter=0), config=config)
+    result = evaluate(BoxLocator(factor=1.25, jitter=0), config=config)
     for index, viewpoints in enumerate(result.viewpoints):
         items = generate_scene("segmentation", "validation", index).items
         assert (viewpoints[0] == [0, 0, 1]).all()
@@ -49,7 +49,7 @@ def test_a_box_locator_looks_at_the_items() -> None:
 
 def test_jitter_is_a_function_of_scene_and_seed() -> None:
     config = EnvConfig(split="validation", num_scenes=6, device="cpu", budget=3)
-    locator = BoxLocator("segmentation", config, factor=1.0, jitter=0.2)
+    locator = BoxLocator(factor=1.0, jitter=0.2)
     once, again = (evaluate(locator, config=config, batch_size=size).viewpoints for size in (6, 4))
     assert (once == again).all()
     assert (evaluate(locator, config=config, seed=1).viewpoints[:, 1:] != once[:, 1:]).any()
@@ -57,7 +57,7 @@ def test_jitter_is_a_function_of_scene_and_seed() -> None:
 
 def test_a_window_locator_covers_what_is_largest() -> None:
     config = EnvConfig(split="validation", num_scenes=6, device="cpu", budget=2)
-    result = evaluate(WindowLocator(scales=(0.5,)), config=config)
+    result = evaluate(WindowLocator(scale=0.5), config=config)
     covered = []
     for index, (row, col, scale) in enumerate(result.viewpoints[:, 1]):
         items = generate_scene("segmentation", "validation", index).labels > 0
@@ -86,16 +86,16 @@ def test_the_study(tmp_path: Path, env_id: str) -> None:
     assert result["baseline"] == max(result["on_validation"]["baseline"].items(), key=lambda item: item[1])[0]
     assert len(result["on_validation"]["locator"]) == (11 if env_id == "CanViT/FashionSegmentation-v0" else 8)
     assert rows["greedy oracle"]["loss_minus_baseline"]["value"] < 0  # it chooses by the loss
-    assert rows["greedy oracle"]["loss"]["value"] <= rows["trembling oracle"]["loss"]["value"]
-    for ceiling, name in (("oracle", "greedy oracle"), ("trembling", "trembling oracle")):
+    assert rows["greedy oracle"]["loss"]["value"] <= rows["jittered oracle"]["loss"]["value"]
+    for ceiling, name in (("oracle", "greedy oracle"), ("jittered", "jittered oracle")):
         lead = rows[name]["loss_minus_baseline"]
-        told = f"share_of_{ceiling}_loss" in rows["learned, trembling"]
+        told = f"share_of_{ceiling}_loss" in rows["learned, jittered"]
         assert told == clearly_ahead(lead["low"], lead["high"], higher_is_better=False)
         if told:  # a lead on all scenes over one on some
             share = rows["learned"][f"share_of_{ceiling}_loss"]["value"]
             assert share == pytest.approx(rows["learned"]["loss_minus_baseline"]["value"] / lead["value"])
-    of_few, trembling = rows["learned on the oracles' scenes"], rows["learned, trembling"]
-    assert of_few["num_scenes"] == trembling["num_scenes"] == 8
+    of_few, jittered = rows["learned on the oracles' scenes"], rows["learned, jittered"]
+    assert of_few["num_scenes"] == jittered["num_scenes"] == 8
     again = [evaluate(load_learned(each, config=on(env_id, 8)), config=on(env_id, 8)).score()[-1] for each in learned]
     np.testing.assert_allclose(of_few["score_of_seed"], again)
     few = evaluate_again(result["baseline"], env_id)

@@ -13,6 +13,7 @@ from agents.learned import LearnedPolicy, load_learned
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
+from canvit_gym.policies import window
 
 CONFIG = EnvConfig(split="validation", num_scenes=8, device="cpu", grid_centers=4, budget=3)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -67,9 +68,10 @@ def test_samples_follow_the_distribution(tmp_path: Path) -> None:
         if t == 0:
             distribution = policy.policy.get_distribution(episodes.observe()).distribution
             probabilities.append(distribution.probs.detach().numpy())  # type: ignore[union-attr]
+            seen = window(policy.info, episodes)
             for seed in range(400):
-                policy.reset(episodes, seed=seed)
-                drawn.append(policy.actions.encode(policy.viewpoints(1, episodes)))
+                policy.reset(seen, seed=seed)
+                drawn.append(policy.actions.encode(policy.viewpoints(1, seen)))
 
     evaluate(policy, config=replace(CONFIG, num_scenes=4), on_glimpse=keep)
     (expected,) = probabilities  # [4, A]
@@ -89,8 +91,9 @@ def test_flops_are_the_networks_and_the_probes(tmp_path: Path) -> None:
 
         def count(t: int, episodes: EpisodeBatch, policy: LearnedPolicy = policy) -> None:
             if t == 0:
-                counts.append(policy.flops_per_decision(episodes))
-                assert policy.flops_per_decision(episodes) == counts[-1]
+                seen = window(policy.info, episodes)
+                counts.append(policy.flops_per_decision(seen))
+                assert policy.flops_per_decision(seen) == counts[-1]
 
         evaluate(policy, config=config, num_glimpses=2, on_glimpse=count)
     sees, blind = counts

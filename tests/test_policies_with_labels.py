@@ -73,7 +73,7 @@ def test_oracle_shows_its_progress_where_asked(
         assert ("greedy_oracle, 1 scenes, glimpse 2 of 2" in capfd.readouterr().err) == progress
 
 
-def test_trembling_moves_glimpses_a_little_and_keeps_them_inside() -> None:
+def test_jitter_moves_glimpses_a_little_and_keeps_them_inside() -> None:
     corner = np.array([-0.5, 0.5, 0.5], dtype=np.float32)
     steady, off, again, other = (
         evaluate(policy, config=CONFIG, num_glimpses=4, seed=seed, batch_size=size).viewpoints
@@ -93,13 +93,13 @@ def test_trembling_moves_glimpses_a_little_and_keeps_them_inside() -> None:
         Jittered(fixed(corner), cells=-1)
 
 
-def test_a_trembling_oracle_falls_behind() -> None:
+def test_a_jittered_oracle_falls_behind() -> None:
     config = replace(CONFIG, num_scenes=24)
-    still, trembling = (
+    still, jittered = (
         evaluate(policy, config=config, num_glimpses=3).loss[:, 2].mean()
         for policy in (GreedyOracle(), Jittered(GreedyOracle()))
     )
-    assert trembling > still
+    assert jittered > still
 
 
 @pytest.mark.parametrize("block", [1, 3])
@@ -244,7 +244,8 @@ def test_a_search_by_name_is_kept_and_extended(tmp_path: Path, monkeypatch: pyte
     long = make_policy(spec, config=CONFIG, num_glimpses=3)
     assert isinstance(short, BestFixedSequence) and isinstance(long, BestFixedSequence)
     assert np.array_equal(long.sequence.viewpoints[:2], short.sequence.viewpoints)
-    monkeypatch.setattr("canvit_gym.policies.registry.search_fixed_sequence", None)  # the rest comes from the cache
+    # The rest comes from the cache.
+    monkeypatch.setattr("canvit_gym.policies.fixed_sequence.search_fixed_sequence", None)
     make_policy(spec, config=CONFIG, num_glimpses=2)
     make_policy(spec, config=CONFIG, num_glimpses=3)
 

@@ -54,7 +54,7 @@ from canvit_gym.policies import POLICY_NAMES, POLICY_SPECS, GlimpsePolicy, check
 from canvit_gym.provenance import provenance
 
 DEFAULT_POLICIES = (
-    *(name for name in POLICY_NAMES if name not in ("center", "raster")),
+    *(name for name, spec in POLICY_SPECS.items() if spec.by_default),
     "center(scale=0.55)",
     "raster(scale=0.5)",
 )

@@ -2,17 +2,18 @@
 
 import numpy as np
 import torch
-from canvit_pytorch.policies.entropy import predictive_entropy, tile_masks
+from canvit_pytorch.policies.entropy import tile_masks
 from canvit_pytorch.policies.quadtree import levels_covering, quadtree_level
 from numpy.typing import NDArray
 from torch import Tensor
 
 from canvit_gym.actions import grid_viewpoints
-from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.observations import update_acuity
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
+from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.sequences import Scales, check_count, checked_scales
+from canvit_gym.policies.spec import Context
 from canvit_gym.policies.windows import Windows, sums_flops
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
@@ -39,29 +40,37 @@ class EntropyGreedy:
         check_count("centers", centers)
         self.candidates = grid_viewpoints(scales=checked_scales(scale), centers=centers)
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        grid, device = episodes.backbone.canvas_grid, episodes.backbone.device
-        check_supported(self.info, episodes.task.name, grid)
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        grid, device = seen.canvas_grid, seen.device
+        check_supported(self.info, seen.task.name, grid)
         self._windows = Windows(self.candidates, size=grid, device=device)
         self._finest = torch.from_numpy(self.candidates[:, 2] == self.candidates[:, 2].min()).to(device)
-        self._seen_at = torch.zeros(episodes.num, grid, grid, device=device)
+        self._seen_at = torch.zeros(seen.num, grid, grid, device=device)
 
     @torch.no_grad()
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         if t == 0:
-            return np.tile(FULL_SCENE, (episodes.num, 1))
-        assert episodes.logits is not None
-        last = to_viewpoint(episodes.viewpoints[:, t - 1], episodes.backbone.device)
+            return np.tile(FULL_SCENE, (seen.num, 1))
+        last = to_viewpoint(seen.viewpoints[:, t - 1], seen.device)
         self._seen_at = update_acuity(self._seen_at, last)
-        entropy = predictive_entropy(episodes.logits)
+        entropy = seen.uncertainty
         added = self._windows.added(entropy, self._seen_at)
         mean = (self._windows.sums(entropy) / self._windows.area).masked_fill(~self._finest, -torch.inf)
         worth = torch.where(added.amax(dim=1, keepdim=True) > 0, added, mean)
         return self.candidates[worth.argmax(dim=1).cpu().numpy()]
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
-        grid = episodes.backbone.canvas_grid
-        return probe_flops(episodes) + 2 * sums_flops(num_windows=len(self.candidates), size=grid)
+    def flops_per_decision(self, seen: Seen) -> int:
+        grid = seen.canvas_grid
+        return probe_flops(seen) + 2 * sums_flops(num_windows=len(self.candidates), size=grid)
+
+
+def build_entropy_greedy(context: Context, *, scale: Scales | None = None, centers: int | None = None) -> EntropyGreedy:
+    """By default over the scales and centers of the environment's grid actions."""
+    config = context.config
+    return EntropyGreedy(
+        scale=config.grid_scales if scale is None else scale,
+        centers=config.grid_centers if centers is None else centers,
+    )
 
 
 class QuadtreeBeam:
@@ -91,40 +100,43 @@ class QuadtreeBeam:
         self._num_levels = max(levels, levels_covering(num_glimpses) - 1)
         self._schedule = _beam_schedule(num_levels=self._num_levels, width=width)[: num_glimpses - 1]
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        grid, device = episodes.backbone.canvas_grid, episodes.backbone.device
-        check_supported(self.info, episodes.task.name, grid)
-        if episodes.budget > self._num_glimpses:
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        grid, device = seen.canvas_grid, seen.device
+        check_supported(self.info, seen.task.name, grid)
+        if seen.budget > self._num_glimpses:
             raise ValueError(
-                f"{self.info.name} was made for {self._num_glimpses} glimpses and cannot take {episodes.budget}; "
-                f"make it with num_glimpses={episodes.budget}"
+                f"{self.info.name} was made for {self._num_glimpses} glimpses and cannot take {seen.budget}; "
+                f"make it with num_glimpses={seen.budget}"
             )
         levels = [quadtree_level(level) for level in range(self._num_levels + 1)]
         self._tiles = [np.array(tiles, dtype=np.float32) for tiles in levels]
         masks = [tile_masks(tiles, canvas_grid_size=grid, device=device).flatten(1).float() for tiles in levels]
         self._means = [mask / mask.sum(dim=1, keepdim=True).clamp(min=1) for mask in masks]  # [n_tiles, G*G]
-        self._visited = [torch.zeros(episodes.num, len(tiles), dtype=torch.bool, device=device) for tiles in levels]
+        self._visited = [torch.zeros(seen.num, len(tiles), dtype=torch.bool, device=device) for tiles in levels]
         self._open = self._visited[0]  # [B, n_tiles] of the level being visited: which tiles stand for choice
         self._taken = self._visited[0]  # [B, n_tiles] of it: which were looked at since the level was entered
 
     @torch.no_grad()
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         if t == 0:
-            return np.tile(FULL_SCENE, (episodes.num, 1))
-        assert episodes.logits is not None
+            return np.tile(FULL_SCENE, (seen.num, 1))
         level, entered, descends = self._schedule[t - 1]
         visited = self._visited[level]
         if entered:
             self._open = _children(self._taken) if descends else torch.ones_like(visited)
             self._taken = torch.zeros_like(visited)
-        entropy = predictive_entropy(episodes.logits).flatten(1) @ self._means[level].T
+        entropy = seen.uncertainty.flatten(1) @ self._means[level].T
         chosen = entropy.masked_fill(~self._open | visited, -torch.inf).argmax(dim=1, keepdim=True)
         visited.scatter_(1, chosen, True)
         self._taken.scatter_(1, chosen, True)
         return self._tiles[level][chosen[:, 0].cpu().numpy()]
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
-        return probe_flops(episodes)
+    def flops_per_decision(self, seen: Seen) -> int:
+        return probe_flops(seen)
+
+
+def build_quadtree_beam(context: Context, *, width: int = 2, levels: int = 2) -> QuadtreeBeam:
+    return QuadtreeBeam(num_glimpses=context.num_glimpses, width=width, levels=levels)
 
 
 def _beam_schedule(*, num_levels: int, width: int) -> list[tuple[int, bool, bool]]:

@@ -25,6 +25,9 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.oracle import oracle_candidates
 from canvit_gym.policies.protocol import PolicyInfo
+from canvit_gym.policies.seen import Seen
+from canvit_gym.policies.spec import Context
+from canvit_gym.scenes.prepared import cache_dir
 from canvit_gym.scenes.sampler import batches_ahead
 from canvit_gym.scenes.source import StreamedSource
 from canvit_gym.tasks.task import Task
@@ -117,21 +120,51 @@ class BestFixedSequence:
     def __init__(self, sequence: FixedSequence) -> None:
         self.sequence = sequence
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        if episodes.budget > len(self.sequence.viewpoints):
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        if seen.budget > len(self.sequence.viewpoints):
             raise ValueError(
                 f"this best fixed sequence has {len(self.sequence.viewpoints)} glimpses and cannot take "
-                f"{episodes.budget}; make the policy, or search, with num_glimpses={episodes.budget}"
+                f"{seen.budget}; make the policy, or search, with num_glimpses={seen.budget}"
             )
-        # Episodes know their data set by its classes only.
+        # A window shows its data set's classes alone.
         dataset = self.sequence.searched_on.dataset
-        self.sequence.require_same(_searched_on(dataset, episodes.backbone, episodes.task))
+        self.sequence.require_same(_searched_on(dataset, seen.backbone, seen.task))
 
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
-        return np.tile(self.sequence.viewpoints[t], (episodes.num, 1))
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
+        return np.tile(self.sequence.viewpoints[t], (seen.num, 1))
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+    def flops_per_decision(self, seen: Seen) -> int:
         return 0
+
+
+def build_best_fixed_sequence(context: Context, *, num_scenes: int = 256, path: str | None = None) -> BestFixedSequence:
+    """From `path`; else from the cache; else searched now and cached, glimpse by glimpse."""
+    config, num_glimpses = context.config, context.num_glimpses
+    if path is not None:
+        sequence = FixedSequence.load(Path(path))
+        sequence.require_same(searched_on(config))
+        if len(sequence.viewpoints) < num_glimpses:
+            raise ValueError(
+                f"the fixed sequence in {path} has {len(sequence.viewpoints)} glimpses, but {num_glimpses} are asked "
+                f"for: search one with num_glimpses={num_glimpses}"
+            )
+        return BestFixedSequence(sequence)
+    training = replace(search_config(config, num_scenes), cache=False)  # to tell scenes apart, none are decoded
+    scenes = build_scenes(training, batched=False).fingerprint
+    key = [asdict(searched_on(config)), scenes, candidates_sha256(oracle_candidates())]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    cached = cache_dir() / "fixed_sequences" / f"{config.dataset}-{digest}.json"
+    known = FixedSequence.load(cached) if cached.is_file() else None
+    if known is None or len(known.viewpoints) < num_glimpses:
+        known = search_fixed_sequence(
+            config,
+            num_glimpses,
+            num_scenes,
+            progress=context.progress,
+            known=known,
+            on_glimpse=lambda found: found.save(cached),
+        )
+    return BestFixedSequence(known)
 
 
 def search_fixed_sequence(

@@ -1,9 +1,9 @@
-"""Jittered: any policy whose glimpses land a little beside where it wants them.
+"""Jittered: any policy, with glimpses that land a little off the viewpoints that it chose.
 
-A reading depends on where exactly a glimpse is sampled, to the pixel, in ways that nothing in sight tells. A policy
-that tries viewpoints with the labels, the greedy oracle, picks those that happen to fall well. What is left of its lead
-once its glimpses land up to half a canvas cell beside is what it knows about places; the rest was luck in the sampling.
-A policy that reads the canvas knows places no better than that.
+A reading depends on the exact pixels at which a glimpse is sampled, in ways that nothing on the canvas predicts. A
+policy that tries viewpoints out with the labels, the greedy oracle, also picks the samplings that happen to read well.
+The lead that remains once its glimpses land up to half a canvas cell off is what it knows about places; the rest was
+luck. A policy that reads the canvas does not know places more precisely than one cell.
 """
 
 from dataclasses import replace
@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.protocol import GlimpsePolicy
+from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.streams import scene_displacements
 from canvit_gym.viewpoints import clip_to_scene
 
@@ -29,8 +29,8 @@ class Jittered:
     >>> from canvit_gym.evaluation import evaluate
     >>> from canvit_gym.policies import make_policy
     >>> config = EnvConfig(split="test", num_scenes=2, device="cpu")
-    >>> trembling = Jittered(make_policy("center(scale=0.5)", config=config, num_glimpses=2), cells=0.5)
-    >>> off = evaluate(trembling, config=config, num_glimpses=2).viewpoints[:, 1]
+    >>> jittered = Jittered(make_policy("center(scale=0.5)", config=config, num_glimpses=2), cells=0.5)
+    >>> off = evaluate(jittered, config=config, num_glimpses=2).viewpoints[:, 1]
     >>> bool((abs(off[:, :2]) <= 1 / 16).all()), off[:, 2].tolist()
     (True, [0.5, 0.5])
     """
@@ -41,23 +41,23 @@ class Jittered:
         self._policy, self._cells = policy, cells
         self.info = replace(
             policy.info,
-            name=f"{policy.info.name}, trembling",
-            paper_name=f"{policy.info.paper_name}, trembling",
-            description=f"{policy.info.description} Glimpses land up to {cells:g} canvas cells beside.",
+            name=f"{policy.info.name}, jittered",
+            paper_name=f"{policy.info.paper_name}, jittered",
+            description=f"{policy.info.description} Glimpses land up to {cells:g} canvas cells off.",
             deterministic=False,
         )
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, seen: Seen, *, seed: int) -> None:
         self._seed = seed
-        self._policy.reset(episodes, seed=seed)
+        self._policy.reset(seen, seed=seed)
 
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
-        wanted = self._policy.viewpoints(t, episodes)
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
+        wanted = self._policy.viewpoints(t, seen)
         if t == 0:
             return wanted
-        reach = 2 * self._cells / episodes.backbone.canvas_grid
-        off = reach * scene_displacements(self._seed, episodes.scene, OWN_STREAM + t)
+        reach = 2 * self._cells / seen.canvas_grid
+        off = reach * scene_displacements(self._seed, seen.scene, OWN_STREAM + t)
         return clip_to_scene(wanted[:, :2] + off, wanted[:, 2:])
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
-        return self._policy.flops_per_decision(episodes)
+    def flops_per_decision(self, seen: Seen) -> int:
+        return self._policy.flops_per_decision(seen)

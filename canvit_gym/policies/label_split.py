@@ -1,7 +1,7 @@
 """Two halves of a scene's labelled pixels: choose by one, score on the other, and luck drops out.
 
 The greedy oracle takes the candidate after which the loss is lowest. Part of that lead is luck: among many
-candidates some happen to push the reading the right way, for reasons that nothing in sight tells. An oracle
+candidates some happen to push the reading the right way, for reasons that nothing on the canvas predicts. An oracle
 that chooses by one half and is scored on the other keeps what looking there truly reveals about the region and
 loses what only happened to fit the pixels it was chosen by.
 
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.policies.seen import SeenWithTruth
 
 Half = Literal["even", "odd"]
 
@@ -36,7 +37,7 @@ def check_half(half: str, block: int) -> None:
         raise ValueError(f"block must be a whole number of canvas cells >= 1, got {block!r}")
 
 
-def half_truth(episodes: EpisodeBatch, half: Half, *, block: int = 1) -> dict[str, Tensor]:
+def half_truth(episodes: EpisodeBatch | SeenWithTruth, half: Half, *, block: int = 1) -> dict[str, Tensor]:
     """The episodes' truth with the labels of one half only, for `task.loss`.
 
     Raises:

@@ -30,7 +30,7 @@ def outcomes_after(
     candidates: NDArray[np.float32],
     *,
     measure: Measure | None = None,
-    truth: dict[str, Tensor] | None = None,
+    truth: Mapping[str, Tensor] | None = None,
     progress: "tqdm[Any] | None" = None,
 ) -> NDArray[np.float32]:
     """[A, B]: the loss (or another measure) of scene b after a glimpse at candidate a.

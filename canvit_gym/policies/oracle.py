@@ -1,16 +1,21 @@
-"""The greedy oracle: tries every candidate viewpoint with the true loss and takes the best. A ceiling, not a policy."""
+"""Ceilings that try every candidate viewpoint out and take the one after which the true loss is lowest."""
+
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from canvit_gym.actions import grid_viewpoints
-from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.actions import DiscreteActions, grid_viewpoints
+from canvit_gym.assembly import build_actions
 from canvit_gym.policies.flops import trial_flops
+from canvit_gym.policies.jitter import Jittered
 from canvit_gym.policies.label_split import Half, check_half, half_truth
-from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
+from canvit_gym.policies.seen import Seen, with_truth
 from canvit_gym.policies.sequences import check_count
+from canvit_gym.policies.spec import Context
 from canvit_gym.viewpoints import FULL_SCENE
 
 
@@ -62,23 +67,66 @@ class GreedyOracle:
             tasks=("segmentation",) if half else ("segmentation", "classification"),
         )
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        self._truth = half_truth(episodes, self._half, block=self._block) if self._half else episodes.truth
-        check_supported(self.info, episodes.task.name, episodes.backbone.canvas_grid)
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        told = with_truth(seen)
+        self._truth = half_truth(told, self._half, block=self._block) if self._half else told.truth
+        check_supported(self.info, seen.task.name, seen.canvas_grid)
 
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         if t == 0:
-            return np.tile(FULL_SCENE, (episodes.num, 1))
+            return np.tile(FULL_SCENE, (seen.num, 1))
         bar = tqdm(
             total=len(self.candidates),
-            desc=f"{self.info.name}, {episodes.num} scenes, glimpse {t + 1} of {episodes.budget}",
+            desc=f"{self.info.name}, {seen.num} scenes, glimpse {t + 1} of {seen.budget}",
             unit="candidate",
             leave=False,
             disable=None if self._progress else True,
         )
         with bar:
-            losses = outcomes_after(episodes, self.candidates, truth=self._truth, progress=bar)
+            losses = with_truth(seen).outcomes_after(self.candidates, truth=self._truth, progress=bar)
         return self.candidates[losses.argmin(axis=0)]
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
-        return len(self.candidates) * trial_flops(episodes)
+    def flops_per_decision(self, seen: Seen) -> int:
+        return len(self.candidates) * trial_flops(seen)
+
+
+def jittered_oracle(oracle: GreedyOracle, *, cells: float = 0.5) -> Jittered:
+    """`oracle`, its glimpses up to `cells` canvas cells off: it can choose a place, but no sampling to the pixel."""
+    policy = Jittered(oracle, cells=cells)
+    policy.info = replace(policy.info, name="jittered_oracle", paper_name="jittered oracle (uses labels)")
+    return policy
+
+
+def build_greedy_oracle(
+    context: Context,
+    *,
+    candidates: Literal["default", "actions"] = "default",
+    max_candidates: int | None = None,
+    half: Half | None = None,
+    block: int = 1,
+) -> GreedyOracle:
+    """Over `oracle_candidates()`, or over the environment's own discrete actions."""
+    if candidates not in ("default", "actions"):
+        raise ValueError(f"candidates must be 'default' or 'actions', got {candidates!r}")
+    table = None
+    if candidates == "actions":
+        actions = build_actions(context.config)
+        if not isinstance(actions, DiscreteActions):
+            raise ValueError(
+                f"candidates='actions' needs discrete actions, but the environment's are {context.config.action!r}; "
+                "use action='grid' or 'quadtree', or the default candidates"
+            )
+        table = actions.viewpoints
+    return GreedyOracle(table, max_candidates=max_candidates, half=half, block=block, progress=context.progress)
+
+
+def build_jittered_oracle(
+    context: Context,
+    *,
+    cells: float = 0.5,
+    candidates: Literal["default", "actions"] = "default",
+    max_candidates: int | None = None,
+) -> Jittered:
+    return jittered_oracle(
+        build_greedy_oracle(context, candidates=candidates, max_candidates=max_candidates), cells=cells
+    )

@@ -9,9 +9,10 @@ from canvit_pytorch.policies import POLICIES, FixedSequence, Policy, PolicyName,
 from numpy.typing import NDArray
 from torch import Tensor
 
-from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
+from canvit_gym.policies.seen import Seen
+from canvit_gym.policies.spec import Context
 from canvit_gym.policies.streams import scene_seeds
 from canvit_gym.seeding import seeded
 from canvit_gym.tasks.segmentation import SegmentationTask
@@ -43,47 +44,51 @@ class PaperPolicy:
         self._policy: Policy | None = None
         self._table: NDArray[np.float32] | None = None  # [B, num_glimpses, 3]
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        check_supported(self.info, episodes.task.name, episodes.backbone.canvas_grid)
-        if episodes.budget > self._num_glimpses:
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        check_supported(self.info, seen.task.name, seen.canvas_grid)
+        if seen.budget > self._num_glimpses:
             raise ValueError(
-                f"{self.info.name} was made for {self._num_glimpses} glimpses and cannot take {episodes.budget}; "
-                f"make it with num_glimpses={episodes.budget}"
+                f"{self.info.name} was made for {self._num_glimpses} glimpses and cannot take {seen.budget}; "
+                f"make it with num_glimpses={seen.budget}"
             )
         self._policy, self._table = None, None
         if self._per_scene:
-            self._table = self._drawn_per_scene(episodes, seed)
+            self._table = self._drawn_per_scene(seen, seed)
         else:
-            self._policy = self._made(episodes, batch_size=episodes.num, device=episodes.backbone.device)
+            self._policy = self._made(seen, batch_size=seen.num, device=seen.device)
 
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         if self._table is not None:
             return self._table[:, t]
-        assert self._policy is not None and episodes.state is not None, "reset() comes first"
-        return to_rows(self._policy.step(t, episodes.state))
+        assert self._policy is not None, "reset() comes first"
+        return to_rows(self._policy.step(t, seen.state))
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
-        return probe_flops(episodes) if self.info.needs_segmentation_probe else 0
+    def flops_per_decision(self, seen: Seen) -> int:
+        return probe_flops(seen) if self.info.needs_segmentation_probe else 0
 
-    def _drawn_per_scene(self, episodes: EpisodeBatch, seed: int) -> NDArray[np.float32]:
+    def _drawn_per_scene(self, seen: Seen, seed: int) -> NDArray[np.float32]:
         """Every random policy draws its sequence before it sees anything. Drawn on the CPU: one result everywhere."""
         cpu, sequences = torch.device("cpu"), []
-        for scene_seed in scene_seeds(seed, episodes.scene):
+        for scene_seed in scene_seeds(seed, seen.scene):
             with seeded(scene_seed, cpu):
-                policy = self._made(episodes, batch_size=1, device=cpu)
+                policy = self._made(seen, batch_size=1, device=cpu)
             assert isinstance(policy, FixedSequence), policy
             sequences.append(torch.cat([v for p in policy.viewpoints for v in (p.centers[0], p.scales)]))
-        return torch.stack(sequences).view(episodes.num, self._num_glimpses, 3).numpy()
+        return torch.stack(sequences).view(seen.num, self._num_glimpses, 3).numpy()
 
-    def _made(self, episodes: EpisodeBatch, *, batch_size: int, device: torch.device) -> Policy:
+    def _made(self, seen: Seen, *, batch_size: int, device: torch.device) -> Policy:
         return make_policy(
             self._name,
             batch_size=batch_size,
             device=device,
             num_glimpses=self._num_glimpses,
-            canvas_grid_size=episodes.backbone.canvas_grid,
-            canvas_logits=canvas_logits(episodes) if self.info.needs_segmentation_probe else None,
+            canvas_grid_size=seen.canvas_grid,
+            canvas_logits=canvas_logits(seen) if self.info.needs_segmentation_probe else None,
         )
+
+
+def build_paper(name: PolicyName, context: Context, *, random_stream: RandomStream = "scene") -> PaperPolicy:
+    return PaperPolicy(name, num_glimpses=context.num_glimpses, random_stream=random_stream)
 
 
 def paper_info(name: PolicyName) -> PolicyInfo:
@@ -99,7 +104,7 @@ def paper_info(name: PolicyName) -> PolicyInfo:
     )
 
 
-def canvas_logits(episodes: EpisodeBatch) -> Callable[[Tensor], Tensor]:
+def canvas_logits(seen: Seen) -> Callable[[Tensor], Tensor]:
     """Canvas [B, n_tokens, canvas_dim] -> segmentation logits [B, K, G, G], as canvit-pytorch decodes it."""
-    assert isinstance(episodes.task, SegmentationTask), episodes.task.name
-    return cast(Any, episodes.task.model.logits)
+    assert isinstance(seen.task, SegmentationTask), seen.task.name
+    return cast(Any, seen.task.model.logits)

@@ -10,8 +10,8 @@ import numpy as np
 from canvit_pytorch.policies.entropy import canvas_grid_supported
 from numpy.typing import NDArray
 
-from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.observations import ObservationKey
+from canvit_gym.policies.seen import Seen
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class PolicyInfo:
     tasks: tuple[str, ...] = ("segmentation", "classification")
     canvas_grids: Literal["any", "power of two"] = "any"
     observations: tuple[ObservationKey, ...] = ()
-    """Keys that the policy reads with `episodes.observe()`: evaluation computes no others, and where there are none
+    """Keys that the policy reads with `seen.observe()`: evaluation computes no others, and where there are none
     it reads the canvas only after a glimpse."""
 
 
 class GlimpsePolicy(Protocol):
-    """Chooses the viewpoints of a batch of concurrent episodes, one glimpse at a time."""
+    """Chooses the viewpoints of a batch of concurrent seen, one glimpse at a time."""
 
     @property
     def info(self) -> PolicyInfo: ...
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        """A new batch of episodes starts, its scenes at `episodes.scene`; forget the last.
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        """A new batch of episodes starts, its scenes at `seen.scene`; forget the last.
 
         Random draws are a function of the seed, the scene's index and t, so that no result depends on how scenes
         are batched.
@@ -51,11 +51,11 @@ class GlimpsePolicy(Protocol):
         """
         ...
 
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         """[B, 3] viewpoints of glimpse t (0-based), given the episodes as they stand."""
         ...
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+    def flops_per_decision(self, seen: Seen) -> int:
         """FLOPs of choosing one viewpoint of one scene, without the backbone's forward of the glimpse itself.
 
         Counted as canvit_pytorch.flops counts: matrix products and convolutions, two per multiply-accumulate.

@@ -1,158 +1,92 @@
-"""Hand-coded policies by name, with arguments: "coarse_to_fine", "center(scale=0.55)", "raster(scale=(0.5, 0.25))"."""
+"""Hand-coded policies and ceilings by name, with arguments: "coarse_to_fine", "raster(scale=(0.5, 0.25))".
+
+A policy is its file and one entry of `POLICY_SPECS`. Policies of your own are entered with `register_policy`.
+"""
 
 import ast
 import difflib
-import hashlib
-import inspect
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from canvit_pytorch.policies import PolicyName
 
-from canvit_gym.actions import DiscreteActions
-from canvit_gym.assembly import build_actions, build_backbone, build_scenes, task_kind
+from canvit_gym.assembly import build_backbone, task_kind
 from canvit_gym.config import EnvConfig
-from canvit_gym.policies.entropy import EntropyGreedy, QuadtreeBeam
-from canvit_gym.policies.fixed_sequence import (
-    BestFixedSequence,
-    FixedSequence,
-    candidates_sha256,
-    search_config,
-    search_fixed_sequence,
-    searched_on,
-)
-from canvit_gym.policies.label_split import Half
-from canvit_gym.policies.oracle import GreedyOracle, oracle_candidates
-from canvit_gym.policies.paper import PaperPolicy, RandomStream, paper_info
+from canvit_gym.policies.entropy import EntropyGreedy, QuadtreeBeam, build_entropy_greedy, build_quadtree_beam
+from canvit_gym.policies.fixed_sequence import BestFixedSequence, build_best_fixed_sequence
+from canvit_gym.policies.locator import BoxLocator, WindowLocator, build_box_locator, build_window_locator
+from canvit_gym.policies.oracle import GreedyOracle, build_greedy_oracle, build_jittered_oracle, jittered_oracle
+from canvit_gym.policies.paper import build_paper, paper_info
 from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_supported
-from canvit_gym.policies.saliency import SpectralResidualSaliency
-from canvit_gym.policies.sequences import CycledViewpoints, Scales, center, raster
-from canvit_gym.scenes.prepared import cache_dir
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a policy is made for."""
-
-    config: EnvConfig
-    num_glimpses: int
-    progress: bool
-
-
-@dataclass(frozen=True)
-class PolicySpec:
-    """A policy by name: what it says about itself with its default arguments, and how it is made.
-
-    The keyword-only parameters of `build` are the arguments that a spec string may give.
-    """
-
-    info: PolicyInfo
-    build: Callable[..., GlimpsePolicy]
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Name -> default."""
-        parameters = inspect.signature(self.build).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def _paper(name: PolicyName, context: Context, *, random_stream: RandomStream = "scene") -> PaperPolicy:
-    return PaperPolicy(name, num_glimpses=context.num_glimpses, random_stream=random_stream)
-
-
-def _center(context: Context, *, scale: Scales = 0.55) -> CycledViewpoints:
-    return center(scale)
-
-
-def _raster(context: Context, *, scale: Scales = 0.25) -> CycledViewpoints:
-    return raster(scale)
-
-
-def _best_fixed_sequence(context: Context, *, num_scenes: int = 256, path: str | None = None) -> BestFixedSequence:
-    """From `path`; else from the cache; else searched now and cached, glimpse by glimpse."""
-    config, num_glimpses = context.config, context.num_glimpses
-    if path is not None:
-        sequence = FixedSequence.load(Path(path))
-        sequence.require_same(searched_on(config))
-        if len(sequence.viewpoints) < num_glimpses:
-            raise ValueError(
-                f"the fixed sequence in {path} has {len(sequence.viewpoints)} glimpses, but {num_glimpses} are asked "
-                f"for: search one with num_glimpses={num_glimpses}"
-            )
-        return BestFixedSequence(sequence)
-    training = replace(search_config(config, num_scenes), cache=False)  # to tell scenes apart, none are decoded
-    scenes = build_scenes(training, batched=False).fingerprint
-    key = [asdict(searched_on(config)), scenes, candidates_sha256(oracle_candidates())]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    cached = cache_dir() / "fixed_sequences" / f"{config.dataset}-{digest}.json"
-    known = FixedSequence.load(cached) if cached.is_file() else None
-    if known is None or len(known.viewpoints) < num_glimpses:
-        known = search_fixed_sequence(
-            config,
-            num_glimpses,
-            num_scenes,
-            progress=context.progress,
-            known=known,
-            on_glimpse=lambda found: found.save(cached),
-        )
-    return BestFixedSequence(known)
-
-
-def _saliency(context: Context, *, scale: Scales = 0.5, centers: int = 16) -> SpectralResidualSaliency:
-    return SpectralResidualSaliency(scale=scale, centers=centers)
-
-
-def _entropy_greedy(context: Context, *, scale: Scales | None = None, centers: int | None = None) -> EntropyGreedy:
-    """By default over the scales and centers of the environment's grid actions."""
-    config = context.config
-    return EntropyGreedy(
-        scale=config.grid_scales if scale is None else scale,
-        centers=config.grid_centers if centers is None else centers,
-    )
-
-
-def _quadtree_beam(context: Context, *, width: int = 2, levels: int = 2) -> QuadtreeBeam:
-    return QuadtreeBeam(num_glimpses=context.num_glimpses, width=width, levels=levels)
-
-
-def _greedy_oracle(
-    context: Context,
-    *,
-    candidates: Literal["default", "actions"] = "default",
-    max_candidates: int | None = None,
-    half: Half | None = None,
-    block: int = 1,
-) -> GreedyOracle:
-    """Over `oracle_candidates()`, or over the environment's own discrete actions."""
-    if candidates not in ("default", "actions"):
-        raise ValueError(f"candidates must be 'default' or 'actions', got {candidates!r}")
-    table = None
-    if candidates == "actions":
-        actions = build_actions(context.config)
-        if not isinstance(actions, DiscreteActions):
-            raise ValueError(
-                f"candidates='actions' needs discrete actions, but the environment's are {context.config.action!r}; "
-                "use action='grid' or 'quadtree', or the default candidates"
-            )
-        table = actions.viewpoints
-    return GreedyOracle(table, max_candidates=max_candidates, half=half, block=block, progress=context.progress)
-
+from canvit_gym.policies.saliency import SpectralResidualSaliency, build_saliency
+from canvit_gym.policies.sequences import build_center, build_raster, center, raster
+from canvit_gym.policies.spec import Context, PolicySpec
 
 POLICY_SPECS: dict[str, PolicySpec] = {
-    **{name: PolicySpec(paper_info(name), partial(_paper, name)) for name in get_args(PolicyName)},
-    "center": PolicySpec(center().info, _center),
-    "raster": PolicySpec(raster().info, _raster),
-    "best_fixed_sequence": PolicySpec(BestFixedSequence.info, _best_fixed_sequence),
-    "saliency": PolicySpec(SpectralResidualSaliency.info, _saliency),
-    "entropy_greedy": PolicySpec(EntropyGreedy.info, _entropy_greedy),
-    "quadtree_beam": PolicySpec(QuadtreeBeam.info, _quadtree_beam),
-    "greedy_oracle": PolicySpec(GreedyOracle().info, _greedy_oracle),
+    **{name: PolicySpec(paper_info(name), partial(build_paper, name)) for name in get_args(PolicyName)},
+    "center": PolicySpec(center().info, build_center, by_default=False),
+    "raster": PolicySpec(raster().info, build_raster, by_default=False),
+    "best_fixed_sequence": PolicySpec(BestFixedSequence.info, build_best_fixed_sequence),
+    "saliency": PolicySpec(SpectralResidualSaliency.info, build_saliency),
+    "entropy_greedy": PolicySpec(EntropyGreedy.info, build_entropy_greedy),
+    "quadtree_beam": PolicySpec(QuadtreeBeam.info, build_quadtree_beam),
+    "greedy_oracle": PolicySpec(GreedyOracle().info, build_greedy_oracle),
+    "jittered_oracle": PolicySpec(jittered_oracle(GreedyOracle()).info, build_jittered_oracle, by_default=False),
+    "box_locator": PolicySpec(BoxLocator.info, build_box_locator, by_default=False),
+    "window_locator": PolicySpec(WindowLocator.info, build_window_locator, by_default=False),
 }
+"""Name -> policy, built in and registered."""
+
 POLICY_NAMES = tuple(POLICY_SPECS)
+"""Of the policies that are built in."""
+
+
+def register_policy(name: str, build: Callable[..., GlimpsePolicy], info: PolicyInfo) -> None:
+    """Enter a policy of your own: `make_policy`, the benchmark and evaluation then know it by name.
+
+    build: `(context, *, ...) -> policy`, with a `Context` (the environment's config and the number of glimpses). Its
+    keyword-only parameters are the arguments that a spec string may give: "name(parameter=value)".
+    info: what the policy says about itself with its default arguments.
+
+    Raises:
+        ValueError: the name is taken, is no identifier, or differs from `info.name`.
+
+    >>> import numpy as np
+    >>> class LookHere:
+    ...     def __init__(self, row, col):
+    ...         self.row, self.col = row, col
+    ...         self.info = info
+    ...     def reset(self, seen, *, seed): ...
+    ...     def viewpoints(self, t, seen):
+    ...         return np.tile(np.float32([self.row, self.col, 0.5]), (seen.num, 1))
+    ...     def flops_per_decision(self, seen):
+    ...         return 0
+    >>> info = PolicyInfo(name="look_here", paper_name="look here", description="One place.", deterministic=True)
+    >>> register_policy("look_here", lambda context, *, row=0.0, col=0.0: LookHere(row, col), info)
+    >>> config = EnvConfig(split="test", num_scenes=4, device="cpu")
+    >>> make_policy("look_here(row=0.5)", config=config, num_glimpses=5).info.name
+    'look_here(row=0.5)'
+    >>> del POLICY_SPECS["look_here"]
+    """
+    if not name.isidentifier():
+        raise ValueError(f"a policy's name must be an identifier (letters, digits, underscores), got {name!r}")
+    if name in POLICY_SPECS:
+        raise ValueError(f"there is a policy {name!r} already; choose another name than {', '.join(POLICY_SPECS)}")
+    if info.name != name:
+        raise ValueError(f"the policy is registered as {name!r}, but its info.name is {info.name!r}: make them equal")
+    POLICY_SPECS[name] = PolicySpec(info, build, by_default=False)
+
+
+def policies_table() -> str:
+    """All policies in Markdown, for the documentation."""
+    lines = ["| policy | what it does | tasks | arguments |", "| --- | --- | --- | --- |"]
+    for name, spec in sorted(POLICY_SPECS.items(), key=lambda item: item[1].info.uses_labels):
+        arguments = ", ".join(f"`{key}={value!r}`" for key, value in spec.arguments.items())
+        what = f"{'Ceiling. ' if spec.info.uses_labels else ''}{spec.info.description}"
+        lines.append(f"| `{name}` | {what} | {', '.join(spec.info.tasks)} | {arguments} |")
+    return "\n".join(lines)
 
 
 def make_policy(spec: str, *, config: EnvConfig, num_glimpses: int, progress: bool = False) -> GlimpsePolicy:
@@ -204,10 +138,10 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"cannot read policy {spec!r}: {form}; {error}") from error
     name = named.id
     if name not in POLICY_SPECS:
-        close = difflib.get_close_matches(name, POLICY_NAMES, n=1)
+        close = difflib.get_close_matches(name, POLICY_SPECS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
-            f"unknown policy {name!r}; {hint}There are: {', '.join(POLICY_NAMES)}. "
+            f"unknown policy {name!r}; {hint}There are: {', '.join(POLICY_SPECS)}. "
             "Learned policies are loaded with agents.learned.load_learned"
         )
     known = POLICY_SPECS[name].arguments

@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from canvit_gym.actions import grid_viewpoints
-from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.protocol import PolicyInfo
+from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.sequences import Scales, check_count, checked_scales
+from canvit_gym.policies.spec import Context
 from canvit_gym.policies.windows import Windows, sums_flops
-from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
+from canvit_gym.viewpoints import FULL_SCENE
 
 MAP_SIZE_PX = 64
 """Side of the map, as in the publication; a smaller glimpse keeps its size."""
@@ -46,32 +47,39 @@ class SpectralResidualSaliency:
         check_count("centers", centers)
         self.candidates = grid_viewpoints(scales=scales, centers=centers)
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        size = _map_size(episodes)
-        self._windows = Windows(self.candidates, size=size, device=episodes.backbone.device)
-        self._octaves = -torch.log2(torch.from_numpy(self.candidates[:, 2]).to(episodes.backbone.device))
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        size = _map_size(seen)
+        self._windows = Windows(self.candidates, size=size, device=seen.device)
+        self._octaves = -torch.log2(torch.from_numpy(self.candidates[:, 2]).to(seen.device))
 
     @torch.no_grad()
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
-        everywhere = np.tile(FULL_SCENE, (episodes.num, 1))
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         if t == 0:
-            return everywhere
+            return np.tile(FULL_SCENE, (seen.num, 1))
         if t == 1:
-            assert episodes.images is not None
-            glimpse = episodes.backbone.glimpse(episodes.images, to_viewpoint(everywhere, episodes.backbone.device))
-            self._saliency = spectral_residual(glimpse.float().mean(dim=1), size=_map_size(episodes))
+            if (elsewhere := np.flatnonzero((seen.viewpoints[:, 0] != FULL_SCENE).any(axis=1))).size:
+                raise ValueError(
+                    f"{self.info.name} makes its map of a first glimpse of the full scene, but the first glimpse of "
+                    f"scene {seen.scene[elsewhere[0]]} was at {seen.viewpoints[elsewhere[0], 0].tolist()}; use "
+                    "first_glimpse='full'"
+                )
+            self._saliency = spectral_residual(seen.glimpse(0).float().mean(dim=1), size=_map_size(seen))
         worth = self._windows.sums(self._saliency) * self._octaves
         chosen = worth.argmax(dim=1)
         self._saliency = self._saliency * (1 - (1 - INHIBITION) * self._windows.coverage(chosen))
         return self.candidates[chosen.cpu().numpy()]
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+    def flops_per_decision(self, seen: Seen) -> int:
         """The windows' sums. The map is made once an episode, of Fourier transforms, which the count leaves out."""
-        return sums_flops(num_windows=len(self.candidates), size=_map_size(episodes))
+        return sums_flops(num_windows=len(self.candidates), size=_map_size(seen))
 
 
-def _map_size(episodes: EpisodeBatch) -> int:
-    return min(MAP_SIZE_PX, episodes.backbone.glimpse_size_px)
+def build_saliency(context: Context, *, scale: Scales = 0.5, centers: int = 16) -> SpectralResidualSaliency:
+    return SpectralResidualSaliency(scale=scale, centers=centers)
+
+
+def _map_size(seen: Seen) -> int:
+    return min(MAP_SIZE_PX, seen.backbone.glimpse_size_px)
 
 
 def spectral_residual(gray: Tensor, *, size: int) -> Tensor:

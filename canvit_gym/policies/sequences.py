@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from canvit_gym.actions import grid_viewpoints
-from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.protocol import PolicyInfo
+from canvit_gym.policies.seen import Seen
+from canvit_gym.policies.spec import Context
 from canvit_gym.viewpoints import FULL_SCENE, MIN_SCALE
 
 Scales = float | tuple[float, ...]
@@ -20,14 +21,14 @@ class CycledViewpoints:
         self.table = table
         self.info = info
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
+    def reset(self, seen: Seen, *, seed: int) -> None:
         """Nothing is remembered between glimpses."""
 
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         row = FULL_SCENE if t == 0 else self.table[(t - 1) % len(self.table)]
-        return np.tile(row, (episodes.num, 1))
+        return np.tile(row, (seen.num, 1))
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+    def flops_per_decision(self, seen: Seen) -> int:
         return 0
 
 
@@ -58,6 +59,14 @@ def raster(scale: Scales = 0.25) -> CycledViewpoints:
             deterministic=True,
         ),
     )
+
+
+def build_center(context: Context, *, scale: Scales = 0.55) -> CycledViewpoints:
+    return center(scale)
+
+
+def build_raster(context: Context, *, scale: Scales = 0.25) -> CycledViewpoints:
+    return raster(scale)
 
 
 def checked_scales(scale: Scales) -> tuple[float, ...]:

@@ -27,7 +27,7 @@ from canvit_gym.scenes.fashion import (
     Split,
     generate_scene,
 )
-from canvit_gym.scenes.source import SceneBatch
+from canvit_gym.scenes.source import Item, SceneBatch
 
 DEFAULT_NUM_SCENES: dict[Split, int] = {"training": 8192, "validation": 512, "test": 1000}
 
@@ -153,6 +153,19 @@ class FashionScenes:
         if self.flavour == "classification":
             labels = labels.astype(np.int64)
         return SceneBatch(images=torch.from_numpy(records["image"][indices]), labels=torch.from_numpy(labels))
+
+    def items(self, index: int) -> tuple[Item, ...]:
+        """The garments of scene `index`; see LocatedSource."""
+        offset = 0 if self.flavour == "segmentation" else 1  # of garments in `classes`, after the background or not
+        return tuple(
+            Item(
+                label=label - offset,
+                row=(2 * top + side) / SCENE_SIZE_PX - 1,
+                col=(2 * left + side) / SCENE_SIZE_PX - 1,
+                scale=side / SCENE_SIZE_PX,
+            )
+            for label, top, left, side in generate_scene(self.flavour, self.split, index).items
+        )
 
     def load_with_maps(self, indices: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """(images [n, 3, H, W], label maps [n, H, W]), uint8, of either flavour: what pretraining needs."""

@@ -43,6 +43,28 @@ class SceneSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Item:
+    """One thing in a scene, in a square box."""
+
+    label: int
+    """Its class, as an index into the source's `classes`."""
+    row: float
+    """Of the box's center, in scene coordinates [-1, 1]."""
+    col: float
+    scale: float
+    """Half the box's side: a viewpoint (row, col, scale) shows just the box."""
+
+
+@runtime_checkable
+class LocatedSource(Protocol):
+    """What a source offers besides that knows where the items of its scenes lie."""
+
+    def items(self, index: int) -> tuple[Item, ...]:
+        """The items of scene `index`, the asked-for one first where there is one."""
+        ...
+
+
 @runtime_checkable
 class StreamedSource(Protocol):
     """What a source of files offers besides: scenes made ready ahead of need, and files that cannot be read."""

@@ -7,18 +7,18 @@ luck that nothing in sight tells. Four measures of what a policy without labels 
 and, but for the locator, the same table of viewpoints as the learned policies:
 
 - greedy oracle: the whole lead;
-- trembling oracle: its glimpses land up to --tremor canvas cells beside, so that it cannot pick a sampling to the
-  pixel, only a place;
+- jittered oracle: its glimpses land up to --jitter canvas cells off, so that it cannot pick a sampling to the pixel,
+  only a place;
 - locator: knows from the generator where every item lies and how large it is, not how a glimpse will be read. Of
   several ways to look at items, the one that reads validation scenes best;
 - halves (segmentation): the oracle chooses by the cross-entropy on one half of the pixels and is measured on the
   other, both ways round, on a checkerboard of squares of --blocks canvas cells. Small squares cut through items, so
   that both halves share the luck of an item's reading; with large ones a choice also favours its own half.
 
-As a control, the learned policies tremble as well, and are told on the oracles' scenes alone. Headroom is a ceiling
-minus the best of the --baselines on validation scenes. What PPO adds to its warm start is paired by training seed.
-Scores are after the last glimpse, on test scenes; oracles on the first --oracle-scenes of them, so that a share is a
-policy's lead on its scenes over the oracle's lead on those.
+As a control, the learned policies are jittered as well, and measured on the oracles' scenes alone. Headroom is a
+ceiling minus the best of the --baselines on validation scenes. What PPO adds to its warm start is paired by training
+seed. Scores are after the last glimpse, on test scenes; oracles on the first --oracle-scenes of them, so that a share
+is a policy's lead on its scenes over the oracle's lead on those.
 """
 
 import json
@@ -28,27 +28,21 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from agents.checkpoint import load_policy, load_record
 from agents.learned import LearnedPolicy
-from canvit_gym.actions import DiscreteActions, grid_viewpoints
+from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.benchmark.comparison import Draws, clearly_ahead, first_scenes, per_scene, ratio_of_leads, with_interval
 from canvit_gym.command_line import env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
-from canvit_gym.observations import update_acuity
-from canvit_gym.policies import GlimpsePolicy, GreedyOracle, Jittered, PolicyInfo, make_policy
+from canvit_gym.policies import GlimpsePolicy, GreedyOracle, Jittered, jittered_oracle, make_policy
 from canvit_gym.policies.label_split import Half, HalfLoss
-from canvit_gym.policies.streams import scene_displacements
-from canvit_gym.policies.windows import Windows
 from canvit_gym.provenance import plain, provenance
-from canvit_gym.scenes.fashion import SCENE_SIZE_PX, Flavour, generate_scene
 from canvit_gym.statistics import InterquartileMean, Mean, OfFirst, Statistic, Together, bootstrap_interval
-from canvit_gym.viewpoints import FULL_SCENE, clip_to_scene, to_viewpoint
 
 _ANY_TASK = (
     "coarse_to_fine", "fine_to_coarse", "best_fixed_sequence", "saliency(scale=0.5)", "saliency(scale=0.4)",
@@ -62,15 +56,17 @@ BASELINES = {
     ),
     "fashion-classification": _ANY_TASK,
 }  # fmt: skip
-BACKGROUND = 0
+_BOX_LOCATORS = tuple(
+    f"box_locator(factor={factor}, jitter={jitter})" for factor in (1.0, 1.25, 1.5, 2.0) for jitter in (0.0, 0.2)
+)
 
 Role = Literal[
-    "baseline", "warm start", "learned", "sampled", "learned few", "learned trembling", "locator", "trembling", "oracle"
+    "baseline", "warm start", "learned", "sampled", "learned few", "learned jittered", "locator", "jittered", "oracle"
 ]
-_LEARNED: tuple[Role, ...] = ("warm start", "learned", "sampled", "learned few", "learned trembling")
+_LEARNED: tuple[Role, ...] = ("warm start", "learned", "sampled", "learned few", "learned jittered")
 SHARES: dict[Role, tuple[Role, ...]] = {
-    "oracle": (*_LEARNED, "locator", "trembling"),
-    "trembling": (*_LEARNED, "locator"),
+    "oracle": (*_LEARNED, "locator", "jittered"),
+    "jittered": (*_LEARNED, "locator"),
     "locator": _LEARNED,
 }
 """Whose share of which ceiling's lead is told."""
@@ -91,92 +87,20 @@ class HeadroomConfig:
     oracle_scenes: int = 200
     tuning_scenes: int = 512
     """Validation scenes that choose the best baseline and the best way to look at items."""
-    tremor: float = 0.5
+    jitter: float = 0.5
     """Canvas cells."""
     blocks: tuple[int, ...] = (1, 4)
     results_dir: Path = Path("experiments/results/headroom")
 
 
-class BoxLocator:
-    """The full scene, then the items one after the other, the largest first, and from the first again.
-
-    factor: a glimpse's side as a multiple of the item's. jitter: centers are off by up to this share of the scale, so
-    that an item is not seen twice in the same way.
-    """
-
-    def __init__(self, flavour: Flavour, config: EnvConfig, *, factor: float, jitter: float) -> None:
-        self._flavour: Flavour = flavour
-        self._split = config.split
-        self._factor, self._jitter = factor, jitter
-        self.info = _locator_info(f"boxes(factor={factor:g}, jitter={jitter:g})", flavour)
-
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        self._seed = seed
-        assert self._split in ("training", "validation", "test")
-        scenes = [generate_scene(self._flavour, self._split, index) for index in episodes.scene.tolist()]
-        self._items = [
-            sorted(((side, top, left) for _, top, left, side in scene.items), reverse=True) for scene in scenes
-        ]
-
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
-        if t == 0:
-            return np.tile(FULL_SCENE, (episodes.num, 1))
-        boxes = np.array([items[(t - 1) % len(items)] for items in self._items], dtype=np.float64)
-        side, corner = boxes[:, :1], boxes[:, 1:]
-        scale = np.minimum(1, self._factor * side / SCENE_SIZE_PX)
-        off = self._jitter * scale * scene_displacements(self._seed, episodes.scene, t)
-        return clip_to_scene((2 * corner + side) / SCENE_SIZE_PX - 1 + off, scale)
-
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
-        return 0
-
-
-class WindowLocator:
-    """entropy_greedy with the items' true area for the entropy: the window that adds most where items are."""
-
-    def __init__(self, *, scales: tuple[float, ...]) -> None:
-        self._table = grid_viewpoints(scales=scales, centers=8)
-        self.info = _locator_info(f"windows(scales={scales})", "segmentation")
-
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        grid, device = episodes.backbone.canvas_grid, episodes.backbone.device
-        self._windows = Windows(self._table, size=grid, device=device)
-        self._items = 1 - episodes.truth["shares"][:, BACKGROUND]
-        self._seen_at = torch.zeros(episodes.num, grid, grid, device=device)
-
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
-        if t == 0:
-            return np.tile(FULL_SCENE, (episodes.num, 1))
-        last = to_viewpoint(episodes.viewpoints[:, t - 1], episodes.backbone.device)
-        self._seen_at = update_acuity(self._seen_at, last)
-        return self._table[self._windows.added(self._items, self._seen_at).argmax(dim=1).cpu().numpy()]
-
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
-        return 0
-
-
-def _locator_info(name: str, flavour: Flavour) -> PolicyInfo:
-    return PolicyInfo(
-        name=f"locator {name}",
-        paper_name="locator (knows where items are)",
-        description="Is told from the labels where every item lies, not how it will be read.",
-        deterministic=True,
-        uses_labels=True,
-        tasks=(flavour,),
-    )
-
-
-def locators(config: EnvConfig) -> dict[str, GlimpsePolicy]:
-    """By name, for scenes of `config`'s split, which must be FashionScenes'."""
-    flavour: Flavour = "segmentation" if config.dataset == "fashion-segmentation" else "classification"
-    found: list[GlimpsePolicy] = [
-        BoxLocator(flavour, config, factor=factor, jitter=jitter)
-        for factor in (1.0, 1.25, 1.5, 2.0)
-        for jitter in (0.0, 0.2)
-    ]
-    if flavour == "segmentation":
-        found += [WindowLocator(scales=scales) for scales in ((0.5,), (0.4,), (0.5, 0.4, 0.3))]
-    return {locator.info.name: locator for locator in found}
+LOCATORS = {
+    "fashion-segmentation": (
+        *_BOX_LOCATORS, "window_locator(scale=0.5)", "window_locator(scale=0.4)",
+        "window_locator(scale=(0.5, 0.4, 0.3))",
+    ),
+    "fashion-classification": _BOX_LOCATORS,
+}  # fmt: skip
+"""Ways to look at items; validation scenes choose one."""
 
 
 def on_validation(policies: Mapping[str, GlimpsePolicy], validation: EnvConfig) -> dict[str, float]:
@@ -247,10 +171,13 @@ class Measured:
 def candidates(config: HeadroomConfig, env: EnvConfig) -> dict[Role, dict[str, float]]:
     """What may stand for the hand-coded policies and for the locators, by the score on validation scenes."""
     validation = replace(env, split="validation", num_scenes=config.tuning_scenes)
-    specs = config.baselines or BASELINES[env.dataset]
+    tried: dict[Role, tuple[str, ...]] = {
+        "baseline": config.baselines or BASELINES[env.dataset],
+        "locator": LOCATORS[env.dataset],
+    }
     return {
-        "baseline": on_validation({spec: baseline_policy(spec, validation) for spec in specs}, validation),
-        "locator": on_validation(locators(validation), validation),
+        role: on_validation({spec: baseline_policy(spec, validation) for spec in specs}, validation)
+        for role, specs in tried.items()
     }
 
 
@@ -264,14 +191,14 @@ def measured(config: HeadroomConfig, env: EnvConfig, *, baseline: str, locator: 
     if config.warm_started:
         found["warm start"] = _evaluated("warm start alone", config.warm_started, test)
     learned = _evaluated("learned", config.learned, test)
-    trembling = _evaluated("learned, trembling", config.learned, few, tremor=config.tremor)
+    jittered = _evaluated("learned, jittered", config.learned, few, jitter=config.jitter)
     found |= {
         "learned": learned,
-        "learned few": replace(learned.first(trembling.num_scenes), name="learned on the oracles' scenes"),
+        "learned few": replace(learned.first(jittered.num_scenes), name="learned on the oracles' scenes"),
         "sampled": _evaluated("learned, sampled", config.learned, test, deterministic=False),
-        "learned trembling": trembling,
-        "locator": Measured(locator, (evaluate(locators(test)[locator], config=test, progress=locator),)),
-        "trembling": Measured("trembling oracle", (evaluate(Jittered(oracle, cells=config.tremor), config=few),)),
+        "learned jittered": jittered,
+        "locator": Measured(locator, (evaluate(baseline_policy(locator, test), config=test, progress=locator),)),
+        "jittered": Measured("jittered oracle", (evaluate(jittered_oracle(oracle, cells=config.jitter), config=few),)),
         "oracle": Measured("greedy oracle", (evaluate(oracle, config=few),)),
     }
     return found
@@ -283,13 +210,13 @@ def _evaluated(
     test: EnvConfig,
     *,
     deterministic: bool = True,
-    tremor: float | None = None,
+    jitter: float | None = None,
 ) -> Measured:
     runs = []
     for seed, directory in enumerate(policies):
         policy: GlimpsePolicy = LearnedPolicy(load_policy(directory), deterministic=deterministic)
-        if tremor is not None:
-            policy = Jittered(policy, cells=tremor)
+        if jitter is not None:
+            policy = Jittered(policy, cells=jitter)
         runs.append(evaluate(policy, config=test, seed=seed, progress=f"{name}, run {seed}"))
     return Measured(name, tuple(runs))
 
@@ -399,7 +326,7 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
         "baseline": baseline.name,
         "num_scenes": baseline.num_scenes,
         "oracle_scenes": oracle.num_scenes,
-        "tremor_cells": config.tremor,
+        "jitter_cells": config.jitter,
         "tuning_scenes": config.tuning_scenes,
         "on_validation": tried,
         "policies": rows,
@@ -416,7 +343,7 @@ def page(result: dict[str, Any]) -> str:
     metric, rows = result["metric"], result["policies"]
     lines = [
         f"| | {metric} % | minus {result['baseline']} | cross-entropy minus {result['baseline']} "
-        "| share of the oracle's lead: by score | by cross-entropy | share of the trembling oracle's: by score "
+        "| share of the oracle's lead: by score | by cross-entropy | share of the jittered oracle's: by score "
         "| by cross-entropy | share of the locator's: by score | by cross-entropy | IQM of scenes | every seed |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
@@ -429,7 +356,7 @@ def page(result: dict[str, Any]) -> str:
             _cell(row.get("loss_minus_baseline"), "{:+.4f}"),
             *(
                 _cell(row.get(f"share_of_{ceiling}_{name}"), "{:.0f} %", 100)
-                for ceiling in ("oracle", "trembling", "locator")
+                for ceiling in ("oracle", "jittered", "locator")
                 for name in ("score", "loss")
             ),
             _cell(row["scene_iqm"], "{:.1f}", 100) if dense else _cell(row["scene_iqm"], "{:.3f}"),
@@ -438,8 +365,8 @@ def page(result: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     text = [
         f"# Headroom on {result['config']['env']}",
-        f"{result['num_scenes']:,} test scenes, oracles and what trembles on the first {result['oracle_scenes']:,}; "
-        f"trembling glimpses land up to {result['tremor_cells']:g} canvas cells beside. After the last glimpse, "
+        f"{result['num_scenes']:,} test scenes, oracles and what is jittered on the first {result['oracle_scenes']:,}; "
+        f"jittered glimpses land up to {result['jitter_cells']:g} canvas cells off. After the last glimpse, "
         "95% intervals over scenes and training seeds in brackets. The IQM is of single scenes' "
         + (f"{metric}." if metric == "mIoU" else "minus cross-entropy, in nats."),
         f"Written by\n\n    {result['provenance']['command']}",

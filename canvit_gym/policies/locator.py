@@ -1,0 +1,114 @@
+"""Locators: ceilings that are told where the items of a scene lie, but not how a glimpse will be read.
+
+What they gain over the best policy without labels is what knowing where to look is worth; the greedy oracle's lead
+also holds luck in how a glimpse happens to be read.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from canvit_gym.actions import grid_viewpoints
+from canvit_gym.observations import update_acuity
+from canvit_gym.policies.protocol import PolicyInfo, check_supported
+from canvit_gym.policies.seen import Seen, with_truth
+from canvit_gym.policies.sequences import Scales, check_count, checked_scales
+from canvit_gym.policies.spec import Context
+from canvit_gym.policies.streams import scene_displacements
+from canvit_gym.policies.windows import Windows
+from canvit_gym.viewpoints import FULL_SCENE, clip_to_scene, to_viewpoint
+
+
+class BoxLocator:
+    """The full scene, then a glimpse of each item, the largest first, and from the first again.
+
+    factor: a glimpse's side as a multiple of the item's.
+    jitter: glimpses are off center by up to this share of their scale, so that no item is seen twice in the same way.
+    """
+
+    info = PolicyInfo(
+        name="box_locator",
+        paper_name="locator (told where items lie)",
+        description="The full scene, then each item by itself, the largest first: is told where items lie, not how "
+        "they will be read.",
+        deterministic=True,
+        uses_labels=True,
+    )
+
+    def __init__(self, *, factor: float = 1.25, jitter: float = 0.0) -> None:
+        for name, value in (("factor", factor), ("jitter", jitter)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        if factor == 0:
+            raise ValueError("factor must be above 0: a glimpse has a size")
+        self.info = replace(self.info, deterministic=jitter == 0)
+        self._factor, self._jitter = factor, jitter
+
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        self._seed = seed
+        self._boxes: list[list[tuple[float, float, float]]] = []  # per scene, (scale, row, col) of its items
+        for scene, items in zip(seen.scene, with_truth(seen).items, strict=True):
+            if not items:
+                raise ValueError(f"scene {scene} holds no item to look at; use scenes that do, or another ceiling")
+            self._boxes.append(sorted(((item.scale, item.row, item.col) for item in items), reverse=True))
+
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
+        if t == 0:
+            return np.tile(FULL_SCENE, (seen.num, 1))
+        boxes = np.array([boxes[(t - 1) % len(boxes)] for boxes in self._boxes])
+        scale = np.minimum(1, self._factor * boxes[:, :1])
+        off = self._jitter * scale * scene_displacements(self._seed, seen.scene, t)
+        return clip_to_scene(boxes[:, 1:] + off, scale)
+
+    def flops_per_decision(self, seen: Seen) -> int:
+        return 0
+
+
+class WindowLocator:
+    """entropy_greedy, but with the area that items truly cover in place of the entropy.
+
+    Takes the window that adds most resolution where items are (see `canvit_gym.policies.windows`).
+    """
+
+    info = PolicyInfo(
+        name="window_locator",
+        paper_name="window locator (told where items lie)",
+        description="The full scene, then the window that adds most resolution where items are: is told which cells "
+        "items cover, not how they will be read.",
+        deterministic=True,
+        uses_labels=True,
+        tasks=("segmentation",),
+    )
+
+    def __init__(self, *, scale: Scales = 0.5, centers: int = 8) -> None:
+        check_count("centers", centers)
+        self.candidates = grid_viewpoints(scales=checked_scales(scale), centers=centers)
+
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        check_supported(self.info, seen.task.name, seen.canvas_grid)
+        self._windows = Windows(self.candidates, size=seen.canvas_grid, device=seen.device)
+        self._items = 1 - with_truth(seen).truth["shares"][:, BACKGROUND]
+        self._seen_at = torch.zeros(seen.num, seen.canvas_grid, seen.canvas_grid, device=seen.device)
+
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
+        if t == 0:
+            return np.tile(FULL_SCENE, (seen.num, 1))
+        self._seen_at = update_acuity(self._seen_at, to_viewpoint(seen.viewpoints[:, t - 1], seen.device))
+        return self.candidates[self._windows.added(self._items, self._seen_at).argmax(dim=1).cpu().numpy()]
+
+    def flops_per_decision(self, seen: Seen) -> int:
+        return 0
+
+
+BACKGROUND = 0
+"""Among FashionScenes' classes."""
+
+
+def build_box_locator(context: Context, *, factor: float = 1.25, jitter: float = 0.0) -> BoxLocator:
+    return BoxLocator(factor=factor, jitter=jitter)
+
+
+def build_window_locator(context: Context, *, scale: Scales = 0.5, centers: int = 8) -> WindowLocator:
+    return WindowLocator(scale=scale, centers=centers)
