@@ -108,7 +108,7 @@ def test_the_window_is_read_only_and_current() -> None:
     assert seen.scene.tolist() == [5, 2] and not seen.taken.any() and not seen.viewpoints.any()
     with pytest.raises(AttributeError):
         seen.budget = 3  # type: ignore[misc]
-    where = np.float32([[0, 0, 1], [0.5, 0.5, 0.5]])
+    where = np.array([[0, 0, 1], [0.5, 0.5, 0.5]], dtype=np.float32)
     with pytest.raises(ValueError, match="glimpse 0 was not taken: 0 were"):
         seen.glimpse(0)
     episodes.step_rows(episodes.all_rows, where)
@@ -159,7 +159,7 @@ def test_items_of_a_source_that_has_none() -> None:
 
 
 def _build(context: Context, *, scale: float = 0.5) -> CycledViewpoints:
-    return CycledViewpoints(np.float32([[0, 0, scale]]), info=POLICY_SPECS["mine"].info)
+    return CycledViewpoints(np.array([[0, 0, scale]], dtype=np.float32), info=POLICY_SPECS["mine"].info)
 
 
 def test_policies_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
