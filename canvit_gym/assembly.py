@@ -5,14 +5,12 @@ from typing import cast
 from canvit_gym.actions import ActionKind, Actions, make_actions
 from canvit_gym.backbone.load import Backbone, load_backbone, resolve_device
 from canvit_gym.config import EnvConfig
-from canvit_gym.first_glimpses import FirstGlimpseCache
 from canvit_gym.observations import ObservationLayout
 from canvit_gym.scenes.datasets import DATASETS, SceneRequest
 from canvit_gym.scenes.source import SceneSource
 from canvit_gym.tasks.classification import ClassificationTask, load_classifier
 from canvit_gym.tasks.default_probe import default_probe
 from canvit_gym.tasks.segmentation import SegmentationTask, load_probe
-from canvit_gym.viewpoints import first_viewpoints
 
 
 def build_backbone(config: EnvConfig) -> Backbone:
@@ -24,20 +22,6 @@ def build_backbone(config: EnvConfig) -> Backbone:
         canvas_grid=config.canvas_grid,
         scene_size_px=config.scene_size_px,
         compile=config.compile,
-    )
-
-
-def build_first_glimpse_cache(config: EnvConfig, backbone: Backbone, *, num_scenes: int) -> FirstGlimpseCache | None:
-    """The cache that the config asks for, if any."""
-    if not config.first_glimpse_cache_mb or config.first_glimpse is None:
-        return None
-    return FirstGlimpseCache(
-        viewpoint=first_viewpoints(config.first_glimpse, 1)[0],
-        num_scenes=num_scenes,
-        num_bytes=config.first_glimpse_cache_mb * 1_000_000,
-        dtype=config.first_glimpse_cache_dtype,
-        where=config.first_glimpse_cache_on,
-        device=backbone.device,
     )
 
 

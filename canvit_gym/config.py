@@ -12,14 +12,18 @@ from typing import Any, get_args
 from canvit_gym.actions import ActionKind, make_actions
 from canvit_gym.backbone.load import Precision
 from canvit_gym.checks import Check, boolean, is_number, number, number_at_least, one_of, optional, several, text, whole
-from canvit_gym.first_glimpses import CacheDevice, CacheDtype
 from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, check_keys
 from canvit_gym.rewards import Reward, check_reward
 from canvit_gym.scenes.datasets import DATASETS, Unreadable, check_scene_arguments
 from canvit_gym.scenes.sampler import check_shard
 from canvit_gym.viewpoints import MIN_SCALE, FirstGlimpse
 
-RETIRED_KEYWORDS: dict[str, tuple[Any, str]] = {}
+_NO_CACHE = "first glimpses are not cached any more (it saved no time); states are no longer rounded"
+RETIRED_KEYWORDS: dict[str, tuple[Any, str]] = {
+    "first_glimpse_cache_mb": (0, _NO_CACHE),
+    "first_glimpse_cache_dtype": ("float16", _NO_CACHE),
+    "first_glimpse_cache_on": ("host", _NO_CACHE),
+}
 """Keywords of earlier versions that records and specs may still hold -> (their default, why they have no effect)."""
 
 
@@ -140,8 +144,8 @@ class ModelConfig:
     compile: bool = option(
         False,
         boolean,
-        "whether steps go through torch.compile. It takes about half a minute at the first step, once per process, and "
-        "a C++ compiler on a CPU",
+        "whether steps go through torch.compile, and on a GPU through CUDA graphs. Compiling takes about half a minute "
+        "at the first step, once per process, and a C++ compiler on a CPU",
     )
 
 
@@ -153,30 +157,11 @@ class EpisodeConfig:
     first_glimpse: FirstGlimpse | None = option(
         "full", _whatever, '"full" (the whole scene), "random", (row, col, scale), or None (the agent takes it)'
     )
-    first_glimpse_cache_mb: int = option(
-        0,
-        whole(0),
-        "megabytes for a cache of the states after the first glimpse, which saves the forward of a scene that comes "
-        "back; 0: none",
-    )
-    first_glimpse_cache_dtype: CacheDtype = option(
-        "float16",
-        one_of(lambda: get_args(CacheDtype)),
-        '"float16" or "bfloat16", to which every first state is rounded where there is a cache',
-    )
-    first_glimpse_cache_on: CacheDevice = option(
-        "host", one_of(lambda: get_args(CacheDevice)), '"host" or "device": whose memory the cache takes'
-    )
 
     def _check_episode(self) -> None:
         if self.budget < 2 and self.first_glimpse is not None:
             raise ValueError("a budget of 1 is spent by the first glimpse: use budget >= 2 or first_glimpse=None")
         first = self.first_glimpse
-        if self.first_glimpse_cache_mb and (first is None or first == "random"):
-            raise ValueError(
-                f"first_glimpse_cache_mb={self.first_glimpse_cache_mb} needs a first glimpse that is the same for "
-                f"every episode: use first_glimpse='full' or (row, col, scale), not {first!r}, or no cache"
-            )
         if first is None or (isinstance(first, str) and first in ("full", "random")):
             return
         if not (isinstance(first, tuple) and len(first) == 3 and all(is_number(value) for value in first)):

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.first_glimpses import FirstGlimpseCache
 from canvit_gym.observations import GAZE_LENGTH, ObservationLayout, pooled_canvas, uncertainty, update_acuity
 from canvit_gym.scenes.source import SceneSource, load_scenes
 from canvit_gym.states import Rows, States, index_of
@@ -106,7 +105,6 @@ class EpisodeBatch:
         budget: int,
         with_score: bool,
         with_soft_score: bool = False,
-        first_glimpses: FirstGlimpseCache | None = None,
     ) -> None:
         self.num = num
         self.backbone = backbone
@@ -116,7 +114,6 @@ class EpisodeBatch:
         self.budget = budget
         self.with_score = with_score
         self.with_soft_score = with_soft_score
-        self.first_glimpses = first_glimpses
         self.all_rows: Rows = np.arange(num)
         self._mean, self._std = (
             torch.tensor(values, device=backbone.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
@@ -227,7 +224,7 @@ class EpisodeBatch:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
         assert self.images is not None, "reset_rows() comes first"
         where = to_viewpoint(viewpoints, self.backbone.device)
-        state = self._after_glimpses(rows, viewpoints, where)
+        state = self._forward(rows, where)
         self._states.put(rows, state)
 
         self.viewpoints[rows, self.glimpses[rows]] = viewpoints
@@ -236,38 +233,6 @@ class EpisodeBatch:
             acuity = self._acuity if len(rows) == self.num else self._acuity[index_of(rows, self._acuity)]
             self._acuity = _assign(self._acuity, rows, update_acuity(acuity, where), self.num)
         self._read(rows, *self._decode(state))
-
-    def _after_glimpses(self, rows: Rows, viewpoints: NDArray[np.float32], where: Viewpoint) -> RecurrentState:
-        """The states of rows after their glimpses; forwards only for those that the cache does not hold. `where` is
-        the viewpoints on the device.
-        """
-        cache = self.first_glimpses
-        if cache is None:
-            return self._forward(rows, where)
-        scene = self.scene[rows]
-        first = (self.glimpses[rows] == 0) & (viewpoints == cache.viewpoint).all(axis=1)
-        held = first & cache.holds(scene)
-        known, others = np.flatnonzero(held), np.flatnonzero(~held)
-        if known.size and self._pixels is not None:
-            of_known = to_viewpoint(viewpoints[known], self.backbone.device)
-            self._keep_pixels(rows[known], self._glimpses(rows[known], of_known))
-        if not others.size:
-            return cache.get(scene)
-        state = self._forward(rows[others], to_viewpoint(viewpoints[others], self.backbone.device))
-        if (new := np.flatnonzero(first[others])).size:
-            index = index_of(new, state.canvas)
-            part = RecurrentState(canvas=state.canvas[index], recurrent_cls=state.recurrent_cls[index])
-            part = cache.rounded(part)
-            cache.keep(scene[others[new]], part)
-            state.canvas[index], state.recurrent_cls[index] = part.canvas, part.recurrent_cls
-        if not known.size:
-            return state
-        here = cache.get(scene[known])
-        place = index_of(np.argsort(np.concatenate([others, known])), state.canvas)
-        return RecurrentState(
-            canvas=torch.cat([state.canvas, here.canvas]).index_select(0, place),
-            recurrent_cls=torch.cat([state.recurrent_cls, here.recurrent_cls]).index_select(0, place),
-        )
 
     def _forward(self, rows: Rows, where: Viewpoint) -> RecurrentState:
         glimpse = self._glimpses(rows, where)

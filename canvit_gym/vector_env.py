@@ -16,7 +16,6 @@ from canvit_gym.actions import validated
 from canvit_gym.assembly import (
     build_actions,
     build_backbone,
-    build_first_glimpse_cache,
     build_layout,
     build_scenes,
     build_task,
@@ -105,8 +104,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     early keeps its last value to the end of the curve). A scene without any label has loss 0 and score 0.
 
     ## Determinism
-    The same seed, actions and number of environments give the same numbers to the bit on one machine (up to
-    float32 rounding where first glimpses are cached and episodes end at different times). A scene
+    The same seed, actions and number of environments give the same numbers to the bit on one machine. A scene
     in a batch of 64 and the scene alone agree to float32 rounding only (1e-3 on the canvas): matrix products of
     other shapes add in another order. Nothing else couples the scenes of a batch.
 
@@ -196,7 +194,6 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             budget=self.config.budget,
             with_score=self.tracks_score or render_mode is not None,  # for the curve drawn
             with_soft_score=uses_soft_score(self.config.reward),
-            first_glimpses=build_first_glimpse_cache(self.config, self.backbone, num_scenes=len(self.scenes)),
         )
         self._sampler = SceneSampler(
             num_scenes=len(self.scenes), shard=self.config.shard, shuffle=self.config.split == "training"

@@ -27,6 +27,13 @@ SMALL: dict[str, Any] = {"num_scenes": 16, "device": "cpu"}
 """Sixteen scenes are prepared in a few hundredths of a second."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 def heed_interrupts() -> None:
     """For a child process (`preexec_fn`): a shell's background jobs, and so their children, ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,23 +3,18 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
-from importlib.util import module_from_spec, spec_from_file_location
+from collections.abc import Callable
 from pathlib import Path
 
-import canvit_pytorch
 import numpy as np
 import pytest
 import torch
-from canvit_pytorch import CanViT, RecurrentState, Viewpoint, sample_at_viewpoint
+from canvit_pytorch import RecurrentState, Viewpoint
 from canvit_pytorch.policies.random import random_viewpoints
-from canvit_pytorch.viewpoint import viewpoint_grid_coords
 
-from canvit_gym.backbone import twin as twin_module
-from canvit_gym.backbone.compilation import CUDA_GRAPH_OPTIONS
+from canvit_gym.backbone import compilation
+from canvit_gym.backbone.compilation import CompiledFunction, Ran
 from canvit_gym.backbone.load import Backbone, load_backbone
-from canvit_gym.backbone.twin import UnknownCodeError, rebound, twin_of
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
@@ -33,11 +28,11 @@ CONFIG = EnvConfig(split="validation", num_scenes=32, device="cpu", budget=STEPS
 def rollout(backbone: Backbone, num: int, *, seed: int = 0) -> RecurrentState:
     """The state after a full-scene glimpse and random ones of noise."""
     torch.manual_seed(seed)
-    images = torch.randn(num, 3, backbone.scene_size_px, backbone.scene_size_px)
+    device = backbone.device
+    images = torch.randn(num, 3, backbone.scene_size_px, backbone.scene_size_px).to(device)
     state = backbone.init_state(num)
     with torch.inference_mode():
         for t in range(STEPS):
-            device = torch.device("cpu")
             viewpoint = (
                 random_viewpoints(batch_size=num, device=device)
                 if t
@@ -66,10 +61,12 @@ def test_states_are_the_eager_ones(compiled: Backbone) -> None:
         assert relative_error(one.canvas, other.canvas) < 1e-5
         assert relative_error(one.recurrent_cls, other.recurrent_cls) < 1e-5
         assert not torch.equal(one.canvas, other.canvas), "this is the eager step"
-        seconds.append(compiled._step.seconds)  # pyright: ignore[reportFunctionMemberAccess]
+        seconds.append(compiled._compiled_step.seconds)
     assert seconds[0] > 0 and len(set(seconds)) == 1
     one, other = rollout(compiled, 1), rollout(eager, 1)
     assert relative_error(one.canvas, other.canvas) < 1e-5
+    assert set(compiled.ran) == {Ran("compiled", "float32")}, "what ran is what was asked for"
+    assert set(eager.ran) == {Ran("eager", "float32")}
 
 
 @pytest.mark.slow
@@ -121,6 +118,7 @@ with warnings.catch_warnings(record=True) as caught:
 ours = [w for w in caught if "eagerly" in str(w.message)]
 assert rewards[0] == rewards[1], rewards
 assert len(ours) == 1, [str(w.message) for w in caught]
+assert envs.backbone.compile and {ran.how for ran in envs.backbone.ran} == {"eager"}, envs.backbone.ran
 print(ours[0].message)
 """
 
@@ -142,80 +140,82 @@ def test_without_a_compiler_steps_are_eager_after_one_warning(tmp_path: Path) ->
     assert "nano cannot be compiled and runs eagerly" in done.stdout and "$CXX" in done.stdout
 
 
-def test_the_eager_step_is_canvit_pytorchs_to_the_bit(backbone: Backbone) -> None:
-    """And it is not canvit-pytorch's function that runs: this version's code is known."""
-    twin = twin_of(backbone.canvit, canvas_grid=backbone.canvas_grid, device=backbone.device)
-    assert twin is not backbone.canvit
-    weights = dict(backbone.canvit.named_parameters())
-    assert all(parameter is weights[name] for name, parameter in twin.named_parameters())
-    torch.manual_seed(0)
-    images = torch.randn(5, 3, backbone.scene_size_px, backbone.scene_size_px)
-    state = expected = backbone.init_state(5)
+def test_a_step_is_one_graph(compiled: Backbone) -> None:
+    """Nothing in it sends the compiler back to Python."""
+    state = compiled.init_state(2)
+    viewpoint = Viewpoint.full_scene(batch_size=2, device=torch.device("cpu"))
+    arguments = (torch.randn(2, 3, 32, 32), state.canvas, state.recurrent_cls, viewpoint.centers, viewpoint.scales)
+    torch.compiler.reset()
     with torch.no_grad():
-        for _ in range(3):
-            viewpoint = random_viewpoints(batch_size=5, device=torch.device("cpu"))
-            glimpse = backbone.glimpse(images, viewpoint)
-            state = backbone.step(glimpse, state, viewpoint)
-            expected = backbone.canvit(glimpse=glimpse, state=expected, viewpoint=viewpoint).state
-            assert torch.equal(state.canvas, expected.canvas)
-            assert torch.equal(state.recurrent_cls, expected.recurrent_cls)
+        explained = torch._dynamo.explain(compiled.fast_step.__call__)(*arguments)
+    assert explained.graph_break_count == 0 and explained.graph_count == 1, explained.break_reasons
 
 
+def test_what_cannot_be_compiled_never_counts_as_compiled() -> None:
+    def with_a_print(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        print("this breaks the graph")
+        return (x + 1,)
+
+    function = CompiledFunction(with_a_print, name="it", any_number=True, graph_up_to=0)
+    with pytest.warns(UserWarning, match="it cannot be compiled and runs eagerly"):
+        function(torch.zeros(2))
+    assert function.how == "eager" and function.seconds == 0
+    function(torch.zeros(2))  # without another warning
+    assert function.how == "eager"
+
+
+def test_what_is_differentiated_is_not_compiled() -> None:
+    function = CompiledFunction(lambda x: (x * 2,), name="it", any_number=True, graph_up_to=0)
+    x = torch.ones(2, requires_grad=True)
+    function(x)[0].sum().backward()
+    assert function.how == "eager" and x.grad is not None and x.grad.tolist() == [2, 2]
+
+
+def test_few_numbers_of_scenes_get_code_of_their_own_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as it shows on a CPU: which case a number of scenes is."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+    def cases(device: str, *, any_number: bool, nums: list[int]) -> list[int | None]:
+        function = CompiledFunction(lambda x: (x,), name="it", any_number=any_number, graph_up_to=0)
+        found = []
+        for num in nums:
+            case = function._case(torch.zeros(num, device=device))
+            function._compiled[case] = lambda x: (x,)
+            found.append(case)
+        return found
+
+    nums = [1, 64, 3, 7, 64, 5, 1]
+    assert cases("cpu", any_number=True, nums=nums) == [1, None, None, None, None, None, 1]
+    assert cases("meta", any_number=True, nums=nums) == [1, 64, 3, 7, 64, None, 1]
+    assert cases("cpu", any_number=False, nums=nums) == nums
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_other_geometries_are_canvit_pytorchs_too(precision: str) -> None:
-    backbone = load_backbone("nano", device="cpu", canvas_grid=12, precision=precision)  # pyright: ignore[reportArgumentType]
-    viewpoint = random_viewpoints(batch_size=3, device=torch.device("cpu"))
-    glimpse, state = torch.randn(3, 3, 32, 32), backbone.init_state(3)
-    with torch.no_grad(), backbone.autocast():
-        expected = backbone.canvit(glimpse=glimpse, state=state, viewpoint=viewpoint).state
-        assert torch.equal(backbone.step(glimpse, state, viewpoint).canvas, expected.canvas)
+def test_graphs_give_the_compiled_numbers(precision: str) -> None:
+    eager, compiled = (
+        load_backbone("nano", device="cuda", precision=precision, compile=value)  # pyright: ignore[reportArgumentType]
+        for value in (False, True)
+    )
+    compiled.ran.clear()
+    for num in (8, 1, 8, 32):
+        one, other = rollout(compiled, num, seed=num), rollout(eager, num, seed=num)
+        assert relative_error(one.canvas, other.canvas) < (1e-3 if precision == "float32" else 5e-2)
+    assert compiled.ran == {
+        Ran("cuda graph", precision): 3 * STEPS,  # pyright: ignore[reportArgumentType]
+        Ran("compiled", precision): STEPS,  # pyright: ignore[reportArgumentType]
+    }, "32 scenes are launched kernel by kernel"
 
 
-def test_options_of_cuda_graphs_are_known() -> None:
-    torch.compile(lambda x: x, options=CUDA_GRAPH_OPTIONS)  # raises for an unknown option
-
-
-def test_names_that_a_function_does_not_use_are_refused() -> None:
-    with pytest.raises(UnknownCodeError, match="nonsense"):
-        rebound(random_viewpoints, nonsense=None)
-
-
-@pytest.fixture
-def warnings_of_unknown_code(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], int]]:
-    """How often it was told that canvit-pytorch is another than the one known."""
-    twin_module._tell_unknown_code.cache_clear()
-    yield lambda: sum("is not the one that canvit_gym knows" in message for message in caplog.messages)
-    twin_module._tell_unknown_code.cache_clear()
-
-
-def test_another_sampling_of_canvit_pytorch_runs_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, warnings_of_unknown_code: Callable[[], int]
-) -> None:
-    """Names are bound anew when the module is imported: that must not fail."""
-
-    def other(*, spatial: torch.Tensor, viewpoint: Viewpoint, glimpse_size_px: int) -> torch.Tensor:
-        return sample_at_viewpoint(spatial=spatial, viewpoint=viewpoint, glimpse_size_px=glimpse_size_px)
-
-    monkeypatch.setattr(canvit_pytorch, "sample_at_viewpoint", other)
-    monkeypatch.setattr(canvit_pytorch.viewpoint, "viewpoint_grid_coords", partial(viewpoint_grid_coords))
-    spec = spec_from_file_location("another_twin", twin_module.__file__)
-    assert spec is not None and spec.loader is not None
-    again = module_from_spec(spec)
-    spec.loader.exec_module(again)
-    assert again.sample_glimpse is other and warnings_of_unknown_code() == 2, "two names of it, two warnings"
-    viewpoint = random_viewpoints(batch_size=2, device=torch.device("cpu"))
-    assert torch.equal(again.glimpse_positions(viewpoint, size=4), viewpoint_grid_coords(viewpoint, size=4))
-
-
-def test_another_forward_of_canvit_pytorch_runs_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, warnings_of_unknown_code: Callable[[], int]
-) -> None:
-    canvit = load_backbone("nano", device="cpu").canvit
-    forward = CanViT.forward
-    monkeypatch.setattr(CanViT, "forward", lambda self, **kwargs: forward(self, **kwargs))
-    for _ in range(2):
-        assert twin_of(canvit, canvas_grid=16, device=torch.device("cpu")) is canvit
-    assert warnings_of_unknown_code() == 1
+@pytest.mark.gpu
+def test_graphs_are_few_and_what_they_return_stays() -> None:
+    function = CompiledFunction(lambda x: (x + 1,), name="it", any_number=True, graph_up_to=99)
+    kept = []
+    for num in range(2, 2 * compilation.MAX_GRAPHS):
+        kept.append((num, function(torch.full((num,), float(num), device="cuda"))[0]))
+        assert function.how == ("cuda graph" if num < 2 + compilation.MAX_GRAPHS else "compiled")
+    for num, result in kept:
+        assert result.tolist() == [num + 1] * num
 
 
 MEMORY = """

@@ -2,11 +2,12 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from canvit_pytorch import (
@@ -21,14 +22,14 @@ from canvit_pytorch.hub.repos import RELEASED_CANVAS_GRID_SIZE
 from safetensors import SafetensorError
 from torch import Tensor
 
-from canvit_gym.backbone.compilation import CompiledStep
+from canvit_gym.backbone.compilation import CompiledFunction, Precision, Ran, precision_on
+from canvit_gym.backbone.fast_step import FastStep
 from canvit_gym.backbone.forks import compute_alone_after_forks
 from canvit_gym.backbone.hub import CONFIG, WEIGHTS, Source, locate, mark_used
 from canvit_gym.backbone.memory import keep_freed_memory
 from canvit_gym.backbone.nano import register_nano
-from canvit_gym.backbone.twin import sample_glimpse, twin_of
+from canvit_gym.backbone.step import ReferenceStep, step_of
 
-Precision = Literal["float32", "bfloat16"]
 CheckpointModel = CanViTForPretraining | CanViTForImageClassification
 
 GLIMPSES_PER_SIDE = 4
@@ -127,24 +128,41 @@ class Backbone:
 
     def glimpse(self, images: Tensor, viewpoint: Viewpoint) -> Tensor:
         """[B, 3, H, W] -> [B, 3, glimpse_size_px, glimpse_size_px]: what the backbone sees at each viewpoint."""
-        return sample_glimpse(spatial=images, viewpoint=viewpoint, glimpse_size_px=self.glimpse_size_px)
+        return self.fast_step.sample(images, viewpoint.centers, viewpoint.scales)
 
     def step(self, glimpse: Tensor, state: RecurrentState, viewpoint: Viewpoint) -> RecurrentState:
         """The state after a glimpse [B, 3, glimpse_size_px, glimpse_size_px] taken at `viewpoint`."""
         with self.autocast():
-            return self._step(glimpse, state, viewpoint)
+            take = self._compiled_step if self.compile else self.fast_step
+            canvas, cls = take(glimpse, state.canvas, state.recurrent_cls, viewpoint.centers, viewpoint.scales)
+            self.ran[Ran(self._compiled_step.how if self.compile else "eager", precision_on(self.device))] += 1
+        return RecurrentState(canvas=canvas, recurrent_cls=cls)
 
     @cached_property
-    def _step(self) -> Callable[[Tensor, RecurrentState, Viewpoint], RecurrentState]:
-        twin = twin_of(self.canvit, canvas_grid=self.canvas_grid, device=self.device)
+    def ran(self) -> Counter[Ran]:
+        """How often steps ran which way in this process: what `compile` and `precision` came to."""
+        return Counter()
 
-        def eager(glimpse: Tensor, state: RecurrentState, viewpoint: Viewpoint) -> RecurrentState:
-            return twin(glimpse=glimpse, state=state, viewpoint=viewpoint).state
+    @cached_property
+    def fast_step(self) -> FastStep | ReferenceStep:
+        """The step on plain tensors, without autocast or compilation."""
+        return step_of(
+            self.canvit,
+            canvas_grid=self.canvas_grid,
+            glimpse_size_px=self.glimpse_size_px,
+            bfloat16=self.precision == "bfloat16",
+        )
 
-        if not self.compile:
-            return eager
-        return CompiledStep(self.canvit, canvas_grid=self.canvas_grid, eager=eager, name=self.name)
+    @cached_property
+    def _compiled_step(self) -> CompiledFunction:
+        return CompiledFunction(
+            self.fast_step, name=f"a step of {self.name}", any_number=True, graph_up_to=CUDA_GRAPH_SCENES
+        )
 
+
+CUDA_GRAPH_SCENES = 16
+"""Backbone.step records up to so many scenes. For more, its kernels take longer than launching them one by one does,
+and copies of the states in and out of a graph would cost more than it saves."""
 
 LOADING_ERRORS = (AssertionError, AttributeError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError)
 """What canvit-pytorch and its loaders raise for a file that is damaged or of another kind."""

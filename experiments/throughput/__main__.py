@@ -85,7 +85,6 @@ def layers(config: ThroughputConfig) -> dict[str, Job]:
         "vector env, compiled": replace(env, compile=True),
         "vector env, bfloat16": replace(env, precision="bfloat16"),
         "vector env, bfloat16, compiled": replace(env, precision="bfloat16", compile=True),
-        "vector env, first glimpses cached": replace(env, cache_mb=100),
         "PPO end to end": replace(job, contestant="PPO end to end"),
         "SyncVectorEnv of single envs": replace(job, contestant="SyncVectorEnv of single envs"),
     }

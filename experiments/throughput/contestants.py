@@ -45,7 +45,6 @@ class Job:
     device: str = "cpu"
     precision: Precision = "float32"
     compile: bool = False
-    cache_mb: int = 0
     canvas_size: int = 8
     threads: int | None = None
     """PyTorch's. None: as it finds them."""
@@ -60,7 +59,6 @@ class Job:
             "device": self.device,
             "precision": self.precision,
             "compile": self.compile,
-            "first_glimpse_cache_mb": self.cache_mb,
             "canvas_size": self.canvas_size,
             **env_kwargs_of(self.model, self.canvas_grid),
         }
