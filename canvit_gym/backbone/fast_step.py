@@ -14,7 +14,7 @@ canvit_gym.backbone.step.
 
 import copy
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,11 +106,13 @@ class FastStep:
             )
             cells = grid_coords(size=canvas_grid, device=device).flatten(0, 1).unsqueeze(0)
             self.canvas_rotation = rotation_at(cells, self.canvas_periods, config.num_canvas_registers)
-            blocks: list[ViTBlock] = list(self.canvit.backbone.blocks)  # type: ignore[arg-type]
-            self.qkv_biases = [_qkv_bias(block.attn) for block in blocks]
-        self.read_after = dict(zip(canvit.read_after_blocks, self.canvit.canvas_reads, strict=True))
-        self.write_after = dict(zip(canvit.write_after_blocks, self.canvit.canvas_writes, strict=True))
-        self.blocks = blocks
+            self.blocks = cast(list[ViTBlock], list(self.canvit.backbone.blocks))
+            self.qkv_biases = [_qkv_bias(block.attn) for block in self.blocks]
+        reads, writes = (
+            cast(list[CanvasAttention], list(m)) for m in (self.canvit.canvas_reads, self.canvit.canvas_writes)
+        )
+        self.read_after = dict(zip(canvit.read_after_blocks, reads, strict=True))
+        self.write_after = dict(zip(canvit.write_after_blocks, writes, strict=True))
 
     def sample(self, images: Tensor, centers: Tensor, scales: Tensor) -> Tensor:
         """canvit_pytorch's sample_at_viewpoint: [B, 3, H, W] -> [B, 3, px, px]."""
