@@ -1,0 +1,202 @@
+"""PPO on a glimpse environment in one file: torch, gymnasium and canvit_gym, nothing else. Copy it and change it.
+
+    python examples/ppo_single_file.py --env CanViT/FashionClassification-v0
+
+What it does, in the order of the file: a network that scores viewpoints from maps; rollouts on the native vector
+environment, all tensors on one device; generalized advantage estimation (Schulman et al. 2016); the clipped surrogate
+(Schulman et al. 2017); an exact evaluation of the most likely viewpoints on held-out scenes.
+
+Differences from PPO for games: an episode ends when its budget is spent, so there is no bootstrapping at the end of a
+rollout (rollouts hold whole episodes); the environment resets in the step after an episode's end (Gymnasium's NEXT_STEP
+mode), which is left out of the batch; viewpoints near one that was taken are masked, since they show nothing new.
+"""
+
+import argparse
+import time
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributions import Categorical
+
+import canvit_gym  # noqa: F401  (registers the ids)
+
+KEYS = ("canvas", "uncertainty", "acuity", "gaze", "time")
+
+
+class Network(nn.Module):
+    """Observation -> logits of every viewpoint of the action table, and a value.
+
+    A small convolutional network makes one feature map of 16 x 16 cells; the logit of a viewpoint is the average of a
+    score map over the window that it would look at, so that windows which overlap share what they learn.
+    """
+
+    def __init__(self, space: gym.spaces.Dict, table: np.ndarray, *, channels: int = 32, inhibition: float = 0.06):
+        super().__init__()
+        shapes = {key: box.shape or () for key, box in space.items()}
+        self.side, self.inhibition = 16, inhibition
+        self.maps = [key for key, shape in shapes.items() if len(shape) == 3]
+        self.vectors = [key for key, shape in shapes.items() if len(shape) == 1]
+        self.project = nn.Conv2d(sum(shapes[key][0] for key in self.maps) + 2, channels, 1)
+        self.context = nn.Sequential(nn.Linear(sum(shapes[key][0] for key in self.vectors) + channels, 64), nn.ReLU())
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
+        self.modulate = nn.ModuleList(nn.Linear(64, 2 * channels) for _ in range(3))
+        self.score = nn.Conv2d(channels, len(np.unique(table[:, 2])), 1)
+        self.value = nn.Sequential(nn.Linear(channels + 64, 64), nn.ReLU(), nn.Linear(64, 1))
+        nn.init.normal_(self.score.weight, std=0.01)
+        centers = torch.linspace(-1 + 1 / self.side, 1 - 1 / self.side, self.side)
+        self.register_buffer("cells", torch.stack(torch.meshgrid(centers, centers, indexing="ij")))  # [2, s, s]
+        self.register_buffer("table", torch.from_numpy(table))  # [A, 3]: row, col, scale
+        offset = (self.cells.flatten(1).T[None] - self.table[:, None, :2]).abs().amax(dim=2)  # [A, s * s]
+        inside = (offset <= self.table[:, 2:]).float()
+        self.register_buffer("windows", inside / inside.sum(dim=1, keepdim=True).clamp(min=1) ** 0.5)
+        self.register_buffer("group", torch.from_numpy(np.unique(table[:, 2], return_inverse=True)[1]))
+
+    def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        num = len(observation[self.vectors[0]])
+        maps = [F.interpolate(observation[key], size=(self.side, self.side), mode="bilinear") for key in self.maps]
+        x = F.relu(self.project(torch.cat([*maps, self.cells.expand(num, -1, -1, -1)], dim=1)))
+        context = self.context(torch.cat([*(observation[key] for key in self.vectors), x.mean(dim=(2, 3))], dim=1))
+        for conv, modulate in zip(self.convs, self.modulate, strict=True):
+            gain, shift = modulate(context)[:, :, None, None].chunk(2, dim=1)
+            x = x + F.relu(conv(x) * (1 + gain) + shift)
+        scores = self.score(x).flatten(2)  # [B, scales, s * s]
+        logits = (scores[:, self.group] * self.windows).sum(dim=2)
+        logits = logits.masked_fill(self.taken(observation["gaze"]), -1e8)
+        return logits, self.value(torch.cat([x.mean(dim=(2, 3)), context], dim=1)).squeeze(1)
+
+    def taken(self, gaze: Tensor) -> Tensor:
+        """[B, A]: viewpoints of the same scale within `inhibition` of one that was taken."""
+        near = (self.table - gaze.unflatten(1, (-1, 3))[:, :, None]).abs()  # [B, n, A, 3]
+        return ((near[..., :2].amax(dim=3) <= self.inhibition) & (near[..., 2] <= 1e-3)).any(dim=1)
+
+
+def make(args: argparse.Namespace, num_envs: int, **kwargs: object) -> gym.vector.VectorEnv:
+    return gym.make_vec(
+        args.env,
+        num_envs=num_envs,
+        observations=KEYS,
+        grid_scales=(0.34,),
+        grid_centers=24,
+        device=str(args.device),
+        **kwargs,
+    )
+
+
+def tensors(observation: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(value).to(device) for key, value in observation.items()}
+
+
+def evaluate(network: Network, args: argparse.Namespace, *, split: str, num_scenes: int) -> tuple[float, float]:
+    """(score, loss) after the last glimpse at the most likely viewpoints, on every scene of a split."""
+    envs = make(args, 64, split=split, num_scenes=num_scenes, autoreset_mode="disabled", track_score=True)
+    scores, losses = [], []
+    for start in range(0, num_scenes, 64):
+        scenes = np.minimum(np.arange(start, start + 64), num_scenes - 1)
+        observation, _ = envs.reset(options={"scene": scenes})
+        ended = np.zeros(64, dtype=bool)
+        while not ended.any():
+            with torch.no_grad():
+                actions = network(tensors(observation, args.device))[0].argmax(dim=1)
+            observation, _, ended, _, info = envs.step(actions.cpu().numpy())
+        kept = min(64, num_scenes - start)
+        scores.append(info["score"][:kept])
+        losses.append(info["loss"][:kept])
+    envs.close()
+    return float(np.concatenate(scores).mean()), float(np.concatenate(losses).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="CanViT/FashionClassification-v0")
+    parser.add_argument("--decisions", type=int, default=81_920, help="glimpses that the agent chooses, in all")
+    parser.add_argument("--num-envs", type=int, default=64)
+    parser.add_argument("--episodes", type=int, default=4, help="per environment and rollout")
+    parser.add_argument("--minibatch", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--gamma", type=float, default=0.5)
+    parser.add_argument("--gae-lambda", type=float, default=0.95)
+    parser.add_argument("--clip", type=float, default=0.2)
+    parser.add_argument("--entropy", type=float, default=0.003)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--split", default="test", help="evaluated at the end")
+    parser.add_argument("--num-scenes", type=int, default=1000, help="evaluated at the end")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    envs = make(args, args.num_envs)
+    table = envs.unwrapped.actions.viewpoints
+    network = Network(envs.single_observation_space, table).to(args.device)
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.learning_rate, eps=1e-5)
+    observation, _ = envs.reset(seed=args.seed)
+    current = tensors(observation, args.device)
+
+    decisions, spread, began = 0, 1.0, time.perf_counter()
+    while decisions < args.decisions:
+        optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - decisions / args.decisions)
+        # A rollout of whole episodes: every environment begins and ends together, since all spend the same budget.
+        steps: list[dict[str, Tensor]] = []
+        seen: list[dict[str, Tensor]] = []
+        losses, ended_episodes = [], 0
+        while ended_episodes < args.episodes:
+            with torch.no_grad():
+                logits, value = network(current)
+            choice = Categorical(logits=logits)
+            action = choice.sample()
+            observation, reward, terminated, _, info = envs.step(action.cpu().numpy())
+            done = torch.from_numpy(terminated).to(args.device)
+            rewards = torch.from_numpy(reward).float().to(args.device)
+            seen.append(current)
+            steps.append(
+                {"action": action, "log_prob": choice.log_prob(action), "value": value, "reward": rewards, "done": done}
+            )
+            current = tensors(observation, args.device)
+            decisions += args.num_envs
+            if terminated.all():
+                ended_episodes += 1
+                losses.append(info["loss"].mean())
+                observation, *_ = envs.step(action.cpu().numpy())  # NEXT_STEP: this one only begins the next scenes
+                current = tensors(observation, args.device)
+
+        stacked = {key: torch.stack([step[key] for step in steps]) for key in steps[0]}  # [T, N]
+        spread = (
+            0.9 * spread + 0.1 * float(stacked["reward"].std()) if decisions > 2048 else float(stacked["reward"].std())
+        )
+        reward_scaled = (stacked["reward"] / max(spread, 1e-6)).clamp(-5, 5)
+        advantage, following, next_value = torch.zeros_like(reward_scaled), 0.0, 0.0
+        for t in reversed(range(len(steps))):
+            going_on = (~stacked["done"][t]).float()
+            delta = reward_scaled[t] + args.gamma * next_value * going_on - stacked["value"][t]
+            following = delta + args.gamma * args.gae_lambda * going_on * following
+            advantage[t], next_value = following, stacked["value"][t]
+        returns = (advantage + stacked["value"]).flatten()
+        flat = {key: torch.cat([each[key] for each in seen]) for key in seen[0]}
+        advantage, old, actions = advantage.flatten(), stacked["log_prob"].flatten(), stacked["action"].flatten()
+
+        for _ in range(args.epochs):
+            for index in torch.randperm(len(actions), device=args.device).split(args.minibatch):
+                logits, value = network({key: values[index] for key, values in flat.items()})
+                choice = Categorical(logits=logits)
+                ratio = (choice.log_prob(actions[index]) - old[index]).exp()
+                gain = advantage[index]
+                gain = (gain - gain.mean()) / (gain.std() + 1e-8)
+                surrogate = torch.minimum(ratio * gain, ratio.clamp(1 - args.clip, 1 + args.clip) * gain).mean()
+                loss = -surrogate + 0.5 * F.mse_loss(value, returns[index]) - args.entropy * choice.entropy().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+                optimizer.step()
+        rate = decisions / (time.perf_counter() - began)
+        print(f"{decisions:7,} decisions, loss after the last glimpse {np.mean(losses):.4f}, {rate:,.0f} decisions/s")
+
+    envs.close()
+    score, loss = evaluate(network, args, split=args.split, num_scenes=args.num_scenes)
+    print(f"{args.split}: score {100 * score:.1f} %, loss {loss:.4f} on {args.num_scenes} scenes")
+
+
+if __name__ == "__main__":
+    main()
