@@ -10,8 +10,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image as TensorBoardImage
 from tqdm import tqdm
 
-from agents.checkpoint import save_policy
-from agents.learned import LearnedPolicy
 from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.callbacks import normalized_entropy
 from agents.ppo.policy import ViewpointPolicy
@@ -21,6 +19,7 @@ from agents.training_state import State, capture, preserved_random_state, save_s
 from agents.validation import Headroom, fixation_picture, gaze_strips, headroom
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.policies.learned import LearnedPolicy, save_policy
 from canvit_gym.policies.record import PolicyRecord
 
 HEADROOM, WARM_START = "headroom.json", "warm_start"
@@ -132,7 +131,7 @@ class Run(BaseCallback):
         policy = self.model.policy
         assert isinstance(policy, ViewpointPolicy)
         now = self.num_timesteps if num_timesteps is None else num_timesteps
-        save_policy(self.run_dir / name, policy, self._record(now))
+        save_policy(self.run_dir / name, policy.plain, self._record(now))
 
     def _record(self, num_timesteps: int) -> PolicyRecord:
         evaluations = [e for e in self.evaluations if e["num_timesteps"] == num_timesteps]
@@ -145,11 +144,10 @@ class Run(BaseCallback):
         policy = self.model.policy
         assert isinstance(policy, ViewpointPolicy)
         policy.set_training_mode(False)
-        policy.record = self.record
         validation = replace(self.env, split="validation", num_scenes=self.settings.eval_scenes, shard=(0, 1))
-        learned = LearnedPolicy(policy)
+        learned = LearnedPolicy(policy.plain, self.record)
         with preserved_random_state():
-            found = stops(policy, validation) if self.env.allow_stop else None
+            found = stops(learned, validation) if self.env.allow_stop else None
             result = found.evaluation if found is not None else evaluate(learned, config=validation)
             self._show_gaze(learned, validation, result)
             self._record_headroom(validation, result)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from agents.ppo.policy import require_finite
+from agents.finite import require_finite
 from canvit_gym.wrappers import RunningMoments
 
 

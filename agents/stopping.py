@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.learned import LearnedPolicy
-from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.policies.learned import LearnedPolicy
 from canvit_gym.rewards import uses_score, uses_soft_score
 from canvit_gym.statistics import mean_iou
 
@@ -50,7 +49,7 @@ class Stops:
         return float(potential - config.glimpse_cost * self.mean_glimpses)
 
 
-def stops(policy: ViewpointPolicy, config: EnvConfig, *, seed: int = 0) -> Stops:
+def stops(policy: LearnedPolicy, config: EnvConfig, *, seed: int = 0) -> Stops:
     """Of the policy's most likely actions. Up to its stop an episode that is made to go on is the episode itself: one
     evaluation tells both.
     """
@@ -59,12 +58,9 @@ def stops(policy: ViewpointPolicy, config: EnvConfig, *, seed: int = 0) -> Stops
 
     def decide(t: int, episodes: EpisodeBatch) -> None:
         observation = {key: value.to(policy.device) for key, value in episodes.observe().items()}
-        chosen = policy.get_distribution(observation).get_actions(deterministic=True).cpu().numpy()
-        if chosen.dtype.kind == "f":  # a Gaussian knows no bounds
-            chosen = np.clip(chosen, -1, 1)
-        wants_to[t].append(actions.decode(chosen)[1])
+        wants_to[t].append(actions.decode(policy.act(observation))[1])
 
-    evaluation = evaluate(LearnedPolicy(policy), config=config, seed=seed, on_glimpse=decide)
+    evaluation = evaluate(policy, config=config, seed=seed, on_glimpse=decide)
     stopping = np.stack([np.concatenate(of_glimpse) for of_glimpse in wants_to], axis=1)  # [N, T] after each glimpse
     stopping[:, -1] = True
     return Stops(evaluation=evaluation, glimpses=stopping.argmax(axis=1) + 1)

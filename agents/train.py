@@ -3,11 +3,11 @@
     python -m agents.train --env CanViT/FashionSegmentation-v0 --run-dir runs/segmentation
     python -m agents.train --run-dir runs/segmentation --resume
 
-A run directory holds best/, last/ and, where there was a warm start, warm_start/ (policies: see agents.checkpoint),
-config.json, provenance.json (one entry per start), training_state.pt (what --resume goes on from), tensorboard/,
-headroom.json where that is asked for and, once finished, result.json. The best policy is the one with the least
-validation loss after the last glimpse; of agents that may stop, the one whose stops are worth most, the cost of
-glimpses included.
+A run directory holds best/, last/ and, where there was a warm start, warm_start/ (policies, which
+canvit_gym.policies.load_policy loads), config.json, provenance.json (one entry per start), training_state.pt (what
+--resume goes on from), tensorboard/, headroom.json where that is asked for and, once finished, result.json. The best
+policy is the one with the least validation loss after the last glimpse; of agents that may stop, the one whose stops
+are worth most, the cost of glimpses included.
 
 Ctrl-C saves the state after the last complete update. A resumed run equals an uninterrupted one, to the bit on the
 CPU with as many threads. Numbers of decisions count one per environment and step: a rollout of 64 environments and 8
@@ -29,7 +29,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.checkpoint import load_record, replace_file
 from agents.monitor import Run
 from agents.ppo.callbacks import EntropyFloor, ViewpointStatistics
 from agents.ppo.hyperparameters import Hyperparameters, check_fit
@@ -37,7 +36,9 @@ from agents.ppo.model import make_model, make_training_env, warmed_up
 from agents.settings import CONFIG, RESULT, STATE, Settings, TrainConfig, prepare
 from agents.training_state import begin_episodes, restore
 from canvit_gym.assembly import build_actions
+from canvit_gym.atomic import write_json
 from canvit_gym.command_line import INTERRUPTED, env_config, run_command
+from canvit_gym.policies.learned import load_record
 from canvit_gym.policies.record import PolicyRecord, describe_inputs, require_same
 from canvit_gym.provenance import provenance
 
@@ -80,8 +81,8 @@ def _begin_run_dir(run_dir: Path, settings: Settings, origin: dict[str, Any]) ->
         previous = (
             json.loads((run_dir / PROVENANCE).read_text(encoding="utf-8")) if (run_dir / PROVENANCE).exists() else []
         )
-        replace_file(run_dir / PROVENANCE, (json.dumps([*previous, origin], indent=2) + "\n").encode())
-        replace_file(run_dir / CONFIG, (json.dumps(asdict(settings), indent=2) + "\n").encode())
+        write_json(run_dir / PROVENANCE, [*previous, origin])
+        write_json(run_dir / CONFIG, asdict(settings))
         (run_dir / RESULT).unlink(missing_ok=True)
 
 
@@ -169,7 +170,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
     if not interrupted:
         summary = {"num_timesteps": done, "seconds": time.monotonic() - began, "evaluations": run.evaluations}
         summary |= {"warm_start": run.warm_start} if run.warm_start else {}
-        replace_file(run_dir / RESULT, (json.dumps(summary, indent=2) + "\n").encode())
+        write_json(run_dir / RESULT, summary)
     return result
 
 

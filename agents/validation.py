@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from agents.checkpoint import replace_file
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
+from canvit_gym.atomic import write_json
 from canvit_gym.benchmark.gaze_picture import scene_strip
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate, record_views
@@ -57,7 +57,7 @@ def headroom(config: EnvConfig, num_scenes: int, *, path: Path) -> Headroom:
         policy = make_policy(spec, config=validation, num_glimpses=validation.budget)
         scores.append(evaluate(policy, config=validation).score().tolist())
     found = Headroom(num_scenes=num_scenes, floor=scores[0], ceiling=scores[1], ceiling_policy=oracle)
-    replace_file(path, (json.dumps(asdict(found), indent=2) + "\n").encode())
+    write_json(path, asdict(found))
     return found
 
 

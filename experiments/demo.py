@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from canvit_pytorch.policies import PolicyName
 
-from agents.checkpoint import load_policy, load_record
-from agents.learned import LearnedPolicy
 from agents.ppo.hyperparameters import load_hyperparameters
 from agents.settings import CONFIG, RESULT, TrainConfig
 from agents.train import train
@@ -26,6 +24,7 @@ from canvit_gym.benchmark.gaze_picture import draw_gaze
 from canvit_gym.command_line import INTERRUPTED, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
 from canvit_gym.policies import GlimpsePolicy, PaperPolicy
+from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import provenance
 from canvit_gym.statistics import Estimate, paired_difference
 from experiments.throughput.peak_memory import peak_mib
@@ -126,8 +125,8 @@ def main(config: DemoConfig) -> dict[str, object]:
     for name in OPPONENTS:
         policy = PaperPolicy(name, num_glimpses=test.budget)
         policies[policy.info.paper_name] = policy
-    policies[AGENT] = LearnedPolicy(agent, deterministic=True)
-    policies[SAMPLED] = LearnedPolicy(agent, deterministic=False)
+    policies[AGENT] = agent
+    policies[SAMPLED] = agent.sampling()
     results = {
         name: evaluate(policy, config=test, seed=config.seed, progress=name) for name, policy in policies.items()
     }

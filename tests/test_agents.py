@@ -13,19 +13,20 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
-from agents.checkpoint import load_policy, save_policy
-from agents.learned import LearnedPolicy
 from agents.normalize import PerStepNormalize
 from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.callbacks import EntropyFloor, decision_index, normalized_entropy
 from agents.ppo.hyperparameters import check_fit, load_hyperparameters, schedule
-from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
 from canvit_gym.assembly import build_actions, build_backbone, build_layout
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
-from canvit_gym.policies.networks import Features, ViewpointHead, interpolation_matrix, window_matrix
+from canvit_gym.policies.heads import ViewpointHead, interpolation_matrix, window_matrix
+from canvit_gym.policies.learned import LearnedPolicy, load_policy, save_policy
+from canvit_gym.policies.networks import ViewpointNetwork, action_options
 from canvit_gym.policies.record import PolicyRecord, describe_inputs
+from canvit_gym.policies.trunks import Features
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 
 SPACE = spaces.Dict(
@@ -46,7 +47,7 @@ ACTIONS = {
 
 def make_policy(space: spaces.Dict, actions: Any, **kwargs: Any) -> ViewpointPolicy:
     torch.manual_seed(0)
-    return ViewpointPolicy(space, actions.space, lambda _: 1e-3, **policy_kwargs_for(actions), **kwargs)
+    return ViewpointPolicy(space, actions.space, lambda _: 1e-3, **action_options(actions), **kwargs)
 
 
 def observations(space: spaces.Dict, count: int) -> dict[str, torch.Tensor]:
@@ -117,7 +118,7 @@ def test_every_action_kind_acts_and_learns(kind: str) -> None:
 
     def parameters(given: dict[str, torch.Tensor]) -> torch.Tensor:
         inner = policy.get_distribution(given).distribution
-        return inner.mean if kind == "continuous" else inner.logits  # type: ignore[union-attr]
+        return inner.mode if kind == "continuous" else inner.logits  # type: ignore[union-attr]
 
     assert not torch.allclose(parameters(given), parameters(other), atol=1e-3)
 
@@ -182,7 +183,7 @@ def ppo(env: VecEnv, actions: Any, **kwargs: Any) -> GlimpsePPO:
         ViewpointPolicy,
         env,
         seed=0,
-        policy_kwargs=policy_kwargs_for(actions) | {"channels": 16},
+        policy_kwargs=action_options(actions) | {"channels": 16},
         **defaults | kwargs,
     )
 
@@ -203,7 +204,7 @@ def test_viewpoints_are_the_environments() -> None:
         kwargs: dict[str, Any] = {"grid_scales": (0.5,), "grid_centers": 4, "allow_stop": True, "glimpse_cost": 0.01}
         actions = glimpse_envs(**kwargs | other).glimpse_envs.actions
         with pytest.raises(ValueError, match="are not those of the environment: leave viewpoints"):
-            GlimpsePPO("ViewpointPolicy", env, policy_kwargs=small | policy_kwargs_for(actions), **options)
+            GlimpsePPO("ViewpointPolicy", env, policy_kwargs=small | action_options(actions), **options)
     with pytest.raises(ValueError, match=r"16 viewpoints with allow_stop=False make 16 actions, .* has 17"):
         ViewpointPolicy(
             env.observation_space, env.action_space, lambda _: 1e-3,
@@ -322,19 +323,18 @@ def test_entropy_floor_pushes_both_ways() -> None:
 CONFIG = EnvConfig(split="validation", num_scenes=6, device="cpu", grid_centers=4, budget=3)
 
 
-def saved(directory: Path, config: EnvConfig = CONFIG) -> ViewpointPolicy:
+def saved(directory: Path, config: EnvConfig = CONFIG) -> LearnedPolicy:
     actions = build_actions(config)
     inputs = describe_inputs(config)
     torch.manual_seed(0)
     layout = build_layout(config, build_backbone(config), is_dense=inputs.layout["is_dense"])
-    policy = ViewpointPolicy(layout.space, actions.space, lambda _: 0.0, channels=8, **policy_kwargs_for(actions))
+    network = ViewpointNetwork(layout.space, actions.space, channels=8, **action_options(actions)).eval()
     record = PolicyRecord(
         env_id="CanViT/FashionSegmentation-v0", env=config, inputs=inputs, network={"channels": 8},
         hyperparameters={}, provenance={}, training={},
     )  # fmt: skip
-    policy.record = record
-    save_policy(directory, policy, record)
-    return policy
+    save_policy(directory, network, record)
+    return LearnedPolicy(network, record)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,10 @@ def test_saved_policies_act_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "load", refuse)
     loaded = load_policy(tmp_path, device="cpu")
     for deterministic in (True, False):
-        results = [evaluate(LearnedPolicy(p, deterministic=deterministic), config=config) for p in (policy, loaded)]
+        results = [
+            evaluate(LearnedPolicy(p.network, p.record, deterministic=deterministic), config=config)
+            for p in (policy, loaded)
+        ]
         assert np.array_equal(results[0].viewpoints, results[1].viewpoints)
     viewpoints = results[0].viewpoints
     if config.first_glimpse == "full":
@@ -387,7 +390,7 @@ def test_another_environment_is_refused(tmp_path: Path, changes: dict[str, Any],
         load_policy(tmp_path, config=other)
     if "layout" in message:
         with pytest.raises(ValueError, match=f"{message}|policy .learned. reads uncertainty"):
-            evaluate(LearnedPolicy(policy), config=other)
+            evaluate(policy, config=other)
 
 
 @pytest.mark.parametrize("what", ["backbone", "probe"])
@@ -416,9 +419,8 @@ def test_a_pair_half_replaced_is_refused(tmp_path: Path) -> None:
     record = (tmp_path / "policy.json").read_bytes()
     policy = load_policy(tmp_path)
     with torch.no_grad():
-        policy.get_parameter("value_net.net.2.bias").add_(1)
-    assert policy.record is not None
-    save_policy(tmp_path, policy, policy.record)
+        policy.network.get_parameter("value_net.net.2.bias").add_(1)
+    save_policy(tmp_path, policy.network, policy.record)
     load_policy(tmp_path)
     (tmp_path / "policy.json").write_bytes(record)
     with pytest.raises(ValueError, match=r"does not hold the weights .* their sha256 is"):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agents.ppo.distributions import BoundedBeta, TanhGaussian
-from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
 from canvit_gym.observations import GAZE_LENGTH, update_acuity
-from canvit_gym.policies.networks import NETWORKS
+from canvit_gym.policies.distributions import BoundedBeta, TanhGaussian
+from canvit_gym.policies.networks import NETWORKS, action_options
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
 SPACE = spaces.Dict(
@@ -29,7 +29,7 @@ DISTRIBUTIONS: dict[str, Any] = {"tanh_gaussian": TanhGaussian, "beta": BoundedB
 
 def make_policy(actions: Any, space: spaces.Dict = SPACE, **kwargs: Any) -> ViewpointPolicy:
     torch.manual_seed(0)
-    options: dict[str, Any] = policy_kwargs_for(actions) | {"channels": 8, "context_dim": 16, "blocks": 2} | kwargs
+    options: dict[str, Any] = action_options(actions) | {"channels": 8, "context_dim": 16, "blocks": 2} | kwargs
     return ViewpointPolicy(space, actions.space, lambda _: 1e-3, **options)
 
 
@@ -41,8 +41,8 @@ def observations(count: int, space: spaces.Dict = SPACE) -> dict[str, torch.Tens
 def distribution(name: str) -> Any:
     """One row, two dimensions, neither symmetric nor wide."""
     if name == "beta":
-        return BoundedBeta(2).proba_distribution(torch.tensor([[0.5, 3.0, 2.0, -1.0]]))
-    return TanhGaussian(2).proba_distribution(torch.tensor([[0.3, -1.2]]), torch.tensor([-0.7, 0.2]))
+        return BoundedBeta(torch.tensor([[0.5, 3.0, 2.0, -1.0]]))
+    return TanhGaussian(torch.tensor([[0.3, -1.2]]), torch.tensor([-0.7, 0.2]))
 
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -63,11 +63,10 @@ def test_densities_integrate_to_one_and_give_the_entropy(name: str) -> None:
 def test_samples_follow_the_density(name: str) -> None:
     torch.manual_seed(0)
     wide = distribution(name)
-    batch = [p.expand(20_000, -1) for p in (wide.distribution.mean, wide.distribution.stddev)]
     if name == "beta":
-        many = BoundedBeta(2).proba_distribution(torch.tensor([[0.5, 3.0, 2.0, -1.0]]).expand(20_000, -1))
+        many = BoundedBeta(torch.tensor([[0.5, 3.0, 2.0, -1.0]]).expand(20_000, -1))
     else:
-        many = TanhGaussian(2).proba_distribution(batch[0], batch[1][0].log())
+        many = TanhGaussian(torch.tensor([[0.3, -1.2]]).expand(20_000, -1), torch.tensor([-0.7, 0.2]))
     samples = many.sample()
     assert samples.abs().max() < 1
     # The mean log-probability of samples is minus the entropy.
@@ -77,21 +76,18 @@ def test_samples_follow_the_density(name: str) -> None:
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_extreme_parameters_stay_finite(name: str) -> None:
     parameters = torch.tensor([[40.0, -40.0], [-40.0, 40.0], [9.0, 9.0]], requires_grad=True)
-    if name == "beta":
-        density = BoundedBeta(1).proba_distribution(parameters)
-    else:
-        density = TanhGaussian(2).proba_distribution(parameters, torch.tensor([-5.0, 2.0]))
+    density = BoundedBeta(parameters) if name == "beta" else TanhGaussian(parameters, torch.tensor([-5.0, 2.0]))
     total = density.log_prob(density.sample().detach()).sum() + density.entropy().sum()
     total.backward()
     assert total.isfinite() and parameters.grad is not None and parameters.grad.isfinite().all()
-    assert density.mode().abs().max() <= 1
+    assert density.mode.abs().max() <= 1
 
 
 def test_the_mode_of_a_beta_that_is_nearly_uniform() -> None:
     """a - 1 and b - 1 are lost in float32, what they are to each other is not."""
-    density = BoundedBeta(1).proba_distribution(torch.tensor([[-20.0, -20.0], [-20.0, -22.0], [-200.0, -200.0]]))
+    density = BoundedBeta(torch.tensor([[-20.0, -20.0], [-20.0, -22.0], [-200.0, -200.0]]))
     share = 1 / (1 + np.exp(-2))
-    np.testing.assert_allclose(density.mode().flatten(), [0, 2 * share - 1, 0], atol=1e-4)
+    np.testing.assert_allclose(density.mode.flatten(), [0, 2 * share - 1, 0], atol=1e-4)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -11,8 +11,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecMonitor
 
-from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo.policy import ViewpointPolicy
 from agents.ppo.rollout import TensorRolloutBuffer
+from canvit_gym.policies.networks import action_options
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 
 SEGMENTATION = "CanViT/FashionSegmentation-v0"
@@ -26,7 +27,7 @@ def model(tensors: Any, *, action: str = "grid", **changes: Any) -> PPO:
     made = PPO(
         ViewpointPolicy,
         VecMonitor(env),
-        policy_kwargs=policy_kwargs_for(env.glimpse_envs.actions) | {"channels": 8, "context_dim": 16, "blocks": 1},
+        policy_kwargs=action_options(env.glimpse_envs.actions) | {"channels": 8, "context_dim": 16, "blocks": 1},
         rollout_buffer_class=DictRolloutBuffer if tensors is None else TensorRolloutBuffer,
         **options | changes,
     )

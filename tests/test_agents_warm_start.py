@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from agents.checkpoint import load_policy, load_record
-from agents.learned import LearnedPolicy
-from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo.policy import ViewpointPolicy
 from agents.ppo.warm_start import WarmStart, _gains, discounted_returns, warm_start
 from agents.settings import TrainConfig
 from agents.train import train
 from canvit_gym.assembly import build_actions, build_backbone, build_layout
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
+from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.policies.lookahead import outcomes_after
+from canvit_gym.policies.networks import action_options
 from canvit_gym.rewards import Reward
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -31,7 +31,7 @@ def make_policy(config: EnvConfig, **kwargs: Any) -> ViewpointPolicy:
     actions = build_actions(config)
     torch.manual_seed(0)
     layout = build_layout(config, build_backbone(config), is_dense=config.dataset == "fashion-segmentation")
-    options: dict[str, Any] = policy_kwargs_for(actions) | {"channels": 16, "context_dim": 16, "blocks": 1} | kwargs
+    options: dict[str, Any] = action_options(actions) | {"channels": 16, "context_dim": 16, "blocks": 1} | kwargs
     return ViewpointPolicy(layout.space, actions.space, lambda _: 1e-3, **options)
 
 
@@ -179,7 +179,7 @@ def test_training_goes_on_from_it_and_resumes_to_the_bit(tmp_path: Path) -> None
         "num_timesteps": least["num_timesteps"], "seed": 0, "validation": least,
     }  # fmt: skip
     alone = evaluate(
-        LearnedPolicy(load_policy(tmp_path / "whole" / "warm_start")),
+        load_policy(tmp_path / "whole" / "warm_start"),
         config=replace(load_record(trained.best_policy_dir).env, split="validation", num_scenes=4),
     )
     np.testing.assert_allclose(alone.mean_loss(), trained.evaluations[0]["loss"])

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 from untrained import save_untrained
 
-from agents.checkpoint import RECORD
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.benchmark import runner
 from canvit_gym.benchmark.records import MANIFEST, RECORDS, load_benchmark
@@ -21,6 +20,7 @@ from canvit_gym.benchmark.runner import BenchmarkConfig
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
+from canvit_gym.policies.learned import RECORD
 from canvit_gym.replay import replay
 
 NUM_SCENES, BUDGET, ORACLE_SCENES = 10, 3, 6

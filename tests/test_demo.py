@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from agents.checkpoint import load_policy, load_record
 from canvit_gym.evaluation import Evaluation
+from canvit_gym.policies.learned import load_policy, load_record
 from experiments import demo
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from untrained import save_untrained
 
-from agents.learned import load_learned
 from canvit_gym.benchmark.comparison import clearly_ahead
 from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import BoxLocator, WindowLocator, make_policy
+from canvit_gym.policies.learned import load_policy
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, generate_scene
 from experiments.studies.headroom import HeadroomConfig, page, study
 
@@ -96,7 +96,7 @@ def test_the_study(tmp_path: Path, env_id: str) -> None:
             assert share == pytest.approx(rows["learned"]["loss_minus_baseline"]["value"] / lead["value"])
     of_few, jittered = rows["learned on the oracles' scenes"], rows["learned, jittered"]
     assert of_few["num_scenes"] == jittered["num_scenes"] == 8
-    again = [evaluate(load_learned(each, config=on(env_id, 8)), config=on(env_id, 8)).score()[-1] for each in learned]
+    again = [evaluate(load_policy(each, config=on(env_id, 8)), config=on(env_id, 8)).score()[-1] for each in learned]
     np.testing.assert_allclose(of_few["score_of_seed"], again)
     few = evaluate_again(result["baseline"], env_id)
     np.testing.assert_allclose(rows[result["baseline"]]["score"]["value"], few.score()[-1])

@@ -275,7 +275,7 @@ def test_saliency_sees_only_the_first_glimpse_and_moves_on() -> None:
     ("spec", "message"),
     [
         ("corse_to_fine", r"unknown policy 'corse_to_fine'; did you mean 'coarse_to_fine'\? There are: full_then_"),
-        ("ppo", r"unknown policy 'ppo'; There are: .*agents.learned.load_learned"),
+        ("ppo", r"unknown policy 'ppo'; There are: .*canvit_gym.policies.load_policy"),
         ("center(0.5)", r"cannot read policy 'center\(0.5\)'.*key=value"),
         ("center(scale=", r"cannot read policy"),
         ("center(scale=open('x'))", r"cannot read policy"),

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from agents.checkpoint import load_policy
 from agents.settings import TrainConfig
 from agents.stopping import stops
 from agents.train import train
+from canvit_gym.policies.learned import load_policy
 from experiments.studies.stopping import StoppingConfig, interpolated, row, run_one, study
 from experiments.studies.train_once import complete
 
@@ -35,9 +35,9 @@ def test_stops_are_where_the_agent_wants_to(tmp_path: Path) -> None:
     config = tiny(tmp_path)
     assert run_one(config, 0.01, 0) is not None
     policy = load_policy(next(tmp_path.rglob("last")))
-    assert policy.record is not None and policy.record.env.allow_stop
+    assert policy.record.env.allow_stop
     validation = replace(policy.record.env, split="validation", num_scenes=6)
-    bias = policy.get_parameter("action_net.scale_bias.bias")
+    bias = policy.network.get_parameter("action_net.scale_bias.bias")
     for change, expected in ((100.0, 1), (-200.0, 3)):
         with torch.no_grad():
             bias[-1] += change
@@ -60,9 +60,8 @@ def test_continuous_agents_stop_too(tmp_path: Path) -> None:
     )  # fmt: skip
     train(run)
     policy = load_policy(tmp_path / "run" / "last")
-    assert policy.record is not None
     validation = replace(policy.record.env, split="validation", num_scenes=6)
-    bias = policy.action_net.last_layers[-1].bias
+    bias = policy.network.get_parameter("action_net.output.bias")
     for change, expected in ((100.0, 1), (-200.0, 3)):  # the fourth number above 0 stops
         with torch.no_grad():
             bias[3] += change

@@ -19,14 +19,13 @@ from safetensors.torch import load_file
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.checkpoint import load_policy, load_record
-from agents.learned import LearnedPolicy
 from agents.settings import TrainConfig
 from agents.stopping import stops
 from agents.train import main, train
 from agents.training_state import load_state
 from agents.validation import Headroom, fixation_maps, fixation_picture
 from canvit_gym.evaluation import evaluate
+from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import provenance
 from canvit_gym.sb3 import GlimpseVecEnv
 from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_throughput
@@ -117,7 +116,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, kind: str) -> None:
     resume = TrainConfig(broken.run_dir, resume=True, progress=False)
     result = train(resume, callbacks=[Interrupt(at=-1)])
     assert result.interrupted and result.num_timesteps == 2 * ROLLOUT
-    assert load_policy(result.last_policy_dir).record.training["num_timesteps"] == 2 * ROLLOUT  # type: ignore[union-attr]
+    assert load_policy(result.last_policy_dir).record.training["num_timesteps"] == 2 * ROLLOUT
     result = train(resume)
     assert not result.interrupted and result.num_timesteps == 5 * ROLLOUT
     assert_same_runs(whole.run_dir, broken.run_dir)
@@ -172,7 +171,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     result = train(config)
     assert [e["num_timesteps"] for e in result.evaluations] == [2 * ROLLOUT, 4 * ROLLOUT]
     validation = replace(load_record(result.best_policy_dir).env, split="validation", num_scenes=4)
-    again = evaluate(LearnedPolicy(load_policy(result.best_policy_dir, config=validation)), config=validation)
+    again = evaluate(load_policy(result.best_policy_dir, config=validation), config=validation)
     best = min(result.evaluations, key=lambda e: e["loss"][-1])
     np.testing.assert_array_equal(again.mean_loss(), best["loss"])
     record = load_record(result.best_policy_dir)
@@ -266,7 +265,7 @@ def test_validation_does_not_follow_the_shard_of_training(tmp_path: Path) -> Non
     trained = load_record(result.last_policy_dir).env
     assert trained.shard == (1, 2)
     validation = replace(trained, split="validation", num_scenes=4, shard=(0, 1))
-    again = evaluate(LearnedPolicy(load_policy(result.last_policy_dir, config=validation)), config=validation)
+    again = evaluate(load_policy(result.last_policy_dir, config=validation), config=validation)
     np.testing.assert_array_equal(again.mean_loss(), result.evaluations[-1]["loss"])
 
 
@@ -487,7 +486,7 @@ def test_tensorboard_shows_the_gaze_and_the_headroom(tmp_path: Path) -> None:
     assert tags and "eval/headroom_share_glimpse_1" not in tags
     # On so few scenes the oracle may fall behind in mIoU; the share is what the scores say it is.
     validation = replace(load_record(config.run_dir / "last").env, split="validation", num_scenes=3)
-    learned = LearnedPolicy(load_policy(config.run_dir / "last", config=validation))
+    learned = load_policy(config.run_dir / "last", config=validation)
     share = Headroom(**known).share(evaluate(learned, config=validation))
     assert events.Scalars(tags[-1])[-1].value == pytest.approx(share[int(tags[-1][-1]) - 1], rel=1e-4)
 

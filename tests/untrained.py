@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from agents.checkpoint import save_policy
-from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
 from canvit_gym.assembly import build_actions, build_backbone, build_layout
 from canvit_gym.config import EnvConfig
+from canvit_gym.policies.learned import save_policy
+from canvit_gym.policies.networks import ViewpointNetwork, action_options
 from canvit_gym.policies.record import PolicyRecord, describe_inputs
 
 NETWORK: dict[str, Any] = {"channels": 8, "context_dim": 16, "blocks": 1}
@@ -21,9 +21,9 @@ def save_untrained(
     actions, inputs = build_actions(config), describe_inputs(config)
     layout = build_layout(config, build_backbone(config), is_dense=inputs.layout["is_dense"])
     torch.manual_seed(seed)
-    policy = ViewpointPolicy(layout.space, actions.space, lambda _: 1e-3, **NETWORK, **policy_kwargs_for(actions))
+    network = ViewpointNetwork(layout.space, actions.space, **NETWORK, **action_options(actions))
     record = PolicyRecord(
         env_id=env_id, env=config, inputs=inputs, network=NETWORK, hyperparameters={}, provenance={}, training={}
     )
-    save_policy(directory, policy, record)
+    save_policy(directory, network, record)
     return directory

@@ -11,7 +11,9 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for, require_finite
+from agents.finite import require_finite
+from agents.ppo.policy import ViewpointPolicy
+from canvit_gym.policies.networks import action_options
 from canvit_gym.sb3 import GlimpseVecEnv
 
 
@@ -65,7 +67,7 @@ class GlimpsePPO(PPO):
         glimpse_env = None if env is None else env.unwrapped
         if not (isinstance(glimpse_env, GlimpseVecEnv) and issubclass(self.policy_class, ViewpointPolicy)):
             return
-        own = policy_kwargs_for(glimpse_env.glimpse_envs.actions)
+        own = action_options(glimpse_env.glimpse_envs.actions)
         self.policy_kwargs = {**own, **self.policy_kwargs}
         for name in ("viewpoints", "allow_stop"):
             if not np.array_equal(self.policy_kwargs.get(name, False), own.get(name, False)):

@@ -26,13 +26,14 @@ from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 from tqdm import tqdm
 
+from agents.finite import require_finite
 from agents.normalize import clipped
-from agents.ppo.policy import ViewpointPolicy, require_finite
+from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.policies.heads import TableHead
 from canvit_gym.policies.lookahead import outcomes_after
-from canvit_gym.policies.networks import TableHead
 from canvit_gym.rewards import Reward, potential_reward, uses_score, uses_soft_score
 from canvit_gym.vector_env import GlimpseVectorEnv
 

@@ -30,8 +30,6 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from agents.checkpoint import WEIGHTS, load_record
-from agents.learned import load_learned, policy_directory
 from canvit_gym.assembly import build_backbone, build_scenes, build_task
 from canvit_gym.atomic import write_json
 from canvit_gym.backbone.load import Backbone
@@ -51,6 +49,7 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import POLICY_NAMES, POLICY_SPECS, GlimpsePolicy, check_supported, make_policy, parse_spec
+from canvit_gym.policies.learned import WEIGHTS, load_policy, load_record, policy_directory
 from canvit_gym.provenance import provenance
 
 DEFAULT_POLICIES = (
@@ -279,7 +278,7 @@ def _trained(directory: str, env: EnvConfig, *, deterministic: bool) -> Evaluabl
     own = replace(env, **{name: getattr(record.env, name) for name in TRAINED_WITH})
     weights = hashlib.sha256((where / WEIGHTS).read_bytes()).hexdigest()
     return Evaluable(
-        policy=load_learned(where, config=own, deterministic=deterministic),
+        policy=load_policy(where, config=own, deterministic=deterministic),
         config=own,
         key={
             "weights_sha256": weights,

@@ -1,9 +1,11 @@
-"""Hand-coded policies behind one protocol. `make_policy` makes one by name; learned ones are in agents.learned."""
+"""Hand-coded policies behind one protocol. `make_policy` makes one by name,
+`load_policy` loads a trained one."""
 
 from canvit_gym.policies.entropy import EntropyGreedy, QuadtreeBeam
 from canvit_gym.policies.fixed_sequence import BestFixedSequence, FixedSequence, search_fixed_sequence
 from canvit_gym.policies.jitter import Jittered
 from canvit_gym.policies.label_split import HalfLoss
+from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.policies.locator import BoxLocator, WindowLocator
 from canvit_gym.policies.oracle import GreedyOracle, jittered_oracle, oracle_candidates
 from canvit_gym.policies.paper import PaperPolicy
@@ -34,6 +36,7 @@ __all__ = [
     "GreedyOracle",
     "HalfLoss",
     "Jittered",
+    "LearnedPolicy",
     "PaperPolicy",
     "PolicyInfo",
     "PolicySpec",
@@ -45,6 +48,7 @@ __all__ = [
     "center",
     "check_supported",
     "jittered_oracle",
+    "load_policy",
     "make_policy",
     "oracle_candidates",
     "parse_spec",

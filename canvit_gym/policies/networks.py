@@ -1,444 +1,26 @@
-"""Networks that score viewpoints from the spatial map.
+"""Policy networks in plain PyTorch: what a trained policy is made of, with any learner or none installed.
 
-Maps are [B, C, g, g], row 0 at the top of the scene; viewpoints are rows (row, col, scale) in scene
-coordinates.
+A network reads a dict of observations, [B, ...] each, and has `distribution(observation)` or `values(observation)`.
 
-A trunk fuses everything observed into one feature map: `canvas` through a pointwise projection, the finer
-maps (`uncertainty`, `acuity`) folded to the canvas's size (space to depth, so nothing is averaged away), cell
-coordinates, and the vectors (`viewpoint`, `time`, `cls`) by feature-wise modulation. The heads read that map:
-
-- ViewpointHead: one score map per scale; the logit of a viewpoint is its scale's map sampled at its center.
-- WindowHead: one density map per scale; the logit of a viewpoint is its scale's map summed over its window.
-- GazeHead: attention over the map, for continuous actions.
-- ValueHead: the pooled map.
-
-Networks by name: `conv` (MapTrunk's convolutions, ViewpointHead), `window` (the same trunk, WindowHead), `pointer`
-(TokenTrunk's self-attention over the cells, then PointerHead: one query per scale points at cells, as in pointer
-networks) and `mlp` (MeanTrunk, which averages every map over the scene, then a logit per viewpoint): a control that
-cannot know where anything is.
+ViewpointNetwork is a trunk (canvit_gym.policies.trunks) and heads (canvit_gym.policies.heads), chosen together by name:
+`conv` (convolutions, ViewpointHead), `window` (the same trunk, WindowHead), `pointer` (self-attention over the cells,
+then PointerHead) and `mlp` (every map averaged over the scene, then a logit per viewpoint): a control that cannot know
+where anything is.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from canvit_pytorch.viewpoint import grid_coords
 from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from canvit_gym.policies.windows import Windows
-
-DEFAULT_GRID = 8
-"""Side of the feature map where no `canvas` sets it."""
-
-TOLERANCE = 1e-3
-"""Between a viewpoint of the table and the same one as observed: observations may be float16."""
-
-NEVER = -1e8
-"""The logit of an action that is masked: probability 0, and finite."""
-
-
-def _spatial_keys(space: spaces.Dict) -> list[str]:
-    return [key for key, box in space.items() if key != "glimpse" and len(box.shape or ()) == 3]
-
-
-class Features(NamedTuple):
-    """What the heads read."""
-
-    map: Tensor  # [B, C, g, g]
-    acuity: Tensor | None = None  # [B, 1, m, m] as observed, or None where it is not
-    gaze: Tensor | None = None  # [B, 3 * n] as observed, or None where it is not
-
-
-class ModulatedBlock(nn.Module):
-    """x + relu(conv(x) * (1 + gain) + shift), gain and shift [B, C] from the context.
-
-    `separable`: a depthwise convolution and a pointwise one in the place of the full one, at a seventh of the
-    arithmetic.
-    """
-
-    def __init__(self, channels: int, context_dim: int, *, separable: bool = False) -> None:
-        super().__init__()
-        self.conv: nn.Module = nn.Conv2d(channels, channels, 3, padding=1)
-        if separable:
-            depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-            self.conv = nn.Sequential(depthwise, nn.Conv2d(channels, channels, 1))
-        self.modulation = nn.Linear(context_dim, 2 * channels)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        gain, shift = self.modulation(context)[:, :, None, None].chunk(2, dim=1)
-        return x + F.relu(torch.addcmul(shift, self.conv(x), 1 + gain))
-
-
-class AttentionBlock(nn.Module):
-    """A transformer block over the cells of a map; the context is added to every cell first."""
-
-    def __init__(self, channels: int, context_dim: int, *, num_heads: int = 2) -> None:
-        super().__init__()
-        if channels % num_heads:
-            raise ValueError(f"channels must be a multiple of {num_heads} attention heads, got {channels}")
-        self.num_heads = num_heads
-        self.modulation = nn.Linear(context_dim, channels)
-        self.norm_attention, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        side = x.shape[-1]
-        cells = x.flatten(2).transpose(1, 2) + self.modulation(context)[:, None]  # [B, g * g, C]
-        query, key, value = self.qkv(self.norm_attention(cells)).unflatten(2, (3, self.num_heads, -1)).unbind(2)
-        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
-        cells = cells + self.out(mixed.transpose(1, 2).flatten(2))
-        cells = cells + self.mlp(self.norm_mlp(cells))
-        return cells.transpose(1, 2).unflatten(2, (side, side))
-
-
-class MapTrunk(nn.Module):
-    """Observation Dict, any subset of keys -> Features with a map [B, channels, g, g]; g is the canvas's side."""
-
-    def __init__(
-        self,
-        observation_space: spaces.Dict,
-        *,
-        channels: int = 32,
-        context_dim: int = 64,
-        blocks: int = 3,
-        separable: bool = False,
-    ) -> None:
-        if "glimpse" in observation_space.spaces:
-            raise ValueError(
-                "the policy reads what the canvas holds, not pixels: leave 'glimpse' out of the "
-                "environment's observations"
-            )
-        shapes: dict[str, tuple[int, ...]] = {key: box.shape or () for key, box in observation_space.items()}
-        self.grid = self._side(shapes)
-        super().__init__()
-        self.channels = channels
-        self.features_dim = channels * self.grid**2  # what SB3 asks of a features extractor
-        self.map_keys = [key for key in _spatial_keys(observation_space) if key != "canvas"]
-        self.vector_keys = [key for key, shape in shapes.items() if len(shape) == 1]
-        folded = 0
-        for key in self.map_keys:
-            size = shapes[key][-1]
-            folded += shapes[key][0] * ((size // self.grid) ** 2 if self._folds(size) else 1)
-        self.from_canvas = nn.Conv2d(shapes["canvas"][0], channels, 1) if "canvas" in shapes else None
-        self.from_maps = nn.Conv2d(folded + 2, channels, 3, padding=1)
-        vector_dim = sum(shapes[key][0] for key in self.vector_keys)
-        self.context = nn.Sequential(nn.Linear(vector_dim + channels, context_dim), nn.ReLU())
-        self.blocks = nn.ModuleList(self._block(channels, context_dim, separable=separable) for _ in range(blocks))
-        coordinates = grid_coords(size=self.grid, device=torch.device("cpu")).permute(2, 0, 1)[None]
-        self.register_buffer("coordinates", coordinates, persistent=False)  # [1, 2, g, g]
-
-    def _side(self, shapes: dict[str, tuple[int, ...]]) -> int:
-        return shapes["canvas"][-1] if "canvas" in shapes else DEFAULT_GRID
-
-    def _block(self, channels: int, context_dim: int, *, separable: bool) -> nn.Module:
-        return ModulatedBlock(channels, context_dim, separable=separable)
-
-    def _folds(self, size: int) -> bool:
-        return size % self.grid == 0
-
-    def _folded(self, value: Tensor) -> Tensor:
-        """[B, c, m, m] -> [B, c', g, g]."""
-        if self._folds(value.shape[-1]):
-            return F.pixel_unshuffle(value, value.shape[-1] // self.grid)
-        return F.interpolate(value, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
-
-    def _fitted_canvas(self, canvas: Tensor) -> Tensor:
-        return canvas
-
-    def forward(self, observations: dict[str, Tensor]) -> Features:  # type: ignore[override]
-        batch = next(iter(observations.values())).shape[0]
-        coordinates = self.get_buffer("coordinates").expand(batch, -1, -1, -1)
-        x = self.from_maps(torch.cat([self._folded(observations[key]) for key in self.map_keys] + [coordinates], dim=1))
-        if self.from_canvas is not None:
-            x = x + self.from_canvas(self._fitted_canvas(observations["canvas"]))
-        x = F.relu(x)
-        # The pooled map among the vectors lets every cell be weighed against the rest of the scene.
-        context = self.context(torch.cat([observations[key] for key in self.vector_keys] + [x.mean(dim=(2, 3))], dim=1))
-        for block in self.blocks:
-            x = block(x, context)
-        return Features(map=x, acuity=observations.get("acuity"), gaze=observations.get("gaze"))
-
-
-class TokenTrunk(MapTrunk):
-    """MapTrunk whose blocks are self-attention over the cells: any cell sees any other at once."""
-
-    def _block(self, channels: int, context_dim: int, *, separable: bool) -> nn.Module:
-        if separable:
-            raise ValueError("policy_kwargs separable is an option of the network 'conv', which convolves")
-        return AttentionBlock(channels, context_dim)
-
-
-class MeanTrunk(MapTrunk):
-    """MapTrunk on a map of one cell: every key averaged over the scene."""
-
-    def _side(self, shapes: dict[str, tuple[int, ...]]) -> int:
-        return 1
-
-    def _folds(self, size: int) -> bool:
-        return False
-
-    def _folded(self, value: Tensor) -> Tensor:
-        return value.mean(dim=(2, 3), keepdim=True)
-
-    def _fitted_canvas(self, canvas: Tensor) -> Tensor:
-        return canvas.mean(dim=(2, 3), keepdim=True)
-
-
-def interpolation_matrix(centers: NDArray[np.float32], *, size: int) -> Tensor:
-    """[A, size * size]: row a samples a flat map bilinearly at center a = (row, col) in [-1, 1]."""
-    basis = torch.eye(size * size).view(1, size * size, size, size)
-    where = torch.from_numpy(centers[:, ::-1].copy()).float()[None, None]  # grid_sample wants (x, y)
-    sampled = F.grid_sample(basis, where, mode="bilinear", padding_mode="border", align_corners=False)
-    return sampled[0, :, 0].T.contiguous()
-
-
-def window_matrix(viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
-    """[A, size * size]: row a sums a flat map over window a, cells that it covers in part counting in part.
-
-    Divided by size / 2, the side of a window of scale 1/2 in cells: sums of so many independent cells then are about
-    as large as single cells.
-    """
-    windows = Windows(viewpoints, size=size, device=torch.device("cpu"))
-    return (windows.rows[:, :, None] * windows.cols[:, None, :]).flatten(1) / (size / 2)
-
-
-def covered_cells(viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
-    """[A, size * size] ones where a viewpoint's window covers the cell's center, as `acuity` counts it."""
-    cells = grid_coords(size=size, device=torch.device("cpu")).flatten(0, 1)  # [size * size, 2]
-    table = torch.from_numpy(viewpoints)
-    offset = (cells - table[:, None, :2]).abs().amax(dim=-1)
-    return (offset <= table[:, 2:]).float()
-
-
-class TableHead(nn.Module):
-    """Features -> logits [B, A (+ 1 for stop)] of a table of viewpoints [A, 3]: what the heads have in common.
-
-    `mask_seen`: a viewpoint whose whole window has been seen at its scale or finer, so far as `acuity` tells, gets no
-    probability. A viewpoint taken before always counts as seen.
-
-    `inhibition`: nor does a viewpoint whose center is within this distance, in scene coordinates and along both axes,
-    of one of the same scale taken before, so far as `gaze` tells: inhibition of return. 0: exact repetitions only,
-    which show the backbone nothing new. None: off.
-
-    Unless that leaves no viewpoint at all.
-    """
-
-    order: Tensor | None
-
-    def __init__(
-        self,
-        viewpoints: NDArray[np.float32],
-        *,
-        map_side: int,
-        allow_stop: bool,
-        mask_seen: bool = False,
-        acuity_size: int = 0,
-        inhibition: float | None = None,
-    ) -> None:
-        super().__init__()
-        scales, first, group = np.unique(viewpoints[:, 2], return_index=True, return_inverse=True)
-        # Scales in order of appearance: the tables of canvit_gym.actions then need no reordering.
-        rank = np.argsort(np.argsort(first))
-        group = rank[group]
-        self.num_scales = len(scales)
-        self.allow_stop = allow_stop
-        self.mask_seen = mask_seen
-        self.inhibition = inhibition
-        if inhibition is not None:
-            self.register_buffer("viewpoints", torch.from_numpy(viewpoints), persistent=False)
-        for index in range(len(scales)):
-            matrix = self._sampling(viewpoints[group == index], size=map_side)
-            self.register_buffer(f"sampling_{index}", matrix, persistent=False)
-        # Position of each row of the table where rows stand group after group; None where they do already.
-        order = np.argsort(np.argsort(group, kind="stable"), kind="stable")
-        self.register_buffer(
-            "order", None if (np.diff(order) == 1).all() else torch.from_numpy(order), persistent=False
-        )
-        if mask_seen:
-            self.scales = viewpoints[np.sort(first), 2].tolist()
-            for index in range(len(scales)):
-                windows = covered_cells(viewpoints[group == index], size=acuity_size)
-                self.register_buffer(f"windows_{index}", windows, persistent=False)
-
-    def _sampling(self, viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
-        """[A, size * size]: how a viewpoint's score is read from its scale's map."""
-        return interpolation_matrix(viewpoints[:, :2], size=size)
-
-    def scores(self, features: Tensor) -> Tensor:
-        """[B, C, g, g] -> [B, A (+ 1)]"""
-        raise NotImplementedError
-
-    @property
-    def last_layers(self) -> list[nn.Module]:
-        """Begun small, so that every viewpoint starts out almost equally likely."""
-        raise NotImplementedError
-
-    def forward(self, features: Features) -> Tensor:
-        logits = self.scores(features.map)
-        masks = []
-        if self.mask_seen:
-            assert features.acuity is not None, "masking what was seen needs `acuity`"
-            masks.append(self.seen(features.acuity))
-        if self.inhibition is not None:
-            assert features.gaze is not None, "inhibition of return needs `gaze`"
-            masks.append(self.near_taken(features.gaze))
-        if not masks:
-            return logits
-        masked = torch.stack(masks).any(dim=0)
-        masked = masked & ~masked.all(dim=1, keepdim=True)
-        return logits.masked_fill(F.pad(masked, (0, int(self.allow_stop))), NEVER)
-
-    def near_taken(self, gaze: Tensor) -> Tensor:
-        """[B, 3 * n] -> [B, A] booleans."""
-        assert self.inhibition is not None
-        table, taken = self.get_buffer("viewpoints"), gaze.unflatten(1, (-1, 3))
-        row, col, scale = (
-            (table[:, axis] - taken[..., axis, None]).abs() <= reach + TOLERANCE  # [B, n, A]
-            for axis, reach in enumerate((self.inhibition, self.inhibition, 0.0))
-        )
-        return (row & col & scale).any(dim=1)
-
-    def seen(self, acuity: Tensor) -> Tensor:
-        """[B, 1, m, m] -> [B, A] booleans."""
-        cells, groups = acuity.flatten(1), []
-        for index, scale in enumerate(self.scales):
-            windows = self.get_buffer(f"windows_{index}")
-            fresh = ((cells == 0) | (cells > scale * (1 + TOLERANCE))).to(windows.dtype)  # [B, m * m]
-            # A window too small to hold a cell's center is never known to be seen.
-            groups.append((fresh @ windows.T == 0) & windows.any(dim=1))
-        return self._in_order(torch.cat(groups, dim=1))
-
-    def _in_order(self, columns: Tensor) -> Tensor:
-        """[B, A] group after group -> in the order of the table."""
-        return columns if self.order is None else columns[:, self.order]
-
-    def sampled(self, maps: Tensor, bias: Tensor) -> Tensor:
-        """Maps [B, S, side * side] read at every viewpoint, plus its scale's bias [B, S (+ 1)]."""
-        logits = torch.cat(
-            [
-                maps[:, index] @ self.get_buffer(f"sampling_{index}").T + bias[:, index, None]
-                for index in range(self.num_scales)
-            ],
-            dim=1,
-        )
-        return torch.cat([self._in_order(logits), bias[:, self.num_scales :]], dim=1)
-
-
-class ViewpointHead(TableHead):
-    """One score map per scale, finer than the features by `upsample`."""
-
-    def __init__(
-        self, viewpoints: NDArray[np.float32], *, channels: int, grid: int, upsample: int, allow_stop: bool, **mask: Any
-    ) -> None:
-        super().__init__(viewpoints, map_side=grid * upsample, allow_stop=allow_stop, **mask)
-        self.upsample = upsample
-        self.score_maps = nn.Conv2d(channels, self.num_scales * upsample**2, 1)
-        self.scale_bias = nn.Linear(channels, self.num_scales + allow_stop)
-
-    @property
-    def last_layers(self) -> list[nn.Module]:
-        return [self.score_maps, self.scale_bias]
-
-    def scores(self, features: Tensor) -> Tensor:
-        maps = F.pixel_shuffle(self.score_maps(features), self.upsample).flatten(2)  # [B, S, (g * upsample)^2]
-        return self.sampled(maps, self.scale_bias(features.mean(dim=(2, 3))))
-
-
-class WindowHead(ViewpointHead):
-    """One map per scale of what a cell is worth to a glimpse, summed over the window that the glimpse covers.
-
-    What a glimpse gains, it mostly gains inside its window: the maps have to tell where, not the network how large
-    windows are.
-    """
-
-    def _sampling(self, viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
-        return window_matrix(viewpoints, size=size)
-
-
-class PointerHead(TableHead):
-    """A query per scale, from the pooled map, points at cells: v . tanh(W cell + query) (Vinyals et al. 2015).
-
-    Between cells, scores are interpolated; `upsample` has no part in it.
-    """
-
-    def __init__(
-        self, viewpoints: NDArray[np.float32], *, channels: int, grid: int, upsample: int, allow_stop: bool, **mask: Any
-    ) -> None:
-        super().__init__(viewpoints, map_side=grid, allow_stop=allow_stop, **mask)
-        self.keys = nn.Conv2d(channels, channels, 1)
-        self.queries = nn.Linear(channels, self.num_scales * channels)
-        self.pointer = nn.Linear(channels, 1, bias=False)
-        self.scale_bias = nn.Linear(channels, self.num_scales + allow_stop)
-
-    @property
-    def last_layers(self) -> list[nn.Module]:
-        return [self.pointer, self.scale_bias]
-
-    def scores(self, features: Tensor) -> Tensor:
-        keys = self.keys(features).flatten(2).transpose(1, 2)  # [B, cells, C]
-        pooled = features.mean(dim=(2, 3))
-        queries = self.queries(pooled).unflatten(1, (self.num_scales, -1))  # [B, S, C]
-        maps = self.pointer(torch.tanh(keys[:, None] + queries[:, :, None])).squeeze(-1)  # [B, S, cells]
-        return self.sampled(maps, self.scale_bias(pooled))
-
-
-class ListHead(TableHead):
-    """A logit per viewpoint from the pooled map, without any notion of where viewpoints are."""
-
-    def __init__(
-        self, viewpoints: NDArray[np.float32], *, channels: int, grid: int, upsample: int, allow_stop: bool, **mask: Any
-    ) -> None:
-        super().__init__(viewpoints, map_side=1, allow_stop=allow_stop, **mask)
-        self.hidden = nn.Sequential(nn.Linear(channels, 2 * channels), nn.ReLU())
-        self.logits = nn.Linear(2 * channels, len(viewpoints) + allow_stop)
-
-    @property
-    def last_layers(self) -> list[nn.Module]:
-        return [self.logits]
-
-    def scores(self, features: Tensor) -> Tensor:
-        return self.logits(self.hidden(features.mean(dim=(2, 3))))
-
-
-class GazeHead(nn.Module):
-    """Features with a map [B, C, g, g] -> parameters [B, P] of a continuous action: where attention lies, and what is
-    there.
-    """
-
-    def __init__(self, *, channels: int, grid: int, num_parameters: int, num_attentions: int = 4) -> None:
-        super().__init__()
-        self.attention = nn.Conv2d(channels, num_attentions, 1, bias=False)
-        self.output = nn.Linear(num_attentions * (channels + 2), num_parameters)
-        coordinates = grid_coords(size=grid, device=torch.device("cpu")).flatten(0, 1)
-        self.register_buffer("coordinates", coordinates, persistent=False)  # [g * g, 2]
-
-    @property
-    def last_layers(self) -> list[nn.Module]:
-        return [self.output]
-
-    def forward(self, features: Features) -> Tensor:
-        attention = self.attention(features.map).flatten(2).softmax(dim=2)  # [B, K, g * g]
-        cells = features.map.flatten(2).transpose(1, 2)  # [B, g * g, C]
-        attended = torch.cat([attention @ cells, attention @ self.get_buffer("coordinates")], dim=2)
-        return self.output(attended.flatten(1))
-
-
-class ValueHead(nn.Module):
-    """Features with a map [B, C, g, g] -> [B, 1]."""
-
-    def __init__(self, *, channels: int, hidden: int = 64) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, 1))
-
-    def forward(self, features: Features) -> Tensor:
-        return self.net(features.map.mean(dim=(2, 3)))
-
+from canvit_gym.actions import Actions, DiscreteActions
+from canvit_gym.policies.distributions import ActionDistribution, categorical, continuous, num_parameters
+from canvit_gym.policies.heads import GazeHead, ListHead, PointerHead, TableHead, ValueHead, ViewpointHead, WindowHead
+from canvit_gym.policies.trunks import AttentionBlock, Features, MapTrunk, MeanTrunk, ModulatedBlock, TokenTrunk
 
 NETWORKS: dict[str, tuple[type[MapTrunk], Callable[..., TableHead]]] = {
     "conv": (MapTrunk, ViewpointHead),
@@ -447,3 +29,188 @@ NETWORKS: dict[str, tuple[type[MapTrunk], Callable[..., TableHead]]] = {
     "mlp": (MeanTrunk, ListHead),
 }
 """(trunk, head for a table of viewpoints) by name."""
+
+_SMALL = 0.01
+"""Gain of the last layers: every viewpoint starts out almost equally likely."""
+
+
+class HasDistribution(Protocol):
+    """A network that says how likely each action is."""
+
+    def distribution(self, observation: dict[str, Tensor]) -> ActionDistribution:
+        """Of [B] actions of a table (torch's Categorical; `stop` is the last), or of [B, d] continuous ones."""
+        ...
+
+
+class HasValues(Protocol):
+    """A network that says what each action of a table is worth."""
+
+    def values(self, observation: dict[str, Tensor]) -> Tensor:
+        """[B, A], the largest the best; -inf for an action that must not be taken."""
+        ...
+
+
+PolicyNetwork = HasDistribution | HasValues
+
+
+def action_options(actions: Actions) -> dict[str, Any]:
+    """The keyword arguments of a network that the environment's actions decide."""
+    if isinstance(actions, DiscreteActions):
+        return {"viewpoints": actions.viewpoints, "allow_stop": actions.allow_stop}
+    return {"viewpoints": None, "log_std_init": -0.7}
+
+
+def initialize(module: nn.Module, *, gain: float) -> None:
+    """Orthogonal weights and zero biases of every linear and convolutional layer."""
+
+    def one(layer: nn.Module) -> None:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.orthogonal_(layer.weight, gain=gain)
+            if layer.bias is not None:
+                layer.bias.data.fill_(0.0)
+
+    module.apply(one)
+
+
+class ViewpointNetwork(nn.Module):
+    """An actor that scores viewpoints from the spatial map, and a critic on the same trunk.
+
+    `viewpoints` ([A, 3], or None for continuous actions) is the environment's table, `envs.actions.viewpoints`: see
+    `action_options`. `network` is one of NETWORKS; `mask_seen` (discrete actions) gives no probability to viewpoints
+    whose window has been seen at their scale, `inhibition` none to those within this distance of one taken before (see
+    canvit_gym.policies.heads.TableHead; it has no effect on continuous actions); `distribution` (continuous actions) is
+    "gaussian", "tanh_gaussian" or "beta".
+
+    Raises:
+        ValueError: options that do not exist or do not fit the observations or actions.
+    """
+
+    features_extractor: MapTrunk
+    value_net: ValueHead
+    action_net: TableHead | GazeHead
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space,
+        *,
+        viewpoints: NDArray[np.float32] | None = None,
+        allow_stop: bool = False,
+        network: str = "conv",
+        channels: int = 32,
+        context_dim: int = 64,
+        blocks: int = 3,
+        separable: bool = False,
+        upsample: int = 2,
+        mask_seen: bool = False,
+        inhibition: float | None = None,
+        distribution: str = "gaussian",
+        log_std_init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.continuous = isinstance(action_space, spaces.Box)
+        _check_options(
+            observation_space,
+            action_space,
+            network=network,
+            mask_seen=mask_seen,
+            inhibition=inhibition,
+            distribution=distribution,
+        )
+        _check_table(action_space, viewpoints, allow_stop)
+        self.distribution_name = distribution
+        make_trunk, make_head = NETWORKS[network]
+        self.features_extractor = trunk = make_trunk(
+            observation_space, channels=channels, context_dim=context_dim, blocks=blocks, separable=separable
+        )
+        self.value_net = ValueHead(channels=trunk.channels)
+        if isinstance(action_space, spaces.Box):
+            dim = int(np.prod(action_space.shape))
+            self.action_net = GazeHead(
+                channels=trunk.channels, grid=trunk.grid, num_parameters=num_parameters(distribution, dim)
+            )
+            if distribution != "beta":
+                self.log_std = nn.Parameter(torch.full((dim,), log_std_init))
+        else:
+            acuity = observation_space["acuity"].shape if mask_seen else None
+            self.action_net = make_head(
+                viewpoints,
+                channels=trunk.channels,
+                grid=trunk.grid,
+                upsample=upsample,
+                allow_stop=allow_stop,
+                mask_seen=mask_seen,
+                acuity_size=acuity[-1] if acuity else 0,
+                inhibition=inhibition,
+            )
+        self._initialize()
+
+    def _initialize(self) -> None:
+        trunk = self.features_extractor
+        for module in (trunk, self.value_net, self.action_net):
+            initialize(module, gain=2**0.5)
+        for block in trunk.blocks:
+            initialize(cast(ModulatedBlock | AttentionBlock, block).modulation, gain=0.1)
+        for layer in self.action_net.last_layers:
+            initialize(layer, gain=_SMALL)
+
+    def features(self, observation: dict[str, Tensor]) -> Features:
+        return self.features_extractor({key: value.float() for key, value in observation.items()})
+
+    def of_features(self, features: Features) -> ActionDistribution:
+        """The distribution over actions, given what the trunk makes of an observation."""
+        scores = self.action_net(features)
+        if not self.continuous:
+            return categorical(scores)
+        return continuous(self.distribution_name, scores, getattr(self, "log_std", None))
+
+    def distribution(self, observation: dict[str, Tensor]) -> ActionDistribution:
+        return self.of_features(self.features(observation))
+
+
+def _check_options(
+    observations: spaces.Dict,
+    actions: spaces.Space,
+    *,
+    network: str,
+    mask_seen: bool,
+    inhibition: float | None,
+    distribution: str,
+) -> None:
+    continuous = isinstance(actions, spaces.Box)
+    if network not in NETWORKS:
+        raise ValueError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
+    if mask_seen and (continuous or "acuity" not in observations.spaces):
+        raise ValueError(
+            "mask_seen needs a table of viewpoints (action grid or quadtree) and `acuity` among the observations, "
+            f"got {actions} and {list(observations.spaces)}"
+        )
+    if inhibition is not None and not continuous:
+        if "gaze" not in observations.spaces:
+            raise ValueError(
+                "inhibition of return needs `gaze` among the observations, which are "
+                f"{list(observations.spaces)}: add it, or set policy_kwargs inhibition to null"
+            )
+        if not 0 <= inhibition < float("inf"):
+            raise ValueError(f"inhibition must be a distance >= 0 in scene coordinates, or null, got {inhibition!r}")
+    if distribution != "gaussian" and not continuous:
+        raise ValueError(f"distribution {distribution!r} is for action='continuous'; these are {actions}")
+
+
+def _check_table(actions: spaces.Space, viewpoints: NDArray[np.float32] | None, allow_stop: bool) -> None:
+    if isinstance(actions, spaces.Box) != (viewpoints is None):
+        raise ValueError(
+            f"actions {actions} with viewpoints={viewpoints!r}: pass the environment's table for discrete actions and "
+            "None for continuous ones, as action_options(envs.actions) does"
+        )
+    if viewpoints is not None:
+        expected, found = len(viewpoints) + allow_stop, int(cast(spaces.Discrete, actions).n)
+        if expected != found:
+            raise ValueError(
+                f"{len(viewpoints)} viewpoints with allow_stop={allow_stop} make {expected} actions, the environment "
+                f"has {found}: pass its own table, as action_options(envs.actions) does"
+            )
+
+
+NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {"ViewpointNetwork": ViewpointNetwork}
+"""By the name in a policy's record; called with the spaces, then `action_options` and the record's own as keywords."""

@@ -31,13 +31,17 @@ class PolicyRecord:
     env: EnvConfig
     inputs: Inputs
     network: dict[str, Any]
-    """Keyword arguments of ViewpointPolicy beyond what the environment decides."""
+    """Keyword arguments of the network beyond what the environment decides."""
     hyperparameters: dict[str, Any]
     provenance: dict[str, Any]
     training: dict[str, Any]
     """Decisions trained for, the seed, and what evaluation found."""
     weights_sha256: str | None = None
     """Of the file beside the record, once saved."""
+    algorithm: str = "PPO"
+    """Of the learner, as tables call it."""
+    network_class: str = "ViewpointNetwork"
+    """A name in canvit_gym.policies.networks.NETWORK_CLASSES."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"env": self.env.to_json()}

@@ -142,7 +142,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(
             f"unknown policy {name!r}; {hint}There are: {', '.join(POLICY_SPECS)}. "
-            "Learned policies are loaded with agents.learned.load_learned"
+            "Learned policies are loaded with canvit_gym.policies.load_policy"
         )
     known = POLICY_SPECS[name].arguments
     if unknown := sorted(set(arguments) - set(known)):

@@ -25,14 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from agents.checkpoint import load_policy
-from agents.learned import LearnedPolicy
 from agents.ppo.hyperparameters import load_hyperparameters
 from agents.settings import CONFIG, RESULT, TrainConfig
 from canvit_gym.atomic import write_text
 from canvit_gym.benchmark.comparison import per_scene, with_interval
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
+from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import InterquartileMean, bootstrap_interval, paired_difference
 from experiments.studies.train_once import complete, require_same_run
@@ -225,12 +224,11 @@ def execute(run: Run) -> bool:
     """Train and evaluate what is missing. False: Ctrl-C came; go on with the same command."""
     if not complete(run.config):
         return False
-    policy = load_policy(run.directory / "last")
-    assert policy.record is not None
-    validation = replace(policy.record.env, split="validation", num_scenes=run.eval_scenes, shard=(0, 1))
+    trained = load_record(run.directory / "last").env
+    validation = replace(trained, split="validation", num_scenes=run.eval_scenes, shard=(0, 1))
     for how, deterministic in HOW.items():
         if not run.evaluation_file(how).exists():
-            learned = LearnedPolicy(policy, deterministic=deterministic)
+            learned = load_policy(run.directory / "last", deterministic=deterministic)
             evaluate(learned, config=validation, seed=run.seed).save(run.evaluation_file(how))
     return True
 

@@ -30,8 +30,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.checkpoint import load_policy, load_record
-from agents.learned import LearnedPolicy
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.benchmark.comparison import Draws, clearly_ahead, first_scenes, per_scene, ratio_of_leads, with_interval
@@ -41,6 +39,7 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.policies import GlimpsePolicy, GreedyOracle, Jittered, jittered_oracle, make_policy
 from canvit_gym.policies.label_split import Half, HalfLoss
+from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import InterquartileMean, Mean, OfFirst, Statistic, Together, bootstrap_interval
 
@@ -214,7 +213,7 @@ def _evaluated(
 ) -> Measured:
     runs = []
     for seed, directory in enumerate(policies):
-        policy: GlimpsePolicy = LearnedPolicy(load_policy(directory), deterministic=deterministic)
+        policy: GlimpsePolicy = load_policy(directory, deterministic=deterministic)
         if jitter is not None:
             policy = Jittered(policy, cells=jitter)
         runs.append(evaluate(policy, config=test, seed=seed, progress=f"{name}, run {seed}"))

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.checkpoint import load_policy
 from agents.settings import TrainConfig
 from agents.stopping import Stops, stops
 from canvit_gym.atomic import write_text
 from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import GOES_ON, json_object, run_command
+from canvit_gym.policies.learned import load_policy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, MeanIoU, Statistic, Together, bootstrap_interval
 from experiments.studies.train_once import complete
@@ -66,7 +66,6 @@ def run_one(config: StoppingConfig, cost: float, seed: int) -> Stops | None:
     if not complete(run):
         return None
     policy = load_policy(where / "last")
-    assert policy.record is not None
     validation = replace(policy.record.env, split="validation", num_scenes=config.eval_scenes, shard=(0, 1))
     return stops(policy, validation, seed=seed)
 

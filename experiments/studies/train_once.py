@@ -5,11 +5,11 @@ runs of other settings.
 import json
 from dataclasses import replace
 
-from agents.checkpoint import load_record
 from agents.ppo.hyperparameters import load_hyperparameters
 from agents.settings import CONFIG, DEFAULT_ENV, RESULT, TrainConfig
 from agents.train import train
 from canvit_gym.command_line import json_object
+from canvit_gym.policies.learned import load_record
 from canvit_gym.policies.record import describe_inputs, require_same
 
 

@@ -15,10 +15,11 @@ from stable_baselines3.common.vec_env import VecMonitor
 from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.hyperparameters import Hyperparameters, check_fit, load_hyperparameters
 from agents.ppo.model import make_model, make_training_env, ppo_arguments
-from agents.ppo.policy import ViewpointPolicy, policy_kwargs_for
+from agents.ppo.policy import ViewpointPolicy
 from agents.ppo.rollout import TensorRolloutBuffer
 from canvit_gym.backbone.load import Backbone, resolve_device
 from canvit_gym.command_line import env_config
+from canvit_gym.policies.networks import action_options
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from experiments.throughput.clock import Clock, synchronize
 
@@ -56,7 +57,7 @@ def stock_ppo_for_throughput(
     """
     hyper = _throughput_hyperparameters(env_id, num_envs=num_envs, env_kwargs=env_kwargs)
     envs = make_sb3_env(env_id, num_envs, **hyper.env_kwargs)
-    ours = {**policy_kwargs_for(envs.glimpse_envs.actions), **hyper.policy_kwargs}
+    ours = {**action_options(envs.glimpse_envs.actions), **hyper.policy_kwargs}
     model = PPO(
         policy if policy == "MultiInputPolicy" else ViewpointPolicy,
         VecMonitor(envs),

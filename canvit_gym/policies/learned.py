@@ -1,0 +1,337 @@
+"""Trained policies in plain PyTorch: on disk, and behind the protocol of the hand-coded ones.
+
+A policy on disk is a directory with `policy.safetensors` (weights) and `policy.json` (PolicyRecord); nothing is
+unpickled, and no RL library is needed.
+
+>>> from canvit_gym.policies.learned import load_policy
+>>> policy = load_policy("runs/mine")  # doctest: +SKIP
+>>> action, _ = policy.predict(observation)  # doctest: +SKIP
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from torch.utils.flop_counter import FlopCounterMode
+
+from canvit_gym.actions import DiscreteActions
+from canvit_gym.assembly import build_actions, build_backbone, build_layout, task_kind
+from canvit_gym.atomic import write_bytes, write_json
+from canvit_gym.backbone.hub import asset_dir
+from canvit_gym.backbone.load import resolve_device
+from canvit_gym.config import EnvConfig
+from canvit_gym.policies.flops import probe_flops
+from canvit_gym.policies.networks import NETWORK_CLASSES, HasDistribution, HasValues, action_options
+from canvit_gym.policies.protocol import PolicyInfo, check_supported
+from canvit_gym.policies.record import Inputs, PolicyRecord, describe_inputs, describe_layout, require_same
+from canvit_gym.policies.seen import Seen
+from canvit_gym.policies.streams import scene_seeds, scene_uniforms
+from canvit_gym.seeding import seeded
+from canvit_gym.viewpoints import FirstGlimpse, first_viewpoints
+
+WEIGHTS, RECORD = "policy.safetensors", "policy.json"
+SHIPPED = "policies"
+"""The directory of this package's assets that holds a directory per environment, with one per algorithm."""
+
+Observation = Mapping[str, Any]
+
+
+class LearnedPolicy:
+    """A trained network with its record, as a GlimpsePolicy.
+
+    The network has `distribution(observation)` or `values(observation)` (see canvit_gym.policies.networks). Glimpse 0
+    is the one its environment takes before the agent acts, if it does. Evaluation takes a fixed number of glimpses, so
+    a policy that may stop is asked where it would look if it went on. What is sampled for a scene is a function of
+    (seed, scene, t) and what the policy sees.
+
+    Raises:
+        ValueError: deterministic=False with a network that has values but no distribution.
+    """
+
+    def __init__(self, network: nn.Module, record: PolicyRecord, *, deterministic: bool = True) -> None:
+        if not deterministic and not hasattr(network, "distribution"):
+            raise ValueError(
+                f"a policy of {record.algorithm} knows what viewpoints are worth, not how likely they are: use "
+                "deterministic=True"
+            )
+        self.network, self.record, self.deterministic = network, record, deterministic
+        self.actions = build_actions(record.env)
+        keys = tuple(record.inputs.layout["keys"])
+        what = f"{record.algorithm}'s warm start" if record.training.get("num_timesteps") == 0 else record.algorithm
+        trained = "" if record.training.get("num_timesteps") == 0 else " trained"
+        chosen = "most likely viewpoint" if hasattr(network, "distribution") else "viewpoint of highest value"
+        self.info = PolicyInfo(
+            name="learned",
+            paper_name=record.algorithm,
+            description=f"{what}{trained} on {record.env_id}, {chosen if deterministic else 'sampled viewpoints'}",
+            deterministic=deterministic and record.env.first_glimpse != "random",
+            needs_segmentation_probe=record.inputs.layout["is_dense"] and "uncertainty" in keys,
+            tasks=(cast(Any, task_kind(record.env.dataset)),),
+            observations=keys,
+        )
+        self._network_flops: int | None = None
+
+    def sampling(self) -> "LearnedPolicy":
+        """The same policy, its viewpoints sampled."""
+        return LearnedPolicy(self.network, self.record, deterministic=False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        check_supported(self.info, seen.task.name, seen.backbone.canvas_grid)
+        found = Inputs(
+            backbone_sha256=seen.backbone.sha256,
+            probe_sha256=seen.task.probe_sha256,
+            layout=describe_layout(seen.layout),
+            actions=self.record.inputs.actions,
+        )
+        require_same(self.record.inputs, found, who=f"the policy trained on {self.record.env_id}")
+        self._seed = seed
+
+    @torch.no_grad()
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
+        first = self.record.env.first_glimpse
+        if t == 0 and first is not None:
+            return self._first_viewpoints(first, seen)
+        observation = {key: value.to(self.device) for key, value in seen.observe().items()}
+        if isinstance(self.actions, DiscreteActions):
+            chosen = self._rows(observation, t, seen)
+        elif self.deterministic:
+            chosen = self.act(observation)
+        else:
+            chosen = self._sampled(observation, t, seen)
+        return self.actions.decode(chosen)[0]
+
+    @torch.no_grad()
+    def act(self, observation: dict[str, Tensor], *, deterministic: bool = True) -> NDArray[Any]:
+        """[B, ...] actions, `stop` among them where the policy has one; samples follow PyTorch's global generator."""
+        if hasattr(self.network, "distribution"):
+            distribution = cast(HasDistribution, self.network).distribution(observation)
+            if isinstance(distribution, Categorical) and deterministic:
+                return distribution.probs.argmax(dim=1).cpu().numpy()
+            chosen = (distribution.mode if deterministic else distribution.sample()).cpu().numpy()
+        elif deterministic:
+            chosen = cast(HasValues, self.network).values(observation).argmax(dim=1).cpu().numpy()
+        else:
+            raise ValueError(f"a policy of {self.record.algorithm} has no distribution: use deterministic=True")
+        return np.clip(chosen, -1, 1) if chosen.dtype.kind == "f" else chosen  # a Gaussian knows no bounds
+
+    def predict(
+        self,
+        observation: Observation,
+        state: None = None,
+        episode_start: NDArray[np.bool_] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Any, None]:
+        """The action for an observation of gym.make, or [N, ...] actions for one of gym.make_vec; as SB3's predict.
+
+        Raises:
+            KeyError: the observation lacks a key that the policy reads.
+            ValueError: a key has another shape than the policy was trained on.
+        """
+        space = cast(spaces.Dict, self.observation_space)
+        if missing := [key for key in space.spaces if key not in observation]:
+            keys = list(space.spaces)
+            raise KeyError(
+                f"the policy trained on {self.record.env_id} reads {', '.join(missing)}, which the observation lacks: "
+                f"make the environment with observations={keys} (policy.record.env has all of its keyword arguments)"
+            )
+        given = {key: torch.as_tensor(np.asarray(observation[key])).to(self.device) for key in space.spaces}
+        single = all(value.ndim == len(space[key].shape or ()) for key, value in given.items())
+        given = {key: value[None] for key, value in given.items()} if single else given
+        for key, value in given.items():
+            if tuple(value.shape[1:]) != space[key].shape:
+                raise ValueError(
+                    f"observation {key!r} has shape {tuple(value.shape)}, but the policy was trained on "
+                    f"{space[key].shape}: make the environment with the keyword arguments of policy.record.env"
+                )
+        actions = self.act(given, deterministic=deterministic)
+        if not single:
+            return actions, None
+        return actions[0] if actions.ndim > 1 else int(actions[0]), None
+
+    @property
+    def observation_space(self) -> spaces.Space:
+        """Of one environment."""
+        config = self.record.env
+        return build_layout(config, build_backbone(config), is_dense=self.record.inputs.layout["is_dense"]).space
+
+    def flops_per_decision(self, seen: Seen) -> int:
+        """The network's, counted once by PyTorch, and the probe's where the observation carries its uncertainty."""
+        if self._network_flops is None:
+            observation = {key: value[:1].to(self.device) for key, value in seen.observe().items()}
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                self.act(observation)
+            self._network_flops = counter.get_total_flops()
+        reads = "uncertainty" in self.record.inputs.layout["keys"]
+        return self._network_flops + (probe_flops(seen) if reads else 0)
+
+    def _first_viewpoints(self, first: FirstGlimpse, seen: Seen) -> NDArray[np.float32]:
+        if first != "random":
+            return first_viewpoints(first, seen.num)
+        drawn = []
+        for scene_seed in scene_seeds(self._seed, seen.scene):
+            with seeded(scene_seed, torch.device("cpu")):
+                drawn.append(first_viewpoints(first, 1))
+        return np.concatenate(drawn)
+
+    def _rows(self, observation: dict[str, Tensor], t: int, seen: Seen) -> NDArray[np.int64]:
+        """[B] rows of the table of viewpoints; "stop", the last action where there is one, is left out."""
+        assert isinstance(self.actions, DiscreteActions)
+        count = len(self.actions.viewpoints)
+        if not hasattr(self.network, "distribution"):
+            return cast(HasValues, self.network).values(observation)[:, :count].argmax(dim=1).cpu().numpy()
+        distribution = cast(HasDistribution, self.network).distribution(observation)
+        assert isinstance(distribution, Categorical), distribution
+        probabilities = distribution.probs[:, :count].double().cpu().numpy()
+        if self.deterministic:
+            return probabilities.argmax(axis=1)
+        cumulative = probabilities.cumsum(axis=1)
+        below = cumulative[:, :-1] <= scene_uniforms(self._seed, seen.scene, t)[:, None] * cumulative[:, -1:]
+        return below.sum(axis=1)
+
+    def _sampled(self, observation: dict[str, Tensor], t: int, seen: Seen) -> NDArray[Any]:
+        """[B, d] continuous actions, whatever the distribution: one row at a time, each under its scene's own seed."""
+        rows = []
+        for row, scene_seed in enumerate(scene_seeds(self._seed, seen.scene, t)):
+            with seeded(scene_seed, self.device):
+                rows.append(self.act({k: v[row : row + 1] for k, v in observation.items()}, deterministic=False))
+        return np.concatenate(rows)
+
+
+def save_policy(directory: Path, network: nn.Module, record: PolicyRecord) -> None:
+    """Weights and record into `directory`, made where missing, replaced where present."""
+    directory = Path(directory).expanduser()
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = save({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
+    record = replace(record, weights_sha256=hashlib.sha256(weights).hexdigest())
+    write_bytes(directory / WEIGHTS, weights)
+    write_json(directory / RECORD, record.to_json())
+
+
+def policy_directory(source: str | Path) -> Path:
+    """Where a policy is: a directory, the best policy of a run directory, or one that this package ships.
+
+    Shipped policies are called "ENVIRONMENT/ALGORITHM", such as "FashionSearch-v0/ppo".
+
+    Raises:
+        FileNotFoundError: neither.
+    """
+    directory = Path(source).expanduser()
+    if (directory / RECORD).is_file() or (directory / WEIGHTS).is_file():
+        return directory
+    if (directory / "best" / RECORD).is_file():
+        return directory / "best"
+    name = str(source).removeprefix("CanViT/")
+    if not directory.is_dir() and name in (shipped := shipped_policies()):
+        return shipped[name]
+    if directory.is_dir():
+        raise FileNotFoundError(
+            f"{directory} has no {WEIGHTS}. A policy is a directory with {WEIGHTS} and {RECORD}, such as the best/ and "
+            "last/ that training (python -m agents.train) leaves in its run directory."
+        )
+    close = difflib.get_close_matches(name, shipped, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise FileNotFoundError(
+        f"there is no directory {directory}, and no shipped policy of that name; {hint}"
+        f"shipped are: {', '.join(shipped) or 'none'}. Train one with python -m agents.train (from a clone)."
+    )
+
+
+def shipped_policies() -> dict[str, Path]:
+    """Name -> directory of every policy in this package's assets."""
+    root = asset_dir(SHIPPED)
+    found = sorted(path.parent for path in root.glob(f"*/*/{RECORD}"))
+    return {f"{path.parent.name}/{path.name}": path for path in found}
+
+
+def load_record(directory: str | Path) -> PolicyRecord:
+    """
+    Raises:
+        FileNotFoundError: no policy there.
+        ValueError: its record is damaged.
+    """
+    directory = policy_directory(directory)
+    for name in (WEIGHTS, RECORD):
+        if not (directory / name).is_file():
+            raise FileNotFoundError(f"{directory} has no {name}: a policy is a directory with {WEIGHTS} and {RECORD}")
+    path = directory / RECORD
+    try:
+        return PolicyRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged, or of another version ({error}): put the intact file in its place, or train the "
+            "policy again"
+        ) from error
+
+
+def load_policy(
+    source: str | Path, *, config: EnvConfig | None = None, device: str | None = None, deterministic: bool = True
+) -> LearnedPolicy:
+    """A trained policy, ready to act.
+
+    `source` is a directory, a run directory (its best policy), or a shipped policy's name such as
+    "FashionSearch-v0/ppo". The policy is checked against `config`, the environment it is wanted for (None: the one it
+    was trained on, with the checkpoints that are here now).
+
+    Raises:
+        FileNotFoundError: no policy there.
+        ValueError: the environment's backbone, probe, observation layout or action space are others than those it
+            was trained on, or the weights do not fit the record.
+    """
+    directory = policy_directory(source)
+    record = load_record(directory)
+    wanted = record.env if config is None else config
+    require_same(record.inputs, describe_inputs(wanted), who=f"the policy in {directory}")
+    with seeded(0, torch.device("cpu")):  # the generators of whoever loads stay where they are
+        network = make_network(record, wanted)
+    _load_weights(network, directory, record)
+    network.eval().to(resolve_device(wanted.device if device is None else device))
+    return LearnedPolicy(network, record, deterministic=deterministic)
+
+
+def make_network(record: PolicyRecord, config: EnvConfig) -> nn.Module:
+    """An untrained network of the record's class and options, for the spaces of `config`.
+
+    Raises:
+        ValueError: a class that this version does not know.
+    """
+    if record.network_class not in NETWORK_CLASSES:
+        raise ValueError(
+            f"this policy's network is a {record.network_class}, which this version of canvit_gym does not know; it "
+            f"knows {', '.join(NETWORK_CLASSES)}. Update canvit_gym."
+        )
+    actions = build_actions(config)
+    layout = build_layout(config, build_backbone(config), is_dense=record.inputs.layout["is_dense"])
+    options = {**action_options(actions), **record.network}
+    return NETWORK_CLASSES[record.network_class](layout.space, actions.space, **options)
+
+
+def _load_weights(network: nn.Module, directory: Path, record: PolicyRecord) -> None:
+    try:
+        content = (directory / WEIGHTS).read_bytes()
+        network.load_state_dict(load(content))
+        if record.weights_sha256 not in (None, found := hashlib.sha256(content).hexdigest()):
+            raise ValueError(f"their sha256 is {found}, not {record.weights_sha256}")
+        for name, parameter in network.state_dict().items():
+            if not parameter.isfinite().all():
+                raise ValueError(f"{name} holds a number that is not finite")
+    except (RuntimeError, SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{directory / WEIGHTS} does not hold the weights that {RECORD} beside it describes: {error}. "
+            "Copy the two files together, or train the policy again."
+        ) from error

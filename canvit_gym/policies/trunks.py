@@ -1,0 +1,166 @@
+"""Trunks: everything observed, fused into one feature map of the scene.
+
+Maps are [B, C, g, g], row 0 at the top of the scene. `canvas` comes in through a pointwise projection, the finer maps
+(`uncertainty`, `acuity`) are folded to the canvas's size (space to depth, so nothing is averaged away), cell
+coordinates are added, and the vectors (`viewpoint`, `time`, `cls`, ...) act by feature-wise modulation.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from canvit_pytorch.viewpoint import grid_coords
+from gymnasium import spaces
+from torch import Tensor, nn
+
+DEFAULT_GRID = 8
+"""Side of the feature map where no `canvas` sets it."""
+
+
+def _spatial_keys(space: spaces.Dict) -> list[str]:
+    return [key for key, box in space.items() if key != "glimpse" and len(box.shape or ()) == 3]
+
+
+class Features(NamedTuple):
+    """What the heads read."""
+
+    map: Tensor  # [B, C, g, g]
+    acuity: Tensor | None = None  # [B, 1, m, m] as observed, or None where it is not
+    gaze: Tensor | None = None  # [B, 3 * n] as observed, or None where it is not
+
+
+class ModulatedBlock(nn.Module):
+    """x + relu(conv(x) * (1 + gain) + shift), gain and shift [B, C] from the context.
+
+    `separable`: a depthwise convolution and a pointwise one in the place of the full one, at a seventh of the
+    arithmetic.
+    """
+
+    def __init__(self, channels: int, context_dim: int, *, separable: bool = False) -> None:
+        super().__init__()
+        self.conv: nn.Module = nn.Conv2d(channels, channels, 3, padding=1)
+        if separable:
+            depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+            self.conv = nn.Sequential(depthwise, nn.Conv2d(channels, channels, 1))
+        self.modulation = nn.Linear(context_dim, 2 * channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        gain, shift = self.modulation(context)[:, :, None, None].chunk(2, dim=1)
+        return x + F.relu(torch.addcmul(shift, self.conv(x), 1 + gain))
+
+
+class AttentionBlock(nn.Module):
+    """A transformer block over the cells of a map; the context is added to every cell first."""
+
+    def __init__(self, channels: int, context_dim: int, *, num_heads: int = 2) -> None:
+        super().__init__()
+        if channels % num_heads:
+            raise ValueError(f"channels must be a multiple of {num_heads} attention heads, got {channels}")
+        self.num_heads = num_heads
+        self.modulation = nn.Linear(context_dim, channels)
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(channels), nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 2 * channels), nn.GELU(), nn.Linear(2 * channels, channels))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        side = x.shape[-1]
+        cells = x.flatten(2).transpose(1, 2) + self.modulation(context)[:, None]  # [B, g * g, C]
+        query, key, value = self.qkv(self.norm_attention(cells)).unflatten(2, (3, self.num_heads, -1)).unbind(2)
+        mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        cells = cells + self.out(mixed.transpose(1, 2).flatten(2))
+        cells = cells + self.mlp(self.norm_mlp(cells))
+        return cells.transpose(1, 2).unflatten(2, (side, side))
+
+
+class MapTrunk(nn.Module):
+    """Observation Dict, any subset of keys -> Features with a map [B, channels, g, g]; g is the canvas's side."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        *,
+        channels: int = 32,
+        context_dim: int = 64,
+        blocks: int = 3,
+        separable: bool = False,
+    ) -> None:
+        if "glimpse" in observation_space.spaces:
+            raise ValueError(
+                "the policy reads what the canvas holds, not pixels: leave 'glimpse' out of the "
+                "environment's observations"
+            )
+        shapes: dict[str, tuple[int, ...]] = {key: box.shape or () for key, box in observation_space.items()}
+        self.grid = self._side(shapes)
+        super().__init__()
+        self.channels = channels
+        self.features_dim = channels * self.grid**2
+        self.map_keys = [key for key in _spatial_keys(observation_space) if key != "canvas"]
+        self.vector_keys = [key for key, shape in shapes.items() if len(shape) == 1]
+        folded = 0
+        for key in self.map_keys:
+            size = shapes[key][-1]
+            folded += shapes[key][0] * ((size // self.grid) ** 2 if self._folds(size) else 1)
+        self.from_canvas = nn.Conv2d(shapes["canvas"][0], channels, 1) if "canvas" in shapes else None
+        self.from_maps = nn.Conv2d(folded + 2, channels, 3, padding=1)
+        vector_dim = sum(shapes[key][0] for key in self.vector_keys)
+        self.context = nn.Sequential(nn.Linear(vector_dim + channels, context_dim), nn.ReLU())
+        self.blocks = nn.ModuleList(self._block(channels, context_dim, separable=separable) for _ in range(blocks))
+        coordinates = grid_coords(size=self.grid, device=torch.device("cpu")).permute(2, 0, 1)[None]
+        self.register_buffer("coordinates", coordinates, persistent=False)  # [1, 2, g, g]
+
+    def _side(self, shapes: dict[str, tuple[int, ...]]) -> int:
+        return shapes["canvas"][-1] if "canvas" in shapes else DEFAULT_GRID
+
+    def _block(self, channels: int, context_dim: int, *, separable: bool) -> nn.Module:
+        return ModulatedBlock(channels, context_dim, separable=separable)
+
+    def _folds(self, size: int) -> bool:
+        return size % self.grid == 0
+
+    def _folded(self, value: Tensor) -> Tensor:
+        """[B, c, m, m] -> [B, c', g, g]."""
+        if self._folds(value.shape[-1]):
+            return F.pixel_unshuffle(value, value.shape[-1] // self.grid)
+        return F.interpolate(value, size=(self.grid, self.grid), mode="bilinear", align_corners=False)
+
+    def _fitted_canvas(self, canvas: Tensor) -> Tensor:
+        return canvas
+
+    def forward(self, observations: dict[str, Tensor]) -> Features:  # type: ignore[override]
+        batch = next(iter(observations.values())).shape[0]
+        coordinates = self.get_buffer("coordinates").expand(batch, -1, -1, -1)
+        x = self.from_maps(torch.cat([self._folded(observations[key]) for key in self.map_keys] + [coordinates], dim=1))
+        if self.from_canvas is not None:
+            x = x + self.from_canvas(self._fitted_canvas(observations["canvas"]))
+        x = F.relu(x)
+        # The pooled map among the vectors lets every cell be weighed against the rest of the scene.
+        context = self.context(torch.cat([observations[key] for key in self.vector_keys] + [x.mean(dim=(2, 3))], dim=1))
+        for block in self.blocks:
+            x = block(x, context)
+        return Features(map=x, acuity=observations.get("acuity"), gaze=observations.get("gaze"))
+
+
+class TokenTrunk(MapTrunk):
+    """MapTrunk whose blocks are self-attention over the cells: any cell sees any other at once."""
+
+    def _block(self, channels: int, context_dim: int, *, separable: bool) -> nn.Module:
+        if separable:
+            raise ValueError("policy_kwargs separable is an option of the network 'conv', which convolves")
+        return AttentionBlock(channels, context_dim)
+
+
+class MeanTrunk(MapTrunk):
+    """MapTrunk on a map of one cell: every key averaged over the scene."""
+
+    def _side(self, shapes: dict[str, tuple[int, ...]]) -> int:
+        return 1
+
+    def _folds(self, size: int) -> bool:
+        return False
+
+    def _folded(self, value: Tensor) -> Tensor:
+        return value.mean(dim=(2, 3), keepdim=True)
+
+    def _fitted_canvas(self, canvas: Tensor) -> Tensor:
+        return canvas.mean(dim=(2, 3), keepdim=True)
