@@ -271,7 +271,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown environment": ({"env": "CanViT/Moon-v0"}, "unknown environment 'CanViT/Moon-v0'; there are"),
     "bad JSON": ({"env_kwargs": "{"}, "--env-kwargs must be a JSON object"),
     "learned without name": ({"learned": ("runs/a,runs/b",)}, "--learned takes name=directory,directory"),
-    "no such directory": ({"policies": ("coarse_to_fine", "runs/nowhere/best")}, "has no policy"),
+    "no such directory": ({"policies": ("coarse_to_fine", "runs/nowhere/best")}, "no directory runs.nowhere.best"),
 }
 
 
