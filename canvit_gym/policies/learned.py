@@ -236,14 +236,14 @@ def policy_directory(source: str | Path) -> Path:
         return directory
     if (directory / "best" / RECORD).is_file():
         return directory / "best"
-    name = str(source).removeprefix("CanViT/")
-    if not directory.is_dir() and name in (shipped := shipped_policies()):
-        return shipped[name]
     if directory.is_dir():
         raise FileNotFoundError(
             f"{directory} has no {WEIGHTS}. A policy is a directory with {WEIGHTS} and {RECORD}, such as the best/ and "
             "last/ that training (python -m agents.train) leaves in its run directory."
         )
+    name, shipped = str(source).removeprefix("CanViT/"), shipped_policies()
+    if name in shipped:
+        return shipped[name]
     close = difflib.get_close_matches(name, shipped, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise FileNotFoundError(
