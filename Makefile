@@ -3,12 +3,12 @@
 PYTHON_IN_VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format clean
+.PHONY: help venv demo test lint format report docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1#/p' $(MAKEFILE_LIST) | awk -F '# *' '{ printf "make %-8s %s\n", $$1, $$2 }'
 
-venv: .venv/.stamp  ## install the library, its agents and its tools into .venv
+venv: .venv/.stamp  ## install the library and all that a clone needs into .venv
 
 demo: .venv/.stamp  ## run the demo
 	$(PYTHON_IN_VENV) -m experiments.demo $(ARGS)
@@ -25,8 +25,15 @@ format: .venv/.stamp  ## fix what ruff can fix and format
 	$(PYTHON_IN_VENV) -m ruff check --fix
 	$(PYTHON_IN_VENV) -m ruff format
 
+report: .venv/.stamp  ## write the reports of the committed benchmarks: tables and figures in one page each
+	@for results in experiments/results/benchmark/*/; do \
+		$(PYTHON_IN_VENV) -m canvit_gym.cli report --results "$$results" || exit 1; done
+
+docs: .venv/.stamp  ## build the documentation site into site/, warnings as errors
+	$(PYTHON_IN_VENV) -m mkdocs build --strict
+
 clean:  ## remove .venv, builds and caches
-	rm -rf .venv build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A .venv whose pip runs is updated in place; any other is made anew. The stamp comes last: only after success.
@@ -34,5 +41,5 @@ clean:  ## remove .venv, builds and caches
 	@$(PYTHON_IN_VENV) -m pip --version >/dev/null 2>&1 || { \
 		python=$$(sh scripts/find_python.sh) && \
 		echo "Creating .venv with $$python" && "$$python" -m venv --clear .venv; }
-	$(PYTHON_IN_VENV) -m pip install --disable-pip-version-check -e '.[agents,play,dev]' -c constraints.txt
+	$(PYTHON_IN_VENV) -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@

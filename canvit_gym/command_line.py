@@ -2,13 +2,17 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
 import canvit_gym
-from canvit_gym.config import EnvConfig, config_from_kwargs
+
+if TYPE_CHECKING:
+    from canvit_gym.config import EnvConfig
 
 PROGRAM = "canvit-gym"
 """The console script."""
@@ -78,17 +82,35 @@ def json_object(text: str | None, *, option: str) -> dict[str, Any]:
     return value
 
 
+def output_directory(path: Path, *, option: str) -> Path:
+    """The directory, made where missing, "~" expanded. Called before any work, so that none is lost.
+
+    Raises:
+        OSError: it cannot be made, or no file can be written there.
+    """
+    path = path.expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise OSError(f"{option} {path} cannot be written to ({error.strerror}): choose another directory") from error
+    return path
+
+
 def check_env_id(env_id: str) -> None:
     """Raise ValueError where no environment has this id."""
     if env_id not in canvit_gym.ENVIRONMENTS:
         raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(canvit_gym.ENVIRONMENTS)}")
 
 
-def env_config(env_id: str, env_kwargs: dict[str, Any]) -> EnvConfig:
+def env_config(env_id: str, env_kwargs: dict[str, Any]) -> "EnvConfig":
     """The configuration of a registered id with keyword arguments.
 
     Raises:
         ValueError: unknown id, or a bad value. TypeError: unknown keyword.
     """
+    from canvit_gym.config import config_from_kwargs  # imports torch, which `canvit-gym envs` does not need
+
     check_env_id(env_id)
     return config_from_kwargs({**gym.spec(env_id).kwargs, **env_kwargs})

@@ -311,7 +311,7 @@ def write_report(benchmark: Benchmark) -> Path:
 
 
 def main(config: ReportConfig) -> Path:
-    report = write_report(load_benchmark(config.results))
+    report = write_report(load_benchmark(config.results.expanduser()))
     print(f"Report: {report}")
     return report
 

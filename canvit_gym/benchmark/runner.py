@@ -44,7 +44,7 @@ from canvit_gym.benchmark.records import (
     load_benchmark,
 )
 from canvit_gym.benchmark.report import write_report
-from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, run_command
+from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, output_directory, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
@@ -398,6 +398,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
         budget=config.budget,
         device=config.device,
     )
+    config = replace(config, output=output_directory(config.output, option="--output"))
     shared = identity(env, config.env)
     check_identity(config.output, shared)
     planned = plan(config, env)

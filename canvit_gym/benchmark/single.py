@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from canvit_gym.benchmark.runner import evaluable
-from canvit_gym.command_line import PROGRAM, env_config, json_object, run_command
+from canvit_gym.command_line import PROGRAM, env_config, json_object, output_directory, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.statistics import Statistic, bootstrap_interval
 
@@ -75,6 +75,9 @@ def main(config: EvaluateConfig) -> Evaluation:
         budget=config.budget,
         device=config.device,
     )
+    output = config.output and config.output.expanduser()
+    if output is not None:
+        output_directory(output.parent, option="--output")
     policy = evaluable(config.policy, env, deterministic=not config.sampled, progress=config.progress)
     evaluation = evaluate(
         policy.policy,
@@ -84,8 +87,7 @@ def main(config: EvaluateConfig) -> Evaluation:
         progress=config.policy if config.progress else None,
     )
     print(f"{config.policy} on {len(evaluation.scene):,} {config.split} scenes of {config.env}\n\n{table(evaluation)}")
-    if config.output is not None:
-        output = config.output.expanduser()
+    if output is not None:
         evaluation.save(output)
         print(f"\nSaved: {output}")
     return evaluation

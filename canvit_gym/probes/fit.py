@@ -38,7 +38,7 @@ from canvit_gym.assembly import build_backbone, build_scenes, task_kind
 from canvit_gym.atomic import replacing, write_text
 from canvit_gym.backbone.hub import CHECKPOINTS
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, run_command
+from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, output_directory, run_command
 from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import PaperPolicy
@@ -330,6 +330,7 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     env = environment_of(config, env_id)
+    directory = output_directory(directory, option="--output-dir")
     held_out = replace(env, split="tuning" if env.tuning_scenes else "validation", num_scenes=None)
     backbone, training, validation = build_backbone(env), build_scenes(env), build_scenes(held_out)
     if training.scene_size_px != backbone.scene_size_px:
