@@ -142,6 +142,8 @@ class ContinuousActions:
 class DiscreteActions:
     """Discrete(n): action i is row i of a table of viewpoints. With allow_stop, action n - 1 ends the episode.
 
+    Without revisit, a viewpoint that was looked at in the episode is not allowed again.
+
     >>> actions = DiscreteActions(grid_viewpoints(scales=(0.5,), centers=3), allow_stop=True)
     >>> actions.space
     Discrete(10)
@@ -150,10 +152,14 @@ class DiscreteActions:
     ([-0.5, -0.5, 0.5], [False, True])
     >>> actions.encode(np.array([[0.1, 0.4, 0.6]])).tolist()
     [5]
+    >>> actions = DiscreteActions(grid_viewpoints(scales=(0.5,), centers=2), revisit=False)
+    >>> actions.allowed(np.array([[[0, 0, 1], [-0.5, 0.5, 0.5]]], dtype=np.float32), np.array([2])).tolist()
+    [[True, False, True, True]]
     """
 
     viewpoints: NDArray[np.float32]  # [A, 3]
     allow_stop: bool = False
+    revisit: bool = True
 
     @property
     def space(self) -> spaces.Discrete:
@@ -170,6 +176,18 @@ class DiscreteActions:
         viewpoints = checked_viewpoints(viewpoints)
         table, wanted = (np.concatenate([v[:, :2], np.log(v[:, 2:])], axis=1) for v in (self.viewpoints, viewpoints))
         return ((wanted[:, None] - table) ** 2).sum(axis=2).argmin(axis=1)
+
+    def allowed(self, viewpoints: NDArray[np.float32], taken: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[N, A]: which rows of the table may be looked at next, given the episodes' viewpoints [N, T, 3], of which the
+        first taken [N] are glimpses. To stop is always allowed.
+        """
+        allowed = np.ones((len(viewpoints), len(self.viewpoints)), dtype=np.bool_)
+        if self.revisit:
+            return allowed
+        for t in range(taken.max(initial=0)):
+            same = (viewpoints[:, t, None] == self.viewpoints).all(axis=2)  # [N, A]
+            allowed &= ~(same & (t < taken)[:, None])
+        return allowed
 
 
 def grid_viewpoints(*, scales: tuple[float, ...], centers: int) -> NDArray[np.float32]:
@@ -204,14 +222,15 @@ def make_actions(
     grid_scales: tuple[float, ...],
     grid_centers: int,
     quadtree_levels: int,
+    revisit: bool = True,
 ) -> Actions:
     """The actions of a kind, by name."""
     match kind:
         case "continuous":
             return ContinuousActions(min_scale=min_scale, allow_stop=allow_stop)
         case "grid":
-            return DiscreteActions(grid_viewpoints(scales=grid_scales, centers=grid_centers), allow_stop)
+            return DiscreteActions(grid_viewpoints(scales=grid_scales, centers=grid_centers), allow_stop, revisit)
         case "quadtree":
-            return DiscreteActions(quadtree_viewpoints(levels=quadtree_levels), allow_stop)
+            return DiscreteActions(quadtree_viewpoints(levels=quadtree_levels), allow_stop, revisit)
         case _:
             raise ValueError(f"unknown action kind {kind!r}; choose one of {', '.join(get_args(ActionKind))}")

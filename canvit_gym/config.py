@@ -9,7 +9,7 @@ import warnings
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
-from canvit_gym.actions import ActionKind, make_actions
+from canvit_gym.actions import ActionKind, DiscreteActions, make_actions
 from canvit_gym.backbone.load import Precision
 from canvit_gym.checks import Check, boolean, is_number, number, number_at_least, one_of, optional, several, text, whole
 from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, check_keys
@@ -187,6 +187,12 @@ class ActionConfig:
     grid_centers: int = option(16, whole(1), "centers of grid actions along each axis, per scale")
     quadtree_levels: int = option(2, whole(0), "the finest level of quadtree actions: tiles of scale 1 / 2^level")
     allow_stop: bool = option(False, boolean, "whether the agent may end an episode early")
+    revisit: bool = option(
+        True,
+        boolean,
+        "whether a viewpoint may be looked at again in an episode. If not, every action but stopping is allowed once: "
+        "see action masks. Grid and quadtree actions only",
+    )
 
     @property
     def action_parameters(self) -> dict[str, Any]:
@@ -235,6 +241,25 @@ class EnvConfig(SceneConfig, ModelConfig, EpisodeConfig, ActionConfig, RewardCon
         self._check_scenes()
         self._check_episode()
         self._check_actions()
+        if not self.revisit:
+            self._check_table()
+
+    def _check_table(self) -> None:
+        """Without revisit, there must be a table of viewpoints, as long as an episode."""
+        actions = make_actions(self.action, **self.action_parameters)
+        if not isinstance(actions, DiscreteActions):
+            raise ValueError(
+                f"revisit=False needs a table of viewpoints, but the actions are {self.action!r}: use action='grid' or "
+                "'quadtree'"
+            )
+        given = 0 if self.first_glimpse is None else 1  # glimpses that the agent does not choose
+        first = (0.0, 0.0, 1.0) if self.first_glimpse == "full" else self.first_glimpse
+        left = len(actions.viewpoints) - (tuple(first or ()) in {tuple(row) for row in actions.viewpoints.tolist()})
+        if self.budget - given > left:
+            raise ValueError(
+                f"budget={self.budget} asks for {self.budget - given} viewpoints, but with revisit=False there are "
+                f"only {left}: use a budget of at most {left + given}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, such that EnvConfig(**config.to_json()) == config."""

@@ -1,5 +1,6 @@
 """Actions name viewpoints inside the scene, one to one."""
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from canvit_gym.actions import (
     quadtree_viewpoints,
     validated,
 )
+from canvit_gym.config import EnvConfig
 
 DEFAULTS: dict[str, Any] = {
     "min_scale": 0.125,
@@ -140,3 +142,36 @@ def test_ignored_rows_may_hold_anything() -> None:
     batch = np.array([[np.nan, 5, -7], [0.5, 0.5, 0.5]])
     checked = validated(box, batch, num_envs=2, ignored=np.array([True, False]))
     assert checked.tolist() == [[0, 0, 0], [0.5, 0.5, 0.5]]
+
+
+def test_without_revisit_every_viewpoint_is_allowed_once() -> None:
+    actions = DiscreteActions(quadtree_viewpoints(levels=1), revisit=False)
+    viewpoints = np.zeros((3, 4, 3), dtype=np.float32)
+    viewpoints[0, :2] = actions.viewpoints[[0, 3]]
+    viewpoints[1, 0] = (0.1, 0, 0.5)  # near a tile is not the tile
+    viewpoints[2] = actions.viewpoints[[1, 2, 3, 4]]
+    allowed = actions.allowed(viewpoints, np.array([2, 1, 4]))
+    assert allowed.tolist() == [[False, True, True, False, True], [True] * 5, [True, False, False, False, False]]
+    assert not actions.allowed(viewpoints, np.array([1, 1, 1]))[0, 0]
+    assert actions.allowed(viewpoints, np.array([1, 1, 1]))[0, 3]  # what is beyond the glimpses taken does not count
+    assert replace(actions, revisit=True).allowed(viewpoints, np.array([2, 1, 4])).all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"action": "continuous"}, "needs a table of viewpoints, but the actions are 'continuous'"),
+        (
+            {"action": "quadtree", "quadtree_levels": 1, "budget": 6},
+            "budget=6 asks for 5 viewpoints, but with revisit=False there are only 4: use a budget of at most 5",
+        ),
+        (
+            {"grid_scales": (0.25,), "grid_centers": 2, "budget": 5, "first_glimpse": None},
+            "asks for 5 viewpoints, but with revisit=False there are only 4: use a budget of at most 4",
+        ),
+        ({"revisit": "no"}, "revisit must be True or False, got 'no'"),
+    ],
+)
+def test_an_episode_without_revisit_is_no_longer_than_the_table(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EnvConfig(**{"revisit": False, **kwargs})

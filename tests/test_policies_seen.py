@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_policies import CEILINGS, CLASSIFICATION, CONFIG, QUICK, episodes_of
 
+from canvit_gym.actions import DiscreteActions, quadtree_viewpoints
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
@@ -128,6 +129,19 @@ def test_a_window_before_any_reading() -> None:
     base = center()
     with pytest.raises(RuntimeError, match="no glimpse was taken yet, so there is no reading"):
         evaluate(Asks(base.table, info=base.info), config=replace(CONFIG, num_scenes=1))
+
+
+def test_without_revisit_the_window_says_what_is_allowed() -> None:
+    episodes = episodes_of(CONFIG, np.arange(2))
+    tiles = quadtree_viewpoints(levels=1)[1:]
+    others = np.array([[0, 0, 0.5], *tiles[:2].tolist()], dtype=np.float32)
+    assert Seen(episodes).allowed(others).all()
+    assert Seen(episodes, actions=DiscreteActions(tiles)).allowed(others).all()
+    seen = Seen(episodes, actions=DiscreteActions(tiles, revisit=False))
+    assert seen.allowed(others).tolist() == [[False, True, True]] * 2
+    episodes.step_rows(episodes.all_rows, tiles[[0, 3]])
+    assert seen.allowed(tiles).tolist() == [[False, True, True, True], [True, True, True, False]]
+    assert seen.allowed(others).tolist() == [[False, False, True], [False, True, True]]
 
 
 def test_items_are_where_their_labels_are() -> None:

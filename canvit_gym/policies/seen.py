@@ -18,7 +18,7 @@ from canvit_pytorch.policies.entropy import predictive_entropy
 from numpy.typing import NDArray
 from torch import Tensor
 
-from canvit_gym.actions import Actions
+from canvit_gym.actions import Actions, DiscreteActions
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.observations import ObservationLayout
@@ -82,6 +82,20 @@ class Seen:
     def actions(self) -> Actions | None:
         """The environment's actions; None where glimpses are taken without an environment."""
         return self._actions
+
+    def allowed(self, candidates: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """[N, A]: which of the candidates [A, 3] the environment lets each scene look at next.
+
+        All of them, but for an environment with revisit=False: there only its own viewpoints are, each of them once.
+        """
+        actions = self._actions
+        if not isinstance(actions, DiscreteActions) or actions.revisit:
+            return np.ones((self.num, len(candidates)), dtype=np.bool_)
+        allowed = actions.allowed(self._episodes.viewpoints, self._episodes.glimpses)
+        if candidates is actions.viewpoints:
+            return allowed
+        same = (candidates[:, None] == actions.viewpoints).all(axis=2)  # [A, table]
+        return (allowed[:, None] & same).any(axis=2)
 
     @property
     def backbone(self) -> Backbone:
