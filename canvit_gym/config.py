@@ -228,8 +228,8 @@ class ObservationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvConfig(SceneConfig, ModelConfig, EpisodeConfig, ActionConfig, RewardConfig, ObservationConfig):
-    """All keyword arguments of the environments, with their defaults.
+class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, ModelConfig, SceneConfig):
+    """All keyword arguments of the environments, with their defaults. (A dataclass takes its last base's fields first.)
 
     >>> EnvConfig(budget=9).action
     'grid'
