@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-Kind = Literal["checkpoint", "probe"]
+Kind = Literal["checkpoint", "probe", "policy"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -114,8 +114,23 @@ def asset_dir(name: str) -> Path:
     return Path(str(resources.files("canvit_gym"))) / "assets" / name
 
 
+@cache
 def _shipped() -> tuple[str, ...]:
-    return ("nano", "nano-segmentation-probe", "nano-classification-probe")
+    """Checkpoints and probes among this package's assets."""
+    return tuple(path.parent.name for path in asset_dir("").glob(f"*/{WEIGHTS}"))
+
+
+def find_repository(kind: Kind, repo: str, files: tuple[str, ...]) -> Path:
+    """The directory of a Hub repository "org/name": below $CANVIT_HUB_ROOT where that is a directory, else downloaded.
+
+    Raises:
+        FileNotFoundError: there is none, or it lacks one of `files`.
+    """
+    root = Path(hub_root())
+    directory = root / repo if root.is_dir() else _download(kind, repo, repo, files, None)[0]
+    if missing := [file for file in files if not (directory / file).is_file()]:
+        raise FileNotFoundError(f"{kind} {repo!r}: {directory} has no {' and no '.join(missing)}")
+    return directory
 
 
 def hub_root() -> str:
@@ -160,9 +175,11 @@ def locate(kind: Kind, name: str, *, files: tuple[str, ...], revision: str | Non
             raise FileNotFoundError(f"$CANVIT_HUB_ROOT={hub_root()} is not a directory{here}. Unset it to use the Hub.")
         else:
             repo = f"{hub_root()}/{released}"
-    elif (directory := Path(name).expanduser()).is_dir():
+    elif (directory := Path(name).expanduser()).is_dir() or (
+        name.count("/") == 1 and (directory := Path(hub_root()) / name).is_dir()
+    ):
         pass
-    elif directory.is_absolute() or name.startswith(".") or name.count("/") != 1:
+    elif Path(name).expanduser().is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise FileNotFoundError(
             f"{kind} {name!r} is neither 'nano', 'flagship' or another released name, nor an existing directory, nor "
             f"a Hub id 'org/name'. {_names_help()}."

@@ -11,6 +11,7 @@ unpickled, and no RL library is needed.
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions, build_backbone, build_layout, task_kind
 from canvit_gym.atomic import write_bytes, write_json
-from canvit_gym.backbone.hub import asset_dir
+from canvit_gym.backbone.hub import asset_dir, find_repository
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies.flops import probe_flops
@@ -44,6 +45,9 @@ from canvit_gym.viewpoints import FirstGlimpse, first_viewpoints
 WEIGHTS, RECORD = "policy.safetensors", "policy.json"
 SHIPPED = "policies"
 """The directory of this package's assets that holds a directory per environment, with one per algorithm."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(?<!-v\d)/\w[\w.-]*")
+"""A repository "user/name" of the Hub; "Environment-v0/algorithm" is a shipped policy's name."""
 
 Observation = Mapping[str, Any]
 
@@ -224,12 +228,12 @@ def save_policy(directory: Path, network: nn.Module, record: PolicyRecord) -> No
 
 
 def policy_directory(source: str | Path) -> Path:
-    """Where a policy is: a directory, the best policy of a run directory, or one that this package ships.
+    """Where a policy is: a directory, the best policy of a run directory, one that this package ships, or on the Hub.
 
-    Shipped policies are called "ENVIRONMENT/ALGORITHM", such as "FashionSearch-v0/ppo".
+    Shipped policies are called "ENVIRONMENT/ALGORITHM", such as "FashionSearch-v0/ppo"; those of the Hub "user/name".
 
     Raises:
-        FileNotFoundError: neither.
+        FileNotFoundError: none of these.
     """
     directory = Path(source).expanduser()
     if (directory / RECORD).is_file() or (directory / WEIGHTS).is_file():
@@ -244,6 +248,8 @@ def policy_directory(source: str | Path) -> Path:
     name, shipped = str(source).removeprefix("CanViT/"), shipped_policies()
     if name in shipped:
         return shipped[name]
+    if _HUB_ID.fullmatch(str(source)):
+        return find_repository("policy", str(source), (WEIGHTS, RECORD))
     close = difflib.get_close_matches(name, shipped, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise FileNotFoundError(

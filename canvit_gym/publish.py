@@ -1,0 +1,124 @@
+"""Sharing policies, probes and checkpoints on the Hugging Face Hub: safetensors, JSON and a card, nothing pickled.
+
+`load_policy("user/name")`, `probe="user/name"` and `checkpoint="user/name"` load what is pushed here. Where
+$CANVIT_HUB_ROOT names a directory, it stands for the Hub, in both directions.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from canvit_gym.backbone.hub import WEIGHTS
+from canvit_gym.policies.learned import RECORD, policy_directory
+from canvit_gym.policies.learned import WEIGHTS as POLICY_WEIGHTS
+from canvit_gym.policies.record import PolicyRecord
+
+CARD = "README.md"
+
+
+def push_policy(source: str | Path, repo: str, *, private: bool = False) -> str:
+    """Publish a trained policy with a model card; returns where it is.
+
+    source: a policy's directory, a run directory (its best policy) or a shipped policy's name.
+    repo: "user/name".
+
+    Raises:
+        FileNotFoundError: there is no policy.
+        ValueError: a malformed repo.
+    """
+    directory = policy_directory(source)
+    record = PolicyRecord.from_json(json.loads((directory / RECORD).read_text(encoding="utf-8")))
+    return _push(directory, repo, files=(POLICY_WEIGHTS, RECORD), card=policy_card(record, repo), private=private)
+
+
+def push_probe(directory: str | Path, repo: str, *, private: bool = False) -> str:
+    """Publish a probe as `canvit-gym fit-probe` leaves it, with the card that it wrote; returns where it is."""
+    return _push_model("probe", directory, repo, private=private)
+
+
+def push_checkpoint(directory: str | Path, repo: str, *, private: bool = False) -> str:
+    """Publish a checkpoint as canvit-pytorch's `save_pretrained` leaves it; returns where it is."""
+    return _push_model("checkpoint", directory, repo, private=private)
+
+
+def policy_card(record: PolicyRecord, repo: str) -> str:
+    """The model card, with the tags by which reinforcement-learning models are found on the Hub."""
+    env_id = record.env_id
+    recipe = json.dumps(record.hyperparameters, indent=1)
+    training = json.dumps(record.training, indent=1)
+    return f"""---
+library_name: canvit-gym
+tags:
+- {json.dumps(env_id)}
+- {json.dumps(record.algorithm)}
+- reinforcement-learning
+- active-vision
+- canvit
+---
+
+# {record.algorithm} on {env_id}
+
+A glimpse policy of canvit_gym. Evaluate it, or act with it:
+
+```sh
+canvit-gym evaluate --env {env_id} --policy {repo}
+```
+
+```python
+import gymnasium as gym
+import canvit_gym
+from canvit_gym.policies.learned import load_policy
+
+policy = load_policy("{repo}")
+env = gym.make("{env_id}", **policy.record.env.to_json())
+observation, info = env.reset(seed=0)
+action, _ = policy.predict(observation)
+```
+
+## Training
+
+```json
+{training}
+```
+
+## Hyperparameters
+
+```json
+{recipe}
+```
+"""
+
+
+def _push_model(kind: str, directory: str | Path, repo: str, *, private: bool) -> str:
+    directory = Path(directory).expanduser()
+    if not (directory / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{directory} has no {WEIGHTS}: a {kind} is a directory as save_pretrained writes it")
+    files = [path.name for path in sorted(directory.iterdir()) if path.suffix in (".safetensors", ".json")]
+    card = directory / CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {repo}\n\nA {kind} for canvit_gym.\n"
+    return _push(directory, repo, files=files, card=text, private=private)
+
+
+def _push(directory: Path, repo: str, *, files: Sequence[str], card: str, private: bool) -> str:
+    if repo.count("/") != 1 or not all(repo.split("/")) or any(part in (".", "..") for part in repo.split("/")):
+        raise ValueError(f"repo must be 'user/name', got {repo!r}")
+    if missing := [name for name in files if not (directory / name).is_file()]:
+        raise FileNotFoundError(f"{directory} lacks {', '.join(missing)}")
+    root = Path(os.environ.get("CANVIT_HUB_ROOT") or "").expanduser()
+    if os.environ.get("CANVIT_HUB_ROOT") and root.is_dir():
+        target = root / repo
+        target.mkdir(parents=True, exist_ok=True)
+        for name in files:
+            shutil.copyfile(directory / name, target / name)
+        (target / CARD).write_text(card, encoding="utf-8")
+        return str(target)
+    api: Any = HfApi()
+    url = api.create_repo(repo, private=private, exist_ok=True)
+    api.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=repo)
+    api.upload_folder(folder_path=directory, repo_id=repo, allow_patterns=list(files))
+    return str(url)

@@ -1,0 +1,71 @@
+"""Policies, probes and checkpoints go to the Hub and come back: a local directory stands for it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from untrained import save_untrained
+
+from canvit_gym.backbone.hub import asset_dir
+from canvit_gym.config import EnvConfig
+from canvit_gym.policies.learned import load_policy, policy_directory
+from canvit_gym.publish import push_checkpoint, push_policy, push_probe
+from canvit_gym.vector_env import GlimpseVectorEnv
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "hub"
+    root.mkdir()
+    monkeypatch.setenv("CANVIT_HUB_ROOT", str(root))
+    return root
+
+
+def test_a_policy_comes_back(hub: Path, tmp_path: Path) -> None:
+    directory = save_untrained(tmp_path / "run", EnvConfig(num_scenes=8, device="cpu"))
+    where = push_policy(directory, "somebody/looks-well")
+    assert Path(where) == hub / "somebody" / "looks-well"
+    assert sorted(path.name for path in Path(where).iterdir()) == ["README.md", "policy.json", "policy.safetensors"]
+    card = (Path(where) / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: canvit-gym\n") and "- reinforcement-learning\n" in card
+
+    policy, original = load_policy("somebody/looks-well"), load_policy(directory)
+    envs = GlimpseVectorEnv(3, **policy.record.env.to_json() | {"num_scenes": 8})
+    observation, _ = envs.reset(seed=0)
+    np.testing.assert_array_equal(policy.predict(observation)[0], original.predict(observation)[0])
+    envs.close()
+
+
+def test_probes_and_checkpoints_come_back(hub: Path) -> None:
+    push_checkpoint(asset_dir("nano"), "somebody/small")
+    push_probe(asset_dir("nano-segmentation-probe"), "somebody/small-probe")
+    envs = GlimpseVectorEnv(
+        2,
+        checkpoint="somebody/small",
+        probe="somebody/small-probe",
+        num_scenes=8,
+        device="cpu",
+    )
+    envs.reset(seed=0)
+    envs.close()
+
+
+@pytest.mark.parametrize("repo", ["name", "a/b/c", "/name", "user/", "../name"])
+def test_malformed_repositories_are_refused(repo: str, tmp_path: Path, hub: Path) -> None:
+    directory = save_untrained(tmp_path / "run", EnvConfig(num_scenes=8, device="cpu"))
+    with pytest.raises(ValueError, match="repo must be 'user/name'"):
+        push_policy(directory, repo)
+
+
+def test_what_is_no_policy_is_refused(hub: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no policy\.safetensors"):
+        push_policy(tmp_path, "somebody/nothing")
+    with pytest.raises(FileNotFoundError, match="a probe is a directory as save_pretrained writes it"):
+        push_probe(tmp_path, "somebody/nothing")
+    (hub / "somebody" / "half").mkdir(parents=True)
+    (hub / "somebody" / "half" / "policy.json").write_text(json.dumps({}))
+    with pytest.raises(FileNotFoundError, match=r"policy 'somebody/half': .* has no policy.safetensors"):
+        policy_directory("somebody/half")
+    with pytest.raises(FileNotFoundError, match="no shipped policy of that name"):
+        policy_directory("FashionNothing-v0/ppo")
