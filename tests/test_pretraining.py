@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, nano_config
+from canvit_gym.backbone.nano_teacher import TEACHER_DIM, load_nano_teacher
 from canvit_gym.evaluation import Evaluation
 from canvit_gym.probes import fit
 from experiments.nano import finishing, pretrain, ship, teacher
@@ -166,7 +167,7 @@ def test_muon_learns_the_matrices_of_the_blocks_and_adamw_the_rest(teacher_dir: 
     config = replace(nano_run(tmp_path, teacher_dir), token_steps=0, steps=0, peak_lr=0, muon_lr=1e-3)
     torch.manual_seed(config.seed)
     before = CanViTForPretraining(
-        canvit_config=nano_config(), teacher_dim=teacher.TEACHER_DIM, teacher_patch_grid=NANO_CANVAS_GRID
+        canvit_config=nano_config(), teacher_dim=TEACHER_DIM, teacher_patch_grid=NANO_CANVAS_GRID
     ).state_dict()
     pretrain.train(config)
     after = load_file(tmp_path / "model" / "model.safetensors")
@@ -202,7 +203,7 @@ def test_targets_are_mirrored_with_their_scenes(teacher_dir: Path) -> None:
     scenes = teacher.MixedScenes(
         num_segmentation=32, num_classification=16, batch_size=8, seed=3, classification_share=0.5
     )
-    network = teacher.load_teacher(teacher_dir, torch.device("cpu"))
+    network = load_nano_teacher(teacher_dir / "teacher.safetensors", torch.device("cpu"))
     prepared = finishing.FinishScenes(scenes, teacher=network, device=torch.device("cpu"))
     mirrored = set()
     for step in range(8):

@@ -20,19 +20,23 @@ from canvit_pytorch.benchmarks.ade20k import MeanIoU
 from canvit_gym.scenes import prepared
 from canvit_gym.scenes.fashion import (
     CLASSES,
-    ITEM_SIZES_PX,
+    FLAVOURS,
     SCENE_SIZE_PX,
     SEGMENTATION_CLASSES,
     FashionScene,
     Flavour,
     Split,
+    crowd,
+    distractors,
+    drawing,
     generate_scene,
     load_sprites,
+    odd,
+    search,
 )
 from canvit_gym.scenes.prepared import DEFAULT_NUM_SCENES, FashionScenes, cache_dir
 from canvit_gym.scenes.sampler import SceneSampler
 
-FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
 SPLITS: tuple[Split, ...] = get_args(Split)
 GOLDEN_INDICES = (0, 1, 12345)
 
@@ -48,6 +52,18 @@ GOLDEN: dict[tuple[str, str], tuple[str, ...]] = {
     ("classification", "training"): ("75af96ad1b583de2", "a70c97b553d02e48", "560f62444a5cf657"),
     ("classification", "validation"): ("481c78160f797e3b", "7add84a8225b03b2", "fad96307ac51a150"),
     ("classification", "test"): ("f15fd02cdb30fe7a", "bc82e1c465459947", "793613ac39a36db5"),
+    ("crowd", "training"): ("f21fee8680c4dd1e", "aeecc58689139739", "6bd71aaf9f9ce523"),
+    ("crowd", "validation"): ("713e0f789952e478", "2036cecc107aad0e", "97aafa5f1a3b0cb2"),
+    ("crowd", "test"): ("6d50c7f180354fdf", "9a8dc476abfc5886", "bb4b9eab54cb8a16"),
+    ("distractors", "training"): ("c3de75504e0e9a2f", "5a79b3c41d8edf3b", "131a3efb8a0b8662"),
+    ("distractors", "validation"): ("03981bf4bcac209e", "7cd9c6139ee3b088", "9f919037cd3f2dc7"),
+    ("distractors", "test"): ("97d76df5615f68cd", "3d4c9b7ba6aa1a59", "c5ed220e2a3f79e1"),
+    ("odd", "training"): ("ae07554a8fb6108b", "e04e63adc3bc598f", "427ada4ccf09ddc7"),
+    ("odd", "validation"): ("30ba008acb0d1ccf", "12e7b93654868ba3", "db915b628db8c1f8"),
+    ("odd", "test"): ("3a2e9d40464ebe4d", "5a2d1cdbfcb420c3", "a5d859e44582e088"),
+    ("search", "training"): ("51986bf177b86650", "d8206404b2f065ca", "a7141fd56214e6e2"),
+    ("search", "validation"): ("7690ba66bf321341", "d212258fbba4e7df", "89820359971622f0"),
+    ("search", "test"): ("89fb9c0599b3efa7", "0710dc5e781c2f70", "c3440a9a3b440af0"),
 }
 """SHA-256 of pixels and labels. A change here moves every prepared scene: raise GENERATOR_VERSION with it."""
 
@@ -76,7 +92,7 @@ def test_pixels_are_the_same_in_a_fresh_process() -> None:
 
 def test_flavours_and_splits_are_different_scenes() -> None:
     keys = itertools.product(FLAVOURS, SPLITS)
-    assert len({digest(generate_scene(flavour, split, 0)) for flavour, split in keys}) == 6
+    assert len({digest(generate_scene(flavour, split, 0)) for flavour, split in keys}) == 3 * len(FLAVOURS)
 
 
 def test_no_sprite_is_in_two_splits() -> None:
@@ -98,7 +114,8 @@ def _silhouettes(sprites: np.ndarray, side: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("flavour", "split", "index"), [("segmentation", "test", 3), ("classification", "validation", 5)]
+    ("flavour", "split", "index"),
+    [("segmentation", "test", 3), ("classification", "validation", 5), ("odd", "test", 1), ("search", "training", 2)],
 )
 def test_labels_are_the_items_exact_silhouettes(flavour: Flavour, split: Split, index: int) -> None:
     """Every labelled pixel belongs to an item, and each item's shape is that of one sprite of its class and split."""
@@ -117,6 +134,24 @@ def test_labels_are_the_items_exact_silhouettes(flavour: Flavour, split: Split, 
     assert not scene.labels[~covered].any()
 
 
+NUM_ITEMS: dict[Flavour, set[int]] = {
+    "segmentation": {2, 3, 4, 5},  # a third may find no room
+    "classification": {1},
+    "crowd": set(range(7, 11)),
+    "distractors": {1, 2},
+    "odd": {3},
+    "search": set(range(5, 10)),
+}
+SIZES_PX: dict[Flavour, tuple[int, ...]] = {
+    "segmentation": drawing.ITEM_SIZES_PX,
+    "classification": drawing.ITEM_SIZES_PX,
+    "crowd": crowd.ITEM_SIZES_PX,
+    "distractors": distractors.ITEM_SIZES_PX,
+    "odd": odd.ITEM_SIZES_PX,
+    "search": search.ITEM_SIZES_PX,
+}
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_items_do_not_overlap_and_lie_inside(flavour: Flavour) -> None:
     counts = set()
@@ -124,12 +159,34 @@ def test_items_do_not_overlap_and_lie_inside(flavour: Flavour) -> None:
         items = generate_scene(flavour, "validation", index).items
         counts.add(len(items))
         for label, top, left, side in items:
-            assert 1 <= label <= len(CLASSES) and side in ITEM_SIZES_PX
+            assert 1 <= label <= len(CLASSES) and side in SIZES_PX[flavour]
             assert 0 <= top <= SCENE_SIZE_PX - side and 0 <= left <= SCENE_SIZE_PX - side
         for (_, t, x, s), (_, t2, x2, s2) in itertools.combinations(items, 2):
             assert t + s <= t2 or t2 + s2 <= t or x + s <= x2 or x2 + s2 <= x
-    # A third item may find no room.
-    assert counts == {1} if flavour == "classification" else {3, 4, 5} <= counts <= {2, 3, 4, 5}
+    assert counts <= NUM_ITEMS[flavour] and len(counts) >= min(2, len(NUM_ITEMS[flavour]))
+
+
+def test_searched_items_are_of_different_classes() -> None:
+    for index in range(50):
+        labels = [label for label, *_ in generate_scene("search", "validation", index).items]
+        assert len(set(labels)) == len(labels)
+
+
+def test_one_class_of_an_odd_scene_is_there_another_number_of_times() -> None:
+    for index in range(50):
+        scene = generate_scene("odd", "validation", index)
+        numbers = np.bincount([label - 1 for label, *_ in scene.items], minlength=len(CLASSES))
+        assert (numbers == numbers[scene.class_index]).sum() == 1 and numbers[scene.class_index] > 0
+
+
+def test_look_alikes_are_background() -> None:
+    """A scene of distractors holds several, and only the whole items are labelled."""
+    scenes = [generate_scene("distractors", "validation", k) for k in range(20)]
+    for scene in scenes:
+        inside = np.zeros_like(scene.labels, dtype=bool)
+        for _, top, left, side in scene.items:
+            inside[top : top + side, left : left + side] = True
+        assert not scene.labels[~inside].any() and (scene.labels > 0).mean() < 0.2
 
 
 def test_classes_are_equally_frequent() -> None:
@@ -168,7 +225,7 @@ def test_prepared_scenes_are_the_generators(flavour: Flavour) -> None:
         assert np.array_equal(batch.images[row].permute(1, 2, 0).numpy(), scene.image)
         assert torch.equal(images[row], batch.images[row])
         assert np.array_equal(maps[row].numpy(), scene.labels)
-        truth = scene.labels if flavour == "segmentation" else scene.class_index
+        truth = scene.labels if FLAVOURS[flavour].labels == "maps" else scene.class_index
         assert np.array_equal(batch.labels[row].numpy(), truth)
 
 

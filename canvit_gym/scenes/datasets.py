@@ -142,6 +142,15 @@ _FOLDER_SPLITS = ("training", "validation", "test", "tuning")
 _OWN_PROBE = "`canvit-gym fit-probe` fits one on your own classes"
 
 
+def _fashion(flavour: str) -> MakeScenes:
+    def make(request: SceneRequest) -> "SceneSource":
+        from canvit_gym.scenes.prepared import fashion_scenes
+
+        return fashion_scenes(request, flavour=flavour)
+
+    return make
+
+
 def _nano_probe(name: str) -> Callable[["Backbone"], str | None]:
     """The shipped probe of this name, for the shipped checkpoint on its own canvas."""
     return lambda backbone: name if (backbone.name, backbone.canvas_grid) == ("nano", NANO_GEOMETRY.grid) else None
@@ -162,7 +171,7 @@ _BUILT_IN = (
         env_id="CanViT/FashionSegmentation-v0",
         task="segmentation",
         splits=_FASHION_SPLITS,
-        make_scenes="canvit_gym.scenes.prepared:segmentation_scenes",
+        make_scenes=_fashion("segmentation"),
         default_probe=_nano_probe("nano-segmentation-probe"),
         probe_cure=_NANO_CURE,
         page=DatasetPage(
@@ -182,7 +191,7 @@ _BUILT_IN = (
         env_id="CanViT/FashionClassification-v0",
         task="classification",
         splits=_FASHION_SPLITS,
-        make_scenes="canvit_gym.scenes.prepared:classification_scenes",
+        make_scenes=_fashion("classification"),
         default_probe=_nano_probe("nano-classification-probe"),
         probe_cure=_NANO_CURE,
         page=DatasetPage(

@@ -19,10 +19,9 @@ from tqdm import tqdm
 from canvit_gym.atomic import replacing
 from canvit_gym.scenes.datasets import SceneRequest
 from canvit_gym.scenes.fashion import (
-    CLASSES,
+    FLAVOURS,
     GENERATOR_VERSION,
     SCENE_SIZE_PX,
-    SEGMENTATION_CLASSES,
     Flavour,
     Split,
     generate_scene,
@@ -90,15 +89,7 @@ def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> Non
         raise _cannot_prepare(path, error) from error
 
 
-def segmentation_scenes(request: SceneRequest) -> "FashionScenes":
-    return _fashion_scenes("segmentation", request)
-
-
-def classification_scenes(request: SceneRequest) -> "FashionScenes":
-    return _fashion_scenes("classification", request)
-
-
-def _fashion_scenes(flavour: Flavour, request: SceneRequest) -> "FashionScenes":
+def fashion_scenes(request: SceneRequest, *, flavour: Flavour) -> "FashionScenes":
     split = cast(Split, request.split)
     return FashionScenes(flavour, split, request.num_scenes or DEFAULT_NUM_SCENES[split])
 
@@ -122,9 +113,12 @@ class FashionScenes:
     def __post_init__(self) -> None:
         if self.num_scenes < 1:
             raise ValueError(f"num_scenes must be at least 1, got {self.num_scenes}")
-        for name, value, choices in (("flavour", self.flavour, Flavour), ("split", self.split, Split)):
-            if value not in get_args(choices):
-                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(get_args(choices))}")
+        for name, value, choices in (
+            ("flavour", self.flavour, tuple(FLAVOURS)),
+            ("split", self.split, get_args(Split)),
+        ):
+            if value not in choices:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
         path = _prepared_file(self.flavour, self.split, self.num_scenes)
         if path is None:
             path = _file(self.flavour, self.split, self.num_scenes)
@@ -141,7 +135,7 @@ class FashionScenes:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return SEGMENTATION_CLASSES if self.flavour == "segmentation" else CLASSES
+        return FLAVOURS[self.flavour].classes
 
     def __len__(self) -> int:
         return self.num_scenes
@@ -149,14 +143,13 @@ class FashionScenes:
     def load(self, indices: NDArray[np.int64]) -> SceneBatch:
         """The scenes at `indices`; see SceneSource."""
         records = self._records  # a field first, then its rows: one copy
-        labels = records["labels"][indices] if self.flavour == "segmentation" else records["class"][indices]
-        if self.flavour == "classification":
-            labels = labels.astype(np.int64)
+        has_maps = FLAVOURS[self.flavour].labels == "maps"
+        labels = records["labels"][indices] if has_maps else records["class"][indices].astype(np.int64)
         return SceneBatch(images=torch.from_numpy(records["image"][indices]), labels=torch.from_numpy(labels))
 
     def items(self, index: int) -> tuple[Item, ...]:
         """The garments of scene `index`; see LocatedSource."""
-        offset = 0 if self.flavour == "segmentation" else 1  # of garments in `classes`, after the background or not
+        offset = 0 if FLAVOURS[self.flavour].labels == "maps" else 1  # `classes` begin with the background, or not
         return tuple(
             Item(
                 label=label - offset,
@@ -168,6 +161,6 @@ class FashionScenes:
         )
 
     def load_with_maps(self, indices: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(images [n, 3, H, W], label maps [n, H, W]), uint8, of either flavour: what pretraining needs."""
+        """(images [n, 3, H, W], label maps [n, H, W]), uint8, of any flavour: what pretraining needs."""
         images, labels = (self._records[name][indices] for name in ("image", "labels"))
         return torch.from_numpy(images), torch.from_numpy(labels)

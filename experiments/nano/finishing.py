@@ -16,15 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX
+from canvit_gym.backbone.nano_teacher import TEACHER_DIM, PassiveTeacher
 from canvit_gym.scenes.prepared import FashionScenes
-from experiments.nano.teacher import (
-    TEACHER_DIM,
-    MixedScenes,
-    PassiveTeacher,
-    cell_fractions,
-    normalized,
-    scene_targets,
-)
+from experiments.nano.teacher import MixedScenes, cell_fractions, normalized, scene_targets
 
 ITEM_SCALES = (0.2, 0.6)
 """Scales of glimpses drawn around items, log-uniform: an item is 0.20 to 0.34 of a scene's side."""

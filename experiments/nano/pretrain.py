@@ -47,17 +47,12 @@ from tqdm import tqdm
 from canvit_gym.atomic import replacing
 from canvit_gym.backbone.memory import keep_freed_memory
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX, nano_config
+from canvit_gym.backbone.nano_teacher import TEACHER_DIM, PassiveTeacher, load_nano_teacher
 from canvit_gym.command_line import GOES_ON, run_command
 from canvit_gym.provenance import plain
 from canvit_gym.scenes.prepared import FashionScenes
 from experiments.nano.finishing import FinishScenes, finishing_step
-from experiments.nano.teacher import (
-    TEACHER_DIM,
-    MixedScenes,
-    PassiveTeacher,
-    load_teacher,
-    normalized,
-)
+from experiments.nano.teacher import MixedScenes, normalized
 
 log = logging.getLogger(__name__)
 
@@ -315,7 +310,9 @@ def train(config: PretrainingConfig) -> None:
         batch_size=config.batch_size,
         seed=config.seed + 1,
     )
-    teacher = load_teacher(config.teacher_dir, device).to(memory_format=cast(Any, torch.channels_last))
+    teacher = load_nano_teacher(config.teacher_dir / "teacher.safetensors", device).to(
+        memory_format=cast(Any, torch.channels_last)
+    )
     finish_scenes = None
     if config.finish_steps:
         mixed = MixedScenes(

@@ -1,0 +1,12 @@
+"""Flavour "segmentation": several whole items among fragments of others."""
+
+from canvit_gym.scenes.fashion.drawing import Drawing, FashionScene
+
+
+def draw(drawing: Drawing) -> FashionScene:
+    """3 to 5 items that do not overlap (2 where a third finds no room, one scene in a hundred), 3 to 7 fragments."""
+    for _ in range(drawing.draws.between(3, 7)):
+        drawing.add_fragment()
+    for _ in range(drawing.draws.between(3, 5)):
+        drawing.add_item(*drawing.draw_sprite())
+    return drawing.scene()
