@@ -206,6 +206,50 @@ _BUILT_IN = (
         ),
     ),
     DatasetSpec(
+        name="fashion-crowd",
+        env_id="CanViT/FashionCrowd-v0",
+        task="segmentation",
+        splits=_FASHION_SPLITS,
+        make_scenes=_fashion("crowd"),
+        default_probe=_nano_probe("nano-segmentation-probe"),
+        probe_cure=_NANO_CURE,
+        env_defaults={"budget": 13, "grid_scales": [0.34, 0.17]},
+        page=DatasetPage(
+            headline="Read many small garments in dense clutter, one after the other, over a long episode.",
+            scenes="""
+                A scene of 128 x 128 px holds eight to ten (rarely seven) Fashion-MNIST items of 16 to 22 px, none
+                overlapping, over 20 to 30 fragments of other items. At the first glimpse an item is 4 to 6 px wide and
+                looks like the fragments around it; twelve more glimpses are one or two for each item, if none is
+                wasted.
+                """,
+            classes="eleven classes (background and ten garments)",
+            example={"num_scenes": 16},
+            arguments=_FASHION_COUNT,
+        ),
+    ),
+    DatasetSpec(
+        name="fashion-distractors",
+        env_id="CanViT/FashionDistractors-v0",
+        task="segmentation",
+        splits=_FASHION_SPLITS,
+        make_scenes=_fashion("distractors"),
+        default_probe=_nano_probe("nano-segmentation-probe"),
+        probe_cure=_NANO_CURE,
+        env_defaults={"grid_scales": [0.34, 0.24]},
+        page=DatasetPage(
+            headline="Read the few whole garments, and leave the look-alikes alone that no glimpse resolves.",
+            scenes="""
+                A scene of 128 x 128 px holds one or two Fashion-MNIST items of 22 to 32 px among six to nine
+                look-alikes of the same sizes, each put together from quarters of four items of different classes. A
+                look-alike is background, but every quarter of it speaks for another class, however closely one looks:
+                its reading stays uncertain, and whoever looks where the reading is uncertain looks there.
+                """,
+            classes="eleven classes (background and ten garments)",
+            example={"num_scenes": 16},
+            arguments=_FASHION_COUNT,
+        ),
+    ),
+    DatasetSpec(
         name="ade20k",
         env_id="CanViT/ADE20K-v0",
         task="segmentation",
