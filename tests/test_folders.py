@@ -495,7 +495,7 @@ class TestBadLayouts:
 
     def test_two_images_with_one_mask(self, segmentation: Path) -> None:
         shutil.copy(segmentation / "images/train/scene_2.jpg", segmentation / "images/train/scene_2.png")
-        with pytest.raises(ValueError, match=r"share the mask .*scene_2\.png: give each image a name of its own"):
+        with pytest.raises(ValueError, match=r"share the mask .*scene_2\.png: give each image a name"):
             scenes_of("segmentation-folder", segmentation)
 
     @pytest.mark.parametrize(

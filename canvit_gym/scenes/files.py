@@ -5,15 +5,19 @@ import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import repeat
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from canvit_gym.scenes.decoding import Decoder, UnreadableSceneError
+from canvit_gym.scenes.listing import PROGRESS_AFTER_S, encoded
 from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.scenes.workers import DecodingPool, Pixels
 
@@ -22,16 +26,49 @@ READABLE = np.uint64(1)
 
 
 def digest(*parts: str) -> bytes:
-    return hashlib.sha256("\n".join(parts).encode()).digest()
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).digest()
 
 
-def _state(path: Path | str, *, with_time: bool = True) -> str:
+def _state(path: str, *, with_time: bool = True) -> str:
     """Size and modification time of a file, or that there is none."""
     try:
         stat = os.stat(path)
     except OSError:
         return "missing"
     return f"{stat.st_size} {stat.st_mtime_ns}" if with_time else f"{stat.st_size}"
+
+
+_THREADS = 8
+"""Files asked for at a time: on a network file system each takes a round trip."""
+_CHUNK = 1000
+
+
+def _states(paths: list[str], *, with_time: bool, doing: str) -> Iterator[str]:
+    """`_state` of each, in order, with a progress bar where it takes long."""
+    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    progress = tqdm(desc=doing, total=len(paths), unit=" files", delay=PROGRESS_AFTER_S, leave=False)
+    with ThreadPoolExecutor(_THREADS) as pool, progress:
+        for states in pool.map(lambda chunk: [_state(path, with_time=with_time) for path in chunk], chunks):
+            yield from states
+            progress.update(len(states))
+
+
+class FilePaths(Sequence[Path]):
+    """Paths kept as strings: a hundred thousand Path objects take seconds to make."""
+
+    def __init__(self, strings: list[str]) -> None:
+        self.strings = strings
+
+    def __len__(self) -> int:
+        return len(self.strings)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> "FilePaths": ...
+    def __getitem__(self, index: int | slice) -> "Path | FilePaths":
+        found = self.strings[index]
+        return Path(found) if isinstance(found, str) else FilePaths(found)
 
 
 @dataclass(frozen=True)
@@ -42,8 +79,8 @@ class SceneFiles:
     """Data set and split."""
     root: Path
     classes: tuple[str, ...]
-    images: Sequence[Path]
-    truth: NDArray[np.int64] | Sequence[Path]
+    images: FilePaths
+    truth: NDArray[np.int64] | FilePaths
     """Classification: each image's class, [n]. Segmentation: each image's mask."""
 
     def __len__(self) -> int:
@@ -55,33 +92,41 @@ class SceneFiles:
     def stamps(self) -> NDArray[np.uint64]:
         """[n] hashes of what the scenes' files are now, lowest bit set."""
         stamps = np.empty(len(self), dtype=np.uint64)
-        for i, (image, relative) in enumerate(zip(self.images, self.relative(self.images), strict=True)):
-            mask = self.mask(i)
-            parts = [relative, _state(image), "" if mask is None else _state(mask)]
+        doing = f"Looking at the files of {self.name}"
+        images = _states(self.images.strings, with_time=True, doing=doing)
+        if isinstance(self.truth, np.ndarray):
+            masks: Iterable[str] = repeat("", len(self))
+        else:
+            masks = _states(self.truth.strings, with_time=True, doing=doing)
+        for i, parts in enumerate(zip(self.relative(self.images), images, masks, strict=True)):
             stamps[i] = int.from_bytes(digest(*parts)[:8]) | int(READABLE)
         return stamps
 
-    def relative(self, paths: Iterable[Path]) -> Iterator[str]:
+    def relative(self, paths: FilePaths) -> Iterator[str]:
         """What os.path.relpath says of paths below the root, at a twentieth of its time."""
         root = os.path.join(self.root, "")
-        for path in map(str, paths):
+        for path in paths.strings:
             yield path[len(root) :] if path.startswith(root) else os.path.relpath(path, self.root)
 
     @property
     def content_sha256(self) -> str:
         """Of names, classes and sizes of all files, in order: the same for copies of a data set on any machine."""
         sha256 = hashlib.sha256(json.dumps(self.classes).encode())
-        dense = not isinstance(self.truth, np.ndarray)
-        for paths in (self.images, self.truth) if dense else (self.images,):
-            for path, relative in zip(paths, self.relative(paths), strict=True):
-                sha256.update(f"\n{relative.replace(os.sep, '/')} {_state(path, with_time=False)}".encode())
+        for paths in (self.images,) if isinstance(self.truth, np.ndarray) else (self.images, self.truth):
+            sizes = _states(paths.strings, with_time=False, doing=f"Looking at the files of {self.name}")
+            for relative, size in zip(self.relative(paths), sizes, strict=True):
+                sha256.update(b"\n" + encoded(relative.replace(os.sep, "/")) + b" " + size.encode())
         return sha256.hexdigest()
 
     def subset(self, indices: NDArray[np.int64], name: str) -> "SceneFiles":
         """The scenes at `indices`, under another name."""
-        images = [self.images[i] for i in indices]
-        truth = self.truth[indices] if isinstance(self.truth, np.ndarray) else [self.truth[i] for i in indices]
+        images, truth = _chosen(self.images, indices), self.truth
+        truth = truth[indices] if isinstance(truth, np.ndarray) else _chosen(truth, indices)
         return replace(self, name=name, images=images, truth=truth)
+
+
+def _chosen(paths: FilePaths, indices: NDArray[np.int64]) -> FilePaths:
+    return FilePaths([paths.strings[i] for i in indices.tolist()])
 
 
 def spread(count: int, total: int) -> NDArray[np.int64]:

@@ -1,22 +1,25 @@
 """Data sets on disk: where the files of each split are, and the errors of a layout that is not as expected.
 
-Image folders are listed as torchvision lists them (classes sorted by name, files by path). Nothing is decoded
-here.
+Image folders are in the order in which torchvision lists them (classes sorted by name, files by path), ADE20K in
+canvit-pytorch's. What is no data is left out, with a warning that says how much and why: see canvit_gym.scenes.listing.
+Nothing is decoded here.
 """
 
 import bisect
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 from canvit_pytorch.benchmarks import ade20k, imagenet
-from canvit_pytorch.benchmarks.ade20k import IGNORE_LABEL, ADE20kDataset, evaluation_transform
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from canvit_pytorch.benchmarks.ade20k import IGNORE_LABEL
 
 from canvit_gym.scenes.datasets import ADE20K_LAYOUT, IMAGE_FOLDER_LAYOUT, IMAGENET_LAYOUT, SEGMENTATION_LAYOUT
-from canvit_gym.scenes.files import SceneFiles
+from canvit_gym.scenes.decoding import FORMATS, IMAGE_SUFFIXES, listed
+from canvit_gym.scenes.files import FilePaths, SceneFiles
+from canvit_gym.scenes.listing import Listing, composed, encoded, is_hidden, list_images, printable
 
 SPLIT_FOLDERS = {
     "training": ("train", "training"),
@@ -40,7 +43,7 @@ def hash_split(relative_path: str) -> str:
     >>> [hash_split(f"cat/{k}.jpg") for k in (0, 7, 9)]
     ['training', 'validation', 'test']
     """
-    share = int.from_bytes(hashlib.sha256(relative_path.encode()).digest()[:8]) / 2**64
+    share = int.from_bytes(hashlib.sha256(encoded(relative_path)).digest()[:8]) / 2**64
     below = np.cumsum(list(HASH_SHARES.values())).tolist()
     return list(HASH_SHARES)[min(bisect.bisect_right(below, share), len(below) - 1)]
 
@@ -51,19 +54,30 @@ def _require_folder(folder: Path, root: Path, layout: str) -> Path:
     return folder
 
 
+MASK_SUFFIXES = tuple(suffix for name in ("PNG", "TIFF", "BMP", "GIF", "PPM") for suffix in FORMATS[name])
+"""Of formats that keep every value as it is."""
+
+
 def ade20k_files(root: Path, split: str) -> SceneFiles:
-    """A split of ADEChallengeData2016, listed by canvit-pytorch."""
-    _require_folder(root / "images" / split, root, ADE20K_LAYOUT)
-    try:
-        dataset = ADE20kDataset(root=root, split=split, transform=evaluation_transform(1))  # pyright: ignore[reportArgumentType]
-    except AssertionError as error:
-        raise FileNotFoundError(f"{error}. Expected below {root}: {ADE20K_LAYOUT}") from error
+    """A split of ADEChallengeData2016, in canvit-pytorch's order."""
+    folder = _require_folder(root / "images" / split, root, ADE20K_LAYOUT)
+    listing = list_images(folder, recursive=False)
+    listing.warn()
+    if not len(listing):
+        raise FileNotFoundError(f"no images in {folder}. Expected below {root}: {ADE20K_LAYOUT}")
+    images = listing.paths()
+    annotations = os.path.join(root, "annotations", split, "")
+    masks = [f"{annotations}{os.path.splitext(os.path.basename(image))[0]}.png" for image in images]
+    if missing := [mask for mask in masks if not os.path.exists(mask)]:
+        raise FileNotFoundError(
+            f"{len(missing)} label maps missing, e.g. {missing[0]}. Expected below {root}: {ADE20K_LAYOUT}"
+        )
     return SceneFiles(
         name=f"ADE20K, {split}",
         root=root,
         classes=ade20k.CLASS_NAMES,
-        images=dataset.images,
-        truth=dataset.label_maps,
+        images=FilePaths(images),
+        truth=FilePaths(masks),
     )
 
 
@@ -86,54 +100,109 @@ def image_folder_files(root: Path, split: str) -> SceneFiles:
     if not splits:
         _require_no_split(root, [folder for folder in _folders(root) if not _holds_images_itself(folder)])
         whole = _classified(name, root, root, _class_folders(root))
-        return _hashed(whole, split, IMAGE_FOLDER_LAYOUT)
+        chosen = _hashed(whole, split, IMAGE_FOLDER_LAYOUT)
+        _warn_of_untrained(whole)
+        return chosen
     folder, train = _chosen_split(root, splits, split), splits.get("training", root)
-    classes = _class_folders(train)
-    if foreign := sorted(set(_class_folders(folder)) - set(classes)):
+    classes, folders = _class_folders(train), _class_folders(folder)
+    if foreign := sorted(set(folders) - set(classes)):
         raise ValueError(
             f"{folder} has the class {', '.join(foreign[:5])}, which {train} does not have: "
             "classes are those of the training folder"
         )
-    return _classified(name, root, folder, classes, may_lack=folder != train)
+    return _classified(name, root, folder, classes | folders, may_lack=folder != train)
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    """Those that may hold data, sorted."""
+    return sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name) and entry.is_dir())
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    classes = tuple(entry.name for entry in _folders(folder))
+def _class_folders(folder: Path) -> dict[str, str]:
+    """Class -> name of its folder, which may be spelled in another Unicode form; sorted by class."""
+    classes: dict[str, str] = {}
+    for entry in _folders(folder):
+        if (name := composed(entry.name)) in classes:
+            raise ValueError(
+                f"{folder} has two folders called {name!r}, in two Unicode spellings: move the images into one of them"
+            )
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the name of the folder {printable(entry)} is not UTF-8, so it cannot name a class: rename it"
+            ) from error
+        classes[name] = entry.name
     if len(classes) < 2:
-        found = f"only the folder {classes[0]!r}" if classes else "no folder"
+        found = f"only the folder {next(iter(classes))!r}" if classes else "no folder"
         raise ValueError(f"{folder} holds {found}, but at least two classes are needed: {IMAGE_FOLDER_LAYOUT}")
-    return classes
+    return dict(sorted(classes.items()))
 
 
 def _classified(
     name: str,
     root: Path,
     folder: Path,
-    folders: tuple[str, ...],
+    classes: dict[str, str],
     *,
     names: tuple[str, ...] | None = None,
     may_lack: bool = False,
 ) -> SceneFiles:
     """Images below `folder` in a folder per class; a split other than training may lack some."""
-    try:
-        images = make_dataset(folder, {name: k for k, name in enumerate(folders)}, IMG_EXTENSIONS, allow_empty=may_lack)
-    except FileNotFoundError as error:
+    listing = list_images(folder, top_level=False)
+    listing.warn()
+    label_of = {os.path.join(folder, entry): label for label, entry in enumerate(classes.values())}
+    held: list[list[str]] = [[] for _ in classes]
+    depth = len(os.path.join(folder, ""))
+    for path in listing.names:
+        top = os.path.join(folder, path[depth:].partition(os.sep)[0])
+        if top in label_of:
+            held[label_of[top]].append(path)
+    if not may_lack and (lacking := [c for c, found in zip(classes, held, strict=True) if not found]):
         raise FileNotFoundError(
-            f"{folder}: {error}. Put images there, or remove the folder of a class that has none."
-        ) from error
+            f"{folder}: no image was found for the classes {listed(lacking)}. Put images there, or remove the folder "
+            f"of a class that has none.{_left_out(listing)}"
+        )
+    images: list[str] = []
+    labels: list[int] = []
+    for label, paths in enumerate(held):
+        found = listing.paths(sorted(paths))
+        images += found
+        labels += [label] * len(found)
     if not images:
-        raise FileNotFoundError(f"{folder} holds no image. Expected: {IMAGE_FOLDER_LAYOUT}")
+        raise FileNotFoundError(f"{folder} holds no image. Expected: {IMAGE_FOLDER_LAYOUT}.{_left_out(listing)}")
     return SceneFiles(
         name=name,
         root=root,
-        classes=names or folders,
-        images=[Path(path) for path, _ in images],
-        truth=np.array([label for _, label in images], dtype=np.int64),
+        classes=names or tuple(classes),
+        images=FilePaths(images),
+        truth=np.array(labels, dtype=np.int64),
     )
+
+
+def _left_out(listing: Listing) -> str:
+    """To end an error with."""
+    told = f" Left out: {listing.left_out}." if listing.left_out else ""
+    return f"{told} Images are {' '.join(IMAGE_SUFFIXES)}."
+
+
+def _warn_of_untrained(whole: SceneFiles) -> None:
+    """Tell the classes of which the hash puts no image into the training split."""
+    trained = {
+        label for label, path in zip(whole.truth, whole.relative(whole.images), strict=True) if _is_training(path)
+    }
+    if lacking := [f"{name!r}" for label, name in enumerate(whole.classes) if label not in trained]:
+        warnings.warn(
+            f"{whole.root}: the training split, which is chosen by a hash of the file names, has no image of the class "
+            f"{listed(lacking)}: a probe cannot learn it. Add images of it, or choose the splits yourself: "
+            f"{IMAGE_FOLDER_LAYOUT}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _is_training(relative: str) -> bool:
+    return hash_split(relative.replace(os.sep, "/")) == "training"
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
@@ -154,7 +223,7 @@ def _split_folders(root: Path) -> dict[str, Path]:
 def _holds_images_itself(folder: Path) -> bool:
     """As a class does, whatever it is called; a split holds folders."""
     entries = list(folder.iterdir())
-    return any(entry.suffix.lower() in IMG_EXTENSIONS for entry in entries) or not any(map(Path.is_dir, entries))
+    return any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries) or not any(map(Path.is_dir, entries))
 
 
 def _require_no_split(root: Path, folders: list[Path]) -> None:
@@ -178,7 +247,8 @@ def _chosen_split(root: Path, splits: dict[str, Path], split: str) -> Path:
 
 
 def _hashed(whole: SceneFiles, split: str, layout: str) -> SceneFiles:
-    chosen = [i for i, path in enumerate(whole.images) if hash_split(path.relative_to(whole.root).as_posix()) == split]
+    names = (name.replace(os.sep, "/") for name in whole.relative(whole.images))
+    chosen = [i for i, name in enumerate(names) if hash_split(name) == split]
     if not chosen:
         raise ValueError(
             f"of the {len(whole)} images below {whole.root} none falls into the {split} split, which is chosen by a "
@@ -197,34 +267,71 @@ def segmentation_folder_files(root: Path, split: str) -> SceneFiles:
     if not splits:
         _require_no_split(images, _folders(images))
     folder = _chosen_split(images, splits, split) if splits else images
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-    if not found:
-        raise FileNotFoundError(f"{folder} holds no image. Expected below {root}: {SEGMENTATION_LAYOUT}")
-    pairs = [masks / path.relative_to(images).with_suffix(".png") for path in found]
-    if missing := [mask for mask in pairs if not mask.is_file()]:
+    listing = list_images(folder)
+    listing.warn()
+    if not len(listing):
         raise FileNotFoundError(
-            f"{len(missing)} of {len(pairs)} images have no mask, the first one {missing[0]}. Add the masks or remove "
-            f"the images. Expected below {root}: {SEGMENTATION_LAYOUT}"
+            f"{folder} holds no image. Expected below {root}: {SEGMENTATION_LAYOUT}.{_left_out(listing)}"
         )
-    if twice := _first_repeated(pairs):
-        raise ValueError(f"two images in {folder} share the mask {twice}: give each image a name of its own")
+    found = sorted(listing.paths(), key=lambda path: path.split(os.sep))
+    pairs = _masks_of(found, images=images, masks=masks, below=folder.relative_to(images), root=root)
     files = SceneFiles(
         name=f"segmentation folder {root.resolve().name}, {split}",
         root=root,
         classes=classes,
-        images=found,
-        truth=pairs,
+        images=FilePaths(found),
+        truth=FilePaths(pairs),
     )
     return files if splits else _hashed(files, split, SEGMENTATION_LAYOUT)
 
 
-def _first_repeated(paths: Iterable[Path]) -> Path | None:
-    seen: set[Path] = set()
-    for path in paths:
-        if path in seen:
-            return path
-        seen.add(path)
-    return None
+def _masks_of(found: list[str], *, images: Path, masks: Path, below: Path, root: Path) -> list[str]:
+    """The mask of each image: of the same path but for the suffix, in whatever Unicode form."""
+    listing = list_images(masks / below, suffixes=MASK_SUFFIXES) if (masks / below).is_dir() else Listing(masks / below)
+    by_name: dict[str, list[str]] = {}
+    for path in listing.paths():
+        by_name.setdefault(_name_of(path, masks), []).append(path)
+    image_of: dict[str, str] = {}
+    missing: list[Path] = []
+    pairs: list[str] = []
+    for image in found:
+        name = _name_of(image, images)
+        of_name = by_name.get(name, [])
+        if not of_name:
+            missing.append(masks / Path(image).relative_to(images).with_suffix(".png"))
+            continue
+        if name in image_of:
+            raise ValueError(
+                f"{image_of[name]} and {image} share the mask {of_name[0]}: give each image a name of its own"
+            )
+        if len(of_name) > 1:
+            raise ValueError(f"{image} has the masks {listed(of_name)}: keep one of them")
+        image_of[name] = image
+        pairs.append(of_name[0])
+    if missing:
+        jpeg = [path for path in missing if any(path.with_suffix(suffix).exists() for suffix in FORMATS["JPEG"])]
+        why = ""
+        if jpeg:
+            why = (
+                f" {len(jpeg)} masks are JPEG, which smears values where classes meet: save them as PNG again, from "
+                "what they were made of."
+            )
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(found)} images have no mask, the first one {printable(missing[0])}. Add the masks "
+            f"or remove the images.{why} Expected below {root}: {SEGMENTATION_LAYOUT}"
+        )
+    if orphans := sum(len(paths) for name, paths in by_name.items() if name not in image_of):
+        warnings.warn(
+            f"left out: {orphans} masks below {printable(masks / below)} that belong to no image",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return pairs
+
+
+def _name_of(path: str, folder: Path) -> str:
+    """The path below the folder, without suffix, in Unicode's composed form."""
+    return composed(os.path.splitext(path[len(os.path.join(folder, "")) :])[0])
 
 
 def _utf8(path: Path) -> str:

@@ -61,18 +61,25 @@ def file_scenes(
 
 
 def dataset_root(dataset: str, root: str | None) -> Path:
-    """The directory of a data set on disk: `root`, or what its environment variable says."""
+    """The directory of a data set on disk: `root`, or what its environment variable says.
+
+    Absolute, so that scenes can be read after the working directory has changed; links stay as they are spelled.
+    """
     where = DATASETS[dataset].on_disk
     assert where is not None, f"{dataset} is not on disk"
     given = root if root is not None else os.environ.get(where.variable or "")
     if not given:
         variable = f" or set ${where.variable}" if where.variable else ""
         raise ValueError(f"{dataset} needs its directory: pass root=directory{variable}. Expected: {where.layout}")
-    path = Path(given).expanduser()
+    source = "root" if root is not None else f"${where.variable}"
+    try:
+        path = Path(given).expanduser()
+    except RuntimeError as error:  # a container's user without a home directory
+        raise FileNotFoundError(f"{source}={given!r}: there is no home directory; give the path without ~") from error
     if not path.is_dir():
-        source = "root" if root is not None else f"${where.variable}"
-        raise FileNotFoundError(f"{source}={given!r} is not a directory. Expected: {where.layout}")
-    return path
+        here = "" if path.is_absolute() else f" (looked for from {Path.cwd()})"
+        raise FileNotFoundError(f"{source}={given!r} is not a directory{here}. Expected: {where.layout}")
+    return path.absolute()
 
 
 def choose_files(list_files: ListFiles, request: SceneRequest, *, root: Path) -> SceneFiles:
