@@ -38,6 +38,7 @@ def build_scenes(config: EnvConfig, *, batched: bool = True) -> SceneSource:
             unreadable=config.unreadable,
             cache=config.cache,
             pin_memory=resolve_device(config.device).type == "cuda",
+            mask_values=config.mask_values,
         )
     )
 

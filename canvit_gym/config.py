@@ -6,6 +6,7 @@ made (canvit_gym.pages).
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
@@ -47,6 +48,15 @@ def _cache(name: str, value: Any) -> bool | str:
         return boolean(name, value)
     except ValueError:
         raise ValueError(f"{name} must be True, False or a directory, got {value!r}") from None
+
+
+def _mask_values(name: str, value: Any) -> dict[str, str | None]:
+    """Keys become strings, as in JSON."""
+    if not isinstance(value, Mapping) or not value or not all(v is None or isinstance(v, str) for v in value.values()):
+        raise ValueError(
+            f'{name} must map values to names of classes, such as {{"0": "sky", "255": None}}, got {value!r}'
+        )
+    return {str(key): label for key, label in value.items()}
 
 
 def _keys(name: str, value: Any) -> tuple[Any, ...]:
@@ -111,6 +121,15 @@ class SceneConfig:
         on_disk=True,
     )
 
+    mask_values: dict[str, str | None] | None = option(
+        None,
+        optional(_mask_values),
+        'what the masks of a segmentation folder hold: {"0": "background", "255": "thing"} or, where they are colours, '
+        '{"#000000": "background", "#ff0000": "thing"}; None (null) as a name: ignored. Without it masks hold class '
+        "indices, and 255 where a pixel is ignored",
+        on_disk=True,
+    )
+
     def _check_scenes(self) -> None:
         check_shard(self.shard)
         check_scene_arguments(
@@ -119,6 +138,7 @@ class SceneConfig:
             root=self.root,
             tuning_scenes=self.tuning_scenes,
             cache=self.cache,
+            mask_values=self.mask_values,
         )
 
 

@@ -35,6 +35,7 @@ class SceneRequest:
     unreadable: Unreadable = "raise"
     cache: bool | str = False
     pin_memory: bool = False
+    mask_values: Mapping[str, str | None] | None = None
 
 
 MakeScenes = Callable[[SceneRequest], "SceneSource"]
@@ -77,6 +78,8 @@ class OnDisk:
     """What its directory holds, in words."""
     variable: str | None = None
     """Environment variable that holds the root where none is given."""
+    takes_mask_values: bool = False
+    """Whether `mask_values` may say what the values of its masks stand for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,7 +335,7 @@ _BUILT_IN = (
         task="segmentation",
         splits=_FOLDER_SPLITS,
         make_scenes="canvit_gym.scenes.on_disk:segmentation_folder_scenes",
-        on_disk=OnDisk(layout=SEGMENTATION_LAYOUT),
+        on_disk=OnDisk(layout=SEGMENTATION_LAYOUT, takes_mask_values=True),
         page=DatasetPage(
             headline="Name every pixel of images of your own.",
             scenes=f"""
@@ -341,8 +344,10 @@ _BUILT_IN = (
                     land/images/train/1.jpg   land/images/val/7.jpg   land/images/test/9.jpg   land/classes.txt
                     land/masks/train/1.png    land/masks/val/7.png    land/masks/test/9.png
 
-                Masks are PNGs of one class index a pixel, as large as their image; 255 is ignored. classes.txt names a
-                class per line, in the order of the indices; classes.json, a list of names, does as well. Without
+                Masks are PNGs of one class index a pixel, as large as their image; 255 is ignored. Where they hold
+                other values, or colours, `mask_values` says what they mean. classes.txt names a class per line, in the
+                order of the indices; classes.json, a list of names, does as well. Some masks are looked at when an
+                environment is made, and what does not fit the list is told. Without
                 train/, val/ and test/ an image's split is that of a hash of its path: 80 % training, 10 % validation,
                 10 % test. Image and mask are squeezed to the checkpoint's scene size, as in the protocol of ADE20K; the
                 mask by its nearest pixels. Images of any mode are read, but for grey ones of 16 or 32 bits, which are
@@ -381,7 +386,15 @@ def check_spec(spec: DatasetSpec, *, tasks: Iterable[str]) -> None:
         raise ValueError(f"splits of data set {spec.name!r} must hold 'training', got {spec.splits!r}")
 
 
-def check_scene_arguments(*, dataset: str, split: str, root: str | None, tuning_scenes: int, cache: bool | str) -> None:
+def check_scene_arguments(
+    *,
+    dataset: str,
+    split: str,
+    root: str | None,
+    tuning_scenes: int,
+    cache: bool | str,
+    mask_values: Mapping[str, str | None] | None = None,
+) -> None:
     """
     Raises:
         ValueError: arguments that contradict each other.
@@ -394,5 +407,10 @@ def check_scene_arguments(*, dataset: str, split: str, root: str | None, tuning_
             if given:
                 on_disk = ", ".join(other.name for other in DATASETS.values() if other.on_disk is not None)
                 raise ValueError(f"{name} is for data sets on disk ({on_disk}), not for {dataset}: leave it out")
+    if mask_values is not None and not (spec.on_disk and spec.on_disk.takes_mask_values):
+        taken = ", ".join(
+            other.name for other in DATASETS.values() if other.on_disk and other.on_disk.takes_mask_values
+        )
+        raise ValueError(f"mask_values is for masks of your own ({taken}), not for {dataset}: leave it out")
     if split == "tuning" and tuning_scenes < 1:
         raise ValueError("split 'tuning' is held out of the training scenes: say how many with tuning_scenes=N")

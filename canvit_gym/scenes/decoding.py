@@ -142,7 +142,8 @@ def _without_normalization(transform: transforms.Compose) -> transforms.Compose:
     return transforms.Compose([*geometry, transforms.PILToTensor()])
 
 
-_INTEGER_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+INTEGER_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
+"""Pillow's modes of masks that hold one number a pixel."""
 
 
 def open_mask(path: Path) -> Image.Image:
@@ -169,7 +170,7 @@ def mask_pixels(mask: Image.Image, *, path: Path, as_colours: bool) -> NDArray[n
     if as_colours:
         red, green, blue = np.moveaxis(np.asarray(mask.convert("RGB"), dtype=np.int32), 2, 0)
         return red << 16 | green << 8 | blue
-    if mask.mode not in _INTEGER_MODES:
+    if mask.mode not in INTEGER_MODES:
         raise InvalidMaskError(
             f"mask {path} has mode {mask.mode}, but a mask holds one class index a pixel: save it as a grey or palette "
             'PNG, or say what its colours mean: mask_values={"#000000": "CLASS", "#ff0000": "CLASS", ...}'
@@ -273,33 +274,59 @@ def _upright(picture: Image.Image) -> Image.Image:
     return picture if found == 1 else picture.transpose(_TURNS[found][0])
 
 
-def _turned_to_fit(
-    photo: Image.Image, labels: Image.Image, *, image: Path, mask: Path
-) -> tuple[Image.Image, Image.Image]:
-    """The two as their EXIF orientations turn them, or as stored, whichever makes their sizes agree.
+@dataclass(frozen=True)
+class _Stored:
+    """How a picture lies in its file."""
+
+    path: Path
+    size: tuple[int, int]
+    orientation: int
+
+    @classmethod
+    def of(cls, picture: Image.Image, path: Path) -> "_Stored":
+        return cls(path, picture.size, orientation(picture))
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
+
+def _must_turn(image: _Stored, mask: _Stored) -> bool:
+    """Whether image and mask lie on each other as their EXIF orientations turn them, and not as they are stored.
 
     Raises:
-        InvalidMaskError: neither does, or both do, so that which one is meant cannot be told.
+        InvalidMaskError: neither, or both, so that which one is meant cannot be told.
     """
-    turned = _upright(photo), _upright(labels)
-    as_stored, as_turned = photo.size == labels.size, turned[0].size == turned[1].size
+    as_stored, as_turned = image.size == mask.size, image.upright_size == mask.upright_size
+    if as_stored and (image.orientation == mask.orientation or not as_turned):
+        return False
     if as_turned and not as_stored:
-        return turned
-    if as_stored and not as_turned:
-        return photo, labels
+        return True
     if not as_stored:
+        (width, height), (mask_width, mask_height) = image.size, mask.size
         raise InvalidMaskError(
-            f"{image} is {photo.width} x {photo.height} px, but its mask {mask} is {labels.width} x {labels.height} "
-            "px. Give each image a mask of its own size."
+            f"{image.path} is {width} x {height} px, but its mask {mask.path} is {mask_width} x {mask_height} px. Give "
+            "each image a mask of its own size."
         )
-    which, other, picture = (image, mask, photo) if orientation(photo) != 1 else (mask, image, labels)
-    found = orientation(picture)
+    turned, other = (image, mask) if image.orientation != 1 else (mask, image)
     raise InvalidMaskError(
-        f"{which} is stored {_TURNS[found][1]} (EXIF orientation {found}). It has the size of {other} turned or not, "
-        "so it cannot be told whether the mask was drawn on the picture as stored or as viewers show it. Store it "
-        "upright, for example with `mogrify -auto-orient`; where the mask was drawn on the stored pixels, remove the "
-        "tag instead (`exiftool -Orientation= FILE`)."
+        f"{turned.path} is stored {_TURNS[turned.orientation][1]} (EXIF orientation {turned.orientation}). It has the "
+        f"size of {other.path} turned or not, so it cannot be told whether the mask was drawn on the picture as stored "
+        "or as viewers show it. Store it upright, for example with `mogrify -auto-orient`; where the mask was drawn on "
+        "the stored pixels, remove the tag instead (`exiftool -Orientation= FILE`)."
     )
+
+
+def require_same_pixels(image: Path, mask: Path) -> None:
+    """Raise InvalidMaskError where an image and its mask do not lie on each other. Reads no pixels."""
+    headers = []
+    for path in (image, mask):
+        try:
+            with Image.open(path, formats=tuple(FORMATS)) as file:
+                headers.append(_Stored.of(file, path))
+        except Exception as error:  # see _opened_as
+            raise UnreadableSceneError(f"cannot read {path}: {error}") from error
+    _must_turn(*headers)
 
 
 @dataclass(frozen=True)
@@ -350,8 +377,9 @@ class SqueezedADE20K:
                 f"annotation {mask} holds the value {highest}, but those of ADEChallengeData2016 are 0 (unlabeled) to "
                 f"{NUM_CLASSES}: use that data set's own annotations"
             )
-        if photo.size != label_map.size:
-            photo, label_map = _turned_to_fit(photo, label_map, image=image, mask=mask)
+        # Where the sizes agree as they are, canvit-pytorch's evaluation has them so, whatever an EXIF tag says.
+        if photo.size != label_map.size and _must_turn(_Stored.of(photo, image), _Stored.of(label_map, mask)):
+            photo, label_map = _upright(photo), _upright(label_map)
         labels = cast(Tensor, transform.label_transform(label_map)).squeeze(0)
         return cast(Tensor, pixels(photo)), decode_annotation(labels).to(torch.uint8)
 
@@ -380,8 +408,8 @@ class SqueezedMask:
         pixels, resize = self._transforms
         photo = _opened(image, "RGB")
         labels = self._classes_of(mask)
-        if labels.size != photo.size or orientation(labels) != orientation(photo):
-            photo, labels = _turned_to_fit(photo, labels, image=image, mask=mask)
+        if _must_turn(_Stored.of(photo, image), _Stored.of(labels, mask)):
+            photo, labels = _upright(photo), _upright(labels)
         return cast(Tensor, pixels(photo)), torch.from_numpy(np.array(resize(labels)))
 
     def _classes_of(self, mask: Path) -> Image.Image:

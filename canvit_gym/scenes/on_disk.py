@@ -11,9 +11,10 @@ import numpy as np
 
 from canvit_gym.scenes.cache import CachedFileScenes
 from canvit_gym.scenes.datasets import DATASETS, SceneRequest
-from canvit_gym.scenes.decoding import CroppedImage, Decoder, SqueezedADE20K, SqueezedMask
+from canvit_gym.scenes.decoding import CroppedImage, Decoder, MaskValues, SqueezedADE20K, SqueezedMask, read_mask_values
 from canvit_gym.scenes.files import FileScenes, SceneFiles, spread
 from canvit_gym.scenes.folders import ade20k_files, image_folder_files, imagenet_files, segmentation_folder_files
+from canvit_gym.scenes.mask_check import check_masks
 from canvit_gym.scenes.prepared import cache_dir
 from canvit_gym.scenes.source import SceneSource
 from canvit_gym.scenes.workers import automatic_workers
@@ -35,11 +36,19 @@ def image_folder_scenes(request: SceneRequest) -> SceneSource:
 
 
 def segmentation_folder_scenes(request: SceneRequest) -> SceneSource:
+    def coding(files: SceneFiles) -> MaskValues | None:
+        return None if request.mask_values is None else read_mask_values(request.mask_values, files.classes)
+
+    def checked(root: Path, split: str) -> SceneFiles:
+        files = segmentation_folder_files(root, split)
+        check_masks(files, coding(files), is_training=split == "training")
+        return files
+
     return file_scenes(
         "segmentation-folder",
         request,
-        segmentation_folder_files,
-        lambda size_px, files: SqueezedMask(size_px, len(files.classes)),
+        checked,
+        lambda size_px, files: SqueezedMask(size_px, len(files.classes), coding(files)),
     )
 
 
