@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import small
 from datasets import SEGMENTATION_CLASSES, write_segmentation_folder
+from gymnasium.envs.registration import EnvSpec
 from PIL import Image
 
 import canvit_gym  # noqa: F401  (registers the ids)
@@ -189,7 +190,7 @@ def test_the_keyword_is_json(root: Path) -> None:
     values: Any = {0: "ground", 1: "disc", 2: "square", 255: None}
     env = gym.make("CanViT/SegmentationFolder-v0", **{**small("CanViT/SegmentationFolder-v0"), "mask_values": values})
     assert env.spec is not None
-    again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
+    again = gym.make(EnvSpec.from_json(env.spec.to_json()))
     config = again.unwrapped.envs.config  # pyright: ignore[reportAttributeAccessIssue]
     assert config.mask_values == {"0": "ground", "1": "disc", "2": "square", "255": None}
     assert EnvConfig(**json.loads(json.dumps(config.to_json()))) == config

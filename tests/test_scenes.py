@@ -267,7 +267,7 @@ def test_a_killed_preparation_leaves_no_file_of_the_final_name(empty_cache: Path
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert not list(empty_cache.glob("*.bin"))
+    assert not list(empty_cache.glob("*.scenes"))
 
 
 def test_a_file_cut_short_is_prepared_anew(empty_cache: Path) -> None:
@@ -279,17 +279,66 @@ def test_a_file_cut_short_is_prepared_anew(empty_cache: Path) -> None:
     assert np.array_equal(scenes.load(np.array([3])).images[0].permute(1, 2, 0).numpy(), scene.image)
 
 
+@pytest.mark.parametrize("load", ["load", "load_with_maps"])
+def test_a_damaged_scene_is_noticed_and_made_anew(empty_cache: Path, load: str) -> None:
+    FashionScenes("segmentation", "training", 6)
+    (path,) = empty_cache.iterdir()
+    with path.open("r+b") as file:
+        file.seek(4 * 65_537 + 4096)
+        file.write(bytes(4096))  # a page that never reached the disk
+    scenes = FashionScenes("segmentation", "training", 6)
+    getattr(scenes, load)(np.arange(4))
+    with pytest.raises(OSError, match=r"scene 4 in .*\.scenes is not what was saved .*has been removed: run again"):
+        getattr(scenes, load)(np.array([3, 4]))
+    assert not path.exists()
+    scene = generate_scene("segmentation", "training", 4)
+    again = FashionScenes("segmentation", "training", 6).load(np.array([4]))
+    assert np.array_equal(again.images[0].permute(1, 2, 0).numpy(), scene.image)
+
+
+def test_nothing_stays_of_preparations_that_were_killed(empty_cache: Path) -> None:
+    empty_cache.mkdir()
+    stale, live = (empty_cache / f"fashion-v1-segmentation-test-9.{name}.partial" for name in ("1-a", "2-b"))
+    for path in (stale, live):
+        path.write_bytes(b"half of it")
+    hour_ago = time.time() - 3600
+    os.utime(stale, (hour_ago, hour_ago))
+    (empty_cache / "mine.partial").write_bytes(b"not of this package")
+    os.utime(empty_cache / "mine.partial", (hour_ago, hour_ago))
+    FashionScenes("classification", "test", 2)
+    assert not stale.exists() and live.exists() and (empty_cache / "mine.partial").exists()
+
+
+def test_a_user_without_a_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CANVIT_GYM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(OSError, match=r"no home directory .*: set \$CANVIT_GYM_CACHE to a writable directory"):
+        FashionScenes("classification", "test", 2)
+
+
+def test_a_system_without_fchmod(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Windows is."""
+    for name in ("fchmod", "pread", "pwrite"):
+        monkeypatch.delattr(os, name)
+    assert len(FashionScenes("classification", "test", 2)) == 2
+
+
 def test_concurrent_preparations_agree(empty_cache: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         sources = list(pool.map(lambda _: FashionScenes("classification", "test", 12), range(4)))
     first = sources[0].load(np.arange(12))
     assert all(torch.equal(source.load(np.arange(12)).images, first.images) for source in sources[1:])
-    assert [path.suffix for path in empty_cache.iterdir()] == [".bin"]
+    assert [path.suffix for path in empty_cache.iterdir()] == [".scenes"]
 
 
 def test_names_in_the_cache_carry_version_and_key(empty_cache: Path) -> None:
     FashionScenes("classification", "test", 2)
-    assert [path.name for path in empty_cache.iterdir()] == ["fashion-v1-classification-test-2.bin"]
+    assert [path.name for path in empty_cache.iterdir()] == ["fashion-v1-classification-test-2.scenes"]
 
 
 def test_a_full_disk_is_named_and_leaves_nothing(empty_cache: Path) -> None:

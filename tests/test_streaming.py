@@ -425,7 +425,7 @@ class TestCache:
         source = CachedFileScenes(files, CroppedImage(SIZE_PX), directory=tmp_path)
         one, other = source.load(np.arange(12)), streamed(files, workers=0).load(np.arange(12))
         assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
-        assert source.path.stat().st_size == 12 * (3 * SIZE_PX**2 + 8)
+        assert source.path.stat().st_size == 12 * (3 * SIZE_PX**2 + 8 + 4)
 
     def test_it_is_built_once(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         first = self.cached(root)
@@ -454,7 +454,8 @@ class TestCache:
             for folder, suffix in (("images", "jpg"), ("masks", "png")):
                 shutil.copy(root / f"{folder}/train/scene_0.{suffix}", root / f"{folder}/train/scene_00.{suffix}")
         else:
-            (root / "images/train/scene_0.jpg").unlink()
+            for name in ("images/train/scene_0.jpg", "masks/train/scene_0.png"):
+                (root / name).unlink()
         source = self.cached(root)
         assert len(source) == (8 if change == "added" else 6) and source.path != old and not old.exists()
         assert "the list of files" in caplog.text
@@ -529,6 +530,44 @@ class TestCache:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # pyright: ignore
         with pytest.raises(OSError, match="there is room for 0"):
             self.cached(root)
+
+    def test_a_damaged_scene_is_noticed_and_made_anew(self, root: Path) -> None:
+        """As a torn write leaves it: the stamps say that all is there, and a record holds zeros."""
+        source = self.cached(root)
+        expected = source.load(np.arange(7))
+        record = source.path.stat().st_size // 7
+        with source.path.open("r+b") as file:
+            file.seek(3 * record)
+            file.write(bytes(100))
+        again = self.cached(root)
+        again.load(np.array([0, 1, 2]))
+        with pytest.raises(OSError, match=r"scene 3 in .*\.bin is not what was saved .*has been removed: run again"):
+            again.load(np.array([2, 3]))
+        assert torch.equal(self.cached(root).load(np.arange(7)).images, expected.images)
+
+    def test_another_process_changes_nothing_under_a_running_one(self, root: Path) -> None:
+        running = self.cached(root)
+        before = running.load(np.arange(2))
+        shutil.copy(root / "images/train/scene_5.jpg", root / "images/train/scene_2.jpg")
+        shutil.copy(root / "masks/train/scene_5.png", root / "masks/train/scene_2.png")
+        refreshed = self.cached(root)
+        assert refreshed.path != running.path and not running.path.exists()
+        after, (old, new) = refreshed.load(np.arange(7)), (running.load(np.arange(7)), refreshed.load(np.arange(7)))
+        assert torch.equal(old.images[:2], before.images) and torch.equal(after.images, new.images)
+        assert not torch.equal(old.images[2], new.images[2]) and torch.equal(new.images[2], new.images[5])
+        running.prefetch(np.arange(7))
+        running.close()
+        assert torch.equal(running.load(np.arange(7)).images, old.images)
+
+    def test_nothing_stays_of_builds_that_were_killed(self, root: Path) -> None:
+        directory = root.parent / "cache"
+        path = self.cached(root).path
+        family = path.stem.rpartition("-")[0]
+        (directory / f"{family}-01234567.partial").write_bytes(b"a killed build's")
+        (directory / f"{family.rpartition('-')[0]}-0123456789ab-01234567.partial").write_bytes(b"of another list")
+        (root / "images/train/scene_0.jpg").touch()
+        self.cached(root)
+        assert sorted(entry.suffix for entry in directory.iterdir()) == [".bin", ".lock"]
 
     def test_two_processes_build_one(self, root: Path) -> None:
         program = (

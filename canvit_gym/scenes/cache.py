@@ -1,27 +1,29 @@
 """Scenes of a data set on disk, decoded and resized once into a memory-mapped file, then read at memory speed.
 
-The file holds a record per scene (uint8 pixels and, where the task is dense, the label map), and after the
-records a stamp per scene: a hash of its files' paths, sizes and modification times. A record counts only
-where its stamp fits the files as they are now, so that
+The file holds a record per scene (uint8 pixels and, where the task is dense, the label map); after the records a stamp
+per scene, a hash of its files' paths, sizes and modification times; and after the stamps a checksum per scene.
 
-- an interrupted build goes on where it stopped (records are on disk before their stamps are written);
-- a scene whose files have changed is decoded again, the others are not;
-- an added or removed file, another size or geometry makes another file, and the old one is deleted.
-
-The file bears its final name only when every record is complete.
+- A file is never changed once it bears its final name, which tells the stamps: where images change, another file is
+  made out of the old one, in which only the scenes that changed are decoded again. A process that has the old one open
+  goes on with it.
+- An interrupted build goes on where it stopped: records are on the disk before their stamps are written.
+- A record is compared with its checksum when it is first used (canvit_gym.scenes.stored).
+- An added or removed file, another size or geometry makes another file. Files of older lists or stamps are deleted.
 """
 
 import logging
 import os
 import re
 import shutil
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
-from io import BufferedReader
+from contextlib import contextmanager, suppress
+from io import RawIOBase
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -30,12 +32,16 @@ from tqdm import tqdm
 
 from canvit_gym.scenes.decoding import Decoder, UnreadableSceneError
 from canvit_gym.scenes.files import READABLE, SceneFiles, ScenesOnDisk, digest, how_to_go_on, left_out
+from canvit_gym.scenes.listing import printable
 from canvit_gym.scenes.source import SceneBatch
+from canvit_gym.scenes.stored import CHECKSUM, Records, checksum
 from canvit_gym.scenes.workers import DecodingPool, Pixels
 
 log = logging.getLogger(__name__)
 
 _SYNC_EVERY = 64
+_FORMAT = "records, stamps, checksums"
+"""Part of a file's name: one of another layout is never opened."""
 
 
 class CachedFileScenes(ScenesOnDisk):
@@ -59,12 +65,12 @@ class CachedFileScenes(ScenesOnDisk):
         size = decoder.size_px
         fields = [("image", np.uint8, (3, size, size))] + [("labels", np.uint8, (size, size))] * decoder.is_dense
         self._record = np.dtype(fields)
-        self.path = self._up_to_date(directory, workers)
-        self._scenes = np.memmap(self.path, dtype=self._record, mode="r", shape=(len(files),))
-        self._file: BufferedReader | None = None
-        stamps = np.memmap(self.path, dtype=np.uint64, mode="r", offset=self._stamps_at(), shape=(len(files),))
+        self.path, self._file = self._up_to_date(directory, workers)
+        stamps = self._after_records(self._file, np.dtype(np.uint64), self._stamps_at)
+        checksums = self._after_records(self._file, CHECKSUM, self._checksums_at)
+        self._scenes = Records(self._file, self.path, record=self._record, count=len(files), checksums=checksums)
         lacking = np.flatnonzero((stamps & READABLE) == 0)
-        self.unreadable: dict[int, str] = {int(i): f"cannot read {files.images[i]}" for i in lacking}
+        self.unreadable: dict[int, str] = {int(i): f"cannot read {printable(files.images[i])}" for i in lacking}
         """Scenes left out, and why."""
         for count, (index, reason) in enumerate(self.unreadable.items(), start=1):
             warnings.warn(f"scene {index} is left out: {reason} ({count} left out)", RuntimeWarning, stacklevel=2)
@@ -74,6 +80,7 @@ class CachedFileScenes(ScenesOnDisk):
         for index in indices.tolist():
             if index in self.unreadable:
                 raise left_out(f"scene {index}: {self.unreadable[index]}")
+        self._scenes.check(indices)
 
         def picked(name: str) -> torch.Tensor:
             field = self._scenes[name]
@@ -87,9 +94,7 @@ class CachedFileScenes(ScenesOnDisk):
 
     def prefetch(self, indices: NDArray[np.int64]) -> None:
         """Ask the operating system to read these records from the disk, where it can be asked."""
-        if hasattr(os, "posix_fadvise"):
-            if self._file is None:
-                self._file = self.path.open("rb")
+        if hasattr(os, "posix_fadvise") and not self._file.closed:
             size = self._record.itemsize
             for index in indices.tolist():
                 os.posix_fadvise(self._file.fileno(), index * size, size, os.POSIX_FADV_WILLNEED)
@@ -100,72 +105,102 @@ class CachedFileScenes(ScenesOnDisk):
 
     def close(self) -> None:
         """There is no process to end, the build's have ended: it closes the file. Scenes can be loaded on."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self._file.close()  # the memory map stays
 
+    @property
     def _stamps_at(self) -> int:
         """Offset of the stamps, bytes."""
         return -(-len(self.files) * self._record.itemsize // 8) * 8
 
-    def _up_to_date(self, directory: Path, workers: int) -> Path:
-        """The complete file, built where it has to be."""
+    @property
+    def _checksums_at(self) -> int:
+        """Offset of the checksums, bytes."""
+        return self._stamps_at + 8 * len(self.files)
+
+    @property
+    def _num_bytes(self) -> int:
+        """Of the whole file."""
+        return self._checksums_at + CHECKSUM.itemsize * len(self.files)
+
+    def _after_records(self, file: BinaryIO, dtype: np.dtype, offset: int) -> NDArray[Any]:
+        """[n] stamps or checksums, a copy; zeros where the file is cut short."""
+        file.seek(offset)
+        held = file.read(dtype.itemsize * len(self.files))
+        if len(held) < dtype.itemsize * len(self.files):
+            return np.zeros(len(self.files), dtype=dtype)
+        return np.frombuffer(held, dtype=dtype).copy()
+
+    def _up_to_date(self, directory: Path, workers: int) -> tuple[Path, BinaryIO]:
+        """The complete file, open for reading; it is built where it has to be."""
         files, size = self.files, self.decoder.size_px
         slug = re.sub(r"\W+", "-", files.name.lower())
         which = digest(str(files.root.resolve()), files.name, str(size)).hex()[:8]
-        content = digest(repr(self.decoder), self.decoder.geometry, *files.relative(files.images)).hex()[:12]
-        path = directory / f"{slug}-{size}px-{which}-{content}.bin"
+        content = digest(_FORMAT, repr(self.decoder), self.decoder.geometry, *files.relative(files.images)).hex()[:12]
+        family = f"{slug}-{size}px-{which}"
         wanted = files.stamps()
-        if self._complete(path, wanted):
-            return path
+        path = directory / f"{family}-{content}-{digest(wanted.tobytes().hex()).hex()[:8]}.bin"
+        if file := self._complete(path, wanted):
+            return path, file
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            with _locked(path.with_suffix(".lock")):
-                if not self._complete(path, wanted):  # another process may have built it meanwhile
-                    self._build(path, wanted, workers)
-                    for other in directory.glob(f"{slug}-{size}px-{which}-*"):
-                        if other.stem != path.stem:
+            with _locked(directory / f"{family}.lock"):
+                file = self._complete(path, wanted)  # another process may have built it meanwhile
+                if file is None:
+                    self._build(path, wanted, workers, older=f"{family}-{content}-*.bin", others=f"{family}-*.bin")
+                    file = path.open("rb")
+                for other in directory.glob(f"{family}-*"):
+                    if other != path:
+                        with suppress(OSError):  # Windows keeps what another process has open
                             other.unlink()
         except UnreadableSceneError:
             raise
         except OSError as error:
-            needed = (self._stamps_at() + wanted.nbytes) / 2**20
             raise OSError(
-                f"cannot cache {self.name} in {directory}: {error.strerror or error}. It needs {needed:.0f} MiB: pass "
-                "cache=directory (or set $CANVIT_GYM_CACHE) to a writable place with enough room, or cache=False."
+                f"cannot cache {self.name} in {directory}: {error.strerror or error}. It needs "
+                f"{self._num_bytes / 2**20:.0f} MiB: pass cache=directory (or set $CANVIT_GYM_CACHE) to a writable "
+                "place with enough room, or cache=False."
             ) from error
-        return path
+        return path, file
 
-    def _complete(self, path: Path, wanted: NDArray[np.uint64]) -> bool:
-        if not path.is_file() or path.stat().st_size != self._stamps_at() + wanted.nbytes:
-            return False
-        with path.open("rb") as file:
-            file.seek(self._stamps_at())
-            return not len(self._to_do(np.frombuffer(file.read(), dtype=np.uint64), wanted))
+    def _complete(self, path: Path, wanted: NDArray[np.uint64]) -> BinaryIO | None:
+        """The open file, where it holds every scene of the files as they are now."""
+        try:
+            file = path.open("rb")
+        except OSError:
+            return None
+        if os.fstat(file.fileno()).st_size == self._num_bytes:
+            held = self._after_records(file, np.dtype(np.uint64), self._stamps_at)
+            if not len(self._to_do(held, wanted)):
+                return file
+        file.close()
+        return None
 
     def _to_do(self, held: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Scenes without a record of their files as they are now; unreadable ones count unless they are left out."""
         fits = held == wanted
         return np.flatnonzero(~(fits | (held == (wanted ^ READABLE))) if self.skips_unreadable else ~fits)
 
-    def _build(self, path: Path, wanted: NDArray[np.uint64], workers: int) -> None:
+    def _build(self, path: Path, wanted: NDArray[np.uint64], workers: int, *, older: str, others: str) -> None:
+        """Make `path`, out of what an interrupted build or the newest file of older stamps holds."""
         partial = path.with_suffix(".partial")
-        if path.exists():
+        before = max(path.parent.glob(older), key=lambda file: file.stat().st_mtime_ns, default=None)
+        if before is not None and before != path:
             log.warning("%s has changed since it was cached: what changed is cached again", self.files.name)
-            os.replace(path, partial)
-        elif any(path.parent.glob(f"{path.stem.rpartition('-')[0]}-*.bin")):
+        elif any(path.parent.glob(others)):
             log.warning("the list of files of %s has changed since it was cached: caching it again", self.files.name)
-        start = self._stamps_at()
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            held = np.zeros_like(wanted)
-            if os.fstat(descriptor).st_size == start + wanted.nbytes:
-                held = np.frombuffer(os.pread(descriptor, wanted.nbytes, start), dtype=np.uint64).copy()
+        for interrupted in path.parent.glob(older.replace(".bin", ".partial")):  # of older stamps: none has two
+            os.replace(interrupted, partial)
+        if before is not None and not (partial.exists() and partial.stat().st_size == self._num_bytes):
+            self._require_room(path.parent, self._num_bytes)
+            shutil.copyfile(before, partial)
+        partial.touch()
+        with partial.open("r+b", buffering=0) as file:
+            held = self._after_records(file, np.dtype(np.uint64), self._stamps_at)
             to_do = self._to_do(held, wanted)
-            if (missing := len(to_do) * self._record.itemsize) > (room := shutil.disk_usage(path.parent).free):
-                raise OSError(f"{missing / 2**20:.0f} MiB are to be written, but there is room for {room / 2**20:.0f}")
-            os.ftruncate(descriptor, start + wanted.nbytes)
-            with _SceneWriter(descriptor, held, stamps_at=start, record=self._record) as writer:
+            self._require_room(path.parent, len(to_do) * self._record.itemsize)
+            file.truncate(self._num_bytes)
+            offsets = {"stamps_at": self._stamps_at, "checksums_at": self._checksums_at}
+            with _SceneWriter(file, record_bytes=self._record.itemsize, **offsets) as writer:
                 for index, decoded in tqdm(
                     self._decoded(to_do, workers),
                     total=len(to_do),
@@ -179,9 +214,12 @@ class CachedFileScenes(ScenesOnDisk):
                         if not self.skips_unreadable:
                             raise how_to_go_on(error) from error
                         writer.write(index, None, stamp=wanted[index] ^ READABLE)
-        finally:
-            os.close(descriptor)
         os.replace(partial, path)
+
+    @staticmethod
+    def _require_room(directory: Path, num_bytes: int) -> None:
+        if num_bytes > (room := shutil.disk_usage(directory).free):
+            raise OSError(f"{num_bytes / 2**20:.0f} MiB are to be written, but there is room for {room / 2**20:.0f}")
 
     def _decoded(self, indices: NDArray[np.int64], workers: int) -> Iterator[tuple[int, Callable[[], Pixels]]]:
         """Each index with what waits for its scene; workers stay busy a few scenes ahead."""
@@ -207,12 +245,12 @@ class CachedFileScenes(ScenesOnDisk):
 class _SceneWriter:
     """Writes records, and their stamps once the records are on the disk; whatever ends the build, none are lost."""
 
-    def __init__(self, descriptor: int, held: NDArray[np.uint64], *, stamps_at: int, record: np.dtype) -> None:
-        self._descriptor = descriptor
-        self._held = held
+    def __init__(self, file: RawIOBase, *, record_bytes: int, stamps_at: int, checksums_at: int) -> None:
+        self._file = file
+        self._record_bytes = record_bytes
         self._stamps_at = stamps_at
-        self._record = record
-        self._written: dict[int, np.uint64] = {}
+        self._checksums_at = checksums_at
+        self._written: dict[int, tuple[np.uint64, int]] = {}
 
     def __enter__(self) -> "_SceneWriter":
         return self
@@ -221,28 +259,41 @@ class _SceneWriter:
         self._sync()
 
     def write(self, index: int, scene: Pixels | None, *, stamp: np.uint64) -> None:
+        data = b""
         if scene is not None:
             pixels, labels = scene
             data = pixels.numpy().tobytes() + (b"" if labels is None else labels.numpy().tobytes())
-            written = os.pwrite(self._descriptor, data, index * self._record.itemsize)
-            if written != len(data):
-                raise OSError("the disk is full")
-        self._written[index] = stamp
+            self._put(index * self._record_bytes, data)
+        self._written[index] = stamp, checksum(data)
         if len(self._written) >= _SYNC_EVERY:
             self._sync()
 
+    def _put(self, offset: int, data: bytes) -> None:
+        self._file.seek(offset)
+        if self._file.write(data) != len(data):
+            raise OSError("the disk is full")
+
     def _sync(self) -> None:
-        os.fsync(self._descriptor)
-        for index, stamp in self._written.items():
-            os.pwrite(self._descriptor, stamp.tobytes(), self._stamps_at + 8 * index)
+        os.fsync(self._file.fileno())
+        for index, (stamp, of_record) in self._written.items():
+            self._put(self._checksums_at + CHECKSUM.itemsize * index, CHECKSUM.type(of_record).tobytes())
+            self._put(self._stamps_at + 8 * index, stamp.tobytes())
         self._written.clear()
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """One process at a time; the lock goes with the process that holds it, however it ends."""
-    import fcntl  # POSIX only; nothing else here is
+    with path.open("a+b") as file:
+        if sys.platform == "win32":
+            import msvcrt
 
-    with path.open("w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+            while True:
+                with suppress(OSError):  # it waits for ten seconds only
+                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                    break
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -288,7 +288,8 @@ class _Stored:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        return self.size[::-1] if self.orientation >= 5 else self.size
+        width, height = self.size
+        return (height, width) if self.orientation >= 5 else self.size
 
 
 def _must_turn(image: _Stored, mask: _Stored) -> bool:

@@ -130,8 +130,8 @@ def _check(found: Found, files: SceneFiles, values: MaskValues | None, *, is_tra
     if found.num_masks == len(files) or set(found.values) <= {0, IGNORE_LABEL}:
         raise InvalidMaskError(f"no pixel of the class {listed(map(repr, missing))} was found: {in_words}. {cure}")
     warnings.warn(
-        f"the class {listed(map(repr, missing))} was found in none of the masks looked at ({looked}). If it is in none at "
-        f"all, {cure}",
+        f"the class {listed(map(repr, missing))} was found in none of the masks looked at ({looked}). If it is in none "
+        f"at all, {cure}",
         RuntimeWarning,
         stacklevel=3,
     )

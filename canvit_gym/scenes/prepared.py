@@ -2,11 +2,13 @@
 
 The files live in `cache_dir()`; each name carries the generator's version, so a changed generator never
 meets an old file. A file is written under a temporary name and renamed when complete: an interrupted or
-concurrent preparation leaves nothing half-written under the final name.
+concurrent preparation leaves nothing half-written under the final name. After the records comes a checksum for each,
+which it is compared with at its first use (canvit_gym.scenes.stored).
 """
 
 import os
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast, get_args
@@ -27,6 +29,7 @@ from canvit_gym.scenes.fashion import (
     generate_scene,
 )
 from canvit_gym.scenes.source import Item, SceneBatch
+from canvit_gym.scenes.stored import CHECKSUM, Records, checksum
 
 DEFAULT_NUM_SCENES: dict[Split, int] = {"training": 8192, "validation": 512, "test": 1000}
 
@@ -39,11 +42,24 @@ _RECORD = np.dtype(
 )
 
 
+STALE_AFTER_S = 600
+"""A partial file that nobody has written to for so long is what a killed preparation left."""
+
+
 def cache_dir() -> Path:
-    """`$CANVIT_GYM_CACHE`, else `$XDG_CACHE_HOME/canvit_gym`, else `~/.cache/canvit_gym`."""
-    if own := os.environ.get("CANVIT_GYM_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "canvit_gym"
+    """`$CANVIT_GYM_CACHE`, else `$XDG_CACHE_HOME/canvit_gym`, else `~/.cache/canvit_gym`.
+
+    Raises:
+        FileNotFoundError: the user has no home directory, as in some containers, and no variable is set.
+    """
+    try:
+        if own := os.environ.get("CANVIT_GYM_CACHE"):
+            return Path(own).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "canvit_gym"
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            "this user has no home directory to keep prepared scenes in: set $CANVIT_GYM_CACHE to a writable directory"
+        ) from error
 
 
 def _cannot_prepare(path: Path, error: OSError) -> OSError:
@@ -54,7 +70,12 @@ def _cannot_prepare(path: Path, error: OSError) -> OSError:
 
 
 def _file(flavour: Flavour, split: Split, num_scenes: int | str) -> Path:
-    return cache_dir() / f"fashion-v{GENERATOR_VERSION}-{flavour}-{split}-{num_scenes}.bin"
+    return cache_dir() / f"fashion-v{GENERATOR_VERSION}-{flavour}-{split}-{num_scenes}.scenes"
+
+
+def _num_bytes(num_scenes: int) -> int:
+    """Of a whole file."""
+    return num_scenes * (_RECORD.itemsize + CHECKSUM.itemsize)
 
 
 def _prepared_file(flavour: Flavour, split: Split, num_scenes: int) -> Path | None:
@@ -62,14 +83,26 @@ def _prepared_file(flavour: Flavour, split: Split, num_scenes: int) -> Path | No
     pattern = _file(flavour, split, "*")
     for path in pattern.parent.glob(pattern.name):
         count = path.stem.rsplit("-", 1)[-1]
-        complete = count.isdecimal() and path.stat().st_size == int(count) * _RECORD.itemsize
+        complete = count.isdecimal() and path.stat().st_size == _num_bytes(int(count))
         if complete and int(count) >= num_scenes:
             return path
     return None
 
 
+def _remove_leftovers(directory: Path) -> None:
+    """Partial files of killed preparations, and files of layouts without checksums."""
+    for path in [*directory.glob("fashion-*.partial"), *directory.glob("fashion-*.bin")]:
+        try:
+            if path.suffix == ".bin" or time.time() - path.stat().st_mtime > STALE_AFTER_S:
+                path.unlink()
+        except OSError:  # another process was faster, or it is another user's
+            continue
+
+
 def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> None:
+    checksums = np.zeros(num_scenes, dtype=CHECKSUM)
     try:
+        _remove_leftovers(path.parent)
         with replacing(path) as partial, partial.open("wb") as file:
             bar = tqdm(
                 range(num_scenes),
@@ -84,7 +117,10 @@ def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> Non
                 record["image"] = scene.image.transpose(2, 0, 1)
                 record["labels"] = scene.labels
                 record["class"] = scene.class_index
-                file.write(record.tobytes())
+                data = record.tobytes()
+                checksums[index] = checksum(data)
+                file.write(data)
+            file.write(checksums.tobytes())
     except OSError as error:
         raise _cannot_prepare(path, error) from error
 
@@ -108,7 +144,7 @@ class FashionScenes:
     split: Split
     num_scenes: int
     scene_size_px: int = field(default=SCENE_SIZE_PX, init=False)
-    _records: NDArray[np.void] = field(init=False, repr=False, compare=False)
+    _records: Records = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.num_scenes < 1:
@@ -123,7 +159,12 @@ class FashionScenes:
         if path is None:
             path = _file(self.flavour, self.split, self.num_scenes)
             _prepare(path, self.flavour, self.split, self.num_scenes)
-        object.__setattr__(self, "_records", np.memmap(path, dtype=_RECORD, mode="r", shape=(self.num_scenes,)))
+        with path.open("rb") as file:
+            count = os.fstat(file.fileno()).st_size // _num_bytes(1)
+            file.seek(count * _RECORD.itemsize)
+            checksums = np.frombuffer(file.read(), dtype=CHECKSUM)
+            records = Records(file, path, record=_RECORD, count=self.num_scenes, checksums=checksums)
+        object.__setattr__(self, "_records", records)
 
     @property
     def name(self) -> str:
@@ -143,6 +184,7 @@ class FashionScenes:
     def load(self, indices: NDArray[np.int64]) -> SceneBatch:
         """The scenes at `indices`; see SceneSource."""
         records = self._records  # a field first, then its rows: one copy
+        records.check(indices)
         has_maps = FLAVOURS[self.flavour].labels == "maps"
         labels = records["labels"][indices] if has_maps else records["class"][indices].astype(np.int64)
         return SceneBatch(images=torch.from_numpy(records["image"][indices]), labels=torch.from_numpy(labels))
@@ -162,5 +204,6 @@ class FashionScenes:
 
     def load_with_maps(self, indices: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """(images [n, 3, H, W], label maps [n, H, W]), uint8, of any flavour: what pretraining needs."""
+        self._records.check(indices)
         images, labels = (self._records[name][indices] for name in ("image", "labels"))
         return torch.from_numpy(images), torch.from_numpy(labels)

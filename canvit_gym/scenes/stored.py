@@ -1,0 +1,58 @@
+"""Scenes in a memory-mapped file, each checked against the checksum it was saved with when it is first used.
+
+A disk that fills up or fails, a power cut or an interrupted copy leaves pages of zeros that nothing else would notice.
+The check takes well under a tenth of a millisecond for 64 KiB, once per scene and process.
+"""
+
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+CHECKSUM = np.dtype(np.uint32)
+
+
+class DamagedCacheError(OSError):
+    """A file of prepared scenes that does not hold what was saved."""
+
+
+def checksum(record: bytes | memoryview) -> int:
+    """Of a record's bytes, as they are saved."""
+    return zlib.crc32(record)
+
+
+class Records:
+    """The first `count` records of an open file, read only. The file may be closed, and deleted, meanwhile."""
+
+    def __init__(
+        self, file: BinaryIO, path: Path, *, record: np.dtype, count: int, checksums: NDArray[np.uint32]
+    ) -> None:
+        self._path = path
+        self._values = np.memmap(file, dtype=record, mode="r", shape=(count,))
+        self._bytes = self._values.view(np.uint8).reshape(count, record.itemsize)
+        self._checksums = checksums
+        self._checked = np.zeros(count, dtype=np.bool_)
+
+    def __getitem__(self, field: str) -> NDArray[np.uint8]:
+        """[count, ...] of every record. Only for indices that `check` has been called with."""
+        return self._values[field]
+
+    def check(self, indices: NDArray[np.int64]) -> None:
+        """Raise DamagedCacheError where one of the records is not what was saved; the file is then removed."""
+        for index in indices[~self._checked[indices]].tolist():
+            if checksum(self._bytes[index].data) != self._checksums[index]:
+                raise self._damaged(index)
+            self._checked[index] = True
+
+    def _damaged(self, index: int) -> DamagedCacheError:
+        try:
+            self._path.unlink(missing_ok=True)
+            cure = "The file has been removed: run again, and it is made anew."
+        except OSError:
+            cure = "Remove the file and run again: it is made anew."
+        return DamagedCacheError(
+            f"scene {index} in {self._path} is not what was saved there: the disk was full or fails, or a copy was "
+            f"interrupted. {cure}"
+        )
