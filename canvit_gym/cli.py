@@ -62,6 +62,12 @@ COMMANDS = {
         extra="play",
         needs=("fastapi", "tyro", "uvicorn", "websockets"),
     ),
+    "explore": Command(
+        module="canvit_gym.play.explore",
+        summary="write a page that shows what policies of a benchmark saw, scene by scene",
+        extra="play",
+        needs=("tyro",),
+    ),
 }
 
 

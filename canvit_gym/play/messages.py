@@ -23,8 +23,13 @@ def reading_message(view: EpisodeView) -> Message:
     if is_dense(view):
         labels = label_bytes(view.prediction.astype(np.int64), size=min(view.prediction.shape[0], MAP_PX))
         return {"form": "map", **map_bytes(labels)}
-    order = np.argsort(-view.prediction, kind="stable")[:MOST_BARS]
-    return {"form": "bars", "bars": [[int(c), round(float(view.prediction[c]), 4)] for c in order]}
+    return {"form": "bars", "bars": likeliest(view.prediction, MOST_BARS)}
+
+
+def likeliest(probabilities: NDArray[np.floating], most: int) -> list[list[float]]:
+    """[class, probability] of up to `most` classes, the likeliest first."""
+    order = np.argsort(-probabilities, kind="stable")[:most]
+    return [[int(c), round(float(probabilities[c]), 4)] for c in order]
 
 
 def truth_message(view: EpisodeView) -> Message:

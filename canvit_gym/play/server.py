@@ -13,7 +13,6 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import resources
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from canvit_gym.play.game import Game
+from canvit_gym.play.page_files import read_page
 
 PAGE_FILES = {
     "/": ("index.html", "text/html"),
@@ -60,11 +60,6 @@ class Plain(_Wish):
 
 
 WISHES: TypeAdapter[Look | Plain] = TypeAdapter(Annotated[Look | Plain, Field(discriminator="do")])
-
-
-def read_page(name: str) -> bytes:
-    """One of the page's files, which come with the package."""
-    return resources.files("canvit_gym.play").joinpath("page", name).read_bytes()
 
 
 def is_own_host(host: str | None, port: int, *, loopback: bool) -> bool:

@@ -1,0 +1,266 @@
+"""`canvit-gym explore RECORD`: one file that shows what policies saw, scene by scene.
+
+Filter and sort scenes by score, by the difference between two policies, by class; go through the glimpses; see gazes
+over the scene, the canvas, the reading, its uncertainty and the truth. A link with a fragment leads to a scene. The
+file needs no network and no server.
+
+RECORD is the directory of a benchmark, or the files of single evaluations, people's among them.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import sys
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from PIL import Image
+
+from canvit_gym.assembly import build_backbone, build_scenes
+from canvit_gym.benchmark.records import MANIFEST, load_benchmark
+from canvit_gym.command_line import PROGRAM, run_command
+from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import Evaluation
+from canvit_gym.play.messages import MAP_PX, MOST_BARS, likeliest
+from canvit_gym.play.page_files import read_page
+from canvit_gym.play.pictures import class_colours, label_bytes, numbers, picture_uri, share_bytes
+from canvit_gym.rendering import canvas_colours, is_dense
+from canvit_gym.replay import Moment, replay
+
+MOST_POLICIES = 6
+PICTURE_PX = 192
+"""At most the side of a scene's picture."""
+LEVELS = np.uint8(0b1111_1000)
+"""Shades of canvases and uncertainties: 32, which compress to half of what 256 do."""
+SAME_SCORE = 0.02
+"""A replay whose mean score is farther from the record's was made with something else."""
+
+
+@dataclass(frozen=True)
+class ExploreConfig:
+    records: tyro.conf.Positional[tuple[Path, ...]]
+    """Directory of a benchmark, or files of evaluations."""
+    output: Path = Path("explorer.html")
+    """The file to write."""
+    policies: tuple[str, ...] | None = None
+    """By the names of the benchmark's tables. None: up to six, learned ones and ceilings among them."""
+    num_scenes: int = 200
+    """At most so many, the first ones."""
+    root: Path | None = None
+    """Directory of the data set, where it is not where the records say."""
+
+
+@dataclass(frozen=True)
+class Explored:
+    """One policy's record."""
+
+    label: str
+    evaluation: Evaluation
+    uses_labels: bool
+
+    @property
+    def about(self) -> str:
+        return self.evaluation.record["policy"]["description"]
+
+
+def load_records(paths: Sequence[Path], *, names: Sequence[str] | None = None) -> list[Explored]:
+    """
+    Raises:
+        FileNotFoundError: nothing there. ValueError: no record, records of different environments, or no such policy.
+    """
+    if not paths:
+        raise ValueError("no record given: name the directory of a benchmark, or files of evaluations")
+    found: list[Explored] = []
+    for path in paths:
+        if path.is_dir():
+            benchmark = load_benchmark(path)
+            entries = sorted(benchmark.entries, key=lambda entry: entry is not benchmark.reference)
+            found += [Explored(entry.label, entry.first, entry.uses_labels) for entry in entries]
+        elif path.name == MANIFEST:
+            raise ValueError(f"{path} is one file of a benchmark: name its directory, {path.parent}")
+        else:
+            evaluation = Evaluation.load(path)
+            policy = evaluation.record["policy"]
+            label = policy["paper_name"]
+            taken = [other.label for other in found]
+            found.append(Explored(label if label not in taken else path.stem, evaluation, policy["uses_labels"]))
+    _require_same(found)
+    if names is not None:
+        by_label = {explored.label: explored for explored in found}
+        if unknown := [name for name in names if name not in by_label]:
+            raise ValueError(f"no policy {', '.join(map(repr, unknown))} in these records: {', '.join(by_label)}")
+        return [by_label[name] for name in names]
+    return _chosen(found)
+
+
+def _chosen(found: list[Explored]) -> list[Explored]:
+    """The first (the reference), the best ceiling, and the best of the others, in the order of the records."""
+    if len(found) <= MOST_POLICIES:
+        return found
+
+    def last(explored: Explored) -> float:
+        return float(explored.evaluation.score()[-1])
+
+    ceilings = sorted((e for e in found[1:] if e.uses_labels), key=last, reverse=True)[:1]
+    others = sorted((e for e in found[1:] if not e.uses_labels), key=last, reverse=True)
+    kept = [found[0], *ceilings, *others[: MOST_POLICIES - 1 - len(ceilings)]]
+    return [explored for explored in found if any(explored is one for one in kept)]
+
+
+def _require_same(found: Sequence[Explored]) -> None:
+    """The same scenes by the same indices, read in the same way; some policies may have seen fewer of them."""
+
+    def what(explored: Explored) -> tuple[str, ...]:
+        record = explored.evaluation.record
+        data = [str(record["config"][name]) for name in ("dataset", "split")]
+        return (*data, record["checkpoint"]["sha256"][:12], record["probe"]["sha256"][:12])
+
+    for other in found[1:]:
+        if what(other) != what(found[0]):
+            raise ValueError(
+                f"{found[0].label!r} and {other.label!r} are records of different environments (data set, split, "
+                f"checkpoint, probe): {', '.join(what(found[0]))} and {', '.join(what(other))}"
+            )
+
+
+def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | None = None) -> dict[str, Any]:
+    """All that the page shows, as JSON values."""
+    if num_scenes < 1:
+        raise ValueError(f"--num-scenes must be at least 1, got {num_scenes}")
+    most = max(found, key=lambda explored: len(explored.evaluation.scene))
+    config = EnvConfig(**most.evaluation.record["config"])
+    config = replace(config, device="auto", shard=(0, 1), **({"root": str(root)} if root else {}))
+    scenes = most.evaluation.scene[:num_scenes]
+    colours = canvas_colours(build_backbone(config), build_scenes(config))
+    rows: list[dict[int, int]] = []  # for each policy: scene -> its row in the record
+    moments: list[dict[int, list[Moment]]] = []  # for each policy: scene -> what there was after every glimpse
+    for explored in found:
+        row = {scene: i for i, scene in enumerate(explored.evaluation.scene.tolist()) if scene in set(scenes.tolist())}
+        rows.append(row)
+        chosen = np.array(list(row), dtype=np.int64)
+        of_policy = replay(explored.evaluation.viewpoints[list(row.values())], chosen, config=config)
+        moments.append(dict(zip(row, of_policy, strict=True)))
+        _warn_where_different(explored, row, moments[-1])
+    dense, first = False, None
+    listed = []
+    for scene in scenes.tolist():
+        of_scene = [of_policy.get(scene) for of_policy in moments]
+        first = next(steps[0] for steps in of_scene if steps)
+        dense = is_dense(first.view)
+        maps: list[NDArray[np.uint8]] = []
+        if dense:
+            maps.append(_labels(first.view.truth))
+        for moment in (moment for steps in of_scene if steps for moment in steps):
+            if dense:
+                maps += [_labels(moment.view.prediction), _coarse(share_bytes(moment.uncertainty[0]))]
+            maps.append(_coarse(colours(moment.view.canvas)))
+        packed = zlib.compress(b"".join(np.ascontiguousarray(one).tobytes() for one in maps), 9)
+        present = np.unique(first.view.truth)
+        about: dict[str, Any] = {
+            "scene": scene,
+            "classes": [int(c) for c in present if 0 <= c < len(first.view.classes)],
+            "picture": _picture(first.view.image),
+            "scores": [
+                numbers(e.evaluation.scene_score()[row[scene]]) if scene in row else None
+                for e, row in zip(found, rows, strict=True)
+            ],
+            "viewpoints": [
+                [numbers(v) for v in e.evaluation.viewpoints[row[scene]]] if scene in row else None
+                for e, row in zip(found, rows, strict=True)
+            ],
+            "maps": base64.b64encode(packed).decode(),
+        }
+        if not dense:
+            about["bars"] = [steps and [likeliest(m.view.prediction, MOST_BARS) for m in steps] for steps in of_scene]
+            about["uncertainties"] = [steps and numbers(m.uncertainty[0] for m in steps) for steps in of_scene]
+        listed.append(about)
+    assert first is not None
+    record = most.evaluation.record
+    return {
+        "about": f"{record['scenes']}; {len(listed)} scenes, {most.evaluation.loss.shape[1]} glimpses, "
+        f"checkpoint {record['checkpoint']['name']}",
+        "metric": most.evaluation.metric,
+        "budget": most.evaluation.loss.shape[1],
+        "dense": dense,
+        "classes": list(first.view.classes),
+        "colours": class_colours(first.view.classes),
+        "reading_px": _labels(first.view.truth).shape[0] if dense else 0,
+        "uncertainty_px": first.uncertainty.shape[-1] if dense else 0,
+        "canvas_px": first.view.canvas.shape[0],
+        "policies": [{"name": e.label, "about": e.about, "ceiling": e.uses_labels} for e in found],
+        "scenes": listed,
+    }
+
+
+def _coarse(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return (values & LEVELS).astype(np.uint8)
+
+
+def _labels(labels: NDArray[Any]) -> NDArray[np.uint8]:
+    return label_bytes(labels.astype(np.int64), size=min(labels.shape[0], MAP_PX))
+
+
+def _picture(pixels: NDArray[np.uint8]) -> str:
+    size = min(len(pixels), PICTURE_PX)
+    small = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS))
+    return picture_uri(small, format="WEBP", quality=80)
+
+
+def _warn_where_different(explored: Explored, row: dict[int, int], moments: dict[int, list[Moment]]) -> None:
+    recorded = explored.evaluation.scene_score()[list(row.values()), -1]
+    replayed = [steps[-1].view.score_curve[len(steps)] for steps in moments.values()]
+    if len(row) and abs(float(np.mean(recorded)) - float(np.mean(replayed))) > SAME_SCORE:
+        print(
+            f"Warning: taken again, the glimpses of {explored.label!r} score {np.mean(replayed):.3f}, not the recorded "
+            f"{np.mean(recorded):.3f}: the record was made with other data or another version.",
+            file=sys.stderr,
+        )
+
+
+def script_json(value: Any) -> str:
+    """JSON that ends no script element and begins no comment, whatever its strings hold."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def explorer_page(data: dict[str, Any]) -> str:
+    """The whole file."""
+    style = (read_page("page.css") + read_page("explorer.css")).decode()
+    script = (read_page("maps.js") + read_page("chart.js") + read_page("explorer.js")).decode()
+    policy = (
+        f"default-src 'none'; script-src '{_sha256(script)}'; style-src '{_sha256(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    title = html.escape(f"What policies saw: {data['about']}")
+    return Template(read_page("explorer.html").decode()).substitute(
+        policy=policy, title=title, style=style, script=script, data=script_json(data)
+    )
+
+
+def _sha256(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def explore(config: ExploreConfig) -> Path:
+    """Write the file; returns its path."""
+    found = load_records(config.records, names=config.policies)
+    data = explorer_data(found, num_scenes=config.num_scenes, root=config.root)
+    page = explorer_page(data)
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    config.output.write_text(page, encoding="utf-8")
+    size_mb = config.output.stat().st_size / 1e6
+    print(f"{config.output}: {len(data['scenes'])} scenes, {len(found)} policies, {size_mb:.1f} MB")
+    return config.output
+
+
+def command_line(arguments: Sequence[str] | None = None) -> None:
+    """`canvit-gym explore`."""
+    run_command(explore, ExploreConfig, description=__doc__, arguments=arguments, prog=f"{PROGRAM} explore")
