@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch, EpisodeView
-from canvit_gym.policies import PolicyInfo
+from canvit_gym.policies.protocol import PolicyInfo
+from canvit_gym.policies.seen import Seen
 
 BATCH_SIZE = 64
 
@@ -71,12 +72,12 @@ class Replay:
         self._viewpoints = viewpoints
         self.info = PolicyInfo(name=name, paper_name=name, description=description, deterministic=True)
 
-    def reset(self, episodes: EpisodeBatch, *, seed: int) -> None:
-        if unknown := sorted(set(episodes.scene.tolist()) - set(self._viewpoints)):
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        if unknown := sorted(set(seen.scene.tolist()) - set(self._viewpoints)):
             raise ValueError(f"there are no recorded viewpoints of scenes {unknown}")
 
-    def viewpoints(self, t: int, episodes: EpisodeBatch) -> NDArray[np.float32]:
-        return np.stack([self._viewpoints[scene][t] for scene in episodes.scene.tolist()])
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
+        return np.stack([self._viewpoints[scene][t] for scene in seen.scene.tolist()])
 
-    def flops_per_decision(self, episodes: EpisodeBatch) -> int:
+    def flops_per_decision(self, seen: Seen) -> int:
         return 0

@@ -15,7 +15,9 @@ import pytest
 from conftest import ENV_IDS, SMALL
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
+from untrained import save_untrained
 
+from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.play import server as page_server
 from canvit_gym.play.command import PlayConfig, command_line, listen, make_page_server
@@ -150,6 +152,19 @@ def test_continuous_actions_and_a_first_glimpse_of_ones_own() -> None:
     assert view["viewpoints"][0] == pytest.approx([0.3, -0.2, 0.4], abs=1e-5)
     game.look((0.3, -0.2, 0.4))
     assert len(game.outcome()["curve"]) == 2
+
+
+def test_a_trained_policy_is_a_rival_with_its_own_observations(tmp_path: Path) -> None:
+    trained = EnvConfig(device="cpu", grid_centers=4, canvas_size=4, split="test", num_scenes=16)
+    directory = save_untrained(tmp_path / "run" / "best", trained)
+    env = make_game_env("CanViT/FashionSegmentation-v0", split="test", **SMALL)
+    rivals = make_rivals((str(directory), "greedy_oracle(max_candidates=3)"), env.envs.config)
+    learned, oracle = (rivals.episode(name, 3) for name in rivals.names)
+    assert not learned["ceiling"] and oracle["ceiling"]
+    assert rivals.ceiling(3) == oracle["curve"][-1]
+    assert all(v in trained.grid_scales for _, _, v in learned["viewpoints"][1:])
+    with pytest.raises(FileNotFoundError, match="no directory"):
+        make_rivals(("no/where",), env.envs.config)
 
 
 # Records

@@ -50,6 +50,7 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import POLICY_NAMES, POLICY_SPECS, GlimpsePolicy, check_supported, make_policy, parse_spec
 from canvit_gym.policies.learned import WEIGHTS, load_policy, load_record, policy_directory
+from canvit_gym.policies.record import TRAINED_WITH, as_trained
 from canvit_gym.provenance import provenance
 
 DEFAULT_POLICIES = (
@@ -60,12 +61,6 @@ DEFAULT_POLICIES = (
 
 NOT_IDENTIFYING = ("device", "workers", "cache", "observations", "reward", "glimpse_cost", "allow_stop", "track_score")
 """Fields of the configuration that change no hand-coded policy's numbers; learned ones bring their own."""
-
-TRAINED_WITH = (
-    "observations", "canvas_size", "map_size", "observation_dtype", "action", "min_scale", "grid_scales",
-    "grid_centers", "quadtree_levels", "allow_stop", "first_glimpse",
-)  # fmt: skip
-"""Fields that a learned policy takes from its own record: what it sees and does."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +270,7 @@ def _trained(directory: str, env: EnvConfig, *, deterministic: bool) -> Evaluabl
             f"the policy in {directory} was trained on {record.env_id} (data set {record.env.dataset!r}), but this "
             f"benchmark is on {env.dataset!r}: choose a policy trained on it, or --env {record.env_id}"
         )
-    own = replace(env, **{name: getattr(record.env, name) for name in TRAINED_WITH})
+    own = as_trained(env, record)
     weights = hashlib.sha256((where / WEIGHTS).read_bytes()).hexdigest()
     return Evaluable(
         policy=load_policy(where, config=own, deterministic=deterministic),

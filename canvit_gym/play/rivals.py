@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from canvit_gym.episodes import EpisodeView
 from canvit_gym.evaluation import record_views
 from canvit_gym.play.messages import reading_message
 from canvit_gym.play.pictures import numbers, picture_uri, seen_picture
-from canvit_gym.policies import GlimpsePolicy, make_policy
+from canvit_gym.policies import GlimpsePolicy, load_policy, make_policy
+from canvit_gym.policies.learned import load_record
+from canvit_gym.policies.record import as_trained
 
 KEPT_SCENES = 64
 
@@ -21,29 +24,34 @@ DEFAULT_RIVALS = ("entropy_coarse_to_fine", "entropy_greedy", "saliency", "cente
 STEP_PX = 192
 
 
+@dataclass(frozen=True)
+class Rival:
+    """A policy, and the environment as it wants to see it."""
+
+    policy: GlimpsePolicy
+    config: EnvConfig
+
+
 class Rivals:
     """Policies by the name that the page shows, and their episodes, made when they are asked for."""
 
-    def __init__(self, policies: Sequence[GlimpsePolicy], config: EnvConfig) -> None:
-        self._config = config
-        self._policies: dict[str, GlimpsePolicy] = {}
-        for policy in policies:
-            name = policy.info.paper_name
-            self._policies[name if name not in self._policies else policy.info.name] = policy
+    def __init__(self, rivals: Sequence[Rival]) -> None:
+        self._rivals: dict[str, Rival] = {}
+        for rival in rivals:
+            name = rival.policy.info.paper_name
+            self._rivals[name if name not in self._rivals else rival.policy.info.name] = rival
         self._kept: OrderedDict[tuple[str, int], dict[str, Any]] = OrderedDict()
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._policies)
+        return tuple(self._rivals)
 
     def episode(self, name: str, scene: int) -> dict[str, Any]:
         """A message for the page: the policy's viewpoints, readings and score after every glimpse."""
         key = (name, scene)
         if key not in self._kept:
-            policy = self._policies[name]
-            wanted = policy.info.observations
-            config = replace(self._config, observations=tuple(dict.fromkeys((*self._config.observations, *wanted))))
-            views = record_views(policy, config=config, rows=np.array([scene]))[0]
+            policy = self._rivals[name].policy
+            views = record_views(policy, config=self._rivals[name].config, rows=np.array([scene]))[0]
             self._kept[key] = {
                 "kind": "rival",
                 "scene": scene,
@@ -55,15 +63,15 @@ class Rivals:
                 "readings": [reading_message(view) for view in views],
                 "curve": numbers(float(view.score_curve[t + 1]) for t, view in enumerate(views)),
             }
-            while len(self._kept) > KEPT_SCENES * len(self._policies):
+            while len(self._kept) > KEPT_SCENES * len(self._rivals):
                 self._kept.popitem(last=False)
         return self._kept[key]
 
     def ceiling(self, scene: int) -> float:
         """The best final score of the policies that use labels; NaN where there is none."""
         best = float("nan")
-        for name, policy in self._policies.items():
-            if policy.info.uses_labels:
+        for name, rival in self._rivals.items():
+            if rival.policy.info.uses_labels:
                 score = self.episode(name, scene)["curve"][-1]
                 best = np.fmax(best, np.nan if score is None else score)
         return float(best)
@@ -76,18 +84,32 @@ def _seen(views: Sequence[EpisodeView]) -> str:
 def make_rivals(specs: Sequence[str] | None, config: EnvConfig) -> Rivals:
     """
     Args:
-        specs: policies by name, as in `make_policy`. None: DEFAULT_RIVALS that support the environment.
+        specs: hand-coded policies by name, as in `make_policy`, and trained ones by their directory or the name of a
+            shipped one. None: DEFAULT_RIVALS that support the environment.
         config: the environment's.
 
     Raises:
-        ValueError: an unknown policy, or one that does not support the environment.
+        ValueError: an unknown policy, or one that does not support the environment. FileNotFoundError: no such
+            directory.
     """
     if specs is not None:
-        return Rivals([make_policy(spec, config=config, num_glimpses=config.budget) for spec in specs], config)
-    policies = []
+        return Rivals([make_rival(spec, config) for spec in specs])
+    rivals = []
     for spec in DEFAULT_RIVALS:
         try:
-            policies.append(make_policy(spec, config=config, num_glimpses=config.budget))
+            rivals.append(make_rival(spec, config))
         except ValueError:  # of the default ones, those that fit
             continue
-    return Rivals(policies, config)
+    return Rivals(rivals)
+
+
+def make_rival(spec: str, config: EnvConfig) -> Rival:
+    """One policy; see make_rivals."""
+    if "(" not in spec and ("/" in spec or Path(spec).is_dir()):
+        own = as_trained(config, load_record(spec))
+        policy: GlimpsePolicy = load_policy(spec, config=own)
+    else:
+        own = config
+        policy = make_policy(spec, config=config, num_glimpses=config.budget)
+    keys = tuple(dict.fromkeys((*own.observations, *policy.info.observations)))
+    return Rival(policy=policy, config=replace(own, observations=keys))

@@ -117,3 +117,15 @@ def require_same(trained: Inputs, found: Inputs, *, who: str, learning: bool = F
                 )
     if differences:
         raise ValueError(f"{who} does not fit this environment. It differs in " + "; in ".join(differences))
+
+
+TRAINED_WITH = (
+    "observations", "canvas_size", "map_size", "observation_dtype", "action", "min_scale", "grid_scales",
+    "grid_centers", "quadtree_levels", "allow_stop", "first_glimpse",
+)  # fmt: skip
+"""Fields that a learned policy takes from its own record: what it sees and does."""
+
+
+def as_trained(env: EnvConfig, record: PolicyRecord) -> EnvConfig:
+    """The environment with the observations and actions that a policy was trained with."""
+    return replace(env, **{name: getattr(record.env, name) for name in TRAINED_WITH})
