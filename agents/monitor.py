@@ -2,20 +2,18 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Image as TensorBoardImage
+from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
-from agents.ppo.algorithm import GlimpsePPO
-from agents.ppo.callbacks import normalized_entropy
-from agents.ppo.policy import ViewpointPolicy
-from agents.settings import STATE, Settings, TrainConfig
+from agents.learner import Learner, State
+from agents.run_directory import STATE
+from agents.settings import Plan
 from agents.stopping import Stops, stops
-from agents.training_state import State, capture, preserved_random_state, save_state
+from agents.training_state import preserved_random_state, save_state
 from agents.validation import Headroom, fixation_picture, gaze_strips, headroom
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
@@ -32,71 +30,61 @@ def merit(evaluation: dict[str, Any]) -> float:
     return evaluation["at_stop"]["worth"] if "at_stop" in evaluation else -evaluation["loss"][-1]
 
 
-class Run(BaseCallback):
+class Monitor:
     """What happens between updates: evaluation, snapshots, checkpoints. And the progress bar."""
 
-    def __init__(self, config: TrainConfig, settings: Settings, env: EnvConfig, record: PolicyRecord) -> None:
-        super().__init__()
-        self.config, self.settings, self.env, self.record = config, settings, env, record
+    def __init__(self, plan: Plan, learner: Learner, record: PolicyRecord, logger: Logger) -> None:
+        self.plan, self.learner, self.record, self.logger = plan, learner, record, logger
+        self.settings, self.env, self.run_dir = plan.settings, plan.env, plan.run_dir
         self.evaluations: list[dict[str, Any]] = []
         self.warm_start: list[dict[str, float]] = []
         self.snapshot: State | None = None
-        """The state after the last complete update."""
+        """The state after the last complete update; of learners whose states are large, the one last written."""
         self.saved_at = -1
-        self.finished = False
-        """Whether the last update was made: not where a callback ends training within the last rollout."""
-        self._collecting = False
-        self._entropy: float | None = None
         self.bar: tqdm[Any] | None = None
+        self._unsaved_evaluation = False
         self._headroom: Headroom | None = None
-
-    @property
-    def run_dir(self) -> Path:
-        return self.config.run_dir
 
     def resume_from(self, state: State) -> None:
         self.evaluations = json.loads(state["evaluations"])
         self.warm_start = json.loads(state.get("warm_start", "[]"))
-        self.saved_at = state["num_timesteps"]
+        self.snapshot, self.saved_at = state, state["num_timesteps"]
 
-    def _on_training_start(self) -> None:
+    def open_bar(self) -> None:
         self.bar = tqdm(
             total=self.settings.total_timesteps,
-            initial=self.model.num_timesteps,
+            initial=self.learner.num_timesteps,
             desc="Training",
             unit="decision",
             unit_scale=True,
             mininterval=0.5,
-            disable=None if self.config.progress else True,
+            disable=None if self.plan.progress else True,
         )
 
-    def _on_step(self) -> bool:
+    def close_bar(self) -> None:
         if self.bar is not None:
-            self.bar.update(self.training_env.num_envs)
-        return True
+            self.bar.close()
 
-    def _on_rollout_start(self) -> None:
-        self._between_updates()
-        self._collecting = True
+    def stepped(self, num_decisions: int) -> None:
+        if self.bar is not None:
+            self.bar.update(num_decisions)
 
-    def _on_rollout_end(self) -> None:
-        self._collecting = False
-        assert isinstance(self.model, GlimpsePPO)
-        self._entropy = normalized_entropy(self.model.rollout_buffer.log_probs, self.model.action_space)
+    def between_updates(self) -> None:
+        self._between_updates(finished=False)
 
-    def _on_training_end(self) -> None:
-        if not self._collecting and self.model.num_timesteps >= self.settings.total_timesteps:
-            self.finished = True
-            self._between_updates()
+    def finished(self) -> None:
+        """After the last update."""
+        self._between_updates(finished=True)
+        self.logger.dump(self.learner.num_timesteps)
 
-    def _between_updates(self) -> None:
-        assert isinstance(self.model, GlimpsePPO)
-        now = self.model.num_timesteps
+    def _between_updates(self, *, finished: bool) -> None:
+        now = self.learner.num_timesteps
         self._show_progress()
-        self.snapshot = capture(self.model) | {
-            "evaluations": json.dumps(self.evaluations),
-            "warm_start": json.dumps(self.warm_start),
-        }
+        every = self.settings.checkpoint_every
+        writes = finished or self.saved_at < 0 or now // every > self.saved_at // every
+        if writes or self.learner.captures_every_update:
+            self.snapshot = self.learner.capture() | {"warm_start": json.dumps(self.warm_start)}
+            self._note_evaluations()
         every = self.settings.eval_every
         last = self.evaluations[-1]["num_timesteps"] if self.evaluations else 0
         warm = now == 0 and bool(self.warm_start)
@@ -104,34 +92,35 @@ class Run(BaseCallback):
             self._save_policy(WARM_START)
         if self.saved_at < 0:  # a warm start took minutes: before anything else can fail
             self.save()
-        if every and (
-            (warm and not self.evaluations) or now // every > last // every or (self.finished and now > last)
-        ):
+        if every and ((warm and not self.evaluations) or now // every > last // every or (finished and now > last)):
             self._evaluate()
-            self.snapshot["evaluations"] = json.dumps(self.evaluations)
-        every = self.settings.checkpoint_every
-        if self.finished or now // every > self.saved_at // every:
+            self._note_evaluations()
+            self._unsaved_evaluation = True
+        if writes:
             self.save()
-        if self.finished:
-            self.logger.dump(now)
+
+    def _note_evaluations(self) -> None:
+        """In the snapshot, where it is of now."""
+        if self.snapshot is not None and self.snapshot["num_timesteps"] == self.learner.num_timesteps:
+            self.snapshot["evaluations"] = json.dumps(self.evaluations)
 
     def save(self) -> None:
         """The snapshot and its policy, to disk."""
-        if self.snapshot is None or (
-            self.saved_at == self.snapshot["num_timesteps"] and (self.run_dir / "last").exists()
-        ):
+        snapshot = self.snapshot
+        if snapshot is None:
             return
-        self.model.policy.load_state_dict(self.snapshot["policy"])  # Ctrl-C may have come within an update
-        self._save_policy("last", num_timesteps=self.snapshot["num_timesteps"])
-        save_state(self.run_dir / STATE, self.snapshot)
-        self.saved_at = self.snapshot["num_timesteps"]
+        at = snapshot["num_timesteps"]
+        if self.saved_at == at and not self._unsaved_evaluation and (self.run_dir / "last").exists():
+            return
+        self.learner.restore_network(snapshot)  # Ctrl-C may have come within an update
+        self._save_policy("last", num_timesteps=at)
+        save_state(self.run_dir / STATE, snapshot)
+        self.saved_at, self._unsaved_evaluation = at, False
 
     def _save_policy(self, name: str, *, num_timesteps: int | None = None) -> None:
         """The policy as it is, of now or of `num_timesteps`."""
-        policy = self.model.policy
-        assert isinstance(policy, ViewpointPolicy)
-        now = self.num_timesteps if num_timesteps is None else num_timesteps
-        save_policy(self.run_dir / name, policy.plain, self._record(now))
+        now = self.learner.num_timesteps if num_timesteps is None else num_timesteps
+        save_policy(self.run_dir / name, self.learner.network, self._record(now))
 
     def _record(self, num_timesteps: int) -> PolicyRecord:
         evaluations = [e for e in self.evaluations if e["num_timesteps"] == num_timesteps]
@@ -141,11 +130,9 @@ class Run(BaseCallback):
 
     def _evaluate(self) -> None:
         """Every validation scene once, with the most likely viewpoints; keeps the policy if best so far."""
-        policy = self.model.policy
-        assert isinstance(policy, ViewpointPolicy)
-        policy.set_training_mode(False)
+        network = self.learner.network.eval()
         validation = replace(self.env, split="validation", num_scenes=self.settings.eval_scenes, shard=(0, 1))
-        learned = LearnedPolicy(policy.plain, self.record)
+        learned = LearnedPolicy(network, self.record)
         with preserved_random_state():
             found = stops(learned, validation) if self.env.allow_stop else None
             result = found.evaluation if found is not None else evaluate(learned, config=validation)
@@ -160,7 +147,7 @@ class Run(BaseCallback):
 
     def _entry(self, result: Evaluation, found: Stops | None) -> dict[str, Any]:
         score, loss = result.score().tolist(), result.mean_loss().tolist()
-        entry = {"num_timesteps": self.num_timesteps, "metric": result.metric, "score": score, "loss": loss}
+        entry = {"num_timesteps": self.learner.num_timesteps, "metric": result.metric, "score": score, "loss": loss}
         if found is None:
             return entry
         at_stop = {"score": found.score(), "loss": found.loss(), "glimpses": found.mean_glimpses}
@@ -178,10 +165,10 @@ class Run(BaseCallback):
                 self.logger.record(f"eval/{metric if name == 'score' else name}_at_stop", value)
             last_score, last_loss = at_stop["score"], at_stop["loss"]
             when = f"at the stop, after {at_stop['glimpses']:.2f} glimpses"
-        self.logger.dump(self.num_timesteps)
+        self.logger.dump(self.learner.num_timesteps)
         if self.bar is not None:
             self.bar.write(
-                f"{self.num_timesteps:>9,} decisions: validation {metric} {100 * last_score:.2f} %, "
+                f"{self.learner.num_timesteps:>9,} decisions: validation {metric} {100 * last_score:.2f} %, "
                 f"loss {last_loss:.4f} {when}"
             )
 
@@ -209,13 +196,6 @@ class Run(BaseCallback):
                 self.logger.record(f"eval/headroom_share_glimpse_{t + 1}", float(share))
 
     def _show_progress(self) -> None:
-        assert isinstance(self.model, GlimpsePPO)
-        if self.bar is None or self.model.ep_info_buffer is None:
-            return
-        returns = [info["r"] for info in self.model.ep_info_buffer]
-        values = {
-            "reward": np.mean(returns) if returns else None,
-            "entropy": self._entropy,
-            "loss": self.logger.name_to_value.get("train/loss"),
-        }
-        self.bar.set_postfix({k: f"{v:.3f}" for k, v in values.items() if v is not None}, refresh=False)
+        if self.bar is not None:
+            shown = {k: f"{v:.3f}" for k, v in self.learner.status.items() if v is not None}
+            self.bar.set_postfix(shown, refresh=False)

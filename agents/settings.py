@@ -5,12 +5,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agents.ppo.hyperparameters import check_fit, load_hyperparameters
+from agents.algorithms import DEFAULT, Algorithm, find_algorithm, load_hyperparameters
+from agents.run_directory import CONFIG, RESULT, STATE
 from agents.training_state import State, load_state
 from canvit_gym.command_line import env_config, json_object
+from canvit_gym.config import EnvConfig
 
 DEFAULT_ENV = "CanViT/FashionSegmentation-v0"
-CONFIG, STATE, RESULT = "config.json", "training_state.pt", "result.json"
 
 
 @dataclass(frozen=True)
@@ -19,20 +20,22 @@ class TrainConfig:
 
     run_dir: Path
     """Policies, logs and the training state go here."""
+    algo: str | None = None
+    """A learner of agents.algorithms: ppo, ... None: ppo."""
     env: str | None = None
     """Environment id. None: CanViT/FashionSegmentation-v0."""
     env_kwargs: str | None = None
     """Keyword arguments of the environment, as JSON: '{"action": "continuous"}'. None: {}."""
     total_timesteps: int | None = None
-    """Decisions to train for; the last rollout is completed. None: as in agents/hyperparameters/ppo.yml."""
+    """Decisions to train for; the last rollout is completed. None: as in agents/hyperparameters/ALGO.yml."""
     seed: int | None = None
     """None: 0."""
     hyper: str | None = None
-    """Overrides of agents/hyperparameters/ppo.yml, as JSON: '{"n_epochs": 4, "learning_rate": "lin_5e-4"}'.
+    """Overrides of agents/hyperparameters/ALGO.yml, as JSON: '{"n_epochs": 4, "learning_rate": "lin_5e-4"}'.
     None: {}."""
     warm_start_states: int | None = None
     """Training states in which viewpoints are tried with the labels, for a warm start (agents.ppo.warm_start), before
-    PPO. None: as in agents/hyperparameters/ppo.yml."""
+    PPO. None: as in agents/hyperparameters/ALGO.yml."""
     eval_every: int | None = None
     """Decisions between evaluations on validation scenes (and one after a warm start, and at the end). 0: never. None:
     20,000."""
@@ -68,9 +71,40 @@ class Settings:
     checkpoint_every: int = 20_000
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     """All of them, as resolved when the run began: a resumed run does not follow later edits of the file."""
+    algo: str = DEFAULT
 
 
-def prepare(config: TrainConfig) -> tuple[Settings, State | None]:
+@dataclass(frozen=True)
+class Plan:
+    """A run's settings, resolved: what everything after `prepare` goes by."""
+
+    run_dir: Path
+    settings: Settings
+    algorithm: Algorithm
+    hyper: Any
+    """An instance of algorithm.hyperparameters."""
+    env: EnvConfig
+    env_kwargs: dict[str, Any]
+    """Those of the hyperparameters and those that were asked for, together."""
+    state: State | None
+    """What to go on from; None: begin."""
+    progress: bool
+
+    @classmethod
+    def of(cls, settings: Settings, *, run_dir: Path, state: State | None = None, progress: bool = False) -> "Plan":
+        """
+        Raises:
+            ValueError, TypeError: unknown or bad values, or an environment that the algorithm cannot learn in.
+        """
+        algorithm = find_algorithm(settings.algo)
+        hyper = algorithm.hyperparameters(**settings.hyperparameters)
+        env_kwargs = {**hyper.env_kwargs, **settings.env_kwargs}
+        env = env_config(settings.env, env_kwargs)
+        hyper.check_fit(env)
+        return cls(run_dir, settings, algorithm, hyper, env, env_kwargs, state, progress)
+
+
+def prepare(config: TrainConfig) -> Plan:
     """The run's settings, and the state to resume from. Refuses what is wrong before touching anything."""
     least_values = {
         "total_timesteps": 1, "eval_every": 0, "eval_scenes": 1, "checkpoint_every": 1, "headroom_scenes": 0,
@@ -80,7 +114,7 @@ def prepare(config: TrainConfig) -> tuple[Settings, State | None]:
         value = getattr(config, name)
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    run_dir = config.run_dir
+    run_dir = config.run_dir.expanduser()
     begun, finished = (run_dir / CONFIG).exists(), (run_dir / RESULT).exists()
     if not config.resume:
         if finished:
@@ -93,7 +127,7 @@ def prepare(config: TrainConfig) -> tuple[Settings, State | None]:
             raise FileExistsError(
                 f"{run_dir} holds an unfinished run. Go on with it with --resume, or choose another run directory."
             )
-        return _fresh_settings(config), None
+        return Plan.of(_fresh_settings(config), run_dir=run_dir, progress=config.progress)
     if not begun:
         raise FileNotFoundError(
             f"{run_dir} holds no run to resume: {CONFIG} is missing. Leave out --resume to begin one."
@@ -108,7 +142,7 @@ def prepare(config: TrainConfig) -> tuple[Settings, State | None]:
             f"{run_dir} holds {'a finished' if finished else 'an unfinished'} run of {done:,} decisions: to extend it, "
             f"ask for --total-timesteps above {done} (got {settings.total_timesteps})"
         )
-    return settings, state
+    return Plan.of(settings, run_dir=run_dir, state=state, progress=config.progress)
 
 
 def _saved_settings(path: Path) -> Settings:
@@ -126,15 +160,16 @@ def _fresh_settings(config: TrainConfig) -> Settings:
     overrides = _overrides(config)
     env_id = DEFAULT_ENV if config.env is None else config.env
     env_config(env_id, env_kwargs)  # an unknown id is named before the lack of hyperparameters for it
-    hyper = load_hyperparameters(env_id, overrides)
+    algo = DEFAULT if config.algo is None else config.algo
+    hyper = load_hyperparameters(env_id, overrides, algo=algo)
     env = env_config(env_id, {**hyper.env_kwargs, **env_kwargs})
     if env.split != "training":
         raise ValueError(
             f"agents train on split='training', got {env.split!r}: validation scenes choose the best "
             "policy, and test scenes are for experiments that compare policies"
         )
-    check_fit(hyper, env)
     return Settings(
+        algo=algo,
         env=env_id,
         env_kwargs=env_kwargs,
         total_timesteps=hyper.total_timesteps if config.total_timesteps is None else config.total_timesteps,
@@ -165,7 +200,7 @@ def _resumed_settings(config: TrainConfig, saved: Settings) -> Settings:
     """The run's own. What was asked for must agree with those that decide the outcome, but for the number of
     decisions.
     """
-    for name in ("env", "env_kwargs", "seed", "hyper", "eval_every", "eval_scenes"):
+    for name in ("algo", "env", "env_kwargs", "seed", "hyper", "eval_every", "eval_scenes"):
         asked, own = getattr(config, name), getattr(saved, name)
         if name == "hyper" and (asked is not None or config.warm_start_states is not None):
             asked = _overrides(config)

@@ -1,6 +1,6 @@
-"""Train a PPO agent to choose viewpoints.
+"""Train an agent to choose viewpoints.
 
-    python -m agents.train --env CanViT/FashionSegmentation-v0 --run-dir runs/segmentation
+    python -m agents.train --algo ppo --env CanViT/FashionSegmentation-v0 --run-dir runs/segmentation
     python -m agents.train --run-dir runs/segmentation --resume
 
 A run directory holds best/, last/ and, where there was a warm start, warm_start/ (policies, which
@@ -16,11 +16,10 @@ steps has 512.
 
 import json
 import logging
+import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,22 +28,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.monitor import Run
-from agents.ppo.callbacks import EntropyFloor, ViewpointStatistics
-from agents.ppo.hyperparameters import Hyperparameters, check_fit
-from agents.ppo.model import make_model, make_training_env, warmed_up
-from agents.settings import CONFIG, RESULT, STATE, Settings, TrainConfig, prepare
-from agents.training_state import begin_episodes, restore
-from canvit_gym.assembly import build_actions
+from agents.monitor import Monitor
+from agents.run_directory import CONFIG, PROVENANCE, RESULT, STATE, claimed, writing_to
+from agents.settings import Plan, Settings, TrainConfig, prepare
 from canvit_gym.atomic import write_json
-from canvit_gym.command_line import INTERRUPTED, env_config, run_command
+from canvit_gym.command_line import INTERRUPTED, run_command
 from canvit_gym.policies.learned import load_record
 from canvit_gym.policies.record import PolicyRecord, describe_inputs, require_same
 from canvit_gym.provenance import provenance
 
 log = logging.getLogger(__name__)
-
-PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -59,127 +52,118 @@ class TrainResult:
     """In order: num_timesteps, score and loss after every glimpse."""
 
 
-@contextmanager
-def _writing_to(run_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"cannot write to the run directory {run_dir}: {error.strerror or error}. Choose another with --run-dir."
-        ) from error
-
-
-def _check_writable(run_dir: Path) -> None:
-    """Before anything slow; leaves the directory, made where missing, as a new run may find it."""
-    with _writing_to(run_dir):
-        run_dir.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=run_dir).close()
-
-
-def _begin_run_dir(run_dir: Path, settings: Settings, origin: dict[str, Any]) -> None:
-    with _writing_to(run_dir):
-        previous = (
-            json.loads((run_dir / PROVENANCE).read_text(encoding="utf-8")) if (run_dir / PROVENANCE).exists() else []
-        )
-        write_json(run_dir / PROVENANCE, [*previous, origin])
-        write_json(run_dir / CONFIG, asdict(settings))
-        (run_dir / RESULT).unlink(missing_ok=True)
-
-
 def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> TrainResult:
-    """Train, or go on training. `callbacks` are SB3's, called after this function's own.
+    """Train, or go on training. `callbacks` are SB3's, called after the learner's own where it is built on SB3.
 
     Raises:
-        FileExistsError, FileNotFoundError, OSError: the run directory holds a run (or none, to resume), or cannot be
-            written.
-        ValueError, TypeError: unknown environment, keyword or hyperparameter, bad values, or a damaged state.
+        FileExistsError, FileNotFoundError, OSError: the run directory holds a run (or none, to resume), cannot be
+            written, or is in use by another process.
+        ValueError, TypeError: unknown algorithm, environment, keyword or hyperparameter, bad values, or a damaged
+            state.
         FloatingPointError: a NaN or an infinity; the last checkpoint is kept.
     """
-    settings, state = prepare(config)
-    hyper = Hyperparameters(**settings.hyperparameters)
-    env_kwargs = {**hyper.env_kwargs, **settings.env_kwargs}
-    env_cfg = env_config(settings.env, env_kwargs)
-    check_fit(hyper, env_cfg)
-    run_dir = config.run_dir
-    _check_writable(run_dir)
+    run_dir = prepare(config).run_dir
+    with claimed(run_dir):
+        return _train(prepare(config), callbacks)  # as the directory is now that it is this process's alone
+
+
+def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
+    settings, run_dir, state = plan.settings, plan.run_dir, plan.state
+    inputs = describe_inputs(plan.env)
+    if state is not None:
+        begun = load_record(run_dir / "last").inputs
+        require_same(begun, inputs, who=f"the run in {run_dir}", learning=True)
+    learner = plan.algorithm.make(plan)
     record = PolicyRecord(
         env_id=settings.env,
-        env=env_cfg,
-        inputs=describe_inputs(env_cfg),
-        network=hyper.policy_kwargs,
+        env=plan.env,
+        inputs=inputs,
+        network=learner.network_options,
         hyperparameters=settings.hyperparameters | {"total_timesteps": settings.total_timesteps},
         provenance=provenance(),
         training={},
+        algorithm=plan.algorithm.title,
+        network_class=learner.network_class,
     )
-    if state is not None:
-        begun = load_record(run_dir / "last").inputs
-        require_same(begun, record.inputs, who=f"the run in {run_dir}", learning=True)
-    env = make_training_env(settings.env, env_cfg, hyper, env_kwargs)
-    model = make_model(env, env_cfg, hyper, seed=settings.seed)
-    run = Run(config, settings, env_cfg, record)
+    warm_start: list[dict[str, float]] = []
     if state is None:
-        run.warm_start = warmed_up(model, env_cfg, hyper, seed=settings.seed, progress=config.progress)
-        begin_episodes(model)
+        warm_start = learner.begin(progress=plan.progress)
     else:
-        restore(model, state)
-        run.resume_from(state)
+        learner.restore(state)
     # Only now: a run that cannot be built, or a warm start cut short, leaves a directory in which a command may begin.
     _begin_run_dir(run_dir, settings, record.provenance)
-    folder = str(run_dir / "tensorboard")
-    board = TensorBoardOutputFormat(folder)
-    if state is not None:  # what came after the state was lost with the process: TensorBoard shall not show it twice
-        board.writer.close()
-        board.writer = SummaryWriter(folder, purge_step=model.num_timesteps + 1)
-    model.set_logger(Logger(folder, [board]))
-    learning: list[BaseCallback] = [run, ViewpointStatistics(build_actions(env_cfg))]
-    if hyper.entropy_floor is not None:
-        learning.append(EntropyFloor(**hyper.entropy_floor))
+    logger = _logger(run_dir, purge_from=None if state is None else learner.num_timesteps + 1)
+    learner.set_logger(logger)
+    monitor = Monitor(plan, learner, record, logger)
+    monitor.warm_start = warm_start
+    if state is not None:
+        monitor.resume_from(state)
 
     began, interrupted = time.monotonic(), False
     try:
-        # SB3 counts from num_timesteps on, so that total_timesteps is what remains.
-        remaining = settings.total_timesteps - model.num_timesteps
-        model.learn(remaining, callback=[*learning, *callbacks], reset_num_timesteps=False)
-        interrupted = not run.finished  # a callback said so
+        monitor.open_bar()
+        if learner.learn(settings.total_timesteps, monitor, callbacks=callbacks):
+            monitor.finished()
+        else:  # a callback said so
+            interrupted = True
     except KeyboardInterrupt:
         interrupted = True
     except FloatingPointError as error:
-        kept = f"The last good checkpoint, of decision {run.saved_at:,}, is kept in {run_dir} ({STATE} and last/)."
+        kept = f"The last good checkpoint, of decision {monitor.saved_at:,}, is kept in {run_dir} ({STATE} and last/)."
         raise FloatingPointError(
-            f"training stopped at decision {model.num_timesteps:,}, optimizer epoch {model._n_updates}: {error}. "
-            f"{kept if run.saved_at >= 0 else 'Nothing was saved yet.'} A smaller learning_rate or max_grad_norm may "
-            "help: begin a new run with --hyper."
+            f"training stopped at decision {learner.num_timesteps:,}: {error}. "
+            f"{kept if monitor.saved_at >= 0 else 'Nothing was saved yet.'} A smaller learning_rate or max_grad_norm "
+            "may help: begin a new run with --hyper."
         ) from error
     finally:
-        if run.bar is not None:
-            run.bar.close()
-        model.logger.close()
-        env.close()
+        monitor.close_bar()
+        logger.close()
+        learner.close()
     if interrupted:
-        run.save()
+        monitor.save()
     last, best = run_dir / "last", run_dir / "best"
-    done = run.snapshot["num_timesteps"] if run.snapshot is not None else model.num_timesteps
+    done = monitor.snapshot["num_timesteps"] if monitor.snapshot is not None else learner.num_timesteps
     result = TrainResult(
         run_dir=run_dir,
         num_timesteps=done,
         interrupted=interrupted,
         best_policy_dir=best if best.exists() else last,
         last_policy_dir=last,
-        evaluations=run.evaluations,
+        evaluations=monitor.evaluations,
     )
     if not interrupted:
-        summary = {"num_timesteps": done, "seconds": time.monotonic() - began, "evaluations": run.evaluations}
-        summary |= {"warm_start": run.warm_start} if run.warm_start else {}
+        summary = {"num_timesteps": done, "seconds": time.monotonic() - began, "evaluations": monitor.evaluations}
+        summary |= {"warm_start": monitor.warm_start} if monitor.warm_start else {}
         write_json(run_dir / RESULT, summary)
     return result
 
 
+def _begin_run_dir(run_dir: Path, settings: Settings, origin: dict[str, Any]) -> None:
+    with writing_to(run_dir):
+        path = run_dir / PROVENANCE
+        previous = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        write_json(path, [*previous, origin])
+        write_json(run_dir / CONFIG, asdict(settings))
+        (run_dir / RESULT).unlink(missing_ok=True)
+
+
+def _logger(run_dir: Path, *, purge_from: int | None) -> Logger:
+    """To TensorBoard. What came after the state of a resumed run was lost with its process: it is not shown twice."""
+    folder = str(run_dir / "tensorboard")
+    board = TensorBoardOutputFormat(folder)
+    if purge_from is not None:
+        board.writer.close()
+        board.writer = SummaryWriter(folder, purge_step=purge_from)
+    return Logger(folder, [board])
+
+
 def main(config: TrainConfig) -> None:
-    go_on = f"Go on with:\n  python -m agents.train --run-dir {config.run_dir} --resume"
+    command = ["python", "-m", "agents.train", "--run-dir", str(config.run_dir.expanduser()), "--resume"]
+    go_on = f"Go on with:\n  {shlex.join(command)}"
     try:
         result = train(config)
     except KeyboardInterrupt:  # while it began, or a second one while it saved
-        if not (config.run_dir / CONFIG).exists():
+        if not (config.run_dir.expanduser() / CONFIG).exists():
             raise
         log.info("Interrupted; what was saved before is in %s. %s", config.run_dir, go_on)
         sys.exit(INTERRUPTED)
@@ -189,7 +173,8 @@ def main(config: TrainConfig) -> None:
             f"{result.num_timesteps:,}", result.run_dir, go_on,
         )  # fmt: skip
         sys.exit(INTERRUPTED)
-    log.info("Best policy: %s. TensorBoard: tensorboard --logdir %s", result.best_policy_dir, result.run_dir)
+    board = shlex.join(["tensorboard", "--logdir", str(result.run_dir)])
+    log.info("Best policy: %s. TensorBoard: %s", result.best_policy_dir, board)
 
 
 if __name__ == "__main__":

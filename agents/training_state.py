@@ -9,7 +9,6 @@ begun again. Elsewhere episodes are cut: the scene order and the random generato
 environment is reset, in the run that goes on exactly as in the one that resumes.
 """
 
-import copy
 import io
 import json
 import random
@@ -20,14 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from stable_baselines3.common.vec_env import VecEnv
 
-from agents.normalize import PerStepNormalize
-from agents.ppo.algorithm import GlimpsePPO
-from agents.ppo.hyperparameters import ends_with_rollouts
+from agents.learner import State
 from canvit_gym.atomic import replacing
+from canvit_gym.config import EnvConfig
 from canvit_gym.sb3 import GlimpseVecEnv
-
-State = dict[str, Any]
 
 
 def random_state() -> State:
@@ -67,68 +64,56 @@ def preserved_random_state() -> Iterator[None]:
         set_random_state(state)
 
 
-def _glimpse_env(model: GlimpsePPO) -> GlimpseVecEnv:
-    assert model.env is not None
-    env = model.env.unwrapped
-    assert isinstance(env, GlimpseVecEnv), env
-    return env
+def begin_episodes(env: VecEnv) -> Any:
+    """Reset every environment: the next rollout begins there. Returns its observation."""
+    return env.reset()
 
 
-def _normalizer(model: GlimpsePPO) -> PerStepNormalize | None:
-    return model.env if isinstance(model.env, PerStepNormalize) else None
-
-
-def begin_episodes(model: GlimpsePPO) -> None:
-    """Reset every environment; the next rollout begins there."""
-    assert model.env is not None
-    model._last_obs = model.env.reset()  # type: ignore[assignment]
-    model._last_episode_starts = np.ones(model.env.num_envs, dtype=np.bool_)
-
-
-def capture(model: GlimpsePPO) -> State:
-    """The state at a rollout's beginning. Where episodes are cut there, this cuts them (see above)."""
-    env = _glimpse_env(model)
-    envs, normalizer = env.glimpse_envs, _normalizer(model)
+def capture_environments(env: GlimpseVecEnv) -> State:
+    """Where the environments stand. Whoever captures resets them next, unless their episodes end with rollouts."""
+    envs = env.glimpse_envs
     whole = ends_with_rollouts(envs.config)
-    state: State = {
-        "num_timesteps": model.num_timesteps,
-        "n_updates": model._n_updates,
-        "policy": {k: v.detach().clone() for k, v in model.policy.state_dict().items()},
-        "optimizer": copy.deepcopy(model.policy.optimizer.state_dict()),
-        "ent_coef": model.ent_coef,
-        "normalizer": normalizer.state_dict() if normalizer is not None else {},
-        "random": random_state(),
+    if whole:
+        begun = int(envs.config.first_glimpse is not None)
+        assert (envs.episodes.glimpses == begun).all(), f"a rollout ended within episodes: {envs.episodes.glimpses}"
+    return {
         "scene_order": {
             "generator": json.dumps(envs.np_random.bit_generator.state),
             "pass": torch.from_numpy(envs._sampler._pass.copy()),
         },
         "scenes": envs.episodes.scene.tolist() if whole else [],
     }
-    if whole:
-        begun = int(envs.config.first_glimpse is not None)
-        assert (envs.episodes.glimpses == begun).all(), f"a rollout ended within episodes: {envs.episodes.glimpses}"
-    else:
-        begin_episodes(model)
-    return state
 
 
-def restore(model: GlimpsePPO, state: State) -> None:
-    """Make a fresh model of the same configuration the one that `capture` saw."""
-    env, normalizer = _glimpse_env(model), _normalizer(model)
-    model.num_timesteps = state["num_timesteps"]
-    model._n_updates = state["n_updates"]
-    model.policy.load_state_dict(state["policy"])
-    model.policy.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-    model.ent_coef = state["ent_coef"]
-    if normalizer is not None:
-        normalizer.load_state_dict(state["normalizer"])
-    env.seed(0)  # makes a generator of the right kind, whose state is replaced below
+def restore_environments(env: VecEnv, state: State) -> Any:
+    """Begin what was captured, through the wrappers of `env`; returns the first observation."""
+    inner = glimpse_env(env)
+    inner.seed(0)  # makes a generator of the right kind, whose state is replaced below
     if state["scenes"]:
-        env.set_options([{"scene": scene} for scene in state["scenes"]])
-    begin_episodes(model)
-    env.glimpse_envs.np_random.bit_generator.state = json.loads(state["scene_order"]["generator"])
-    env.glimpse_envs._sampler._pass = state["scene_order"]["pass"].numpy().copy()
-    set_random_state(state["random"])
+        inner.set_options([{"scene": scene} for scene in state["scenes"]])
+    observation = begin_episodes(env)
+    inner.glimpse_envs.np_random.bit_generator.state = json.loads(state["scene_order"]["generator"])
+    inner.glimpse_envs._sampler._pass = state["scene_order"]["pass"].numpy().copy()
+    return observation
+
+
+def glimpse_env(env: VecEnv) -> GlimpseVecEnv:
+    """The environments themselves, under their wrappers."""
+    inner = env.unwrapped
+    assert isinstance(inner, GlimpseVecEnv), inner
+    return inner
+
+
+def num_decisions(config: EnvConfig) -> int:
+    """Of an episode that is not stopped early."""
+    return config.budget - (config.first_glimpse is not None)
+
+
+def ends_with_rollouts(config: EnvConfig) -> bool:
+    """Whether a rollout of whole episodes ends with every scene replaced, and its successor's state is a function of
+    the scene alone.
+    """
+    return not config.allow_stop and config.first_glimpse != "random"
 
 
 def save_state(path: Path, state: State) -> None:

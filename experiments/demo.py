@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from canvit_pytorch.policies import PolicyName
 
-from agents.ppo.hyperparameters import load_hyperparameters
-from agents.settings import CONFIG, RESULT, TrainConfig
+from agents.algorithms import load_hyperparameters
+from agents.run_directory import CONFIG, RESULT
+from agents.settings import TrainConfig
 from agents.train import train
 from canvit_gym.benchmark.gaze_picture import draw_gaze
 from canvit_gym.command_line import INTERRUPTED, run_command

@@ -13,10 +13,11 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from agents.algorithms import load_hyperparameters
 from agents.normalize import PerStepNormalize
 from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.callbacks import EntropyFloor, decision_index, normalized_entropy
-from agents.ppo.hyperparameters import check_fit, load_hyperparameters, schedule
+from agents.ppo.hyperparameters import schedule
 from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
 from canvit_gym.assembly import build_actions, build_backbone, build_layout
@@ -472,4 +473,4 @@ def test_hyperparameters() -> None:
     with pytest.raises(ValueError, match="no entry for 'CanViT/Unknown-v0'"):
         load_hyperparameters("CanViT/Unknown-v0")
     with pytest.raises(ValueError, match=r'multiple of the 3 decisions.*"n_steps": 15'):
-        check_fit(hyper, replace(CONFIG, budget=4))
+        hyper.check_fit(replace(CONFIG, budget=4))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from agents.run_directory import claimed
 from agents.settings import TrainConfig
 from agents.stopping import stops
 from agents.train import main, train
@@ -227,7 +228,7 @@ def test_a_run_that_cannot_be_built_does_not_block_the_corrected_one(tmp_path: P
     pixels = tiny(config.run_dir, updates=1, eval_every=0, env_kwargs={"observations": ["canvas", "gaze", "glimpse"]})
     with pytest.raises(ValueError, match="leave 'glimpse' out"):
         train(pixels)
-    assert list(config.run_dir.iterdir()) == []
+    assert [path.name for path in config.run_dir.iterdir()] == ["run.lock"]
     assert train(config).num_timesteps == ROLLOUT
 
 
@@ -331,9 +332,6 @@ def test_a_first_evaluation_that_fails_loses_no_warm_start(tmp_path: Path, monke
 def test_ctrl_c_while_a_run_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def interrupt(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
-
     config = tiny(tmp_path / "run", updates=1, eval_every=0)
     with monkeypatch.context() as patch:
         patch.setattr("agents.train.TensorBoardOutputFormat", interrupt)
@@ -342,9 +340,67 @@ def test_ctrl_c_while_a_run_begins(
     assert exit_.value.code == 130 and f"--run-dir {config.run_dir} --resume" in caplog.text
     assert train(TrainConfig(config.run_dir, resume=True, progress=False)).num_timesteps == ROLLOUT
     with monkeypatch.context() as patch:
-        patch.setattr("agents.train.make_model", interrupt)
+        patch.setattr("agents.ppo.learner.make_model", interrupt)
         with pytest.raises(KeyboardInterrupt):  # nothing is there yet: the same command begins again
             main(replace(config, run_dir=tmp_path / "another"))
+
+
+def test_ctrl_c_in_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of the run that goes on is that of one that nothing disturbed."""
+    whole = tiny(tmp_path / "whole", updates=2)
+    train(whole)
+    cut = replace(whole, run_dir=tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.monitor.evaluate", interrupt)
+        assert train(cut).interrupted
+    assert not train(TrainConfig(cut.run_dir, resume=True, progress=False)).interrupted
+    assert_same_runs(whole.run_dir, cut.run_dir)
+    records = [load_record(run / "last").training for run in (whole.run_dir, cut.run_dir)]
+    assert records[0] == records[1] and records[0]["validation"] is not None
+    states = [load_state(run / "training_state.pt")["evaluations"] for run in (whole.run_dir, cut.run_dir)]
+    assert states[0] == states[1] != "[]"
+
+
+def test_a_run_directory_has_one_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Claimed before anything slow: whoever comes meanwhile is told which process has it, with --resume or without."""
+    config = tiny(tmp_path / "run", updates=1, eval_every=0)
+    refused: list[str] = []
+
+    def meanwhile(model: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        process = subprocess.run(command_line(config), capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        refused.append(process.stderr)
+        with pytest.raises(BlockingIOError, match=rf"in use by process {os.getpid()} on .*Wait for it to end"):
+            train(config)
+        return []
+
+    monkeypatch.setattr("agents.ppo.learner.warmed_up", meanwhile)
+    assert not train(config).interrupted
+    assert f"error: {config.run_dir} is in use by process {os.getpid()} on " in refused[0]
+    assert "Traceback" not in refused[0]
+    monkeypatch.undo()
+    extended = replace(config, resume=True, total_timesteps=2 * ROLLOUT)
+    with claimed(config.run_dir), pytest.raises(BlockingIOError, match="in use by process"):
+        train(extended)
+    assert not (config.run_dir / "owner.json").exists()
+    assert train(extended).num_timesteps == 2 * ROLLOUT
+
+
+def test_paths_as_people_write_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`~` is the home directory; a command to copy works where the path has spaces."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = tiny(Path("~/my runs/a"), updates=2, eval_every=0)
+    with monkeypatch.context() as patch, caplog.at_level("INFO"), pytest.raises(SystemExit):
+        patch.setattr("agents.train.Monitor.finished", interrupt)
+        main(config)
+    (command,) = [line for line in caplog.text.splitlines() if "--resume" in line]
+    assert shlex.split(command)[3:] == ["--run-dir", str(tmp_path / "my runs" / "a"), "--resume"]
+    assert load_policy("~/my runs/a/last").record.training["num_timesteps"] == ROLLOUT  # the last complete update
+
+
+def interrupt(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_damaged_settings_are_named(tmp_path: Path) -> None:
@@ -394,6 +450,7 @@ def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, where: str, mon
     [
         ({"env": "CanViT/Fashion-v0"}, ValueError, "unknown environment 'CanViT/Fashion-v0'; there are: "),
         ({"env": "CartPole-v1"}, ValueError, "unknown environment"),
+        ({"algo": "pppo"}, ValueError, "unknown algorithm 'pppo'; did you mean 'ppo'"),
         ({"env_kwargs": {"colour": 1}}, TypeError, "unknown environment keyword colour; there are: "),
         ({"env_kwargs": {"split": "test"}}, ValueError, "agents train on split='training'"),
         ({"env_kwargs": {"budget": 4}}, ValueError, "n_steps must be a multiple of the 3 decisions"),

@@ -58,6 +58,8 @@ class ViewpointStatistics(_RolloutCallback):
     def __init__(self, actions: Actions) -> None:
         super().__init__()
         self.actions = actions
+        self.entropy: float | None = None
+        """Of the last rollout."""
 
     def _on_rollout_end(self) -> None:
         buffer = self.buffer
@@ -74,7 +76,8 @@ class ViewpointStatistics(_RolloutCallback):
                 self.logger.record(f"viewpoint/stop_share_t{t + 1}", float(np.isnan(scale[at]).mean()))
             if not np.isnan(scale[at]).all():
                 self.logger.record(f"viewpoint/mean_scale_t{t + 1}", float(np.nanmean(scale[at])))
-        self.logger.record("rollout/entropy", normalized_entropy(buffer.log_probs, space))
+        self.entropy = normalized_entropy(buffer.log_probs, space)
+        self.logger.record("rollout/entropy", self.entropy)
 
 
 class EntropyFloor(_RolloutCallback):

@@ -1,17 +1,14 @@
-"""Hyperparameters of PPO by environment id: agents/hyperparameters/ppo.yml, and overrides."""
+"""Hyperparameters of PPO: what an entry of agents/hyperparameters/ppo.yml holds."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from agents.ppo.callbacks import EntropyFloor
 from agents.ppo.warm_start import WarmStart
+from agents.training_state import ends_with_rollouts, num_decisions
 from canvit_gym.config import EnvConfig
 
-FILE = Path(__file__).parents[1] / "hyperparameters" / "ppo.yml"
 POLICY_KWARGS = (
     "network", "channels", "context_dim", "blocks", "separable", "upsample", "mask_seen", "inhibition", "distribution",
     "log_std_init",
@@ -97,6 +94,16 @@ class Hyperparameters:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def check_fit(self, config: EnvConfig) -> None:
+        """Raise ValueError where rollouts would end in the middle of episodes."""
+        decisions = num_decisions(config)
+        if ends_with_rollouts(config) and self.n_steps % decisions:
+            raise ValueError(
+                f"n_steps must be a multiple of the {decisions} decisions of an episode (budget "
+                f"{config.budget}), so that rollouts hold whole episodes; got {self.n_steps}. Try --hyper "
+                f"'{{\"n_steps\": {max(1, round(self.n_steps / decisions)) * decisions}}}'"
+            )
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
@@ -115,46 +122,3 @@ def schedule(value: float | str, *, name: str) -> Callable[[float], float]:
     if (isinstance(value, str) and not linear) or not 0 < number < float("inf"):
         raise ValueError(f'hyperparameter {name} must be a number > 0 or "lin_" and one, got {value!r}')
     return (lambda remaining: number * max(remaining, 0.0)) if linear else (lambda _: number)
-
-
-def load_hyperparameters(env_id: str, overrides: dict[str, Any] | None = None) -> Hyperparameters:
-    """The file's entry for `env_id`, with overrides; dicts are merged one level deep.
-
-    Raises:
-        ValueError: no entry for the environment, an unknown hyperparameter, or a bad value.
-    """
-    entries = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    if env_id not in entries or env_id == "default":
-        there = ", ".join(key for key in entries if key != "default")
-        raise ValueError(f"{FILE} has no entry for {env_id!r}; there are: {there}. Add one to train on it.")
-    known = [option.name for option in fields(Hyperparameters)]
-    values = dict(entries[env_id])
-    for name, value in (overrides or {}).items():
-        if name not in known:
-            raise ValueError(f"unknown hyperparameter {name!r}; there are: {', '.join(known)}")
-        both = isinstance(value, dict) and isinstance(values[name], dict)
-        values[name] = values[name] | value if both else value
-    return Hyperparameters(**values)
-
-
-def num_decisions(config: EnvConfig) -> int:
-    """Of an episode that is not stopped early."""
-    return config.budget - (config.first_glimpse is not None)
-
-
-def ends_with_rollouts(config: EnvConfig) -> bool:
-    """Whether a rollout of whole episodes ends with every scene replaced, and its successor's state is a function of
-    the scene alone.
-    """
-    return not config.allow_stop and config.first_glimpse != "random"
-
-
-def check_fit(hyper: Hyperparameters, config: EnvConfig) -> None:
-    """Raise ValueError where rollouts would end in the middle of episodes."""
-    decisions = num_decisions(config)
-    if ends_with_rollouts(config) and hyper.n_steps % decisions:
-        raise ValueError(
-            f"n_steps must be a multiple of the {decisions} decisions of an episode (budget "
-            f"{config.budget}), so that rollouts hold whole episodes; got {hyper.n_steps}. Try --hyper "
-            f"'{{\"n_steps\": {max(1, round(hyper.n_steps / decisions)) * decisions}}}'"
-        )

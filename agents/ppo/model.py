@@ -7,11 +7,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents.normalize import PerStepNormalize
 from agents.ppo.algorithm import GlimpsePPO
-from agents.ppo.hyperparameters import Hyperparameters, num_decisions, schedule
+from agents.ppo.hyperparameters import Hyperparameters, schedule
 from agents.ppo.policy import ViewpointPolicy
 from agents.ppo.rollout import TensorRolloutBuffer
 from agents.ppo.warm_start import WarmStart, discounted_returns, warm_start
-from agents.training_state import preserved_random_state
+from agents.training_state import num_decisions, preserved_random_state
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
 from canvit_gym.sb3 import make_sb3_env

@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from agents.ppo.hyperparameters import load_hyperparameters
-from agents.settings import CONFIG, RESULT, TrainConfig
+from agents.algorithms import load_hyperparameters
+from agents.run_directory import CONFIG, RESULT
+from agents.settings import TrainConfig
 from canvit_gym.atomic import write_text
 from canvit_gym.benchmark.comparison import per_scene, with_interval
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command

@@ -5,8 +5,9 @@ runs of other settings.
 import json
 from dataclasses import replace
 
-from agents.ppo.hyperparameters import load_hyperparameters
-from agents.settings import CONFIG, DEFAULT_ENV, RESULT, TrainConfig
+from agents.algorithms import load_hyperparameters
+from agents.run_directory import CONFIG, RESULT
+from agents.settings import DEFAULT_ENV, TrainConfig
 from agents.train import train
 from canvit_gym.command_line import json_object
 from canvit_gym.policies.learned import load_record

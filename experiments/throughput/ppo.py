@@ -12,8 +12,9 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecMonitor
 
+from agents.algorithms import load_hyperparameters
 from agents.ppo.algorithm import GlimpsePPO
-from agents.ppo.hyperparameters import Hyperparameters, check_fit, load_hyperparameters
+from agents.ppo.hyperparameters import Hyperparameters
 from agents.ppo.model import make_model, make_training_env, ppo_arguments
 from agents.ppo.policy import ViewpointPolicy
 from agents.ppo.rollout import TensorRolloutBuffer
@@ -43,7 +44,7 @@ def ppo_for_throughput(
     """The model that `train` makes, with `num_envs` scenes, ready to learn, logging nowhere."""
     hyper = _throughput_hyperparameters(env_id, num_envs=num_envs, env_kwargs=env_kwargs, overrides=overrides)
     config = env_config(env_id, hyper.env_kwargs)
-    check_fit(hyper, config)
+    hyper.check_fit(config)
     model = make_model(make_training_env(env_id, config, hyper, hyper.env_kwargs), config, hyper, seed=0)
     model.set_logger(Logger(None, []))
     return model

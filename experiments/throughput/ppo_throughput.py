@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from agents.ppo.hyperparameters import load_hyperparameters
+from agents.algorithms import load_hyperparameters
 from canvit_gym.command_line import json_object, run_command
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.sb3 import make_sb3_env

@@ -1,0 +1,96 @@
+"""Learners by name: what `python -m agents.train --algo NAME` runs.
+
+An algorithm is a folder of agents/ whose `learner` module has an `ALGORITHM`, a file of hyperparameters keyed by
+environment id, agents/hyperparameters/NAME.yml, and an entry here. Nothing else knows one learner from another.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import yaml
+
+from agents.learner import Learner
+from canvit_gym.config import EnvConfig
+
+if TYPE_CHECKING:
+    from agents.settings import Plan
+
+HYPERPARAMETERS = Path(__file__).with_name("hyperparameters")
+DEFAULT = "ppo"
+ENTRIES = ("default", "fashion")
+"""Entries of the files that are no environment, but what environments' entries begin with."""
+
+_MODULES: dict[str, str] = {
+    "ppo": "agents.ppo.learner",
+}
+ALGORITHMS = tuple(_MODULES)
+
+
+class Hyperparameters(Protocol):
+    """An entry of an algorithm's file, checked: a frozen dataclass with a field per hyperparameter."""
+
+    @property
+    def total_timesteps(self) -> int: ...
+
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments of the environment that go with the algorithm."""
+        ...
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def check_fit(self, config: EnvConfig) -> None:
+        """Raise ValueError where the algorithm cannot learn in this environment."""
+        ...
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One learner: how it is called, what its file holds, and how it is made."""
+
+    title: str
+    """As tables and descriptions call it."""
+    hyperparameters: Callable[..., Hyperparameters]
+    """A dataclass; its keyword arguments are the keys of the file's entries."""
+    make: Callable[["Plan"], Learner]
+
+
+def find_algorithm(name: str) -> Algorithm:
+    """
+    Raises:
+        ValueError: no such algorithm. ImportError: it needs an extra that is not installed.
+    """
+    if name not in _MODULES:
+        close = difflib.get_close_matches(name, ALGORITHMS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"unknown algorithm {name!r}; {hint}there are: {', '.join(ALGORITHMS)}")
+    return import_module(_MODULES[name]).ALGORITHM
+
+
+def hyperparameters_file(name: str) -> Path:
+    return HYPERPARAMETERS / f"{name}.yml"
+
+
+def load_hyperparameters(env_id: str, overrides: dict[str, Any] | None = None, *, algo: str = DEFAULT) -> Any:
+    """The entry for `env_id` of an algorithm's file, with overrides; dicts are merged one level deep.
+
+    Raises:
+        ValueError: no entry for the environment, an unknown hyperparameter, or a bad value.
+    """
+    path, algorithm = hyperparameters_file(algo), find_algorithm(algo)
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if env_id not in entries or env_id in ENTRIES:
+        there = ", ".join(key for key in entries if key not in ENTRIES)
+        raise ValueError(f"{path} has no entry for {env_id!r}; there are: {there}. Add one to train on it.")
+    known = [option.name for option in fields(algorithm.hyperparameters)]  # type: ignore[arg-type]
+    values = dict(entries[env_id])
+    for name, value in (overrides or {}).items():
+        if name not in known:
+            raise ValueError(f"unknown hyperparameter {name!r}; there are: {', '.join(known)}")
+        both = isinstance(value, dict) and isinstance(values.get(name), dict)
+        values[name] = values[name] | value if both else value
+    return algorithm.hyperparameters(**values)

@@ -1,0 +1,131 @@
+"""PPO behind the seam of agents.algorithms."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from torch import nn
+
+from agents.algorithms import Algorithm
+from agents.learner import Monitoring, State
+from agents.normalize import PerStepNormalize
+from agents.ppo.callbacks import EntropyFloor, ViewpointStatistics
+from agents.ppo.hyperparameters import Hyperparameters
+from agents.ppo.model import make_model, make_training_env, warmed_up
+from agents.ppo.policy import ViewpointPolicy
+from agents.sb3_callback import MonitorCallback, mean_return
+from agents.settings import Plan
+from agents.training_state import (
+    begin_episodes,
+    capture_environments,
+    ends_with_rollouts,
+    glimpse_env,
+    random_state,
+    restore_environments,
+    set_random_state,
+)
+from canvit_gym.assembly import build_actions
+
+
+class PPOLearner:
+    """GlimpsePPO as a run's plan wants it."""
+
+    captures_every_update = True
+    network_class = "ViewpointNetwork"
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.hyper: Hyperparameters = plan.hyper
+        self.env = make_training_env(plan.settings.env, plan.env, self.hyper, plan.env_kwargs)
+        self.model = make_model(self.env, plan.env, self.hyper, seed=plan.settings.seed)
+        self._statistics = ViewpointStatistics(build_actions(plan.env))
+
+    @property
+    def policy(self) -> ViewpointPolicy:
+        policy = self.model.policy
+        assert isinstance(policy, ViewpointPolicy), policy
+        return policy
+
+    @property
+    def network(self) -> nn.Module:
+        return self.policy.plain
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        return self.hyper.policy_kwargs
+
+    @property
+    def num_timesteps(self) -> int:
+        return self.model.num_timesteps
+
+    @property
+    def status(self) -> dict[str, float | None]:
+        return {
+            "reward": mean_return(self.model),
+            "entropy": self._statistics.entropy,
+            "loss": self.model.logger.name_to_value.get("train/loss"),
+        }
+
+    def set_logger(self, logger: Logger) -> None:
+        self.model.set_logger(logger)
+
+    def begin(self, *, progress: bool) -> list[dict[str, float]]:
+        plan = self.plan
+        found = warmed_up(self.model, plan.env, self.hyper, seed=plan.settings.seed, progress=progress)
+        self._begin_episodes()
+        return found
+
+    def _begin_episodes(self, observation: Any = None) -> None:
+        self.model._last_obs = begin_episodes(self.env) if observation is None else observation
+        self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=np.bool_)
+
+    def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
+        ours = MonitorCallback(monitor, total=total)
+        learning: list[BaseCallback] = [ours, self._statistics]
+        if self.hyper.entropy_floor is not None:
+            learning.append(EntropyFloor(**self.hyper.entropy_floor))
+        # SB3 counts from num_timesteps on, so that total_timesteps is what remains.
+        remaining = total - self.model.num_timesteps
+        self.model.learn(remaining, callback=[*learning, *callbacks], reset_num_timesteps=False)
+        return ours.reached
+
+    def capture(self) -> State:
+        model = self.model
+        normalizer = self.env if isinstance(self.env, PerStepNormalize) else None
+        state: State = {
+            "num_timesteps": model.num_timesteps,
+            "n_updates": model._n_updates,
+            "policy": {k: v.detach().clone() for k, v in model.policy.state_dict().items()},
+            "optimizer": copy.deepcopy(model.policy.optimizer.state_dict()),
+            "ent_coef": model.ent_coef,
+            "normalizer": normalizer.state_dict() if normalizer is not None else {},
+            "random": random_state(),
+            **capture_environments(glimpse_env(self.env)),
+        }
+        if not ends_with_rollouts(self.plan.env):  # episodes are cut here, in the run that goes on as in one resumed
+            self._begin_episodes()
+        return state
+
+    def restore(self, state: State) -> None:
+        model = self.model
+        model.num_timesteps = state["num_timesteps"]
+        model._n_updates = state["n_updates"]
+        self.restore_network(state)
+        model.policy.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        model.ent_coef = state["ent_coef"]
+        if isinstance(self.env, PerStepNormalize):
+            self.env.load_state_dict(state["normalizer"])
+        self._begin_episodes(restore_environments(self.env, state))
+        set_random_state(state["random"])
+
+    def restore_network(self, state: State) -> None:
+        self.model.policy.load_state_dict(state["policy"])
+
+    def close(self) -> None:
+        self.env.close()
+
+
+ALGORITHM = Algorithm(title="PPO", hyperparameters=Hyperparameters, make=PPOLearner)

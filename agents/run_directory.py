@@ -1,0 +1,73 @@
+"""A run's directory: what its files are called, and its claim by one process at a time."""
+
+import json
+import os
+import shlex
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from canvit_gym.atomic import write_json
+
+CONFIG, STATE, RESULT, PROVENANCE = "config.json", "training_state.pt", "result.json", "provenance.json"
+LOCK, OWNER = "run.lock", "owner.json"
+
+
+@contextmanager
+def writing_to(run_dir: Path) -> Iterator[None]:
+    """What the system says of files within is told with the cure."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write to the run directory {run_dir}: {error.strerror or error}. Choose another with --run-dir."
+        ) from error
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[None]:
+    """The directory, made where missing, is this process's alone. A process that dies gives it back.
+
+    Raises:
+        BlockingIOError: another process has it; the message names that process.
+        OSError: it cannot be written.
+    """
+    with writing_to(run_dir):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=run_dir).close()
+    lock = FileLock(run_dir / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(
+            f"{run_dir} is in use by {_owner(run_dir)}. Wait for it to end, end it, or choose another run directory."
+        ) from None
+    try:
+        with writing_to(run_dir):
+            write_json(
+                run_dir / OWNER,
+                {
+                    "pid": os.getpid(),
+                    "host": socket.gethostname(),
+                    "command": shlex.join(["python", *sys.orig_argv[1:]]),
+                    "since": datetime.now(UTC).isoformat(timespec="seconds"),
+                },
+            )
+        yield
+    finally:
+        (run_dir / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(run_dir: Path) -> str:
+    try:
+        owner = json.loads((run_dir / OWNER).read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}: {owner['command']}"
+    except (OSError, ValueError, KeyError):  # it has just begun, or is about to end
+        return "another process"
