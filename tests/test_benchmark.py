@@ -19,6 +19,7 @@ from canvit_gym.benchmark.report import MARKDOWN, REPORT, RESULTS, SCENES
 from canvit_gym.benchmark.runner import BenchmarkConfig
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
+from canvit_gym.play.recording import Played, Recorder
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import RECORD
 from canvit_gym.replay import replay
@@ -325,3 +326,46 @@ def test_directory_of_another_benchmark_is_refused(
     with pytest.raises(ValueError, match=f"records of another benchmark.*{field}.*another --output"):
         runner.benchmark(replace(tiny, output=whole, **changed))
     assert (whole / MANIFEST).read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three scenes as a person may have played them."""
+    path = tmp_path_factory.mktemp("played") / "human.npz"
+    config = EnvConfig(split="test", num_scenes=NUM_SCENES, budget=BUDGET, device="cpu")
+    recorder = Recorder(path, config, num_scenes=NUM_SCENES)
+    for scene in (4, 1, 2):
+        viewpoints = np.array([(0, 0, 1), (-0.5, 0.5, 0.5), (0.5, 0.5, 0.25)], dtype=np.float32)
+        recorder.add(Played(scene=scene, viewpoints=viewpoints, seconds=(0, 1.5, 2)))
+    return path
+
+
+def test_people_are_compared_on_the_scenes_that_they_played(played: Path, tmp_path: Path) -> None:
+    config = BenchmarkConfig(
+        output=tmp_path / "out", policies=("coarse_to_fine", "center(scale=0.55)"), also=(f"human={played}",),
+        budget=BUDGET, num_scenes=NUM_SCENES, device="cpu", progress=False,
+    )  # fmt: skip
+    report = runner.benchmark(config).read_text()
+    assert "People: human" in report
+    done = load_benchmark(tmp_path / "out")
+    (people,) = json.loads((tmp_path / "out" / RESULTS).read_text())["people"]
+    assert people["label"] == "human" and people["num_scenes"] == 3
+    human, center = done.people[0].first, done.entries[1]
+    expected = human.score()[-1] - center.first.score(human.scene)[-1]
+    difference = people["policies"][center.label]["people_minus"]["score"]
+    assert difference["value"][-1] == pytest.approx(expected, abs=1e-5)
+    low, high = (bound[-1] for bound in difference["interval"])
+    assert low <= difference["value"][-1] <= high and low < high
+
+
+def test_people_of_something_else_are_refused(played: Path, tmp_path: Path) -> None:
+    config = BenchmarkConfig(
+        output=tmp_path / "out", policies=("coarse_to_fine",), also=(f"human={played}",), budget=BUDGET + 1,
+        num_scenes=NUM_SCENES, device="cpu", progress=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="something else than this benchmark is on: budget: 3 there, 4 here"):
+        runner.benchmark(config)
+    with pytest.raises(FileNotFoundError, match="no evaluation at"):
+        runner.benchmark(replace(config, also=("human=nothing.npz",)))
+    with pytest.raises(ValueError, match="none of the benchmark's scenes"):
+        runner.benchmark(replace(config, budget=BUDGET, num_scenes=1))

@@ -326,7 +326,7 @@ def test_report_is_the_same_when_made_anew_and_needs_no_model(directory: Path, m
 
     for user in ("assembly.load_backbone", "evaluation.build_backbone"):
         monkeypatch.setattr(f"canvit_gym.{user}", no_model)
-    monkeypatch.setattr("canvit_gym.benchmark.gallery.build_backbone", no_model)
+    monkeypatch.setattr("canvit_gym.replay.build_backbone", no_model)
     report.main(report.ReportConfig(results=directory))
     names = (report.REPORT, report.MARKDOWN, report.RESULTS, report.SCENES)
     before = {name: (directory / name).read_bytes() for name in names}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from canvit_gym.benchmark.people import on_scenes
 from canvit_gym.benchmark.records import Benchmark, Entry
 from canvit_gym.evaluation import Evaluation, loss_statistic, score_statistic
 from canvit_gym.statistics import (
@@ -136,6 +137,7 @@ def compare(benchmark: Benchmark) -> dict[str, Any]:
         "resamples": RESAMPLES,
         "policies": policies,
         "oracle": _headroom(benchmark),
+        "people": [_people(benchmark, entry) for entry in benchmark.people],
     }
 
 
@@ -234,6 +236,29 @@ def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
         "baseline": baseline_entry.label,
         "num_scenes": num_scenes,
         "lead": lead,
+        "policies": policies,
+    }
+
+
+def _people(benchmark: Benchmark, people: Entry) -> dict[str, Any]:
+    """People, and every policy that has seen their scenes, on these scenes."""
+    scenes = people.first.scene
+    seen = _Observed(people, len(scenes))
+    policies: dict[str, Any] = {}
+    for entry in benchmark.entries:
+        if (on_their_scenes := on_scenes(entry, scenes)) is None:
+            continue
+        observed = _Observed(on_their_scenes, len(scenes))
+        policies[entry.label] = {
+            "score": _estimates(observed.score, curve=_same)["curve"],
+            "cross_entropy": _estimates(observed.loss, curve=_same)["curve"],
+            "people_minus": _difference(seen, observed),
+        }
+    return {
+        "label": people.label,
+        "num_scenes": len(scenes),
+        "score": _estimates(seen.score, curve=_same)["curve"],
+        "cross_entropy": _estimates(seen.loss, curve=_same)["curve"],
         "policies": policies,
     }
 

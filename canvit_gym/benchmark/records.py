@@ -146,6 +146,8 @@ class Benchmark:
     directory: Path
     manifest: dict[str, Any]
     entries: tuple[Entry, ...]
+    people: tuple[Entry, ...] = ()
+    """On the scenes that they played."""
 
     @property
     def reference(self) -> Entry:
@@ -199,4 +201,21 @@ def load_benchmark(directory: Path) -> Benchmark:
         )
         for entry in manifest["plan"]
     )
-    return Benchmark(directory=directory, manifest=manifest, entries=entries)
+    people = _load_people(manifest, directory)
+    return Benchmark(directory=directory, manifest=manifest, entries=entries, people=people)
+
+
+def _load_people(manifest: dict[str, Any], directory: Path) -> tuple[Entry, ...]:
+    """The people of a benchmark, as entries that stand beside its policies."""
+    return tuple(
+        Entry(
+            label=kept["label"],
+            spec=kept["label"],
+            description="people who looked for themselves",
+            deterministic=False,
+            uses_labels=False,
+            learned=False,
+            runs=(Run(training=None, evaluations=(Evaluation.load(directory / RECORDS / kept["file"]),)),),
+        )
+        for kept in manifest.get("people", [])
+    )

@@ -26,7 +26,14 @@ from canvit_gym.benchmark.gallery import GALLERY, INDEX, picture_size
 from canvit_gym.benchmark.plots import inline
 from canvit_gym.benchmark.records import Benchmark, load_benchmark
 from canvit_gym.benchmark.style import CSS
-from canvit_gym.benchmark.tables import Table, differences_table, headroom_table, policies_table, scores_table
+from canvit_gym.benchmark.tables import (
+    Table,
+    differences_table,
+    headroom_table,
+    people_table,
+    policies_table,
+    scores_table,
+)
 from canvit_gym.benchmark.words import listed, number, summary
 from canvit_gym.command_line import PROGRAM, run_command
 
@@ -82,6 +89,9 @@ def sections(benchmark: Benchmark, numbers: dict[str, Any]) -> list[Section]:
     else:
         text = "No share of headroom is given: it takes both greedy_oracle and coarse_to_fine among the policies."
         made.append(Section("Headroom", text=(text,)))
+    for people in numbers["people"]:
+        title = f"People: {people['label']}"
+        made.append(Section(title, tables=(people_table(people, metric=numbers["metric"]),)))
     made.append(Section("Where policies look", pictures=some("fixations", "scales")))
     return made
 

@@ -35,6 +35,7 @@ from canvit_gym.atomic import write_json
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.benchmark.comparison import run_warnings
 from canvit_gym.benchmark.gallery import draw_gallery
+from canvit_gym.benchmark.people import is_people, keep_people, read_people
 from canvit_gym.benchmark.records import (
     MANIFEST,
     RECORDS,
@@ -73,7 +74,8 @@ class BenchmarkConfig:
     """Hand-coded policies, with arguments where they take some: "center(scale=0.55)"; or run directories, each a
     learned policy by itself. None: all hand-coded ones that support the environment."""
     also: tuple[str, ...] = ()
-    """Further policies, beside those: the same with other arguments, say."""
+    """Further policies, beside those: the same with other arguments, say. And people, as human=FILE, where
+    `canvit-gym play --record FILE` wrote the file."""
     learned: tuple[str, ...] = ()
     """Learned policies with several training runs, as name=directory,directory,...; each is evaluated with its most
     likely viewpoints and with sampled ones."""
@@ -168,7 +170,7 @@ def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
     specs = config.policies
     if specs is None:
         specs, left_out = _supported(DEFAULT_POLICIES, task_name, backbone)
-    for spec in (*specs, *config.also):
+    for spec in (*specs, *(spec for spec in config.also if not is_people(spec))):
         if _is_directory(spec):
             entries += _learned(_run_name(spec), [spec], config, env)
         else:
@@ -396,6 +398,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
     config = replace(config, output=output_directory(config.output, option="--output"))
     shared = identity(env, config.env)
     check_identity(config.output, shared)
+    people = [read_people(spec, shared) for spec in config.also if is_people(spec)]
     planned = plan(config, env)
     reference = _find_reference(config.reference, planned.entries)
     records = [_records(entry, shared, config.output) for entry in planned.entries]
@@ -404,6 +407,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
         "reference": reference.label,
         "left_out": planned.left_out,
         "plan": [_described(entry, of_entry) for entry, of_entry in zip(planned.entries, records, strict=True)],
+        "people": [keep_people(label, record, config.output) for label, record in people],
         "provenance": provenance(),
     }
     write_json(config.output / MANIFEST, manifest)

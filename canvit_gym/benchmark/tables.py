@@ -154,6 +154,35 @@ def headroom_table(numbers: dict[str, Any]) -> Table:
     )
 
 
+def people_table(people: dict[str, Any], *, metric: str) -> Table:
+    """People and policies on the scenes that people played."""
+    rows = {people["label"]: people, **people["policies"]}
+
+    def difference(label: str) -> str:
+        found = rows[label].get("people_minus")
+        return "" if found is None else interval_text(found["score"], -1, digits=1, signed=True)
+
+    return Table(
+        header=(
+            "on these scenes",
+            f"{metric} %",
+            "cross-entropy, nats",
+            f"{people['label']} minus it, {metric} points",
+        ),
+        rows=[
+            (
+                label,
+                interval_text(rows[label]["score"], -1),
+                interval_text(rows[label]["cross_entropy"], -1, scale=1, digits=3),
+                difference(label),
+            )
+            for label in sorted(rows, key=lambda label: -rows[label]["score"]["value"][-1])
+        ],
+        note=f"After the last glimpse, on the {people['num_scenes']} scenes that were played, each at the first try; "
+        "with 95% intervals over scenes. Policies that have not seen them all are left out.",
+    )
+
+
 def policies_table(benchmark: Benchmark, numbers: dict[str, Any]) -> Table:
     rows = []
     for entry in benchmark.entries:
