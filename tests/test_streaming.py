@@ -52,6 +52,15 @@ def streamed() -> Iterator[Any]:
         source.close()
 
 
+def is_zombie(process_id: int) -> bool:
+    """Whether a process has ended and nobody has asked how: in a container the first process may never ask."""
+    try:
+        status = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] == "Z"
+
+
 def alive(process_id: int) -> bool:
     """Whether there is such a process, a zombie included."""
     try:
@@ -175,7 +184,8 @@ class TestWorkers:
                 "kill": "os.kill(os.getpid(), signal.SIGKILL)",
             }[end]
         )
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        # Packages may have come by $PYTHONPATH, so it is added to, not replaced.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
         done = subprocess.run(
             [sys.executable, str(program)],
             capture_output=True,
@@ -188,7 +198,8 @@ class TestWorkers:
         assert done.returncode == {"return": 0, "interrupt": -2, "kill": -9}[end], done.stderr
         assert ("KeyboardInterrupt" in done.stderr) == (end == "interrupt")
         deadline = time.monotonic() + 30
-        while any(alive(int(word)) for word in done.stdout.split()):  # its end is noticed when the pipe is closed
+        # Its end is noticed when the pipe is closed.
+        while any(alive(int(word)) and not is_zombie(int(word)) for word in done.stdout.split()):
             assert time.monotonic() < deadline, "a worker outlives the program"
             time.sleep(0.05)
 
@@ -226,7 +237,7 @@ class TestOrder:
 
     def test_generated_scenes_draw_nothing_ahead(self) -> None:
         """What a seed gave before there were files, it gives still."""
-        fashion = build_scenes(EnvConfig(num_scenes=4))
+        fashion = build_scenes(EnvConfig(num_scenes=4, device="cpu"))
         order, rng = SceneSampler(num_scenes=4, shard=(0, 1), shuffle=True), np.random.default_rng(0)
         first = next_scenes(order, fashion, count=3, ahead=100, rng=rng)
         other = np.random.default_rng(0)
@@ -238,7 +249,7 @@ class TestOrder:
         source = streamed(files, workers=workers)
         batches = list(batches_ahead(source, np.arange(12), batch_size=5))
         assert [batch.tolist() for batch in batches] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]]
-        fashion = build_scenes(EnvConfig(num_scenes=4))
+        fashion = build_scenes(EnvConfig(num_scenes=4, device="cpu"))
         assert [len(batch) for batch in batches_ahead(fashion, np.arange(4), batch_size=3)] == [3, 1]
 
 

@@ -4,8 +4,8 @@ A compiled function never pretends: where compiling fails it runs eagerly, after
 call. On a GPU a call may also be recorded as a CUDA graph, whose replay launches all of its kernels at once.
 
 Memory of graphs: all of this process share one pool, so that their intermediate values take what the largest of them
-needs; each holds its inputs and outputs besides. A function records at most `MAX_GRAPHS`, the first numbers of scenes
-that it is called with; other numbers run compiled.
+needs; each holds its inputs and outputs besides. Backbone.step records at most `MAX_GRAPHS`, for the first numbers of
+scenes that it is called with (other numbers run compiled), and a batch of episodes records one, of all its scenes.
 """
 
 import logging
@@ -32,7 +32,7 @@ MAX_STATIC_SIZES = 3
 """On a GPU so many numbers of scenes are compiled for as constants; what comes after runs code for any number."""
 MAX_GRAPHS = 4
 WARM_UP_CALLS = 3
-"""Before recording: libraries allocate their workspaces in the first calls."""
+"""Before recording."""
 
 
 class Ran(NamedTuple):
@@ -52,18 +52,14 @@ class CompiledFunction:
     """A function through torch.compile, compiled at the first call; eager for good where that fails.
 
     any_number: one compilation serves every number of scenes above one; else each number gets its own.
-    graph_up_to: calls of at most so many scenes are recorded as CUDA graphs, on a GPU.
     """
 
-    def __init__(self, function: Function, *, name: str, any_number: bool, graph_up_to: float) -> None:
+    def __init__(self, function: Function, *, name: str, any_number: bool) -> None:
         self._function = function
-        self._name = name
+        self.name = name
         self._any_number = any_number
-        self._graph_up_to = graph_up_to
         self._compiled: dict[int | None, Function] = {}  # by number of scenes; None: any above one
-        self._graphs: dict[tuple[Any, ...], RecordedGraph] = {}
         self._failed = False
-        self._records = True
         self.seconds = 0.0
         """What compilation has taken so far."""
         self.how: How = "eager"
@@ -80,16 +76,18 @@ class CompiledFunction:
             return self._run(case, tensors)
         began = time.perf_counter()
         device = tensors[0].device.type
-        log.warning("compiling %s for %s, about %d s", self._name, device, EXPECTED_SECONDS[device])
-        function = torch.compile(
-            _with_own_code(self._function), fullgraph=True, dynamic=None if case is None else False
-        )
-        self._compiled[case] = function
+        log.warning("compiling %s for %s, about %d s", self.name, device, EXPECTED_SECONDS[device])
+        dynamic = None if case is None else False
+        self._compiled[case] = torch.compile(_with_own_code(self._function), fullgraph=True, dynamic=dynamic)
         result = self._run(case, tensors)
         if not self._failed:
             self.seconds += time.perf_counter() - began
-            log.warning("compiled %s in %.0f s", self._name, time.perf_counter() - began)
+            log.warning("compiled %s in %.0f s", self.name, time.perf_counter() - began)
         return result
+
+    def compiled_for(self, tensors: tuple[Tensor, ...]) -> Function:
+        """What a call with these tensors ran, where it ran compiled."""
+        return self._compiled[self._case(tensors[0])]
 
     def _case(self, first: Tensor) -> int | None:
         num = len(first)
@@ -101,48 +99,23 @@ class CompiledFunction:
         return num if static < MAX_STATIC_SIZES or not self._any_number else None
 
     def _run(self, case: int | None, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        function = self._compiled[case]
         if case is None:
             for tensor in tensors:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
         try:
-            if self._is_recorded(tensors):
-                result = self._replay(function, tensors)
-                if result is not None:
-                    self.how = "cuda graph"
-                    return result
-            result = function(*tensors)
+            result = self._compiled[case](*tensors)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever the compiler and the tools it calls may raise
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
             self._failed = True
-            self.how = "eager"
             warnings.warn(
-                f"{self._name} cannot be compiled and runs eagerly: {type(error).__name__}: {_first_line(error)}. On a "
+                f"{self.name} cannot be compiled and runs eagerly: {type(error).__name__}: {_first_line(error)}. On a "
                 "CPU torch.compile needs a C++ compiler (g++, or another in $CXX); leave compile=True out otherwise.",
                 stacklevel=3,
             )
             return self._function(*tensors)
         self.how = "compiled"
         return result
-
-    def _is_recorded(self, tensors: tuple[Tensor, ...]) -> bool:
-        return self._records and tensors[0].device.type == "cuda" and len(tensors[0]) <= self._graph_up_to
-
-    def _replay(self, function: Function, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """The outputs, from a graph; None where there is none."""
-        key = (torch.is_autocast_enabled("cuda"), *((tensor.shape, tensor.dtype) for tensor in tensors))
-        if key not in self._graphs:
-            if len(self._graphs) == MAX_GRAPHS:
-                return None
-            function(*tensors)  # compiles; what that raises is not the graph's
-            try:
-                self._graphs[key] = RecordedGraph(function, tensors)
-            except RuntimeError as error:
-                self._records = False
-                warnings.warn(f"{self._name} runs compiled, without a CUDA graph: {_first_line(error)}", stacklevel=5)
-                return None
-        return self._graphs[key].outputs_of(tensors)
 
 
 @cache
@@ -152,40 +125,80 @@ def _graph_pool(device: torch.device) -> Any:
 
 
 class RecordedGraph:
-    """One call of a function on a GPU, recorded: `inputs` are its arguments, `replay` writes its results to `outputs`.
+    """One call of a function on a GPU, recorded: `replay` reads the same inputs again and writes the same outputs.
 
-    The next replay of any graph of this process may overwrite the outputs: copy them first.
+    inputs: tensors that stay where they are; write into them before a replay. The next replay of any graph of this
+    process may overwrite the outputs: copy them first.
     """
 
-    def __init__(self, function: Function, example: tuple[Tensor, ...]) -> None:
-        device = example[0].device
-        with torch.inference_mode(False):  # or they could not be written outside of inference mode
-            self.inputs = tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in example)
-        self._load(example)
-        # Recording allows no other work on its stream, so warming up has a stream of its own, as PyTorch asks for.
+    def __init__(self, function: Function, inputs: tuple[Tensor, ...]) -> None:
+        device = inputs[0].device
+        self.inputs = inputs  # kept, so that their memory stays theirs
+        # Libraries allocate their workspaces in the first calls, which a recording must not. PyTorch asks for a stream
+        # other than the default one.
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_CALLS):
-                function(*self.inputs)
+                function(*inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may go on using the GPU meanwhile, such as one that pins scenes.
         with torch.cuda.graph(self._graph, pool=_graph_pool(device), capture_error_mode="thread_local"):
-            self.outputs = function(*self.inputs)
+            self.outputs = function(*inputs)
 
-    def replay(self) -> None:
+    def replay(self) -> tuple[Tensor, ...]:
         self._graph.replay()
+        return self.outputs
 
-    def outputs_of(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Copies of the outputs for other inputs of the same shapes."""
-        self._load(tensors)
-        self.replay()
-        return tuple(output.clone() for output in self.outputs)
 
-    def _load(self, tensors: tuple[Tensor, ...]) -> None:
-        for held, tensor in zip(self.inputs, tensors, strict=True):
-            held.copy_(tensor)
+def record(function: CompiledFunction, inputs: tuple[Tensor, ...]) -> RecordedGraph | None:
+    """A graph of what has been compiled for these inputs; None, after a warning, where it cannot be recorded."""
+    try:
+        return RecordedGraph(function.compiled_for(inputs), inputs)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        warnings.warn(f"{function.name} runs compiled, without a CUDA graph: {_first_line(error)}", stacklevel=3)
+        return None
+
+
+class GraphedFunction:
+    """A compiled function whose calls of at most `up_to` scenes are recorded, on a GPU.
+
+    Inputs are copied into a graph's own, and outputs out of them.
+    """
+
+    def __init__(self, function: CompiledFunction, *, up_to: int) -> None:
+        self.function = function
+        self._up_to = up_to
+        self._graphs: dict[tuple[Any, ...], RecordedGraph | None] = {}
+        self.how: How = "eager"
+        """How the last call ran."""
+
+    def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        key = (precision_on(tensors[0].device), *((tensor.shape, tensor.dtype) for tensor in tensors))
+        graph = self._graphs.get(key)
+        if graph is None:
+            result = self.function(*tensors)
+            self.how = self.function.how
+            if self._is_recorded(tensors) and key not in self._graphs and len(self._graphs) < MAX_GRAPHS:
+                with torch.inference_mode(False):  # or they could not be written outside of inference mode
+                    inputs = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors)
+                _copy(tensors, inputs)
+                self._graphs[key] = record(self.function, inputs)
+            return result
+        _copy(tensors, graph.inputs)
+        self.how = "cuda graph"
+        return tuple(output.clone() for output in graph.replay())
+
+    def _is_recorded(self, tensors: tuple[Tensor, ...]) -> bool:
+        return self.how == "compiled" and tensors[0].device.type == "cuda" and len(tensors[0]) <= self._up_to
+
+
+def _copy(sources: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)
 
 
 def _with_own_code(function: Function) -> Function:

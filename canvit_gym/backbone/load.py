@@ -22,7 +22,7 @@ from canvit_pytorch.hub.repos import RELEASED_CANVAS_GRID_SIZE
 from safetensors import SafetensorError
 from torch import Tensor
 
-from canvit_gym.backbone.compilation import CompiledFunction, Precision, Ran, precision_on
+from canvit_gym.backbone.compilation import CompiledFunction, GraphedFunction, Precision, Ran, precision_on
 from canvit_gym.backbone.fast_step import FastStep
 from canvit_gym.backbone.forks import compute_alone_after_forks
 from canvit_gym.backbone.hub import CONFIG, WEIGHTS, Source, locate, mark_used
@@ -154,10 +154,9 @@ class Backbone:
         )
 
     @cached_property
-    def _compiled_step(self) -> CompiledFunction:
-        return CompiledFunction(
-            self.fast_step, name=f"a step of {self.name}", any_number=True, graph_up_to=CUDA_GRAPH_SCENES
-        )
+    def _compiled_step(self) -> GraphedFunction:
+        compiled = CompiledFunction(self.fast_step, name=f"a step of {self.name}", any_number=True)
+        return GraphedFunction(compiled, up_to=CUDA_GRAPH_SCENES)
 
 
 CUDA_GRAPH_SCENES = 16
