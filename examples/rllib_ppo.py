@@ -4,9 +4,9 @@
     python examples/rllib_ppo.py --num-env-runners 2 --iterations 20 --output runs/rllib
     canvit-gym evaluate --env CanViT/FashionClassification-v0 --policy runs/rllib
 
-On a cluster, start Ray there (`ray start --head`, `ray start --address=...`) and pass --address auto: that is the one line
-that differs. Every runner's environments see scenes of their own: `shard` follows from the runner's index. --seeds trains
-several seeds with Ray Tune.
+On a cluster, start Ray there (`ray start --head`, `ray start --address=...`) and pass --address auto: that is the one
+line that differs. Every runner's environments see scenes of their own: `shard` follows from the runner's index. --seeds
+trains several seeds with Ray Tune.
 """
 
 import argparse
