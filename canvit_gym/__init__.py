@@ -6,6 +6,7 @@
 """
 
 from canvit_gym.backbone.forks import compute_alone_after_forks
+from canvit_gym.play.animation import show
 from canvit_gym.registration import ENVIRONMENTS, register_dataset, register_environments
 from canvit_gym.scenes.datasets import DatasetPage, DatasetSpec, OnDisk, SceneRequest
 
@@ -18,6 +19,7 @@ __all__ = [
     "__version__",
     "register_dataset",
     "register_environments",
+    "show",
 ]
 
 __version__ = "0.2.0"
