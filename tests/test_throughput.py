@@ -11,8 +11,8 @@ import pytest
 import torch
 from canvit_pytorch.model.backbone.vit import PatchEmbed
 from torch.nn.modules.module import register_module_forward_hook
-from torch.profiler import ProfilerActivity, profile
 
+from canvit_gym.assembly import build_backbone
 from canvit_gym.backbone.load import Backbone
 from experiments.studies import scaling
 from experiments.throughput import __main__ as throughput
@@ -20,6 +20,7 @@ from experiments.throughput import gpu_report
 from experiments.throughput.contestants import CONTESTANTS, Job, Run
 from experiments.throughput.models import SHARED_DIRECTORY, env_kwargs_of
 from experiments.throughput.stages import STAGES, shares
+from experiments.throughput.what_ran import fallback, label
 from experiments.throughput.workers import busy_note, ratio, started
 
 JOB = Job("run_episode", num_envs=4, budget=3, num_scenes=8, rounds=2)
@@ -90,6 +91,8 @@ print(json.dumps({"seconds_to_start": 0.5, "threads": 1}), flush=True)
 for line in sys.stdin:
     if line.strip() == "memory":
         print(json.dumps({"peak_mib": 7}), flush=True)
+    elif line.strip() == "ran":
+        print(json.dumps(json.loads(sys.argv[2])), flush=True)
     elif line.strip() == "stages":
         print(json.dumps({"backbone": 0.75, "Python": 0.25}), flush=True)
     else:
@@ -117,7 +120,8 @@ def test_record_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         from experiments.throughput.workers import Worker
 
         seconds = "2" if job.contestant == "run_episode" else "1"
-        return Worker([sys.executable, "-c", SPEAKS, seconds], {})
+        ran = {f"{'compiled' if job.compile else 'eager'}, {job.precision}": 3}
+        return Worker([sys.executable, "-c", SPEAKS, seconds, json.dumps(ran)], {})
 
     monkeypatch.setattr("experiments.throughput.workers.worker_of", speaker)
     monkeypatch.setattr(throughput, "SIZES", {"nano": 2})
@@ -159,33 +163,123 @@ def test_exponents_are_of_the_largest_sizes() -> None:
     assert scaling.exponent([1, 2, 4, 8], [50.0, 6.0, 24.0, 96.0]) == pytest.approx(2)
 
 
-def test_gpu_report_runs_without_one(tmp_path: Path) -> None:
+def test_gpu_report_runs_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = gpu_report.GPUReportConfig(dry_run=True, repeats=1, compile=False, output=tmp_path / "gpu")
     gpu_report.main(config)
-    record = json.loads((tmp_path / "gpu.json").read_text())
-    assert not record["left_out"] and set(record["loops"]) == {"1", "4", "8"}
-    assert record["loops"]["4"]["canvit-pytorch, eager"]["ratio_to_canvit_pytorch"] == 1
-    ppo = record["ppo"]
-    assert 0 < ppo["share_in_backbone"] < 1 > ppo["share_in_update"] > 0 and ppo["share_in_backbone"] > 0.1
-    costs = record["costs"]["largest"]
-    assert len(costs) == 3 and costs[0]["milliseconds"] >= costs[1]["milliseconds"] > 0
-    assert all(cost["floor_bytes_ms"] > 0 for cost in costs if cost["shapes"])  # PyTorch tells none of a list's tensors
-    late = gpu_report.GPUReportConfig(dry_run=True, repeats=1, compile=False, deadline_s=0, output=tmp_path / "late")
-    gpu_report.main(late)
-    assert "Left out for lack of time: loops, environment" in (tmp_path / "late.md").read_text()
+    record = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert set(record["sections"]) == set(gpu_report.SECTIONS) == set(record["section_seconds"])
+    assert not record["left_out"] and not record["failed"] and not record["fallbacks"]
+    sections = record["sections"]
+    loops = sections["loops"]["rows"]
+    assert loops["canvit-pytorch, eager"]["ratio"] == 1
+    assert set(loops["Backbone.step, eager"]["ran"]) == {"eager, bfloat16"}
+    assert sections["latency"]["num_envs"] == 1 and sections["canvas 64"]["canvas_grid"] == 32
+    ppo = sections["ppo"]
+    assert 0 < ppo["share_in_backbone"] < ppo["share_in_steps"] < 1 > ppo["share_in_update"] > 0
+    kernels = sections["kernels"]
+    assert sum(kernels["by_kind"].values()) == pytest.approx(kernels["milliseconds"])
+    assert {"matrix products", "other"} <= set(kernels["by_kind"])
+    assert sections["memory"] is None
+    assert 0 < sections["agreement"]["ours"] < 1e-2
+    text = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert text == capsys.readouterr().out and "| Backbone.step, eager |" in text
+
+
+def test_gpu_report_leaves_out_what_is_late_and_measures_what_is_asked(tmp_path: Path) -> None:
+    dry = dict(dry_run=True, repeats=1, compile=False)
+    gpu_report.main(gpu_report.GPUReportConfig(**dry, deadline_s=0, output=tmp_path / "late"))  # type: ignore[arg-type]
+    assert "Left out for lack of time: " in (tmp_path / "late.md").read_text(encoding="utf-8")
+    gpu_report.main(gpu_report.GPUReportConfig(**dry, only=("chip",), output=tmp_path / "chip"))  # type: ignore[arg-type]
+    assert set(json.loads((tmp_path / "chip.json").read_text(encoding="utf-8"))["sections"]) == {"chip"}
+    with pytest.raises(ValueError, match="unknown sections chips; there are: chip, loops"):
+        gpu_report.GPUReportConfig(only=("chips",))
     if not torch.cuda.is_available():
         with pytest.raises(OSError, match="run with --dry-run"):
             gpu_report.main(gpu_report.GPUReportConfig())
 
 
-def test_floors_count_what_a_product_reads_writes_and_multiplies() -> None:
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, with_flops=True) as profiler:
-        torch.mm(torch.ones(64, 32), torch.ones(32, 16))
-    [product] = [e for e in profiler.key_averages(group_by_input_shape=True) if e.key == "aten::mm"]
-    chip = gpu_report.Chip(matmul_flops_per_s=1e6, bytes_per_s=1e6)
-    floors = gpu_report.floors(product, chip, item_size=4)
-    assert floors["floor_flops_ms"] == pytest.approx(2 * 64 * 32 * 16 / 1e3)
-    assert floors["floor_bytes_ms"] == pytest.approx(4 * (64 * 32 + 32 * 16 + 64 * 32) / 1e3)
+def test_gpu_report_fails_in_the_end_where_a_section_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the other sections, and with what they found written."""
+
+    def broken(setting: gpu_report.Setting) -> Any:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setitem(gpu_report.SECTIONS, "loops", (broken, gpu_report.rows_told))
+    config = gpu_report.GPUReportConfig(
+        dry_run=True, only=("loops", "agreement"), compile=False, output=tmp_path / "gpu"
+    )
+    with pytest.raises(SystemExit, match="1"):
+        gpu_report.main(config)
+    text = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert "**loops failed: RuntimeError: out of luck**" in text and "Relative error" in text
+
+
+def test_gpu_report_names_what_fell_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no compiler today")
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: refuse)
+    config = gpu_report.GPUReportConfig(dry_run=True, repeats=1, only=("loops",), output=tmp_path / "gpu")
+    build_backbone(gpu_report.Setting(config).compiled.config()).__dict__.pop("_compiled_step", None)
+    with pytest.raises(SystemExit, match="1"), pytest.warns(UserWarning, match="no compiler today"):
+        gpu_report.main(config)
+    text = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    assert "| **Backbone.step, compiled: FELL BACK, ran eager** |" in text and "**What fell back:**" in text
+    build_backbone(gpu_report.Setting(config).compiled.config()).__dict__.pop("_compiled_step", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "ran", "instead"),
+    [
+        ({}, {"eager, float32": 9}, None),
+        ({}, {}, "no step of its backbone"),
+        ({"precision": "bfloat16"}, {"eager, float32": 9}, "float32"),
+        ({"compile": True}, {"eager, float32": 1, "compiled, float32": 8}, "eager"),
+        ({"compile": True}, {"compiled, float32": 8}, None),
+        ({"compile": True, "device": "cuda"}, {"compiled, float32": 8}, "compiled, without a CUDA graph"),
+        ({"compile": True, "device": "cuda"}, {"compiled, float32": 1, "cuda graph, float32": 8}, None),
+        ({"contestant": "run_episode", "compile": True}, {}, None),
+        (
+            {"contestant": "Backbone.step loop", "num_envs": 64, "compile": True, "device": "cuda"},
+            {"compiled, float32": 8},
+            None,
+        ),
+    ],
+)
+def test_a_label_never_claims_what_did_not_run(
+    changes: dict[str, Any], ran: dict[str, int], instead: str | None
+) -> None:
+    job = replace(JOB, **{"contestant": "vector env", **changes})
+    assert fallback(job, ran) == instead
+    assert ("FELL BACK" in label("it", job, ran)) == (instead is not None)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n", "matrix products"),
+        ("nvjet_hsh_128x256_64x4_2x1_v_bz_coopA_bias_TNT", "matrix products"),
+        ("void pytorch_flash::flash_fwd_kernel<...>", "attention"),
+        ("triton_red_fused__to_copy_add_native_layer_norm_7", "fused loops"),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+        ("void at::native::grid_sampler_2d_kernel<float, int>", "other"),
+    ],
+)
+def test_kinds_of_kernels(kernel: str, kind: str) -> None:
+    assert gpu_report.kind_of(kernel) == kind
+
+
+def test_large_scenes_come_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SHARED_DIRECTORY, str(tmp_path))
+    monkeypatch.setattr("experiments.throughput.models.LARGE_SCENES", 8)
+    for made in ("_saved", "_large_scenes"):
+        env_kwargs_of.__globals__[made].cache_clear()
+    job = replace(JOB, contestant="vector env", large_scenes=True, num_envs=2)
+    assert CONTESTANTS["vector env"](job)() == 12
+    backbone = build_backbone(job.config())
+    assert (backbone.scene_size_px, backbone.canvas_grid) == (512, 16)
+    for made in ("_saved", "_large_scenes"):
+        env_kwargs_of.__globals__[made].cache_clear()
 
 
 def test_ap_gym_is_asked_for_before_anything_is_measured() -> None:

@@ -4,7 +4,8 @@
 
 Every contestant runs in a process of its own and all of them in turns; the tables give medians over the turns, and
 medians of the ratios within a turn. The first run of each warms up (and compiles) and is not counted. Leave the machine
-alone meanwhile: about eight minutes on two CPU cores, a minute with --quick.
+alone meanwhile: about eight minutes on two CPU cores, a minute with --quick. A row is called compiled or bfloat16 only
+where its backbone says that this is what ran; the exit status is 1 where anything else did.
 
 The tables: every layer at one batch size; where the time goes; latency of a step by batch size; model and canvas
 sizes; how far faster settings agree with eager float32; and the environment's own overhead beside ap_gym's, without a
@@ -32,6 +33,7 @@ from canvit_gym.scenes.prepared import FashionScenes
 from experiments.throughput.agreement import agreement
 from experiments.throughput.contestants import Job
 from experiments.throughput.models import SHARED_DIRECTORY, ModelSize, env_kwargs_of
+from experiments.throughput.what_ran import fallback, label
 from experiments.throughput.workers import busy_note, in_turns, ratio, started
 
 REFERENCE, AS_PUBLISHED = "run_episode", "run_episode, default allocator"
@@ -104,10 +106,13 @@ def sections(config: ThroughputConfig) -> dict[str, Callable[[], Any]]:
 
 
 def measure_layers(config: ThroughputConfig) -> dict[str, Any]:
-    with started(layers(config)) as (workers, said):
+    jobs = layers(config)
+    with started(jobs) as (workers, said):
         measured: dict[str, Any] = in_turns(workers, repeats=config.repeats)
         for name, found in measured.items():
-            found |= said[name] | workers[name].ask("memory")
+            found |= said[name] | workers[name].ask("memory") | {"ran": workers[name].ask("ran")}
+            found["label"] = label(name, jobs[name], found["ran"])
+            found["fell_back"] = fallback(jobs[name], found["ran"])
         stages = {name: workers[name].ask("stages") for name in (VECTOR_ENV, "SB3 adapter", "exact evaluation")}
     return {"contestants": measured, "stages": stages}
 
@@ -127,7 +132,9 @@ def measure_latency(config: ThroughputConfig) -> dict[str, Any]:
         with started(jobs) as (workers, _):
             for name, rates in in_turns(workers, repeats=config.repeats).items():
                 median = statistics.median(rates["glimpses_per_second"])
-                found.setdefault(name, {})[num_envs] = 1e3 * num_envs / median
+                ran_instead = fallback(jobs[name], workers[name].ask("ran"))
+                told_as = name if ran_instead is None else f"{name}: FELL BACK, ran {ran_instead}"
+                found.setdefault(told_as, {})[num_envs] = 1e3 * num_envs / median
     return found
 
 
@@ -204,7 +211,7 @@ def tables(record: Mapping[str, Any]) -> str:
             ["", "glimpses/s", f"ratio to {REFERENCE}", f"to {AS_PUBLISHED}", "peak MiB", "ready after s"],
             [
                 [
-                    name,
+                    contestants[name]["label"],
                     f"{statistics.median(values):,.0f}",
                     f"{ratio(values, rates[REFERENCE]):.2f}",
                     f"{ratio(values, rates[AS_PUBLISHED]):.2f}",
@@ -256,7 +263,10 @@ def tables(record: Mapping[str, Any]) -> str:
 
 def by_column(rows: Mapping[str, Mapping[Any, float]], form: str) -> str:
     columns = list(next(iter(rows.values())))
-    cells = [[who, *(form.format(found[column]) for column in columns)] for who, found in rows.items()]
+    cells = [
+        [who, *(form.format(found[column]) if column in found else "" for column in columns)]
+        for who, found in rows.items()
+    ]
     return table(["", *map(str, columns)], cells)
 
 
@@ -279,6 +289,9 @@ def main(config: ThroughputConfig) -> None:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         config.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         config.output.with_suffix(".md").write_text(tables(record), encoding="utf-8")
+    if fell_back := [name for name, found in record["layers"]["contestants"].items() if found["fell_back"]]:
+        print(f"fell back: {', '.join(fell_back)}", file=sys.stderr)
+        raise SystemExit(1)
 
 
 def require_ap_gym(python: Path) -> None:

@@ -1,7 +1,8 @@
 """What is measured. A contestant is made for a job and takes so many glimpses each time it runs.
 
-All see scenes of the validation split of FashionScenes in batches of `num_envs` and take `budget` glimpses of each,
-the full scene first. Scenes are prepared before any clock starts.
+All see scenes of the validation split of FashionScenes, or images of 512 px on disk where the job asks for them, in
+batches of `num_envs` and take `budget` glimpses of each, the full scene first. Scenes are prepared before any clock
+starts.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from canvit_pytorch.policies import make_policy as canvit_policy
 from canvit_pytorch.preprocess import imagenet_normalize
 from gymnasium.vector import SyncVectorEnv
 
+import canvit_gym
 from canvit_gym.assembly import build_backbone, build_scenes
 from canvit_gym.backbone.load import Backbone, Precision
 from canvit_gym.config import EnvConfig
@@ -27,6 +29,7 @@ from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from experiments.throughput.models import ModelSize, env_kwargs_of
 from experiments.throughput.ppo import learn_rollouts, ppo_for_throughput
 
+LARGE = "CanViT/SegmentationFolder-v0"
 SEGMENTATION, CLASSIFICATION = "CanViT/FashionSegmentation-v0", "CanViT/FashionClassification-v0"
 
 
@@ -46,6 +49,8 @@ class Job:
     precision: Precision = "float32"
     compile: bool = False
     canvas_size: int = 8
+    large_scenes: bool = False
+    """Scenes of 512 px with 150 classes, from files."""
     threads: int | None = None
     """PyTorch's. None: as it finds them."""
     own_memory: bool = True
@@ -60,11 +65,15 @@ class Job:
             "precision": self.precision,
             "compile": self.compile,
             "canvas_size": self.canvas_size,
-            **env_kwargs_of(self.model, self.canvas_grid),
+            **env_kwargs_of(self.model, self.canvas_grid, large_scenes=self.large_scenes),
         }
 
     def config(self) -> EnvConfig:
-        return EnvConfig(**self.env_kwargs())
+        return EnvConfig(**{**canvit_gym.ENVIRONMENTS[self.env_id], **self.env_kwargs()})
+
+    @property
+    def env_id(self) -> str:
+        return LARGE if self.large_scenes else SEGMENTATION
 
 
 Run = Callable[[], int]
@@ -147,17 +156,17 @@ def _steps(job: Job, envs: Any, *, stops: bool = False) -> Run:
 
 
 def vector_env(job: Job) -> Run:
-    return _steps(job, gym.make_vec(SEGMENTATION, num_envs=job.num_envs, **job.env_kwargs()))
+    return _steps(job, gym.make_vec(job.env_id, num_envs=job.num_envs, **job.env_kwargs()))
 
 
 def vector_env_early_stops(job: Job) -> Run:
     """A tenth of the environments stop at every step."""
-    envs = gym.make_vec(SEGMENTATION, num_envs=job.num_envs, allow_stop=True, **job.env_kwargs())
+    envs = gym.make_vec(job.env_id, num_envs=job.num_envs, allow_stop=True, **job.env_kwargs())
     return _steps(job, envs, stops=True)
 
 
 def sb3_adapter(job: Job) -> Run:
-    envs: GlimpseVecEnv = make_sb3_env(SEGMENTATION, job.num_envs, **job.env_kwargs())
+    envs: GlimpseVecEnv = make_sb3_env(job.env_id, job.num_envs, **job.env_kwargs())
     envs.reset()
     rng = np.random.default_rng(0)
 
@@ -223,3 +232,6 @@ CONTESTANTS: dict[str, Callable[[Job], Run]] = {
     "SyncVectorEnv of single envs": single_envs,
     "vector env without a backbone": no_backbone,
 }
+
+FOREIGN = frozenset({"run_episode", "vector env without a backbone"})
+"""Those that take no step of a Backbone."""

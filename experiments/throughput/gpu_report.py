@@ -1,47 +1,67 @@
 """What the GPU could do, and what CanViT-B does on it: one script of under eight minutes.
 
     python -m experiments.throughput.gpu_report --output experiments/results/throughput/gpu
+    python -m experiments.throughput.gpu_report --only loops environment   # some sections alone
     python -m experiments.throughput.gpu_report --dry-run        # nano on the CPU, small: does it run at all
 
-CanViT-B with random weights, a canvas of 32 x 32 cells, 64 scenes a batch, bfloat16 (autocast):
+CanViT-B with random weights, 64 scenes of 512 px a batch, a canvas of 32 x 32 cells, bfloat16 (autocast), in sections:
 
-- the chip: its measured bfloat16 matrix rate and its memory bandwidth;
-- loops of full-scene and random glimpses, in turns: canvit-pytorch's own in eager mode, Backbone.step eagerly and
-  compiled; with the share of the matrix rate, counting canvit_pytorch.flops; at 1 and 8 scenes too, where CUDA graphs
-  are used;
-- the vector env against the loop of the same backbone;
-- PPO end to end, rollouts and updates: glimpses/s, and the shares of the time in the backbone and in the update;
-- how many device synchronizations PyTorch finds in a step that hands its rewards to an agent on the device;
-- one step's three largest costs, each against its floor: bytes over bandwidth, FLOPs over rate;
-- the error of compiled bfloat16 states, against eager float32.
+- chip: the measured bfloat16 matrix rate and memory bandwidth, which floors are computed from;
+- loops: full-scene and random glimpses, in turns: canvit-pytorch's own code in eager mode, Backbone.step eagerly and
+  compiled; with the share of the matrix rate, counting canvit_pytorch.flops;
+- environment: the vector env against the loop of the same compiled backbone, in turns, and its synchronizations;
+- latency: milliseconds of a step of one scene, of the loops and of the vector env;
+- ppo: rollouts and updates, glimpses/s, and the shares of the time in steps and in the update;
+- evaluation: against the loop, in turns;
+- kernels: the GPU time of one compiled step by kind of kernel, against floors: FLOPs over rate, bytes over bandwidth;
+- memory: what a scene takes, measured as the difference of peaks at two numbers of scenes;
+- canvas 64: the loops with a canvas of 64 x 64 cells;
+- agreement: the error of compiled bfloat16 states against eager float32, beside that of canvit-pytorch's own bfloat16.
 
-Sections that would begin after --deadline-s are left out, and named.
+Every section stands alone and is written when it ends, as JSON and as Markdown. One that fails is named, as is one that
+would begin after --deadline-s. A row is called compiled, graphed or bfloat16 only where the backbone says that this is
+what ran; the exit status is 1 where anything else ran, or a section failed.
 """
 
 import json
+import re
 import statistics
+import sys
 import time
+import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from canvit_pytorch import RecurrentState, Viewpoint
+from canvit_pytorch import Viewpoint
 from torch.profiler import ProfilerActivity, profile
 
 from canvit_gym.assembly import build_backbone
+from canvit_gym.atomic import write_text
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.command_line import run_command
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.vector_env import GlimpseVectorEnv
 from experiments.throughput.clock import synchronize
-from experiments.throughput.contestants import CONTESTANTS, Job
+from experiments.throughput.contestants import CONTESTANTS, Job, Run
 from experiments.throughput.ppo import learn_rollouts, learn_timed, ppo_for_throughput
+from experiments.throughput.what_ran import fallback, label, ran_of, told
 
-CANVIT_EAGER, STEP_EAGER, STEP_COMPILED = "canvit-pytorch, eager", "Backbone.step, eager", "Backbone.step, compiled"
+CANVIT_EAGER = "canvit-pytorch, eager"
+STEP_EAGER, STEP_COMPILED = "Backbone.step, eager", "Backbone.step, compiled"
+VECTOR_ENV, EVALUATION = "vector env, compiled", "evaluation, compiled"
+
+KINDS = {
+    "matrix products": r"gemm|cutlass|nvjet|cublas|splitk|xmma|aten::(addmm|mm|bmm|baddbmm|linear)",
+    "attention": r"flash|fmha|attention|sdpa",
+    "fused loops": r"triton",
+    "copies": r"memcpy|memset|copy",
+}
+"""How kernels are told apart by their names; what fits none is \"other\"."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +70,62 @@ class GPUReportConfig:
     canvas_grid: int = 32
     budget: int = 5
     repeats: int = 7
-    deadline_s: float = 360.0
+    deadline_s: float = 400.0
     """No section begins later than this."""
+    only: tuple[str, ...] = ()
+    """Names of sections; none: all of them."""
     compile: bool = True
     dry_run: bool = False
     output: Path | None = None
     """Where to write, without the ending: .json and .md."""
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.only) - set(SECTIONS)):
+            raise ValueError(f"unknown sections {', '.join(unknown)}; there are: {', '.join(SECTIONS)}")
 
 
 @dataclass(frozen=True)
 class Chip:
     matmul_flops_per_s: float
     bytes_per_s: float
+
+
+class Setting:
+    """What every section measures on."""
+
+    def __init__(self, config: GPUReportConfig) -> None:
+        self.config = config
+        self.job = Job(
+            contestant="run_episode",
+            model="CanViT-B",
+            canvas_grid=config.canvas_grid,
+            num_envs=config.num_envs,
+            budget=config.budget,
+            rounds=1,
+            device="cuda",
+            precision="bfloat16",
+            large_scenes=True,
+            num_scenes=4 * config.num_envs,
+        )
+        if config.dry_run:
+            small = dict(model="nano", canvas_grid=16, num_envs=min(4, config.num_envs), num_scenes=8, device="cpu")
+            self.job = replace(self.job, large_scenes=False, **small)  # type: ignore[arg-type]
+        self.device = torch.device(self.job.device)
+        self.fallbacks: list[str] = []
+        """What ran in place of what was asked for, by section."""
+        self._chip: Chip | None = None
+
+    @property
+    def compiled(self) -> Job:
+        return replace(self.job, compile=self.config.compile)
+
+    @property
+    def chip(self) -> Chip:
+        """Measured once, whichever section asks first."""
+        if self._chip is None:
+            side, copied = (256, 1 << 20) if self.config.dry_run else (8192, 1 << 30)
+            self._chip = measure_chip(self.device, side=side, copied_bytes=copied)
+        return self._chip
 
 
 def seconds_of(run: Callable[[], Any], device: torch.device, *, repeats: int) -> float:
@@ -87,65 +151,114 @@ def measure_chip(device: torch.device, *, side: int, copied_bytes: int) -> Chip:
     return Chip(matmul_flops_per_s=2 * side**3 / product, bytes_per_s=2 * copied_bytes / copy)
 
 
-def loops(job: Job, config: GPUReportConfig) -> dict[str, Job]:
+def loops(job: Job, *, compiles: bool) -> dict[str, Job]:
     jobs = {
-        CANVIT_EAGER: replace(job, contestant="run_episode"),
-        STEP_EAGER: replace(job, contestant="Backbone.step loop"),
+        CANVIT_EAGER: replace(job, contestant="run_episode", compile=False),
+        STEP_EAGER: replace(job, contestant="Backbone.step loop", compile=False),
     }
-    if config.compile:
-        jobs[STEP_COMPILED] = replace(jobs[STEP_EAGER], compile=True)
-    return jobs
+    return jobs | ({STEP_COMPILED: replace(jobs[STEP_EAGER], compile=True)} if compiles else {})
 
 
-def in_turns(jobs: dict[str, Job], device: torch.device, *, repeats: int) -> dict[str, list[float]]:
-    """Glimpses per second by contestant and turn."""
-    runs = {name: CONTESTANTS[job.contestant](job) for name, job in jobs.items()}
-    for run in runs.values():
-        run()
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+def in_turns(setting: Setting, jobs: dict[str, Job]) -> dict[str, dict[str, Any]]:
+    """By contestant: glimpses per second of every turn, what ran, and the name it deserves."""
+    ran: dict[str, Counter[Any]] = {name: Counter() for name in jobs}
+    rates: dict[str, list[float]] = {name: [] for name in jobs}
+
+    def counted(name: str, act: Callable[[], Any]) -> Any:
+        before = ran_of(jobs[name])
+        result = act()
+        ran[name] += ran_of(jobs[name]) - before
+        return result
+
+    runs: dict[str, Run] = {}
+    for name, job in jobs.items():
+        runs[name] = CONTESTANTS[job.contestant](job)
+        for _ in range(2):  # compiles, then records
+            counted(name, runs[name])
+    for _ in range(setting.config.repeats):
         for name, run in runs.items():
-            synchronize(device)
+            synchronize(setting.device)
             began = time.perf_counter()
-            glimpses = run()
-            synchronize(device)
+            glimpses = counted(name, run)
+            synchronize(setting.device)
             rates[name].append(glimpses / (time.perf_counter() - began))
-    return rates
-
-
-def compare_loops(job: Job, config: GPUReportConfig, chip: Chip) -> dict[str, Any]:
-    backbone = build_backbone(job.config())
-    rates = in_turns(loops(job, config), backbone.device, repeats=config.repeats)
-    return {
-        name: {
-            "glimpses_per_second": (rate := statistics.median(values)),
-            "ratio_to_canvit_pytorch": statistics.median(
-                one / other for one, other in zip(values, rates[CANVIT_EAGER], strict=True)
-            ),
-            "share_of_matmul_rate": rate * backbone.glimpse_flops / chip.matmul_flops_per_s,
-        }
-        for name, values in rates.items()
-    }
-
-
-def compare_environment(job: Job, config: GPUReportConfig) -> dict[str, float]:
-    """Glimpses per second of the vector env over those of the loop of the same backbone, eagerly and compiled."""
-    device = torch.device(job.device)
     found = {}
-    for compiled in (False, True)[: 1 + config.compile]:
-        loop = replace(job, contestant="Backbone.step loop", compile=compiled)
-        jobs = {"loop": loop, "env": replace(loop, contestant="vector env")}
-        rates = in_turns(jobs, device, repeats=config.repeats)
-        ratios = [env / bare for env, bare in zip(rates["env"], rates["loop"], strict=True)]
-        found["compiled" if compiled else "eager"] = statistics.median(ratios)
+    for name, job in jobs.items():
+        ways = told(ran[name])
+        if instead := fallback(job, ways):
+            setting.fallbacks.append(f"{name} at {job.num_envs} scenes, canvas {job.canvas_grid}: {instead}")
+        found[name] = {
+            "glimpses_per_second": rates[name],
+            "milliseconds_per_step": 1e3 * job.num_envs / statistics.median(rates[name]),
+            "ran": ways,
+            "label": label(name, job, ways),
+        }
     return found
 
 
-def ppo_end_to_end(job: Job, *, rollouts: int = 3) -> dict[str, float]:
+def ratio(found: dict[str, dict[str, Any]], name: str, reference: str) -> float:
+    """The median of the ratios within a turn."""
+    pairs = zip(found[name]["glimpses_per_second"], found[reference]["glimpses_per_second"], strict=True)
+    return statistics.median(one / other for one, other in pairs)
+
+
+def compare_loops(setting: Setting, job: Job | None = None) -> dict[str, Any]:
+    job = setting.job if job is None else job
+    found = in_turns(setting, loops(job, compiles=setting.config.compile))
+    flops = build_backbone(job.config()).glimpse_flops
+    for name, row in found.items():
+        row["ratio"] = ratio(found, name, CANVIT_EAGER)
+        rate = statistics.median(row["glimpses_per_second"])
+        row["share_of_matmul_rate"] = rate * flops / setting.chip.matmul_flops_per_s
+    return {"num_envs": job.num_envs, "canvas_grid": job.canvas_grid, "rows": found}
+
+
+def compare_canvas_64(setting: Setting) -> dict[str, Any]:
+    return compare_loops(setting, replace(setting.job, canvas_grid=2 * setting.job.canvas_grid))
+
+
+def against_loop(setting: Setting, name: str, contestant: str) -> dict[str, Any]:
+    """A contestant against the loop of the same backbone."""
+    compiles = setting.config.compile
+    loop = replace(setting.compiled, contestant="Backbone.step loop", rounds=2)
+    loop_name = STEP_COMPILED if compiles else STEP_EAGER
+    found = in_turns(setting, {loop_name: loop, name: replace(loop, contestant=contestant)})
+    for row_name, row in found.items():
+        row["ratio"] = ratio(found, row_name, loop_name)
+    return {"num_envs": loop.num_envs, "canvas_grid": loop.canvas_grid, "rows": found}
+
+
+def compare_environment(setting: Setting) -> dict[str, Any]:
+    found = against_loop(setting, VECTOR_ENV, "vector env")
+    return {**found, "synchronizations": synchronizations(setting.compiled)}
+
+
+def compare_evaluation(setting: Setting) -> dict[str, Any]:
+    return against_loop(setting, EVALUATION, "exact evaluation")
+
+
+def measure_latency(setting: Setting) -> dict[str, Any]:
+    job = replace(setting.job, num_envs=1, rounds=8)
+    jobs = loops(job, compiles=setting.config.compile)
+    if setting.config.compile:
+        jobs[VECTOR_ENV] = replace(job, contestant="vector env", compile=True)
+    found = in_turns(setting, jobs)
+    for name, row in found.items():
+        row["ratio"] = ratio(found, name, CANVIT_EAGER)
+    return {"num_envs": 1, "canvas_grid": job.canvas_grid, "rows": found}
+
+
+def ppo_end_to_end(setting: Setting, *, rollouts: int = 3) -> dict[str, Any]:
     """Of canvit_gym's PPO with the hyperparameters of the segmentation environment: see learn_timed."""
+    job = replace(setting.compiled, contestant="PPO end to end", large_scenes=False)
+    before = ran_of(job)
     model = ppo_for_throughput("CanViT/FashionSegmentation-v0", num_envs=job.num_envs, env_kwargs=job.env_kwargs())
-    learn_rollouts(model, 1)
-    return learn_timed(model, rollouts=rollouts)
+    learn_rollouts(model, 2)
+    found = learn_timed(model, rollouts=rollouts)
+    ways = told(ran_of(job) - before)
+    if instead := fallback(job, ways):
+        setting.fallbacks.append(f"PPO: {instead}")
+    return {**found, "ran": ways, "label": label("PPO", job, ways)}
 
 
 def synchronizations(job: Job) -> list[str] | None:
@@ -155,11 +268,12 @@ def synchronizations(job: Job) -> list[str] | None:
     """
     if job.device == "cpu":
         return None
-    envs = GlimpseVectorEnv(job.num_envs, **job.env_kwargs())
+    envs = GlimpseVectorEnv(job.num_envs, **vars(job.config()))
     envs.on_device = True
     envs.reset(seed=0)
     envs.action_space.seed(0)
-    envs.step(envs.action_space.sample())
+    for _ in range(2 * job.budget):
+        envs.step(envs.action_space.sample())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
@@ -172,182 +286,293 @@ def synchronizations(job: Job) -> list[str] | None:
     return [f"{Path(w.filename).name}:{w.lineno} {w.message}" for w in caught if "synchroniz" in str(w.message)]
 
 
-def largest_costs(job: Job, chip: Chip, *, count: int = 3) -> dict[str, Any]:
-    """The operations (by kind and shapes) that one eager step spends most time in, and their floors in milliseconds."""
-    backbone = build_backbone(job.config())
-    step = one_step(backbone, job.num_envs)
-    step()
-    device = backbone.device
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    synchronize(device)
-    with profile(activities=activities, record_shapes=True, with_flops=True) as profiler:
-        step()
-        synchronize(device)
-
-    def milliseconds(event: Any) -> float:
-        return (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / 1e3
-
-    # On a GPU an operation's time is that of its kernels, which stand beside it as events of their own.
-    whole = [
-        event
-        for event in profiler.key_averages()
-        if event.device_type.name.lower() == device.type and not event.is_user_annotation
-    ]
-    events = [event for event in profiler.key_averages(group_by_input_shape=True) if event.input_shapes]
-    largest = sorted(events, key=milliseconds, reverse=True)[:count]
-    item_size = 2 if job.precision == "bfloat16" else 4
-    return {
-        "milliseconds": sum(map(milliseconds, whole)),
-        "largest": [
-            {
-                "operation": event.key,
-                "shapes": [shape for shape in event.input_shapes if shape],
-                "calls": event.count,
-                "milliseconds": milliseconds(event),
-                **floors(event, chip, item_size=item_size),
-            }
-            for event in largest
-        ],
-    }
-
-
-def floors(event: Any, chip: Chip, *, item_size: int) -> dict[str, float]:
-    """Milliseconds that an operation's calls take at least: every input read once, and as much written as the largest
-    of them holds; its FLOPs (as PyTorch counts them) at the matrix rate. 0 where PyTorch does not tell: of the shapes
-    in a list of tensors, and of most FLOPs.
-    """
-    sizes = [int(np.prod(shape)) for shape in event.input_shapes if shape]
-    moved = item_size * (sum(sizes) + max(sizes, default=0)) * event.count
-    return {
-        "floor_bytes_ms": 1e3 * moved / chip.bytes_per_s,
-        "floor_flops_ms": 1e3 * (event.flops or 0) / chip.matmul_flops_per_s,
-    }
-
-
-def one_step(backbone: Backbone, num_scenes: int) -> Callable[[], RecurrentState]:
-    device = backbone.device
-    size = backbone.glimpse_size_px
+def one_step(backbone: Backbone, num_scenes: int) -> Callable[[], torch.Tensor]:
+    """A step of noise from the initial state; returns the canvas."""
+    device, size = backbone.device, backbone.glimpse_size_px
     with torch.inference_mode():
-        glimpse = torch.randn(num_scenes, 3, size, size, device=device)
+        glimpse = torch.randn(num_scenes, 3, size, size).to(device)
         viewpoint = Viewpoint.full_scene(batch_size=num_scenes, device=device)
         state = backbone.init_state(num_scenes)
 
-    def step() -> RecurrentState:
+    def step() -> torch.Tensor:
         with torch.inference_mode():
-            return backbone.step(glimpse, state, viewpoint)
+            return backbone.step(glimpse, state, viewpoint).canvas
 
     return step
 
 
-def state_error(job: Job) -> float:
-    """The largest difference to eager float32 over the largest value, of the canvas after one glimpse of noise."""
+def kernel_times(setting: Setting) -> dict[str, Any]:
+    """Milliseconds of one compiled step by kind of kernel, and what they take at least."""
+    job, device = replace(setting.compiled, contestant="Backbone.step loop"), setting.device
+    before = ran_of(job)
+    backbone = build_backbone(job.config())
+    step = one_step(backbone, job.num_envs)
+    for _ in range(2):
+        step()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    synchronize(device)
+    with profile(activities=activities) as profiler:
+        step()
+        synchronize(device)
+    ways = told(ran_of(job) - before)
+    if instead := fallback(job, ways):
+        setting.fallbacks.append(f"kernels: {instead}")
+
+    def milliseconds(event: Any) -> float:
+        return (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / 1e3
+
+    events = [
+        event
+        for event in profiler.key_averages()
+        if event.device_type.name.lower() == device.type and not event.is_user_annotation
+    ]
+    by_kind: Counter[str] = Counter()
+    for event in events:
+        by_kind[kind_of(event.key)] += milliseconds(event)  # type: ignore[assignment]
+    largest = sorted(events, key=milliseconds, reverse=True)[:12]
+    return {
+        "label": label("a step", job, ways),
+        "milliseconds": sum(by_kind.values()),
+        "by_kind": dict(by_kind),
+        "floors": step_floors(backbone, setting.chip, num_scenes=job.num_envs),
+        "largest": [
+            {"kernel": event.key[:90], "calls": event.count, "milliseconds": milliseconds(event)} for event in largest
+        ],
+    }
+
+
+def kind_of(kernel: str) -> str:
+    for kind, pattern in KINDS.items():
+        if re.search(pattern, kernel, re.IGNORECASE):
+            return kind
+    return "other"
+
+
+def step_floors(backbone: Backbone, chip: Chip, *, num_scenes: int) -> dict[str, float]:
+    """Milliseconds that a step takes at least: all its FLOPs at the matrix rate; and the canvas's passes over memory,
+    where every read of it loads it once and every write loads and stores it once, at the bandwidth.
+    """
+    canvit = backbone.canvit
+    canvas = backbone.init_state(1).canvas
+    canvas_bytes = num_scenes * canvas.numel() * canvas.element_size()
+    passes = len(canvit.canvas_reads) + 2 * len(canvit.canvas_writes)
+    return {
+        "flops_ms": 1e3 * num_scenes * backbone.glimpse_flops / chip.matmul_flops_per_s,
+        "canvas_bytes_ms": 1e3 * passes * canvas_bytes / chip.bytes_per_s,
+    }
+
+
+def memory_per_scene(setting: Setting) -> list[dict[str, Any]] | None:
+    """MB by canvas: the peak that two episodes of the vector env allocate, at two numbers of scenes. None on a CPU,
+    where PyTorch does not count.
+    """
+    if setting.device.type != "cuda":
+        return None
+    rows = []
+    few, many = setting.job.num_envs // 4, setting.job.num_envs
+    for grid in (setting.job.canvas_grid, 2 * setting.job.canvas_grid):
+        peaks = [
+            peak_bytes(replace(setting.job, canvas_grid=grid, num_envs=num), setting.device) for num in (few, many)
+        ]
+        per_scene = (peaks[1] - peaks[0]) / (many - few)
+        rows.append(
+            {
+                "canvas_grid": grid,
+                "mb_per_scene": per_scene / 1e6,
+                "fixed_mb": (peaks[0] - few * per_scene) / 1e6,
+                "num_envs": [few, many],
+                "peak_mb": [peak / 1e6 for peak in peaks],
+            }
+        )
+    compiled = peak_bytes(setting.compiled, setting.device)
+    rows[0]["peak_mb_with_graph"] = compiled / 1e6
+    return rows
+
+
+def peak_bytes(job: Job, device: torch.device) -> int:
+    """Allocated at most by a vector env, weights included, beside what this process held before."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated(device)
+    weights = sum(p.numel() * p.element_size() for p in build_backbone(job.config()).model.parameters())
+    torch.cuda.reset_peak_memory_stats(device)
+    run = CONTESTANTS["vector env"](replace(job, contestant="vector env", rounds=2))
+    run()
+    return torch.cuda.max_memory_allocated(device) - before + weights
+
+
+def agreement(setting: Setting) -> dict[str, float]:
+    """Relative errors, in the Euclidean norm, of the canvas after one glimpse of noise, against eager float32."""
+    compiled = replace(setting.compiled, contestant="Backbone.step loop")
+
+    def canvas(job: Job) -> torch.Tensor:
+        torch.manual_seed(0)
+        return one_step(build_backbone(job.config()), job.num_envs)().float()
+
+    exact = canvas(replace(compiled, precision="float32", compile=False))
+    before = ran_of(compiled)
+    ours = canvas(compiled)
+    ways = told(ran_of(compiled) - before)
+    if instead := fallback(replace(compiled, num_envs=10**6), ways):  # one step: nothing is recorded yet
+        setting.fallbacks.append(f"agreement: {instead}")
+    backbone = build_backbone(compiled.config())
     torch.manual_seed(0)
-    exact = one_step(build_backbone(replace(job, precision="float32", compile=False).config()), 4)().canvas
-    torch.manual_seed(0)
-    other = one_step(build_backbone(job.config()), 4)().canvas
-    return float((other - exact).abs().max() / exact.abs().max())
+    size = backbone.glimpse_size_px
+    with torch.inference_mode(), backbone.autocast():
+        theirs = backbone.canvit(
+            glimpse=torch.randn(compiled.num_envs, 3, size, size).to(backbone.device),
+            state=backbone.init_state(compiled.num_envs),
+            viewpoint=Viewpoint.full_scene(batch_size=compiled.num_envs, device=backbone.device),
+        ).state.canvas.float()
+    return {
+        "ours": float((ours - exact).norm() / exact.norm()),
+        "canvit_pytorch": float((theirs - exact).norm() / exact.norm()),
+    }
+
+
+def rows_told(found: dict[str, Any]) -> list[str]:
+    lines = [f"{found['num_envs']} scenes a batch, a canvas of {found['canvas_grid']} x {found['canvas_grid']}:", ""]
+    lines += ["| | glimpses/s | ms a step | ratio | share of the matrix rate |", "| --- " * 5 + "|"]
+    for row in found["rows"].values():
+        share = row.get("share_of_matmul_rate")
+        lines.append(
+            f"| {row['label']} | {statistics.median(row['glimpses_per_second']):,.1f} "
+            f"| {row['milliseconds_per_step']:.2f} | {row['ratio']:.2f} | {'' if share is None else f'{share:.1%}'} |"
+        )
+    return lines
+
+
+def environment_told(found: dict[str, Any]) -> list[str]:
+    lines = rows_told(found)
+    if (waits := found["synchronizations"]) is not None:
+        lines += ["", f"Synchronizations in four steps beside the wait for rewards: {len(waits)}.", *waits]
+    return lines
+
+
+def ppo_told(found: dict[str, Any]) -> list[str]:
+    return [
+        f"{found['label']} end to end: {found['glimpses_per_second']:,.0f} glimpses/s, {found['share_in_steps']:.0%} "
+        f"of the time in steps of the scenes, {found['share_in_update']:.0%} in the update; rollout buffer "
+        f"{found['rollout_buffer_mib']:.0f} MiB."
+    ]
+
+
+def kernels_told(found: dict[str, Any]) -> list[str]:
+    floors = found["floors"]
+    kinds = sorted(found["by_kind"].items(), key=lambda item: -item[1])
+    return [
+        f"{found['label'].capitalize()} takes {found['milliseconds']:.2f} ms of kernels. Floors: all FLOPs "
+        f"{floors['flops_ms']:.2f} ms, the canvas's passes over memory {floors['canvas_bytes_ms']:.2f} ms.",
+        "",
+        "| kind of kernel | ms |",
+        "| --- | --- |",
+        *(f"| {kind} | {ms:.2f} |" for kind, ms in kinds),
+        "",
+        "| kernel | calls | ms |",
+        "| --- | --- | --- |",
+        *(f"| {row['kernel']} | {row['calls']} | {row['milliseconds']:.2f} |" for row in found["largest"]),
+    ]
+
+
+def memory_told(found: list[dict[str, Any]] | None) -> list[str]:
+    if found is None:
+        return ["Not measured: PyTorch counts allocations on a GPU alone."]
+    lines = ["| canvas | MB per scene | fixed MB | peak MB, eager | peak MB with the graph |", "| --- " * 5 + "|"]
+    for row in found:
+        graph = row.get("peak_mb_with_graph")
+        lines.append(
+            f"| {row['canvas_grid']} x {row['canvas_grid']} | {row['mb_per_scene']:.1f} | {row['fixed_mb']:.0f} "
+            f"| {row['peak_mb'][1]:,.0f} at {row['num_envs'][1]} scenes | {'' if graph is None else f'{graph:,.0f}'} |"
+        )
+    return lines
+
+
+def agreement_told(found: dict[str, float]) -> list[str]:
+    return [
+        f"Relative error of a canvas against eager float32: {found['ours']:.1e}; of canvit-pytorch's own in the same "
+        f"precision: {found['canvit_pytorch']:.1e}."
+    ]
+
+
+def chip_told(found: dict[str, float]) -> list[str]:
+    return [
+        f"Measured: {found['matmul_flops_per_s'] / 1e12:.1f} TFLOP/s in bfloat16 products, "
+        f"{found['bytes_per_s'] / 1e9:.0f} GB/s."
+    ]
+
+
+SECTIONS: dict[str, tuple[Callable[[Setting], Any], Callable[[Any], list[str]]]] = {
+    "chip": (lambda setting: asdict(setting.chip), chip_told),
+    "loops": (compare_loops, rows_told),
+    "environment": (compare_environment, environment_told),
+    "latency": (measure_latency, rows_told),
+    "ppo": (ppo_end_to_end, ppo_told),
+    "evaluation": (compare_evaluation, rows_told),
+    "kernels": (kernel_times, kernels_told),
+    "memory": (memory_per_scene, memory_told),
+    "canvas 64": (compare_canvas_64, rows_told),
+    "agreement": (agreement, agreement_told),
+}
+"""Name -> (what measures it, what tells it as lines of Markdown), the most wanted first."""
 
 
 def report(record: dict[str, Any]) -> str:
-    chip = record["chip"]
-    lines = [
-        f"Measured: {chip['matmul_flops_per_s'] / 1e12:.1f} TFLOP/s in bfloat16 products, "
-        f"{chip['bytes_per_s'] / 1e9:.0f} GB/s.",
-        "",
-    ]
-    for name, found in record.get("loops", {}).items():
-        lines += [f"{name} scenes a batch:", "", "| | glimpses/s | ratio | share of the matrix rate |"]
-        lines += ["| --- " * 4 + "|"]
-        lines += [
-            f"| {who} | {row['glimpses_per_second']:,.1f} | {row['ratio_to_canvit_pytorch']:.2f} "
-            f"| {row['share_of_matmul_rate']:.1%} |"
-            for who, row in found.items()
-        ]
-        lines.append("")
-    if ratios := record.get("environment"):
-        told = ", ".join(f"{ratio:.3f} {how}" for how, ratio in ratios.items())
-        lines += [f"Vector env over the loop of the same backbone: {told}.", ""]
-    if ppo := record.get("ppo"):
-        lines += [
-            f"PPO end to end: {ppo['glimpses_per_second']:,.0f} glimpses/s, {ppo['share_in_backbone']:.0%} of the time "
-            f"in the backbone's forward, {ppo['share_in_update']:.0%} in the update; rollout buffer "
-            f"{ppo['rollout_buffer_mib']:.0f} MiB.",
-            "",
-        ]
-    if (found := record.get("synchronizations")) is not None:
-        lines += [f"Synchronizations in four steps beside the wait for rewards: {len(found)}.", *found, ""]
-    if costs := record.get("costs"):
-        lines += [f"One eager step takes {costs['milliseconds']:.2f} ms; its largest costs:", ""]
-        lines += ["| operation | shapes | calls | ms | floor by bytes | floor by FLOPs |", "| --- " * 6 + "|"]
-        lines += [
-            f"| {cost['operation']} | {cost['shapes']} | {cost['calls']} | {cost['milliseconds']:.2f} "
-            f"| {cost['floor_bytes_ms']:.2f} | {cost['floor_flops_ms']:.2f} |"
-            for cost in costs["largest"]
-        ]
-        lines.append("")
-    if (error := record.get("state_error")) is not None:
-        lines += [f"Relative error of a state in {record['precision']}, compiled where asked: {error:.1e}.", ""]
+    lines = [f"{record['device']}, {record['precision']}.", ""]
+    for name, (_, tell) in SECTIONS.items():
+        if name in record["sections"]:
+            lines += [f"## {name.capitalize()}", "", *tell(record["sections"][name]), ""]
+    for name, error in record["failed"].items():
+        lines += [f"**{name} failed: {error.splitlines()[-1]}**", ""]
+    if record["fallbacks"]:
+        lines += ["**What fell back:**", "", *(f"- {line}" for line in record["fallbacks"]), ""]
     if record["left_out"]:
         lines += [f"Left out for lack of time: {', '.join(record['left_out'])}.", ""]
     lines.append(f"{record['seconds']:.0f} s in all.")
     return "\n".join(lines) + "\n"
 
 
+def write(record: dict[str, Any], output: Path | None) -> None:
+    if output is not None:
+        write_text(output.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+        write_text(output.with_suffix(".md"), report(record))
+
+
 def main(config: GPUReportConfig) -> None:
     if not config.dry_run and not torch.cuda.is_available():
         raise OSError("PyTorch sees no CUDA device: run with --dry-run to see that the script works")
     began = time.perf_counter()
-    job = Job(
-        contestant="run_episode",
-        model="CanViT-B",
-        canvas_grid=config.canvas_grid,
-        num_envs=config.num_envs,
-        budget=config.budget,
-        rounds=1,
-        device="cuda",
-        precision="bfloat16",
-    )
-    if config.dry_run:
-        job = replace(job, model="nano", canvas_grid=16, num_envs=min(4, config.num_envs), num_scenes=8, device="cpu")
-    device = torch.device(job.device)
-    side, copied = (256, 1 << 20) if config.dry_run else (8192, 1 << 30)
-    chip = measure_chip(device, side=side, copied_bytes=copied)
+    setting = Setting(config)
     record: dict[str, Any] = {
         "config": plain(asdict(config)),
-        "precision": job.precision,
-        "chip": asdict(chip),
-        "loops": {},
+        "device": torch.cuda.get_device_name(setting.device) if setting.device.type == "cuda" else "CPU",
+        "precision": setting.job.precision,
+        "sections": {},
+        "section_seconds": {},
+        "failed": {},
+        "fallbacks": setting.fallbacks,
         "left_out": [],
+        "provenance": provenance(),
     }
-    compiled = replace(job, compile=config.compile)
-    sections: dict[str, Callable[[], None]] = {
-        "loops": lambda: record["loops"].update({job.num_envs: compare_loops(job, config, chip)}),
-        "environment": lambda: record.update(environment=compare_environment(job, config)),
-        "ppo": lambda: record.update(ppo=ppo_end_to_end(compiled)),
-        "synchronizations": lambda: record.update(synchronizations=synchronizations(job)),
-        "costs": lambda: record.update(costs=largest_costs(job, chip)),
-        "state error": lambda: record.update(state_error=state_error(compiled)),
-        **{
-            f"loops of {num}": lambda num=num: record["loops"].update(
-                {num: compare_loops(replace(job, num_envs=num, rounds=4), config, chip)}
-            )
-            for num in (1, 8)
-        },
-    }
-    for name, section in sections.items():
-        if time.perf_counter() - began > config.deadline_s:
+    for name, (measure, _) in SECTIONS.items():
+        if config.only and name not in config.only:
+            continue
+        section_began = time.perf_counter()
+        if section_began - began > config.deadline_s:
             record["left_out"].append(name)
             continue
-        section()
-    if device.type == "cuda":
-        record["peak_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        try:
+            record["sections"][name] = measure(setting)
+        except Exception as error:  # the other sections are worth having
+            traceback.print_exc()
+            record["failed"][name] = f"{type(error).__name__}: {error}"
+        record["section_seconds"][name] = time.perf_counter() - section_began
+        record["seconds"] = time.perf_counter() - began
+        write(record, config.output)
     record["seconds"] = time.perf_counter() - began
-    record["provenance"] = provenance()
+    write(record, config.output)
     print(report(record), end="")
-    if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
-        config.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        config.output.with_suffix(".md").write_text(report(record), encoding="utf-8")
+    if record["failed"] or record["fallbacks"]:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

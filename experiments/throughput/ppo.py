@@ -6,6 +6,7 @@ from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.logger import Logger
@@ -20,6 +21,7 @@ from agents.ppo.policy import ViewpointPolicy
 from agents.ppo.rollout import TensorRolloutBuffer
 from canvit_gym.backbone.load import Backbone, resolve_device
 from canvit_gym.command_line import env_config
+from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.networks import action_options
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from experiments.throughput.clock import Clock, synchronize
@@ -89,26 +91,35 @@ def learn_rollouts(model: OnPolicyAlgorithm, count: int) -> int:
 
 def learn_timed(model: OnPolicyAlgorithm, *, rollouts: int) -> dict[str, float]:
     """What rollouts and their updates take, of a model that has warmed up: glimpses per second of all scenes, the first
-    glimpse of each included; the shares of the time inside the frozen backbone's forward and inside the update; and
-    what the rollout buffer holds.
+    glimpse of each included; and what the rollout buffer holds. Then, of one more rollout that waits for the device at
+    each, the shares of the time inside Backbone.step, inside the whole steps of the scenes and inside the update.
     """
     assert model.env is not None
     env = model.env.unwrapped
     assert isinstance(env, GlimpseVecEnv)
     device, episode = env.glimpse_envs.backbone.device, env.glimpse_envs.config
-    backbone, update = Clock(device), Clock(device)
+    seconds, decisions = _timed(model, device, rollouts)
+    backbone, steps, update = Clock(device), Clock(device), Clock(device)
     with (
         patch.object(Backbone, "step", backbone.timing(Backbone.step)),
+        patch.object(EpisodeBatch, "step_rows", steps.timing(EpisodeBatch.step_rows)),
         patch.object(model, "train", update.timing(model.train)),
     ):
-        began = time.perf_counter()
-        decisions = learn_rollouts(model, rollouts)
-        synchronize(device)
-        seconds = time.perf_counter() - began
+        clocked, _ = _timed(model, device, 1)
     acting = episode.budget - (episode.first_glimpse is not None)
     return {
         "glimpses_per_second": decisions * episode.budget / acting / seconds,
-        "share_in_backbone": backbone.seconds / seconds,
-        "share_in_update": update.seconds / seconds,
+        "share_in_backbone": backbone.seconds / clocked,
+        "share_in_steps": steps.seconds / clocked,
+        "share_in_update": update.seconds / clocked,
         "rollout_buffer_mib": buffer_mib(model),
     }
+
+
+def _timed(model: OnPolicyAlgorithm, device: torch.device, rollouts: int) -> tuple[float, int]:
+    """(seconds, decisions) of rollouts with their updates."""
+    synchronize(device)
+    began = time.perf_counter()
+    decisions = learn_rollouts(model, rollouts)
+    synchronize(device)
+    return time.perf_counter() - began, decisions

@@ -1,7 +1,7 @@
 """One contestant in a process of its own: `python -m experiments.throughput.worker JOB`, JOB a JSON object.
 
-For every line on standard input it does what the line says ("run", "stages", "memory") and answers with one line of
-JSON. A process of its own has its own allocator, thread count and peak memory.
+For every line on standard input it does what the line says ("run", "stages", "memory", "ran") and answers with one
+line of JSON. A process of its own has its own allocator, thread count and peak memory.
 """
 
 import json
@@ -16,6 +16,7 @@ from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS, Job
 from experiments.throughput.peak_memory import peak_mib
 from experiments.throughput.stages import shares
+from experiments.throughput.what_ran import ran_of, told
 
 
 def main() -> None:
@@ -44,6 +45,8 @@ def main() -> None:
                 answer = shares(run, device, repeats=3)
             case "memory":
                 answer = {"peak_mib": peak_mib(device) - before}
+            case "ran":
+                answer = told(ran_of(job))
             case command:
                 raise ValueError(f"unknown command {command!r}")
         print(json.dumps(answer), file=answers)
