@@ -31,8 +31,10 @@ class Monitoring(Protocol):
 class Learner(Protocol):
     """An algorithm at work on its environments."""
 
-    num_timesteps: int
-    """Decisions so far, in all environments together."""
+    @property
+    def num_timesteps(self) -> int:
+        """Decisions so far, in all environments together."""
+        ...
 
     @property
     def network(self) -> nn.Module:
