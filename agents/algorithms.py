@@ -26,6 +26,7 @@ ENTRIES = ("default", "fashion")
 
 _MODULES: dict[str, str] = {
     "ppo": "agents.ppo.learner",
+    "q_regression": "agents.q_regression.learner",
 }
 ALGORITHMS = tuple(_MODULES)
 

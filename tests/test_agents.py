@@ -14,10 +14,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from agents.algorithms import load_hyperparameters
+from agents.checks import schedule
 from agents.normalize import PerStepNormalize
 from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.callbacks import EntropyFloor, decision_index, normalized_entropy
-from agents.ppo.hyperparameters import schedule
 from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
 from canvit_gym.assembly import build_actions, build_backbone, build_layout

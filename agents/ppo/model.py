@@ -5,9 +5,10 @@ from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
+from agents.checks import schedule
 from agents.normalize import PerStepNormalize
 from agents.ppo.algorithm import GlimpsePPO
-from agents.ppo.hyperparameters import Hyperparameters, schedule
+from agents.ppo.hyperparameters import Hyperparameters
 from agents.ppo.policy import ViewpointPolicy
 from agents.ppo.rollout import TensorRolloutBuffer
 from agents.ppo.warm_start import WarmStart, discounted_returns, warm_start

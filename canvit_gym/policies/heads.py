@@ -119,7 +119,12 @@ class TableHead(nn.Module):
         raise NotImplementedError
 
     def forward(self, features: Features) -> Tensor:
-        logits = self.scores(features.map)
+        """[B, A (+ 1)] logits, NEVER where masked."""
+        logits, masked = self.scores(features.map), self.masked(features)
+        return logits if masked is None else logits.masked_fill(masked, NEVER)
+
+    def masked(self, features: Features) -> Tensor | None:
+        """[B, A (+ 1)] actions that must not be taken; None where no mask is on."""
         masks = []
         if self.mask_seen:
             assert features.acuity is not None, "masking what was seen needs `acuity`"
@@ -128,10 +133,10 @@ class TableHead(nn.Module):
             assert features.gaze is not None, "inhibition of return needs `gaze`"
             masks.append(self.near_taken(features.gaze))
         if not masks:
-            return logits
+            return None
         masked = torch.stack(masks).any(dim=0)
         masked = masked & ~masked.all(dim=1, keepdim=True)
-        return logits.masked_fill(F.pad(masked, (0, int(self.allow_stop))), NEVER)
+        return F.pad(masked, (0, int(self.allow_stop)))
 
     def near_taken(self, gaze: Tensor) -> Tensor:
         """[B, 3 * n] -> [B, A] booleans."""

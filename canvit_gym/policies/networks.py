@@ -212,5 +212,41 @@ def _check_table(actions: spaces.Space, viewpoints: NDArray[np.float32] | None, 
             )
 
 
-NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {"ViewpointNetwork": ViewpointNetwork}
+class ViewpointQNetwork(nn.Module):
+    """What a glimpse at each viewpoint of a table is worth: Q = V + A, the mean of A over the table being zero.
+
+    The layers and their options are those of ViewpointNetwork with discrete actions. `q_values` are of all actions;
+    `values` leave out those that a mask forbids.
+
+    Raises:
+        ValueError: continuous actions, or options that do not exist or do not fit.
+    """
+
+    def __init__(self, observation_space: spaces.Dict, action_space: spaces.Space, **options: Any) -> None:
+        super().__init__()
+        if not isinstance(action_space, spaces.Discrete):
+            raise ValueError(
+                f"a network of values needs a table of viewpoints (action grid or quadtree): {action_space}"
+            )
+        self.dueling = ViewpointNetwork(observation_space, action_space, **options)
+
+    def q_values(self, observation: dict[str, Tensor]) -> Tensor:
+        """[B, A (+ 1 for stop)]"""
+        return self._of_features(self.dueling.features(observation))
+
+    def values(self, observation: dict[str, Tensor]) -> Tensor:
+        features = self.dueling.features(observation)
+        masked = cast(TableHead, self.dueling.action_net).masked(features)
+        values = self._of_features(features)
+        return values if masked is None else values.masked_fill(masked, -torch.inf)
+
+    def _of_features(self, features: Features) -> Tensor:
+        advantage = cast(TableHead, self.dueling.action_net).scores(features.map)
+        return self.dueling.value_net(features) + advantage - advantage.mean(dim=1, keepdim=True)
+
+
+NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
+    "ViewpointNetwork": ViewpointNetwork,
+    "ViewpointQNetwork": ViewpointQNetwork,
+}
 """By the name in a policy's record; called with the spaces, then `action_options` and the record's own as keywords."""

@@ -1,0 +1,213 @@
+"""Viewpoint-Q: regress what a glimpse gains on what the canvas holds, then look where most is to be gained.
+
+    Q(s, a) of the viewpoint taken  ->  z(r),  r standardized by the running mean and deviation of its depth
+
+Depth counts an episode's decisions. There is no bootstrapping: rewards are one glimpse ahead, by default the share of
+the loss that the glimpse took away. Q = V + A with A of mean zero over the table, one sample per visited state, squared
+error. A share of the steps (half by default) takes the best viewpoint, the others take any, so that the states are
+those that the policy comes to. Since targets do not depend on the policy, the last rollouts may be learned from again.
+"""
+
+import copy
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.vec_env import VecMonitor
+from torch import Tensor
+
+from agents.algorithms import Algorithm
+from agents.checks import schedule
+from agents.finite import require_finite
+from agents.learner import Monitoring, State
+from agents.q_regression.hyperparameters import QHyperparameters
+from agents.q_regression.replay import Replay
+from agents.settings import Plan
+from agents.training_state import (
+    begin_episodes,
+    capture_environments,
+    ends_with_rollouts,
+    glimpse_env,
+    num_decisions,
+    random_state,
+    restore_environments,
+    set_random_state,
+)
+from canvit_gym.backbone.load import resolve_device
+from canvit_gym.policies.networks import ViewpointQNetwork, action_options
+from canvit_gym.sb3 import make_sb3_env
+from canvit_gym.wrappers import RunningMoments
+
+EPISODES_SHOWN = 256
+"""Whose returns the progress bar averages."""
+
+
+class QRegression:
+    """A ViewpointQNetwork that learns from rollouts."""
+
+    network_class = "ViewpointQNetwork"
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.hyper: QHyperparameters = plan.hyper
+        hyper, device = self.hyper, resolve_device(plan.env.device)
+        set_random_seed(plan.settings.seed)
+        envs = make_sb3_env(plan.settings.env, hyper.n_envs, tensors=hyper.rollout_tensors, **plan.env_kwargs)
+        self.env = VecMonitor(envs)
+        self.env.seed(plan.settings.seed)
+        self.device = device
+        self._network = ViewpointQNetwork(
+            envs.glimpse_envs.single_observation_space,
+            envs.glimpse_envs.single_action_space,
+            **action_options(envs.glimpse_envs.actions),
+            **hyper.policy_kwargs,
+        ).to(device)
+        self._rate = schedule(hyper.learning_rate, name="learning_rate")
+        self.optimizer = torch.optim.Adam(self._network.parameters(), lr=self._rate(1.0), eps=1e-5)
+        self.moments = RunningMoments(num_decisions(plan.env))
+        self.replay = Replay(num_rollouts=hyper.replay_rollouts, rows=hyper.n_steps * hyper.n_envs)
+        self.num_timesteps = 0
+        self._logger = Logger(None, [])
+        self._returns: deque[float] = deque(maxlen=EPISODES_SHOWN)
+        self._loss: float | None = None
+        self._observation: dict[str, Tensor] = {}
+        self._depth = np.zeros(hyper.n_envs, dtype=np.int64)
+
+    @property
+    def network(self) -> ViewpointQNetwork:
+        return self._network
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        return self.hyper.policy_kwargs
+
+    @property
+    def captures_every_update(self) -> bool:
+        return self.hyper.replay_rollouts == 1  # nothing of a rollout is needed again
+
+    @property
+    def status(self) -> dict[str, float | None]:
+        return {"reward": float(np.mean(self._returns)) if self._returns else None, "loss": self._loss}
+
+    def set_logger(self, logger: Logger) -> None:
+        self._logger = logger
+
+    def begin(self, *, progress: bool) -> list[dict[str, float]]:
+        self._begin_episodes()
+        return []
+
+    def _begin_episodes(self, observation: Any = None) -> None:
+        self._observation = begin_episodes(self.env) if observation is None else observation
+        self._depth[:] = 0
+
+    def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
+        if callbacks:
+            raise TypeError("callbacks are Stable-Baselines3's, on which q_regression is not built: leave them out")
+        cut = not ends_with_rollouts(self.plan.env)
+        while self.num_timesteps < total:
+            monitor.between_updates()
+            if cut:
+                self._begin_episodes()
+            rate = self._rate(1 - self.num_timesteps / total)
+            self._collect(monitor)
+            self._update(rate)
+            self._logger.record("rollout/ep_rew_mean", self.status["reward"])
+            self._logger.dump(self.num_timesteps)
+        return True
+
+    @torch.no_grad()
+    def _collect(self, monitor: Monitoring) -> None:
+        """A rollout, into the replay."""
+        hyper = self.hyper
+        self._network.eval()
+        for _ in range(hyper.n_steps):
+            observation, depth = self._observation, np.minimum(self._depth, len(self.moments.count) - 1)
+            actions = self._choose(observation)
+            self._observation, rewards, ended, infos = self.env.step(actions)  # type: ignore[assignment]
+            require_finite({"the environment's reward": rewards})
+            self.moments.update(depth, rewards)
+            self.replay.add(observation, torch.from_numpy(actions), torch.from_numpy(depth), torch.from_numpy(rewards))
+            self._depth = np.where(ended, 0, self._depth + 1)
+            self._returns.extend(info["episode"]["r"] for info in infos if "episode" in info)
+            self.num_timesteps += hyper.n_envs
+            monitor.stepped(hyper.n_envs)
+
+    def _choose(self, observation: dict[str, Tensor]) -> NDArray[np.int64]:
+        """[N] the best action in about hyper.greedy of the rows, any action that no mask forbids in the others."""
+        values = self._network.values({key: value.to(self.device) for key, value in observation.items()}).cpu()
+        require_finite({"the network's values": values.clamp(min=-1e30)})
+        anything = torch.multinomial(values.isfinite().float(), 1).squeeze(1)
+        greedy = torch.rand(len(values)) < self.hyper.greedy
+        return torch.where(greedy, values.argmax(dim=1), anything).numpy()
+
+    def _update(self, rate: float) -> None:
+        hyper, network = self.hyper, self._network
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        mean, deviation = (
+            torch.from_numpy(moment).float() for moment in (self.moments.mean, np.sqrt(self.moments.var + 1e-8))
+        )
+        network.train()
+        losses: list[Tensor] = []
+        targets: list[Tensor] = []
+        for _ in range(hyper.n_epochs):
+            for rows in torch.randperm(len(self.replay)).split(hyper.batch_size):
+                batch = self.replay.take(rows, device=self.device)
+                wanted = (batch.rewards - mean[batch.depth]) / deviation[batch.depth]
+                if hyper.clip_reward is not None:
+                    wanted = wanted.clamp(-hyper.clip_reward, hyper.clip_reward)
+                wanted = wanted.to(self.device)
+                found = network.q_values(batch.observation).gather(1, batch.actions.to(self.device)[:, None]).squeeze(1)
+                loss = F.mse_loss(found, wanted)
+                self.optimizer.zero_grad()
+                loss.backward()
+                norm = torch.nn.utils.clip_grad_norm_(network.parameters(), hyper.max_grad_norm)
+                require_finite({"the loss": loss.detach(), "its gradient": norm})
+                self.optimizer.step()
+                losses.append(loss.detach())
+                targets.append(wanted)
+        self._loss = float(torch.stack(losses).mean())
+        variance = float(torch.cat(targets).square().mean())
+        self._logger.record("train/loss", self._loss)
+        self._logger.record("train/explained", 1 - self._loss / max(variance, 1e-9))
+        self._logger.record("train/learning_rate", rate)
+
+    def capture(self) -> State:
+        return {
+            "num_timesteps": self.num_timesteps,
+            "policy": {k: v.detach().clone() for k, v in self._network.state_dict().items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "moments": {
+                name: torch.from_numpy(getattr(self.moments, name).copy()) for name in ("count", "mean", "squares")
+            },
+            "replay": {} if self.captures_every_update else self.replay.state_dict(),
+            "random": random_state(),
+            **capture_environments(glimpse_env(self.env)),
+        }
+
+    def restore(self, state: State) -> None:
+        self.num_timesteps = state["num_timesteps"]
+        self.restore_network(state)
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        for name, value in state["moments"].items():
+            setattr(self.moments, name, value.numpy().copy())
+        if state["replay"]:
+            self.replay.load_state_dict(state["replay"])
+        self._begin_episodes(restore_environments(self.env, state))
+        set_random_state(state["random"])
+
+    def restore_network(self, state: State) -> None:
+        self._network.load_state_dict(state["policy"])
+
+    def close(self) -> None:
+        self.env.close()
+
+
+ALGORITHM = Algorithm(title="Q-regression", hyperparameters=QHyperparameters, make=QRegression)
