@@ -11,8 +11,7 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies.learned import LearnedPolicy
-from canvit_gym.rewards import uses_score, uses_soft_score
-from canvit_gym.statistics import mean_iou
+from canvit_gym.rewards import REWARDS
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class Stops:
         return values[np.arange(len(self.glimpses)), self.glimpses - 1]
 
     def score(self) -> float:
-        """The data set's mIoU or top-1 of the readings at the stops."""
-        counts = (self.at_stop(c).sum(axis=0) for c in (self.evaluation.intersection, self.evaluation.union))
-        return float(mean_iou(*counts))
+        """The data set's score of the readings at the stops."""
+        counts = {name: self.at_stop(values)[:, None] for name, values in self.evaluation.counts.items()}
+        return float(self.evaluation.measure.score(counts)[0])
 
     def loss(self) -> float:
         return float(self.at_stop(self.evaluation.loss).mean())
@@ -44,8 +43,8 @@ class Stops:
         Of loss_reduction and score_gain this is the mean return, up to a constant of the scenes. A soft score is stood
         for by the score, a relative loss by the loss.
         """
-        by_score = uses_score(config.reward) or uses_soft_score(config.reward)
-        potential = self.at_stop(self.evaluation.scene_score()).mean() if by_score else -self.loss()
+        by_loss = REWARDS[config.reward].potential == "loss"
+        potential = -self.loss() if by_loss else self.at_stop(self.evaluation.scene_score()).mean()
         return float(potential - config.glimpse_cost * self.mean_glimpses)
 
 

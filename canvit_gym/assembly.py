@@ -1,16 +1,14 @@
 """EnvConfig -> parts: scenes, backbone, task, actions, observation layout. Everything that needs them asks here."""
 
-from typing import cast
-
 from canvit_gym.actions import ActionKind, Actions, make_actions
 from canvit_gym.backbone.load import Backbone, load_backbone, resolve_device
 from canvit_gym.config import EnvConfig
 from canvit_gym.observations import ObservationLayout
+from canvit_gym.rewards import REWARDS
 from canvit_gym.scenes.datasets import DATASETS, SceneRequest
 from canvit_gym.scenes.source import SceneSource
-from canvit_gym.tasks.classification import ClassificationTask, load_classifier
-from canvit_gym.tasks.default_probe import default_probe
-from canvit_gym.tasks.segmentation import SegmentationTask, load_probe
+from canvit_gym.tasks import TASKS
+from canvit_gym.tasks.task import Task
 
 
 def build_backbone(config: EnvConfig) -> Backbone:
@@ -58,16 +56,15 @@ def task_kind(dataset: str) -> str:
     return DATASETS[dataset].task
 
 
-def build_task(
-    config: EnvConfig, backbone: Backbone, classes: tuple[str, ...]
-) -> SegmentationTask | ClassificationTask:
-    kind = task_kind(config.dataset)
-    name = config.probe or default_probe(DATASETS[config.dataset], backbone)
-    if kind == "segmentation":
-        probe, source = load_probe(cast(str, name), backbone, classes=classes)
-        return SegmentationTask(backbone=backbone, probe=probe, classes=classes, source=source)
-    model, source = load_classifier(name, backbone, classes=classes)
-    return ClassificationTask(backbone=backbone, model=model, classes=classes, source=source)
+def build_task(config: EnvConfig, backbone: Backbone, classes: tuple[str, ...]) -> Task:
+    """The task of the config's data set, reading scenes of these classes.
+
+    Raises:
+        ValueError: a probe that does not fit, or a reward that the task cannot pay.
+    """
+    task = TASKS[task_kind(config.dataset)].build(config, backbone, classes)
+    task.require_potential(REWARDS[config.reward].potential, wanted_by=f"reward={config.reward!r}")
+    return task
 
 
 def build_actions(config: EnvConfig, kind: ActionKind | None = None) -> Actions:
@@ -75,15 +72,21 @@ def build_actions(config: EnvConfig, kind: ActionKind | None = None) -> Actions:
     return make_actions(kind or config.action, **config.action_parameters)
 
 
-def build_layout(config: EnvConfig, backbone: Backbone, *, is_dense: bool) -> ObservationLayout:
+def build_layout(config: EnvConfig, backbone: Backbone, task: Task) -> ObservationLayout:
+    """
+    Raises:
+        ValueError: sizes that the canvas does not have, or keys that the task has nothing to show for.
+    """
+    map_size = backbone.canvas_grid if config.map_size is None else config.map_size
     return ObservationLayout(
         keys=config.observations,
         canvas_size=config.canvas_size,
-        map_size=backbone.canvas_grid if config.map_size is None else config.map_size,
+        map_size=map_size,
         dtype=config.observation_dtype,
         canvas_dim=backbone.canvit.canvas_dim,
         backbone_dim=backbone.canvit.backbone_dim,
         canvas_grid=backbone.canvas_grid,
         glimpse_size_px=backbone.glimpse_size_px,
-        is_dense=is_dense,
+        uncertainty_shape=task.uncertainty_shape(map_size),
+        goal_shape=None if task.goals is None else task.goals.shape,
     )

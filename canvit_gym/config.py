@@ -14,7 +14,7 @@ from canvit_gym.actions import ActionKind, DiscreteActions, make_actions
 from canvit_gym.backbone.load import Precision
 from canvit_gym.checks import Check, boolean, is_number, number, number_at_least, one_of, optional, several, text, whole
 from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, check_keys
-from canvit_gym.rewards import Reward, check_reward
+from canvit_gym.rewards import check_reward
 from canvit_gym.scenes.datasets import DATASETS, Unreadable, check_scene_arguments
 from canvit_gym.scenes.sampler import check_shard
 from canvit_gym.viewpoints import MIN_SCALE, FirstGlimpse
@@ -228,7 +228,7 @@ class ActionConfig:
 class RewardConfig:
     """Rewards: what a glimpse pays and costs. See canvit_gym.rewards."""
 
-    reward: Reward = option("loss_reduction", _reward, "what a glimpse pays: see Rewards")
+    reward: str = option("loss_reduction", _reward, "what a glimpse pays: see Rewards")
     glimpse_cost: float = option(0.0, number_at_least(0), "taken off the reward for every glimpse the agent takes")
     track_score: bool = option(False, boolean, "whether every info holds the score")
 

@@ -4,24 +4,26 @@ Host-side arrays are numpy, device-side ones are tensors; rows are environment i
 the rows it is given, so that scenes which end are replaced while the others go on.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from canvit_core.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from canvit_pytorch import RecurrentState, Viewpoint
-from canvit_pytorch.preprocess import imagenet_denormalize
 from numpy.typing import NDArray
 from torch import Tensor
 
 from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.observations import GAZE_LENGTH, ObservationLayout, pooled_canvas, uncertainty, update_acuity
-from canvit_gym.scenes.source import SceneSource, load_scenes
+from canvit_gym.observations import ObservationLayout, StepTensors, Taken, pooled_canvas, to_uint8
+from canvit_gym.scenes.source import SceneBatch, SceneSource, load_scenes
 from canvit_gym.states import Rows, States, index_of
-from canvit_gym.tasks.task import Task
+from canvit_gym.tasks.goals import Goals, choose_goals, require_available, scene_uniforms
+from canvit_gym.tasks.metric import Metric
+from canvit_gym.tasks.pictures import TaskPicture
+from canvit_gym.tasks.task import Task, Truth
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
 READING_BYTES = 1 << 20
@@ -36,12 +38,18 @@ class EpisodeView:
     glimpse: NDArray[np.uint8]  # [px, px, 3], the last one; zeros before the first
     viewpoints: NDArray[np.float32]  # [t, 3] (row, col, scale), in the order taken
     canvas: NDArray[np.float32]  # [G, G, D], layer-normalized
-    prediction: NDArray[np.float32]  # dense: [H, W] labels; else [K] probabilities
-    truth: NDArray[np.int64]  # dense: [H, W] labels; else [] class
+    prediction: NDArray[np.float32]  # as the task predicts: [H, W] labels, [K] probabilities, ...
+    truth: NDArray[np.int64]  # the scene's labels: [H, W], or [] class
     classes: tuple[str, ...]
     budget: int
     loss_curve: NDArray[np.float32]  # [budget + 1], index = glimpses taken; NaN where not measured
     score_curve: NDArray[np.float32]
+    metric: Metric
+    """What the score is called and how it is written."""
+    picture: TaskPicture
+    """How reading and truth are drawn."""
+    goal: str = ""
+    """The name of what is asked for, in goal-conditioned tasks."""
 
 
 def _assign(target: Tensor | None, rows: Rows, value: Tensor, num: int) -> Tensor:
@@ -82,12 +90,95 @@ def to_host(tensors: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
 
 
 @dataclass(frozen=True)
-class _Potentials:
-    """Losses, and scores and soft scores where asked for, of rows after so many glimpses: on their way to the host."""
+class StepResult:
+    """What a step makes of n rows, on the device."""
+
+    state: RecurrentState
+    logits: Tensor
+    measured: Tensor | None  # [number of potentials, n]
+    kept: dict[str, Tensor]  # of the observation's DeviceKeys, [n, ...] each
+
+
+class DeviceStep:
+    """All that a step does on the device once its glimpses are sampled: a pure function of tensors."""
+
+    def __init__(self, *, backbone: Backbone, task: Task, layout: ObservationLayout, potentials: Sequence[str]) -> None:
+        self.backbone = backbone
+        self.task = task
+        self.layout = layout
+        self._keys = layout.device_keys
+        self._measures = [task.potentials[name].measure for name in potentials]
+        self._pools = any(key.reads_canvas for key in self._keys.values())
+        self._shows_uncertainty = any(key.reads_uncertainty for key in self._keys.values())
+
+    def __call__(
+        self, glimpse: Tensor, where: Viewpoint, state: RecurrentState, truth: Truth, before: Mapping[str, Tensor]
+    ) -> StepResult:
+        """Glimpses [n, 3, px, px] at viewpoints `where`, and states before them -> what follows.
+
+        before: what the keys that accumulate have kept.
+        """
+        state = self.backbone.step(glimpse, state, where)
+        step = self._read(state, glimpse, where)
+        kept = {
+            name: key.update(before[name] if key.accumulates else None, step, self.layout)
+            for name, key in self._keys.items()
+        }
+        return StepResult(state=state, logits=step.logits, measured=self.measure(step.logits, truth), kept=kept)
+
+    def start(self, num: int, *, read: bool) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """(logits, kept) of `num` scenes that have not been looked at; without `read`, only what needs no reading."""
+        kept = {name: key.start(self.layout, num, self.backbone.device) for name, key in self._keys.items()}
+        if not read:
+            return None, {name: value for name, value in kept.items() if value is not None}
+        # One empty canvas is read for all of them.
+        empty = self._read(self.backbone.init_state(1), None, None)
+        for name, key in self._keys.items():
+            if kept[name] is None:
+                kept[name] = _repeated(key.update(None, empty, self.layout), num)
+        return _repeated(empty.logits, num), {name: value for name, value in kept.items() if value is not None}
+
+    def measure(self, logits: Tensor, truth: Truth) -> Tensor | None:
+        """[number of potentials, n]"""
+        return torch.stack([measure(logits, truth) for measure in self._measures]) if self._measures else None
+
+    def _read(self, state: RecurrentState, glimpse: Tensor | None, where: Viewpoint | None) -> StepTensors:
+        logits, pooled = self._decode(state)
+        shown = self.task.uncertainty(logits, map_size=self.layout.map_size) if self._shows_uncertainty else None
+        return StepTensors(
+            state=state, logits=logits, pooled_canvas=pooled, uncertainty=shown, glimpse=glimpse, viewpoint=where
+        )
+
+    def _decode(self, state: RecurrentState) -> tuple[Tensor, Tensor | None]:
+        """(logits, pooled canvas where it is observed) of states."""
+        if not (self._pools or self.task.reads_canvas):
+            return self.task.read(state, None), None
+        scene_bytes = state.canvas[0].numel() * state.canvas.element_size()
+        at_once = -(-READING_BYTES // scene_bytes) if state.canvas.device.type == "cpu" else len(state.canvas)
+        logits, pooled = [], []
+        for canvas, recurrent_cls in zip(state.canvas.split(at_once), state.recurrent_cls.split(at_once), strict=True):
+            part = RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls)
+            canvas_norm = normalized_canvas(self.backbone, part)
+            logits.append(self.task.read(part, canvas_norm))
+            if self._pools:
+                pooled.append(pooled_canvas(canvas_norm, size=self.layout.canvas_size))
+        if len(logits) == 1:
+            return logits[0], pooled[0] if self._pools else None
+        return torch.cat(logits), torch.cat(pooled) if self._pools else None
+
+
+def _repeated(row: Tensor, num: int) -> Tensor:
+    """[1, ...] -> [num, ...], each row in memory of its own."""
+    return row.expand(num, *row.shape[1:]).contiguous()
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Potentials of rows after so many glimpses: on their way to the host."""
 
     rows: Rows
     glimpses: NDArray[np.int64]
-    values: Tensor  # [1 to 3, len(rows)], in this order
+    values: Tensor  # [number of potentials, len(rows)]
     arrived: torch.cuda.Event | None
 
 
@@ -103,17 +194,22 @@ class EpisodeBatch:
         layout: ObservationLayout,
         scenes: SceneSource,
         budget: int,
-        with_score: bool,
-        with_soft_score: bool = False,
+        potentials: Sequence[str] = ("loss",),
+        counted: bool = False,
     ) -> None:
+        """potentials: the names of those to measure after every reading; no others are. counted: whether the task's
+        `count` will be called after every glimpse, and is to be prepared for."""
+        for name in potentials:
+            task.require_potential(name, wanted_by="this batch of episodes")
         self.num = num
         self.backbone = backbone
         self.task = task
         self.layout = layout
         self.scenes = scenes
         self.budget = budget
-        self.with_score = with_score
-        self.with_soft_score = with_soft_score
+        self.measured = tuple(potentials)
+        self._counted = counted
+        self._device_step = DeviceStep(backbone=backbone, task=task, layout=layout, potentials=self.measured)
         self.all_rows: Rows = np.arange(num)
         self._mean, self._std = (
             torch.tensor(values, device=backbone.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
@@ -122,20 +218,16 @@ class EpisodeBatch:
         self.scene = np.full(num, -1, dtype=np.int64)
         self.glimpses = np.zeros(num, dtype=np.int64)
         self.viewpoints = np.zeros((num, budget, 3), dtype=np.float32)
-        self._loss = np.zeros(num, dtype=np.float32)
-        self._score = np.full(num, np.nan, dtype=np.float32)
-        self._soft_score = np.full(num, np.nan, dtype=np.float32)
-        self._loss_curve = np.full((num, budget + 1), np.nan, dtype=np.float32)
-        self._score_curve = np.full((num, budget + 1), np.nan, dtype=np.float32)
-        self._potentials: _Potentials | None = None
+        self.goal: NDArray[np.int64] | None = None if task.goals is None else np.zeros(num, dtype=np.int64)
+        self._potentials = {name: np.zeros(num, dtype=np.float32) for name in self.measured}
+        self._curves = {name: np.full((num, budget + 1), np.nan, dtype=np.float32) for name in self.measured}
+        self._in_flight: _Measured | None = None
 
         self.images: Tensor | None = None  # [N, 3, H, W], ImageNet-normalized
         self.truth: dict[str, Tensor] = {}
         self._states = States(num, backbone.init_state)
         self.logits: Tensor | None = None
-        self._pooled: Tensor | None = None  # [N, D, g, g]
-        self._acuity: Tensor | None = None  # [N, m, m]
-        self._pixels: Tensor | None = None  # [N, 3, px, px] uint8
+        self._kept: dict[str, Tensor] = {}  # of the observation's DeviceKeys, [N, ...] each
 
     @property
     def state(self) -> RecurrentState:
@@ -144,65 +236,70 @@ class EpisodeBatch:
             return self._states.whole()
 
     @property
-    def loss(self) -> NDArray[np.float32]:
-        """[N], as of the last reading."""
+    def potentials(self) -> dict[str, NDArray[np.float32]]:
+        """[N] each, as of the last reading."""
         self._settle()
-        return self._loss
+        return self._potentials
 
     @property
-    def score(self) -> NDArray[np.float32]:
-        """[N], NaN where it is not measured."""
+    def curves(self) -> dict[str, NDArray[np.float32]]:
+        """[N, budget + 1] each, index = glimpses taken; NaN where not measured."""
         self._settle()
-        return self._score
-
-    @property
-    def soft_score(self) -> NDArray[np.float32]:
-        """[N], NaN where it is not measured."""
-        self._settle()
-        return self._soft_score
-
-    @property
-    def loss_curve(self) -> NDArray[np.float32]:
-        """[N, budget + 1], index = glimpses taken."""
-        self._settle()
-        return self._loss_curve
-
-    @property
-    def score_curve(self) -> NDArray[np.float32]:
-        """[N, budget + 1], index = glimpses taken."""
-        self._settle()
-        return self._score_curve
+        return self._curves
 
     @torch.inference_mode()
-    def reset_rows(self, rows: Rows, scene: NDArray[np.int64], *, read: bool) -> None:
-        """Put scenes [len(rows)] in rows, with an empty canvas; `read` decodes the empty canvas."""
+    def reset_rows(
+        self,
+        rows: Rows,
+        scene: NDArray[np.int64],
+        *,
+        read: bool,
+        goal: NDArray[np.int64] | None = None,
+        uniform: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Put scenes [len(rows)] in rows, with an empty canvas; `read` decodes the empty canvas.
+
+        goal: [len(rows)], of a task that has goals; None draws them by `uniform`, numbers in [0, 1), which by default
+        follow from the scenes' indices.
+
+        Raises:
+            ValueError: a scene does not hold the goal given.
+        """
         self._settle()
-        device = self.backbone.device
         batch = load_scenes(self.scenes, scene)
-        self._put_images(rows, batch.images)
-        for name, value in self.task.truth(batch.labels, with_score=self.with_score).items():
+        if self.goal is not None:
+            self.goal[rows] = self._goals(batch, scene, goal, uniform)
+        asked = None if self.goal is None else self.goal[rows]
+        truth = self.task.truth(batch, goal=asked, potentials=self.measured, counted=self._counted)
+        for name, value in truth.items():
             self.truth[name] = _assign(self.truth.get(name), rows, value, self.num)
+        self._put_images(rows, batch.images)
         self._states.restart(rows)
 
         self.scene[rows] = scene
         self.glimpses[rows] = 0
         self.viewpoints[rows] = 0
-        self._loss_curve[rows] = np.nan
-        self._score_curve[rows] = np.nan
-        if "acuity" in self.layout.keys:
-            size = self.layout.map_size
-            zeros = torch.zeros(len(rows), size, size, device=device)
-            self._acuity = _assign(self._acuity, rows, zeros, self.num)
-        if "glimpse" in self.layout.keys:
-            px = self.layout.glimpse_size_px
-            zeros = torch.zeros(len(rows), 3, px, px, dtype=torch.uint8, device=device)
-            self._pixels = _assign(self._pixels, rows, zeros, self.num)
-        if read:
-            # One empty canvas is read for all of them.
-            empty = self._decode(self.backbone.init_state(1))
-            logits, pooled = (None if t is None else t.expand(len(rows), *t.shape[1:]).contiguous() for t in empty)
-            assert logits is not None
-            self._read(rows, logits, pooled)
+        for curve in self._curves.values():
+            curve[rows] = np.nan
+        logits, kept = self._device_step.start(len(rows), read=read)
+        self._keep(rows, kept)
+        if logits is not None:
+            self.logits = _assign(self.logits, rows, logits, self.num)
+            self._note(rows, self._device_step.measure(logits, self._truth_of(rows)))
+
+    def _goals(
+        self,
+        batch: SceneBatch,
+        scene: NDArray[np.int64],
+        goal: NDArray[np.int64] | None,
+        uniform: NDArray[np.float64] | None,
+    ) -> NDArray[np.int64]:
+        assert self.task.goals is not None
+        available = self.task.goals.available(batch)
+        if goal is None:
+            return choose_goals(available, scene_uniforms(scene) if uniform is None else uniform)
+        require_available(goal, available, scene, self.task.goals.names)
+        return goal
 
     def _put_images(self, rows: Rows, images: Tensor) -> None:
         """uint8 [len(rows), 3, H, W] -> ImageNet-normalized, in rows of `self.images`.
@@ -224,21 +321,22 @@ class EpisodeBatch:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
         assert self.images is not None, "reset_rows() comes first"
         where = to_viewpoint(viewpoints, self.backbone.device)
-        state = self._forward(rows, where)
-        self._states.put(rows, state)
-
+        before = self._kept if len(rows) == self.num else _RowsOf(self._kept, rows)
+        glimpse, state = self._glimpses(rows, where), self._states.take(rows)
+        result = self._device_step(glimpse, where, state, self._truth_of(rows), before)
+        self._states.put(rows, result.state)
         self.viewpoints[rows, self.glimpses[rows]] = viewpoints
         self.glimpses[rows] += 1
-        if self._acuity is not None:
-            acuity = self._acuity if len(rows) == self.num else self._acuity[index_of(rows, self._acuity)]
-            self._acuity = _assign(self._acuity, rows, update_acuity(acuity, where), self.num)
-        self._read(rows, *self._decode(state))
+        self._keep(rows, result.kept)
+        self.logits = _assign(self.logits, rows, result.logits, self.num)
+        self._note(rows, result.measured)
 
-    def _forward(self, rows: Rows, where: Viewpoint) -> RecurrentState:
-        glimpse = self._glimpses(rows, where)
-        if self._pixels is not None:
-            self._keep_pixels(rows, glimpse)
-        return self.backbone.step(glimpse, self._states.take(rows), where)
+    def _truth_of(self, rows: Rows) -> Truth:
+        return self.truth if len(rows) == self.num else _RowsOf(self.truth, rows)
+
+    def _keep(self, rows: Rows, kept: dict[str, Tensor]) -> None:
+        for name, value in kept.items():
+            self._kept[name] = _assign(self._kept.get(name), rows, value, self.num)
 
     def _glimpses(self, rows: Rows, where: Viewpoint) -> Tensor:
         """[len(rows), 3, px, px], ImageNet-normalized."""
@@ -254,71 +352,40 @@ class EpisodeBatch:
         everywhere.centers[index], everywhere.scales[index] = where.centers, where.scales
         return self.backbone.glimpse(self.images, everywhere)[index]
 
-    def _keep_pixels(self, rows: Rows, glimpse: Tensor) -> None:
-        self._pixels = _assign(self._pixels, rows, _to_uint8(glimpse), self.num)
-
-    def _decode(self, state: RecurrentState) -> tuple[Tensor, Tensor | None]:
-        """(logits, pooled canvas where it is observed) of states."""
-        observed = "canvas" in self.layout.keys
-        if not (observed or self.task.is_dense):
-            return self.task.read(state, None), None
-        scene_bytes = state.canvas[0].numel() * state.canvas.element_size()
-        at_once = -(-READING_BYTES // scene_bytes) if state.canvas.device.type == "cpu" else len(state.canvas)
-        logits, pooled = [], []
-        for canvas, recurrent_cls in zip(state.canvas.split(at_once), state.recurrent_cls.split(at_once), strict=True):
-            part = RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls)
-            canvas_norm = normalized_canvas(self.backbone, part)
-            logits.append(self.task.read(part, canvas_norm))
-            if observed:
-                pooled.append(pooled_canvas(canvas_norm, size=self.layout.canvas_size))
-        if len(logits) == 1:
-            return logits[0], pooled[0] if observed else None
-        return torch.cat(logits), torch.cat(pooled) if observed else None
-
-    def _read(self, rows: Rows, logits: Tensor, pooled: Tensor | None) -> None:
-        """Measure the readings of rows: loss, and the scores where asked for."""
+    def _note(self, rows: Rows, values: Tensor | None) -> None:
+        """Potentials [number of them, len(rows)] of the current readings are on their way to the host."""
         self._settle()
-        self.logits = _assign(self.logits, rows, logits, self.num)
-        if pooled is not None:
-            self._pooled = _assign(self._pooled, rows, pooled, self.num)
-        truth = self.truth if len(rows) == self.num else _RowsOf(self.truth, rows)
-        potentials = [self.task.loss(logits, truth)]
-        if self.with_score:
-            potentials.append(self.task.score(logits, truth))
-        if self.with_soft_score:
-            potentials.append(self.task.soft_score(logits, truth))
-        values, arrived = torch.stack(potentials), None
+        if values is None:
+            return
+        arrived = None
         if values.device.type == "cuda":
             # What the step is for is on its way while the observation is made; `_settle` waits for it.
             arrived, stream = torch.cuda.Event(), torch.cuda.current_stream(values.device)
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
             arrived.record(stream)
-        self._potentials = _Potentials(rows=rows, glimpses=self.glimpses[rows], values=values, arrived=arrived)
+        self._in_flight = _Measured(rows=rows, glimpses=self.glimpses[rows], values=values, arrived=arrived)
 
     def _settle(self) -> None:
         """Wait for the last potentials and note them.
 
         Raises:
-            FloatingPointError: the reading of a scene is not finite; names the scene and the glimpse.
+            FloatingPointError: a potential of a scene is not finite; names the scene and the glimpse.
         """
-        last, self._potentials = self._potentials, None
+        last, self._in_flight = self._in_flight, None
         if last is None:
             return
         if last.arrived is not None:
             last.arrived.synchronize()
         values = last.values.numpy()
-        self._loss[last.rows] = values[0]
-        self._loss_curve[last.rows, last.glimpses] = values[0]
-        if self.with_score:
-            self._score[last.rows] = values[1]
-            self._score_curve[last.rows, last.glimpses] = values[1]
-        if self.with_soft_score:
-            self._soft_score[last.rows] = values[-1]
-        if (wrong := np.flatnonzero(~np.isfinite(values[0]))).size:  # as any logit that is not finite makes the loss
-            row, taken = int(last.rows[wrong[0]]), int(last.glimpses[wrong[0]])
+        for name, measured in zip(self.measured, values, strict=True):
+            self._potentials[name][last.rows] = measured
+            self._curves[name][last.rows, last.glimpses] = measured
+        if (wrong := np.argwhere(~np.isfinite(values.T))).size:  # as any logit that is not finite makes the loss
+            place, which = wrong[0]
+            row, taken, name = int(last.rows[place]), int(last.glimpses[place]), self.measured[which]
             when = f"glimpse {taken} at {self.viewpoints[row, taken - 1].tolist()}" if taken else "before any glimpse"
             raise FloatingPointError(
-                f"scene {self.scene[row]}, {when}: the reading is not finite (cross-entropy {self._loss[row]}). Check "
+                f"scene {self.scene[row]}, {when}: the reading is not finite ({name} {values[which, place]}). Check "
                 f"the weights of checkpoint {self.backbone.name!r} and its probe, or try precision='float32' (this is "
                 f"{self.backbone.precision})."
             )
@@ -327,50 +394,23 @@ class EpisodeBatch:
     def observe(self, rows: Rows | None = None) -> dict[str, Tensor]:
         """Fresh tensors of the keys asked for, [len(rows), ...] each, on the device."""
         rows = self.all_rows if rows is None else rows
-        assert self.logits is not None
-        dtype = getattr(torch, self.layout.dtype)
-        device = self.backbone.device
-        whole = len(rows) == self.num
+        dtype, device = getattr(torch, self.layout.dtype), self.backbone.device
+        goal = None if self.goal is None else cast(Goals, self.task.goals).encode(self.goal[rows])
+        taken = Taken(self.glimpses[rows], self.viewpoints[rows], self.budget, goal)
 
-        def picked(stored: Tensor) -> Tensor:
-            """Never an alias of what is stored: rows are updated in place."""
-            value = stored if whole else stored[index_of(rows, stored)]
+        def picked(kept: Tensor) -> Tensor:
+            """Never an alias of what is kept: rows are updated in place."""
+            value = kept if len(rows) == self.num else kept[index_of(rows, kept)]
             value = value.to(dtype) if value.is_floating_point() else value
-            return value.clone() if value is stored else value
+            return value.clone() if value is kept else value
 
-        def from_host(values: NDArray[np.float32]) -> Tensor:
+        def sent(values: NDArray[np.float32]) -> Tensor:
             return torch.from_numpy(values).to(device=device, dtype=dtype, non_blocking=True)
 
-        observation: dict[str, Tensor] = {}
-        for key in self.layout.keys:
-            match key:
-                case "canvas":
-                    assert self._pooled is not None
-                    observation[key] = picked(self._pooled)
-                case "uncertainty":
-                    logits = self.logits if whole else self.logits[index_of(rows, self.logits)]
-                    observation[key] = uncertainty(logits, size=self.layout.map_size).to(dtype)
-                case "acuity":
-                    assert self._acuity is not None
-                    observation[key] = picked(self._acuity).unsqueeze(1)
-                case "cls":
-                    stored = self.state.recurrent_cls[:, 0]
-                    cls = (stored if whole else stored[index_of(rows, stored)]).float()
-                    observation[key] = torch.nn.functional.layer_norm(cls, cls.shape[-1:]).to(dtype)
-                case "viewpoint":
-                    last = np.maximum(self.glimpses[rows] - 1, 0)
-                    observation[key] = from_host(self.viewpoints[rows, last])
-                case "gaze":
-                    recent = self.glimpses[rows, None] - 1 - np.arange(GAZE_LENGTH)  # [n, GAZE_LENGTH]
-                    taken = self.viewpoints[rows[:, None], np.maximum(recent, 0)]
-                    observation[key] = from_host((taken * (recent >= 0)[..., None]).reshape(len(rows), -1))
-                case "time":
-                    left = (1 - self.glimpses[rows] / self.budget).astype(np.float32)
-                    observation[key] = from_host(left[:, None])
-                case "glimpse":
-                    assert self._pixels is not None
-                    observation[key] = picked(self._pixels)
-        return observation
+        host = self.layout.host_keys
+        return {
+            key: sent(host[key].read(taken)) if key in host else picked(self._kept[key]) for key in self.layout.keys
+        }
 
     @torch.no_grad()
     def view(self, row: int) -> EpisodeView:
@@ -380,18 +420,19 @@ class EpisodeBatch:
         state = RecurrentState(
             canvas=self.state.canvas[row : row + 1], recurrent_cls=self.state.recurrent_cls[row : row + 1]
         )
-        truth = {k: v[row : row + 1] for k, v in self.truth.items()}
+        truth = self._truth_of(np.array([row]))
         taken = int(self.glimpses[row])
         image = self.images[row : row + 1]
         glimpse = np.zeros((self.layout.glimpse_size_px, self.layout.glimpse_size_px, 3), dtype=np.uint8)
         if taken:
             viewpoint = to_viewpoint(self.viewpoints[row, taken - 1 : taken], self.backbone.device)
-            glimpse = _to_uint8(self.backbone.glimpse(image, viewpoint))[0].permute(1, 2, 0).cpu().numpy()
-        score_curve = self.score_curve[row].copy()
-        score_curve[taken] = self.task.score(logits, truth).item()
+            glimpse = to_uint8(self.backbone.glimpse(image, viewpoint))[0].permute(1, 2, 0).cpu().numpy()
+        loss_curve, score_curve = self._curve("loss", row), self._curve("score", row)
+        score_curve[taken] = self.task.potentials["score"].measure(logits, truth).item()
+        goals = self.task.goals
         grid = self.backbone.canvas_grid
         return EpisodeView(
-            image=_to_uint8(image)[0].permute(1, 2, 0).cpu().numpy(),
+            image=to_uint8(image)[0].permute(1, 2, 0).cpu().numpy(),
             glimpse=glimpse,
             viewpoints=self.viewpoints[row, :taken].copy(),
             canvas=normalized_canvas(self.backbone, state)[0].view(grid, grid, -1).cpu().numpy(),
@@ -399,11 +440,14 @@ class EpisodeBatch:
             truth=truth["labels"][0].cpu().numpy().astype(np.int64),
             classes=self.task.classes,
             budget=self.budget,
-            loss_curve=self.loss_curve[row].copy(),
+            loss_curve=loss_curve,
             score_curve=score_curve,
+            metric=self.task.metric,
+            picture=self.task.picture,
+            goal="" if goals is None or self.goal is None else goals.names[self.goal[row]],
         )
 
-
-def _to_uint8(images: Tensor) -> Tensor:
-    """ImageNet-normalized [..., 3, H, W] -> uint8 RGB."""
-    return (imagenet_denormalize(images) * 255).round().to(torch.uint8)
+    def _curve(self, name: str, row: int) -> NDArray[np.float32]:
+        """[budget + 1], NaN where not measured."""
+        known = self.curves.get(name)
+        return np.full(self.budget + 1, np.nan, dtype=np.float32) if known is None else known[row].copy()

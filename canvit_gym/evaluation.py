@@ -1,10 +1,10 @@
 """Exact evaluation: every scene of a split once, in order, measured after every glimpse. (Scenes without any label
 have nothing to measure and are left out, with a warning.)
 
-Segmentation is reported as data-set mIoU (intersections and unions summed over scenes, then averaged over
-classes, as canvit-pytorch's MeanIoU does) of the logits upsampled to the scene before the argmax;
-classification as top-1 and top-5 accuracy; both with the mean cross-entropy and the FLOPs it took. What was counted
-on each scene is kept and can be saved, so that any statistic (canvit_gym.statistics) can be computed without a rerun.
+Readings are reported by the task's metric (canvit_gym.tasks.metric), its loss, and the FLOPs it took. Segmentation has
+the data set's mIoU, as canvit-pytorch's MeanIoU counts it, classification top-1 and top-5 accuracy. What was counted on
+each scene is kept and can be saved, so that any statistic (canvit_gym.statistics) can be computed without a rerun.
+Goal-conditioned tasks ask each scene for one goal, the same in every evaluation.
 
 The numbers do not depend on the batch size, up to float32 rounding: matrix products of other shapes add in another
 order, so a pixel whose two best classes tie may change sides, and a policy that compares such numbers may look
@@ -20,11 +20,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from canvit_pytorch.benchmarks.ade20k import IGNORE_LABEL
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -47,50 +46,68 @@ from canvit_gym.scenes.files import ScenesOnDisk
 from canvit_gym.scenes.sampler import batches_ahead
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.seeding import seeded
-from canvit_gym.statistics import Mean, MeanIoU, area_under_curve, mean_iou
-from canvit_gym.tasks.segmentation import SegmentationTask
+from canvit_gym.statistics import Mean, Statistic, area_under_curve
+from canvit_gym.tasks import metric_named
+from canvit_gym.tasks.metric import Metric
 from canvit_gym.versions import package_version
 
 FORMAT = 1
 """Of a saved evaluation."""
 
 _PACKAGES = ("canvit-gym", "canvit-pytorch", "torch", "numpy")
-_ARRAYS = ("scene", "viewpoints", "loss", "intersection", "union", "rank", "gflops")
+_ARRAYS = ("scene", "viewpoints", "loss", "gflops")
+_OF_VERSION_0_1 = ("intersection", "union")
+"""Saved of accuracies too, where they say no more than the ranks."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One policy on one split: N scenes, T glimpses, K classes."""
+    """One policy on one split: N scenes, T glimpses."""
 
     scene: NDArray[np.int64]  # [N]
     viewpoints: NDArray[np.float32]  # [N, T, 3]
-    loss: NDArray[np.float32]  # [N, T] cross-entropy in nats
-    intersection: NDArray[np.integer]  # [N, T, K] pixels; classification: [N, T, 1], 1 where correct
-    union: NDArray[np.integer]  # [N, T, K] pixels; classification: ones
-    rank: NDArray[np.uint16] | None  # classification: [N, T] classes that come before the true one; 0 is correct
+    loss: NDArray[np.float32]  # [N, T] the task's loss: a cross-entropy in nats, mostly
+    counts: dict[str, NDArray[Any]]  # [N, T, ...] what the metric is computed from: see Metric.counts
     gflops: NDArray[np.float64]  # [T] per scene up to and with each glimpse: the backbone's and the policy's own
-    metric: Literal["mIoU", "top-1"]
+    metric: str
+    """Name of the task's metric."""
     seed: int
     record: dict[str, Any]
     """JSON values: the policy, the configuration, scenes, checkpoint, probe, class names and versions."""
+    goal: NDArray[np.int64] | None = None  # [N] what was asked for, in goal-conditioned tasks
+
+    @property
+    def measure(self) -> Metric:
+        """How the score is computed, shown and resampled."""
+        return metric_named(self.metric)
+
+    def first(self, num_scenes: int) -> "Evaluation":
+        """The evaluation of the first scenes alone."""
+        counts = {name: value[:num_scenes] for name, value in self.counts.items()}
+        rows = {name: getattr(self, name)[:num_scenes] for name in ("scene", "viewpoints", "loss")}
+        return replace(self, **rows, counts=counts, goal=None if self.goal is None else self.goal[:num_scenes])
 
     def score(self, scenes: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float64]:
-        """[T] mIoU or top-1 accuracy of the split, or of a choice of its scenes (with repetition)."""
-        return mean_iou(self.intersection[scenes].sum(axis=0), self.union[scenes].sum(axis=0))
+        """[T] the metric of the split, or of a choice of its scenes (with repetition)."""
+        return self.measure.score({name: value[scenes] for name, value in self.counts.items()})
 
-    def top5(self) -> NDArray[np.float64]:
-        """[T] share of scenes whose class is among the five most likely."""
-        if self.rank is None:
-            raise ValueError("top-5 accuracy is of classification; this is an evaluation of a segmentation")
-        return (self.rank < 5).mean(axis=0)
+    def share(self, name: str) -> NDArray[np.float64]:
+        """[T] one of the metric's further shares of scenes: "top5" of classification.
+
+        Raises:
+            ValueError: the metric has no such share.
+        """
+        if name not in self.measure.shares:
+            raise ValueError(f"{self.metric} has no share {name!r}; it has: {', '.join(self.measure.shares) or 'none'}")
+        return self.measure.scene_share(name, self.counts).mean(axis=0)
 
     def mean_loss(self) -> NDArray[np.float64]:
         """[T]"""
         return self.loss.mean(axis=0, dtype=np.float64)
 
     def scene_score(self) -> NDArray[np.float64]:
-        """[N, T] each scene's own mIoU, or 1 where its class is the most likely one and 0 elsewhere."""
-        return mean_iou(self.intersection, self.union)
+        """[N, T] each scene's own score: its mIoU, or 1 where its class is the most likely one and 0 elsewhere."""
+        return self.measure.scene_score(self.counts)
 
     def area_under_curve(self) -> float:
         """Of the score over glimpses, on the score's scale: see canvit_gym.statistics.area_under_curve."""
@@ -99,7 +116,9 @@ class Evaluation:
     def save(self, path: Path) -> None:
         """A compressed npz of the arrays and a JSON header. An interruption leaves no file, or the whole one."""
         header = {"format": FORMAT, "metric": self.metric, "seed": self.seed, "record": self.record}
-        arrays = {name: value for name in _ARRAYS if (value := getattr(self, name)) is not None}
+        arrays = {name: getattr(self, name) for name in _ARRAYS} | self.counts
+        if self.goal is not None:
+            arrays["goal"] = self.goal
         with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
 
@@ -129,40 +148,41 @@ class Evaluation:
             )
         try:
             del header["format"]
-            evaluation = cls(rank=found.pop("rank", None), **found, **header)
+            counts = {name: found[name] for name in metric_named(header["metric"]).counts}
+            if unknown := sorted(set(found) - {*_ARRAYS, *counts, "goal", *_OF_VERSION_0_1}):
+                raise ValueError(f"it holds {', '.join(unknown)}")
+            evaluation = cls(counts=counts, goal=found.get("goal"), **{name: found[name] for name in _ARRAYS}, **header)
             evaluation._check_shapes()
-        except (TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it and evaluate again") from error
         return evaluation
 
     def _check_shapes(self) -> None:
         num_scenes, num_glimpses = self.loss.shape
-        num_classes = self.union.shape[-1]
         expected = {
             "scene": (num_scenes,),
             "viewpoints": (num_scenes, num_glimpses, 3),
-            "intersection": (num_scenes, num_glimpses, num_classes),
-            "union": (num_scenes, num_glimpses, num_classes),
             "gflops": (num_glimpses,),
         }
-        if self.metric == "top-1":
-            expected["rank"] = (num_scenes, num_glimpses)
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
                 raise ValueError(f"{name} has shape {getattr(self, name).shape} where {shape} is expected")
+        axes = self.measure.counts
+        beyond = {value.shape[2:] for name, value in self.counts.items() if axes[name]}  # the classes, the same for all
+        for name, value in self.counts.items():
+            if value.shape[:2] != (num_scenes, num_glimpses) or value.ndim != 2 + axes[name] or len(beyond) > 1:
+                raise ValueError(f"{name} has shape {value.shape}, of {num_scenes} scenes and {num_glimpses} glimpses")
 
 
-def score_statistic(runs: Sequence[Evaluation], *, run: Sequence[int] | None = None) -> MeanIoU | Mean:
-    """The data set's mIoU, or top-1 accuracy, of several runs on the same scenes: for canvit_gym.statistics."""
+def score_statistic(runs: Sequence[Evaluation], *, run: Sequence[int] | None = None) -> Statistic:
+    """The data set's score of several runs on the same scenes: for canvit_gym.statistics."""
     _require_same_scenes(runs)
-    if runs[0].metric == "mIoU":
-        counts = (np.stack([getattr(e, name) for e in runs]) for name in ("intersection", "union"))
-        return MeanIoU(*counts, run=run)
-    return Mean(np.stack([e.scene_score() for e in runs]), run=run)
+    counts = {name: np.stack([e.counts[name] for e in runs]) for name in runs[0].counts}
+    return runs[0].measure.statistic(counts, run=run)
 
 
 def loss_statistic(runs: Sequence[Evaluation], *, run: Sequence[int] | None = None) -> Mean:
-    """The mean cross-entropy of several runs on the same scenes: for canvit_gym.statistics."""
+    """The mean loss of several runs on the same scenes: for canvit_gym.statistics."""
     _require_same_scenes(runs)
     return Mean(np.stack([e.loss for e in runs]), run=run)
 
@@ -267,7 +287,7 @@ def _roll_out(
             f"are {', '.join(config.observations)}; add {'it' if len(missing) == 1 else 'them'}"
         )
     actions = build_actions(config)
-    layout = build_layout(replace(config, observations=wanted or ("time",)), backbone, is_dense=task.is_dense)
+    layout = build_layout(replace(config, observations=wanted or ("time",)), backbone, task)
 
     def begun(chosen: NDArray[np.int64]) -> EpisodeBatch:
         episodes = EpisodeBatch(
@@ -277,13 +297,13 @@ def _roll_out(
             layout=layout,
             scenes=scenes,
             budget=num_glimpses,
-            with_score=False,
+            counted=True,
         )
         episodes.reset_rows(episodes.all_rows, chosen, read=bool(wanted))
         return episodes
 
     flops = np.zeros(num_glimpses)
-    parts: list[tuple[NDArray[Any], ...]] = []
+    parts: list[tuple[tuple[NDArray[Any], ...], dict[str, NDArray[Any]]]] = []
     bar = tqdm(total=len(order), desc=progress, unit="scene", disable=None if progress else True)
     with bar, _batches(scenes, order, batch_size) as batches, seeded(seed, backbone.device):
         for chosen in batches:
@@ -305,22 +325,23 @@ def _roll_out(
                 counter.count()
                 if on_glimpse is not None:
                     on_glimpse(t, episodes)
-            parts.append((chosen, episodes.viewpoints, episodes.loss_curve[:, 1:], *counter.counts()))
+            goals = () if episodes.goal is None else (episodes.goal,)
+            parts.append(((chosen, episodes.viewpoints, episodes.curves["loss"][:, 1:], *goals), counter.counts()))
             bar.update(len(chosen))
     if not parts:
         raise ValueError(
             f"none of the {len(order)} scenes of {scenes.name} can be read and holds a label; see the warnings"
         )
-    scene, viewpoints, loss, intersection, union, rank = (np.concatenate(c) for c in zip(*parts, strict=True))
+    scene, viewpoints, loss, *goal = (np.concatenate(c) for c in zip(*(arrays for arrays, _ in parts), strict=True))
+    counts = {name: np.concatenate([part[name] for _, part in parts]) for name in task.metric.counts}
     return Evaluation(
         scene=scene,
         viewpoints=viewpoints,
         loss=loss,
-        intersection=intersection,
-        union=union,
-        rank=None if task.is_dense else rank,
+        counts=counts,
+        goal=goal[0] if goal else None,
         gflops=flops.cumsum() / 1e9,
-        metric="mIoU" if task.is_dense else "top-1",
+        metric=task.metric.name,
         seed=seed,
         record=json.loads(
             json.dumps(
@@ -342,10 +363,7 @@ def _roll_out(
 
 def _labelled(episodes: EpisodeBatch) -> NDArray[np.bool_]:
     """[B]: a scene without any label has neither loss nor score."""
-    labels = episodes.truth["labels"]
-    if not episodes.task.is_dense:
-        return np.ones(len(labels), dtype=np.bool_)
-    return (labels != IGNORE_LABEL).flatten(1).any(dim=1).cpu().numpy()
+    return episodes.task.labelled(episodes.truth).cpu().numpy()
 
 
 @cache
@@ -378,35 +396,25 @@ class _Counter:
     """What is counted on one batch of scenes, one glimpse after the other; on the device until the end."""
 
     def __init__(self, episodes: EpisodeBatch) -> None:
-        self._episodes, self._task = episodes, episodes.task
-        self._labels = episodes.truth["labels"]
-        self._truth = episodes.truth | (
-            self._task.quads(self._labels) if isinstance(self._task, SegmentationTask) else {}
-        )
-        self._counts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._episodes = episodes
+        self._counts: list[dict[str, Tensor]] = []
 
     def count(self) -> None:
         """The current readings."""
         logits = self._episodes.logits
         assert logits is not None
-        if isinstance(self._task, SegmentationTask):
-            intersection, union = self._task.confusion(logits, self._truth)
-            self._counts.append((intersection, union, intersection[:, 0]))
-            return
-        true = logits.gather(1, self._labels.unsqueeze(1))
-        # As argmax and topk on the CPU: of equal logits the first comes first.
-        before = torch.arange(logits.shape[1], device=logits.device) < self._labels.unsqueeze(1)
-        rank = ((logits > true) | ((logits == true) & before)).sum(dim=1)
-        correct = (rank == 0).long().unsqueeze(1)
-        self._counts.append((correct, torch.ones_like(correct), rank))
+        self._counts.append(self._episodes.task.count(logits, self._episodes.truth))
 
-    def counts(self) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer]]:
-        """(intersection [B, T, K], union [B, T, K], rank [B, T]), as small as they fit."""
-        pixels = self._labels[0].numel()
-        dtypes = (np.uint16 if pixels < 1 << 16 else np.int32,) * 2 + (np.uint16,)
-        columns = (torch.stack(column, dim=1).cpu().numpy() for column in zip(*self._counts, strict=True))
-        intersection, union, rank = (column.astype(dtype) for column, dtype in zip(columns, dtypes, strict=True))
-        return intersection, union, rank
+    def counts(self) -> dict[str, NDArray[Any]]:
+        """[B, T, ...] by name; whole numbers as small as they fit."""
+        stacked = {name: torch.stack([each[name] for each in self._counts], dim=1) for name in self._counts[0]}
+        return {name: _small(value.cpu().numpy()) for name, value in stacked.items()}
+
+
+def _small(counts: NDArray[Any]) -> NDArray[Any]:
+    if counts.dtype.kind == "f":
+        return counts.astype(np.float32)
+    return counts.astype(np.uint16 if counts.max(initial=0) < 1 << 16 else np.int32)
 
 
 def record_views(

@@ -1,37 +1,34 @@
 """Observations: what an agent is shown of what the backbone knows.
 
-An observation is a Dict of the keys asked for; nothing is computed for the others. It never carries the
-label, the score, or pixels that no glimpse has seen.
+An observation is a Dict of the keys asked for; nothing is computed for the others. It never carries the label, the
+score, or pixels that no glimpse has seen. `OBSERVATIONS` has all keys, each an object that knows its space, what it
+keeps of past steps, and what it shows; a new key is one more entry.
 
-| key | shape | range | meaning |
-| --- | --- | --- | --- |
-| `canvas` | [D, g, g] | [-sqrt(D), sqrt(D)] | canvas tokens, layer-normalized, mean-pooled to g x g |
-| `uncertainty` | [1, m, m], or [1] where the task is not dense | [0, 1] | the probe's predictive entropy / log K |
-| `acuity` | [1, m, m] | [0, 1] | the finest scale at which each cell has been seen, 0 where never |
-| `cls` | [D_b] | [-sqrt(D_b), sqrt(D_b)] | recurrent CLS token, layer-normalized |
-| `viewpoint` | [3] | [-1, 1] | the last (row, col, scale); zeros before the first |
-| `gaze` | [3 * 8] | [-1, 1] | the last eight viewpoints, one after the other, newest first; zeros where none was |
-| `time` | [1] | [0, 1] | share of the budget left |
-| `glimpse` | [3, px, px] uint8 | [0, 255] | what the backbone saw last; zeros before the first |
-
-D and D_b are the widths of the canvas and of the backbone, g is `canvas_size`, m is `map_size`.
+Keys are of two kinds. What a `DeviceKey` shows is kept as a tensor with a row per environment and follows from the
+step's tensors alone; what a `HostKey` shows follows from the viewpoints taken, the budget and the goal.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from canvit_pytorch import RecurrentState
 from canvit_pytorch.policies.entropy import predictive_entropy
+from canvit_pytorch.preprocess import imagenet_denormalize
 from canvit_pytorch.viewpoint import Viewpoint
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
 from canvit_gym.viewpoints import cell_grid
 
-ObservationKey = Literal["canvas", "uncertainty", "acuity", "cls", "viewpoint", "gaze", "time", "glimpse"]
+ObservationKey = str
+"""A name in OBSERVATIONS."""
 FloatDtype = Literal["float32", "float16"]
 
 GAZE_LENGTH = 8
@@ -43,15 +40,6 @@ DEFAULT_KEYS: tuple[ObservationKey, ...] = ("canvas", "uncertainty", "acuity", "
 def bound(dim: int) -> int:
     """Of a layer-normalized token's entries: they stay within sqrt(dim - 1), and the rest is room for rounding."""
     return math.ceil(math.sqrt(dim))
-
-
-def check_keys(keys: tuple[object, ...]) -> None:
-    """Raise ValueError unless there are keys, all known and none twice."""
-    known = get_args(ObservationKey)
-    if not keys or any(key not in known for key in keys) or len(set(keys)) != len(keys):
-        raise ValueError(
-            f"observations must be distinct keys out of {', '.join(known)}, at least one; got {list(keys)}"
-        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,10 @@ class ObservationLayout:
     backbone_dim: int
     canvas_grid: int
     glimpse_size_px: int
-    is_dense: bool
+    uncertainty_shape: tuple[int, ...] | None
+    """Of one environment; None where the task's readings have no uncertainty."""
+    goal_shape: tuple[int, ...] | None = None
+    """Of one environment; None where the task has no goals."""
 
     def __post_init__(self) -> None:
         check_keys(self.keys)
@@ -75,28 +66,259 @@ class ObservationLayout:
         for name, size in (("canvas_size", self.canvas_size), ("map_size", self.map_size)):
             if not 1 <= size <= self.canvas_grid:
                 raise ValueError(f"{name} must lie in [1, {self.canvas_grid}], the side of the canvas; got {size}")
+        for key in self.keys:
+            OBSERVATIONS[key].require_possible(self)
 
     @property
     def space(self) -> spaces.Dict:
-        dtype = np.dtype(self.dtype).type
+        return spaces.Dict({key: OBSERVATIONS[key].space(self) for key in self.keys})
 
-        def box(low: float, high: float, *shape: int) -> spaces.Box:
-            return spaces.Box(low, high, shape, dtype)
+    @property
+    def device_keys(self) -> dict[str, "DeviceKey"]:
+        return {name: key for name in self.keys if isinstance(key := OBSERVATIONS[name], DeviceKey)}
 
-        canvas_bound, cls_bound = bound(self.canvas_dim), bound(self.backbone_dim)
-        size = self.map_size
-        pixels = (3, self.glimpse_size_px, self.glimpse_size_px)
-        every: dict[str, spaces.Space] = {
-            "canvas": box(-canvas_bound, canvas_bound, self.canvas_dim, self.canvas_size, self.canvas_size),
-            "uncertainty": box(0, 1, 1, size, size) if self.is_dense else box(0, 1, 1),
-            "acuity": box(0, 1, 1, size, size),
-            "cls": box(-cls_bound, cls_bound, self.backbone_dim),
-            "viewpoint": box(-1, 1, 3),
-            "gaze": box(-1, 1, 3 * GAZE_LENGTH),
-            "time": box(0, 1, 1),
-            "glimpse": spaces.Box(0, 255, pixels, np.uint8),
-        }
-        return spaces.Dict({key: every[key] for key in self.keys})
+    @property
+    def host_keys(self) -> dict[str, "HostKey"]:
+        return {name: key for name in self.keys if isinstance(key := OBSERVATIONS[name], HostKey)}
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "ObservationLayout":
+        """What `to_json` gave, also in version 0.1, which told maps by `is_dense`."""
+        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        if "is_dense" in known:
+            size = known["map_size"]
+            known["uncertainty_shape"] = (1, size, size) if known.pop("is_dense") else (1,)
+        return cls(**known)
+
+    def box(self, low: float, high: float, *shape: int) -> spaces.Box:
+        """In the float type asked for."""
+        return spaces.Box(low, high, shape, np.dtype(self.dtype).type)
+
+
+@dataclass(frozen=True)
+class StepTensors:
+    """What a step has made of n environments, on the device: all that a DeviceKey is computed from."""
+
+    state: RecurrentState
+    logits: Tensor
+    pooled_canvas: Tensor | None  # [n, D, g, g], where a key reads it
+    uncertainty: Tensor | None  # [n, *uncertainty_shape], where a key reads it
+    glimpse: Tensor | None  # [n, 3, px, px], ImageNet-normalized; None: the reading of an empty canvas
+    viewpoint: Viewpoint | None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What n episodes have done so far, on the host: all that a HostKey is computed from."""
+
+    glimpses: NDArray[np.int64]  # [n]
+    viewpoints: NDArray[np.float32]  # [n, budget, 3]; zeros where none was taken yet
+    budget: int
+    goal: NDArray[np.float32] | None  # [n, *goal_shape], as the task encodes it
+
+
+class _Key(ABC):
+    """One key of the observation; the strings are its row in the documentation."""
+
+    shape: ClassVar[str]
+    range: ClassVar[str]
+    meaning: ClassVar[str]
+
+    @abstractmethod
+    def space(self, layout: ObservationLayout) -> spaces.Box: ...
+
+    def require_possible(self, layout: ObservationLayout) -> None:
+        """Raise ValueError where the task has no such thing to show."""
+        return
+
+
+class DeviceKey(_Key):
+    """A key that is kept on the device: [N, ...], a row per environment."""
+
+    reads_canvas: ClassVar[bool] = False
+    """Whether it needs StepTensors.pooled_canvas."""
+    reads_uncertainty: ClassVar[bool] = False
+    """Whether it needs StepTensors.uncertainty."""
+    accumulates: ClassVar[bool] = False
+    """Whether `update` needs what was kept before the step."""
+
+    def start(self, layout: ObservationLayout, num: int, device: torch.device) -> Tensor | None:
+        """[num, ...] before any glimpse; None where `update` makes it of the reading of an empty canvas."""
+        return None
+
+    @abstractmethod
+    def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:
+        """[n, ...] after a step. A pure function. before: what was kept, for keys that accumulate."""
+
+
+class HostKey(_Key):
+    """A key that is made anew from what the host knows."""
+
+    @abstractmethod
+    def read(self, taken: Taken) -> NDArray[np.float32]:
+        """[n, ...]"""
+
+
+class Canvas(DeviceKey):
+    shape, range = "[D, g, g]", "[-sqrt(D), sqrt(D)]"
+    meaning = "canvas tokens, layer-normalized, mean-pooled to g x g"
+    reads_canvas = True
+
+    def space(self, layout: ObservationLayout) -> spaces.Box:
+        limit = bound(layout.canvas_dim)
+        return layout.box(-limit, limit, layout.canvas_dim, layout.canvas_size, layout.canvas_size)
+
+    def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:
+        assert step.pooled_canvas is not None
+        return step.pooled_canvas
+
+
+class UncertaintyKey(DeviceKey):
+    shape, range = "[1, m, m], or [1] where a reading is of the whole scene", "[0, 1]"
+    meaning = "the probe's predictive entropy, as a share of its maximum, log K"
+    reads_uncertainty = True
+
+    def space(self, layout: ObservationLayout) -> spaces.Box:
+        assert layout.uncertainty_shape is not None
+        return layout.box(0, 1, *layout.uncertainty_shape)
+
+    def require_possible(self, layout: ObservationLayout) -> None:
+        if layout.uncertainty_shape is None:
+            raise ValueError(
+                "observations hold 'uncertainty', but the readings of this environment's task are no probabilities: "
+                "leave it out"
+            )
+
+    def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:
+        assert step.uncertainty is not None
+        return step.uncertainty
+
+
+class Acuity(DeviceKey):
+    shape, range = "[1, m, m]", "[0, 1]"
+    meaning = "the finest scale at which each cell has been seen, 0 where never"
+    accumulates = True
+
+    def space(self, layout: ObservationLayout) -> spaces.Box:
+        return layout.box(0, 1, 1, layout.map_size, layout.map_size)
+
+    def start(self, layout: ObservationLayout, num: int, device: torch.device) -> Tensor:
+        return torch.zeros(num, 1, layout.map_size, layout.map_size, device=device)
+
+    def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:
+        assert before is not None and step.viewpoint is not None
+        return update_acuity(before.squeeze(1), step.viewpoint).unsqueeze(1)
+
+
+class Cls(DeviceKey):
+    shape, range = "[D_b]", "[-sqrt(D_b), sqrt(D_b)]"
+    meaning = "the recurrent CLS token, layer-normalized"
+
+    def space(self, layout: ObservationLayout) -> spaces.Box:
+        limit = bound(layout.backbone_dim)
+        return layout.box(-limit, limit, layout.backbone_dim)
+
+    def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:
+        cls = step.state.recurrent_cls[:, 0].float()
+        return F.layer_norm(cls, cls.shape[-1:])
+
+
+class LastViewpoint(HostKey):
+    shape, range = "[3]", "[-1, 1]"
+    meaning = "the last (row, col, scale); zeros before the first"
+
+    def space(self, layout: ObservationLayout) -> spaces.Box:
+        return layout.box(-1, 1, 3)
+
+    def read(self, taken: Taken) -> NDArray[np.float32]:
+        return taken.viewpoints[np.arange(len(taken.glimpses)), np.maximum(taken.glimpses - 1, 0)]
+
+
+class Gaze(HostKey):
+    shape, range = f"[3 * {GAZE_LENGTH}]", "[-1, 1]"
+    meaning = "the last eight viewpoints, one after the other, newest first; zeros where there was none"
+
+    def space(self, layout: ObservationLayout) -> spaces.Box:
+        return layout.box(-1, 1, 3 * GAZE_LENGTH)
+
+    def read(self, taken: Taken) -> NDArray[np.float32]:
+        rows = np.arange(len(taken.glimpses))
+        recent = taken.glimpses[:, None] - 1 - np.arange(GAZE_LENGTH)  # [n, GAZE_LENGTH]
+        viewpoints = taken.viewpoints[rows[:, None], np.maximum(recent, 0)]
+        return (viewpoints * (recent >= 0)[..., None]).reshape(len(rows), -1)
+
+
+class Time(HostKey):
+    shape, range = "[1]", "[0, 1]"
+    meaning = "share of the budget left"
+
+    def space(self, layout: ObservationLayout) -> spaces.Box:
+        return layout.box(0, 1, 1)
+
+    def read(self, taken: Taken) -> NDArray[np.float32]:
+        return (1 - taken.glimpses / taken.budget).astype(np.float32)[:, None]
+
+
+class GlimpsePixels(DeviceKey):
+    shape, range = "[3, px, px] uint8", "[0, 255]"
+    meaning = "what the backbone saw last; zeros before the first"
+
+    def space(self, layout: ObservationLayout) -> spaces.Box:
+        return spaces.Box(0, 255, (3, layout.glimpse_size_px, layout.glimpse_size_px), np.uint8)
+
+    def start(self, layout: ObservationLayout, num: int, device: torch.device) -> Tensor:
+        px = layout.glimpse_size_px
+        return torch.zeros(num, 3, px, px, dtype=torch.uint8, device=device)
+
+    def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:
+        assert step.glimpse is not None
+        return to_uint8(step.glimpse)
+
+
+class Goal(HostKey):
+    shape, range = "as the task says", "[0, 1]"
+    meaning = "what is asked for, in goal-conditioned tasks; a class is one-hot"
+
+    def space(self, layout: ObservationLayout) -> spaces.Box:
+        assert layout.goal_shape is not None
+        return layout.box(0, 1, *layout.goal_shape)
+
+    def require_possible(self, layout: ObservationLayout) -> None:
+        if layout.goal_shape is None:
+            raise ValueError("observations hold 'goal', but this environment's task asks for nothing: leave it out")
+
+    def read(self, taken: Taken) -> NDArray[np.float32]:
+        assert taken.goal is not None
+        return taken.goal
+
+
+OBSERVATIONS: dict[ObservationKey, DeviceKey | HostKey] = {
+    "canvas": Canvas(),
+    "uncertainty": UncertaintyKey(),
+    "acuity": Acuity(),
+    "cls": Cls(),
+    "viewpoint": LastViewpoint(),
+    "gaze": Gaze(),
+    "time": Time(),
+    "glimpse": GlimpsePixels(),
+    "goal": Goal(),
+}
+"""D and D_b are the widths of the canvas and of the backbone, g is `canvas_size`, m is `map_size`."""
+
+
+def check_keys(keys: Sequence[object]) -> None:
+    """Raise ValueError unless there are keys, all known and none twice."""
+    if (
+        not keys
+        or any(not isinstance(key, str) or key not in OBSERVATIONS for key in keys)
+        or len(set(keys)) != len(keys)
+    ):
+        raise ValueError(
+            f"observations must be distinct keys out of {', '.join(OBSERVATIONS)}, at least one; got {list(keys)}"
+        )
 
 
 def _pooled(maps: Tensor, *, size: int) -> Tensor:
@@ -118,7 +340,7 @@ def pooled_canvas(canvas_norm: Tensor, *, size: int) -> Tensor:
     return (sum(columns[1:], columns[0]) / cell**2).permute(0, 3, 1, 2)
 
 
-def uncertainty(logits: Tensor, *, size: int) -> Tensor:
+def predictive_uncertainty(logits: Tensor, *, size: int) -> Tensor:
     """[B, K, G, G] -> [B, 1, size, size], or [B, K] -> [B, 1]: predictive entropy as a share of log K."""
     entropy = (predictive_entropy(logits) / math.log(logits.shape[1])).clamp(0, 1).unsqueeze(1)
     if entropy.ndim == 2 or size == entropy.shape[-1]:
@@ -133,3 +355,8 @@ def update_acuity(acuity: Tensor, viewpoint: Viewpoint) -> Tensor:
     within = (cells - viewpoint.centers.unsqueeze(2)).abs() <= scale  # [B, 2, m]
     before = torch.where(acuity == 0, torch.ones_like(acuity), acuity)
     return torch.where(within[:, 0].unsqueeze(2) & within[:, 1].unsqueeze(1), torch.minimum(before, scale), acuity)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """ImageNet-normalized [..., 3, H, W] -> uint8 RGB."""
+    return (imagenet_denormalize(images) * 255).round().to(torch.uint8)

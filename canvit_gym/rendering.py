@@ -1,8 +1,8 @@
 """Pictures of episodes, with NumPy and Pillow alone.
 
 A frame is a grid of square panels of `size` px: the scene with its glimpses, the last glimpse as the
-backbone sees it, the canvas, the probe's reading, the truth, and the curves of loss and score. Its size
-depends on the panel size and the kind of task only. Frames are uint8 RGB [H, W, 3]; viewpoints are (row,
+backbone sees it, the canvas, the probe's reading, the truth (both as the task draws them), and the curves of loss and
+score. Its size depends on the panel size and the task only. Frames are uint8 RGB [H, W, 3]; viewpoints are (row,
 col, scale) in [-1, 1]², as in canvit_pytorch, and pixel boxes (left, top, right, bottom), as in Pillow.
 
 A canvas is coloured by its first three principal components. A basis fitted to every frame anew would let
@@ -10,53 +10,50 @@ colours flip between frames, so `canvas_colours` fits it once per backbone and s
 reference scenes: the same feature has the same colour in every frame, environment and process.
 """
 
-import colorsys
 import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from canvit_pytorch import Viewpoint
 from canvit_pytorch.preprocess import imagenet_normalize
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import Backbone
+from canvit_gym.drawing import (
+    EMPTY,
+    FAINT,
+    INK,
+    RULE,
+    WHITE,
+    Colour,
+    blank,
+    draw_box,
+    fitted,
+    font,
+    legend_picture,
+    viewpoint_box,
+)
 from canvit_gym.episodes import EpisodeView
 from canvit_gym.scenes.sampler import batches_ahead
 from canvit_gym.scenes.source import SceneSource
 
 Frame = NDArray[np.uint8]  # [H, W, 3]
-Colour = tuple[int, int, int]
 
 PANEL_PX = 256
 MIN_PANEL_PX = 96
 """Below this, titles do not fit their panels."""
 
-WHITE: Colour = (255, 255, 255)
-INK: Colour = (32, 34, 38)
-FAINT: Colour = (120, 124, 130)
-RULE: Colour = (205, 208, 212)
-EMPTY: Colour = (240, 241, 243)
 LOSS: Colour = (200, 80, 30)
 SCORE: Colour = (25, 105, 175)
-RIGHT: Colour = (30, 140, 75)
-BACKGROUND: Colour = (226, 228, 231)
-UNLABELLED: Colour = (70, 72, 76)
 
-_HUES: tuple[Colour, ...] = (
-    (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
-    (140, 86, 75), (240, 120, 200), (188, 189, 34), (23, 190, 207), (40, 50, 110),
-)  # fmt: skip
 _RAMP: tuple[Colour, ...] = ((70, 105, 235), (0, 185, 200), (120, 205, 60), (255, 195, 40), (245, 60, 50))
-_GOLDEN = (math.sqrt(5) - 1) / 2
 
 _REFERENCE_SCENES = 16
 _REFERENCE_LOOKS = ((0, 0, 1), (-0.5, -0.5, 0.5), (-0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0.5, 0.5, 0.5))
@@ -131,37 +128,6 @@ def canvas_colours(backbone: Backbone, scenes: SceneSource) -> CanvasColours:
     return _FITTED[key]
 
 
-@cache
-def font(height_px: int) -> Any:
-    """Pillow's own typeface."""
-    return ImageFont.load_default(size=max(height_px, 8))
-
-
-def blank(width_px: int, height_px: int, colour: Colour = WHITE) -> Image.Image:
-    return Image.new("RGB", (width_px, height_px), colour)
-
-
-def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
-    """[256 or more, 3]: a colour for every class, pale for "background", dark for labels of no class."""
-    table = np.empty((max(256, len(classes)), 3), dtype=np.uint8)
-    table[:] = UNLABELLED
-    hue = 0
-    for index, name in enumerate(classes):
-        if name == "background":
-            table[index] = BACKGROUND
-            continue
-        table[index] = _HUES[hue] if hue < len(_HUES) else _generated_hue(hue)
-        hue += 1
-    return table
-
-
-def _generated_hue(index: int) -> Colour:
-    """Golden-ratio steps around the colour circle, in three shades."""
-    saturation, value = ((0.75, 0.85), (0.45, 0.95), (0.85, 0.55))[index % 3]
-    red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN % 1, saturation, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
 def glimpse_colour(index: int, budget: int) -> Colour:
     """Of glimpse `index` (from 0), from blue for the first to red for the last of the budget."""
     position = index / max(budget - 1, 1) * (len(_RAMP) - 1)
@@ -173,21 +139,6 @@ def glimpse_colour(index: int, budget: int) -> Colour:
 
 def _ink_on(colour: Colour) -> Colour:
     return INK if 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 140 else WHITE
-
-
-def viewpoint_box(viewpoint: NDArray[np.float32], size: int) -> tuple[int, int, int, int]:
-    """The pixels, edges included, that a (row, col, scale) covers in a picture `size` px wide."""
-    row, col, scale = (float(v) for v in viewpoint)
-    left, top, right, bottom = (round((1 + v) / 2 * size) for v in (col - scale, row - scale, col + scale, row + scale))
-    return max(left, 0), max(top, 0), min(right, size) - 1, min(bottom, size) - 1
-
-
-def draw_box(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: Colour, width: int) -> None:
-    """A coloured rectangle between dark hairlines, inside `box`, widened to the three pixels that these take."""
-    left, top, right, bottom = box
-    right, bottom = max(right, left + 2), max(bottom, top + 2)
-    draw.rectangle((left, top, right, bottom), outline=INK, width=width + 2)
-    draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=colour, width=width)
 
 
 def scene_picture(view: EpisodeView, size: int) -> Image.Image:
@@ -243,54 +194,6 @@ def _note(text: str, size: int) -> Image.Image:
     return picture
 
 
-def label_picture(labels: NDArray[np.integer], classes: Sequence[str], size: int) -> Image.Image:
-    """A label map [H, W] in the colours of `palette`."""
-    return Image.fromarray(palette(classes)[labels]).resize((size, size), Image.Resampling.NEAREST)
-
-
-def is_dense(view: EpisodeView) -> bool:
-    """Whether the reading is a label map."""
-    return view.truth.ndim == 2
-
-
-def bars_picture(view: EpisodeView, width: int, height: int, *, most: int | None = None) -> Image.Image:
-    """The likeliest classes as bars; the true one is green, and has the last bar where it is none of them."""
-    picture = blank(width, height)
-    draw = ImageDraw.Draw(picture)
-    truth = int(view.truth)
-    text = max(min(height // 16, width // 14), 9)
-    bars = min(len(view.classes), max(height // round(1.7 * text), 1), most or len(view.classes))
-    shown = [int(c) for c in np.argsort(-view.prediction, kind="stable")[:bars]]
-    if truth not in shown:
-        shown[-1] = truth
-    names = min(max(draw.textlength(name, font(text)) for name in view.classes) + text // 2, 0.45 * width)
-    numbers = draw.textlength("100%", font(text)) + text // 2
-    pitch = height / bars
-    for place, index in enumerate(shown):
-        top, probability = place * pitch, float(view.prediction[index])
-        middle, is_true = top + pitch / 2, index == truth
-        ink, fill = (RIGHT, RIGHT) if is_true else (INK, FAINT)
-        name = fitted(draw, view.classes[index], font(text), names - text // 2)
-        draw.text((0, middle), name, fill=ink, font=font(text), anchor="lm")
-        room = (names, top + 0.22 * pitch, width - numbers, top + 0.78 * pitch)
-        draw.rectangle(room, fill=EMPTY)
-        if (right := names + (room[2] - names) * probability) >= names + 1:
-            draw.rectangle((*room[:2], right, room[3]), fill=fill)
-        if is_true:
-            draw.rectangle(room, outline=RIGHT, width=max(text // 8, 1))
-        draw.text((width, middle), f"{probability:.0%}", fill=ink, font=font(text), anchor="rm")
-    return picture
-
-
-def fitted(draw: ImageDraw.ImageDraw, text: str, typeface: Any, width: float) -> str:
-    """`text`, cut where it is wider than `width` px."""
-    if draw.textlength(text, typeface) <= width:
-        return text
-    while text and draw.textlength(text + "…", typeface) > width:
-        text = text[:-1]
-    return text + "…"
-
-
 def curves_picture(view: EpisodeView, size: int) -> Image.Image:
     """Score above, loss below, against glimpses taken; what was not measured is left out."""
     picture = blank(size, size)
@@ -298,9 +201,8 @@ def curves_picture(view: EpisodeView, size: int) -> Image.Image:
     # The loss rarely exceeds its first value, so the axis keeps still over an episode.
     ceiling = _ceiling(float(finite.max())) if len(finite) else 1.0
     start = 0 if np.isfinite(view.loss_curve[0]) or not len(view.viewpoints) else 1
-    name = "mIoU" if is_dense(view) else "top-1"
     half_size = (size, size // 2)
-    score = _curve(view.score_curve, start=start, ceiling=1, label=name, colour=SCORE, size=half_size)
+    score = _curve(view.score_curve, start=start, ceiling=1, label=view.metric.name, colour=SCORE, size=half_size)
     loss = _curve(view.loss_curve, start=start, ceiling=ceiling, label="loss", colour=LOSS, size=half_size)
     picture.paste(score, (0, 0))
     picture.paste(loss, (0, size - half_size[1]))
@@ -364,39 +266,6 @@ def _curve(
     return picture
 
 
-def present_classes(view: EpisodeView) -> list[int]:
-    """A dense view's true classes, then those read besides, each in order: the first part keeps still."""
-    known = range(len(view.classes))
-    truth = [int(c) for c in np.unique(view.truth) if c in known]
-    return truth + [int(c) for c in np.unique(view.prediction.astype(np.int64)) if c not in truth]
-
-
-def legend_picture(
-    entries: Sequence[int], classes: Sequence[str], *, width: int, text_px: int, lines: int
-) -> Image.Image:
-    """Colour chips and names of classes, in at most `lines` lines; the rest is counted."""
-    pitch = round(1.6 * text_px)
-    picture = blank(width, lines * pitch)
-    draw = ImageDraw.Draw(picture)
-    colours = palette(classes)
-    x, line = 0.0, 0
-    for place, index in enumerate(entries):
-        left_over = f"+{len(entries) - place}"
-        need = 1.5 * text_px + draw.textlength(classes[index], font(text_px))
-        room = width - (1.5 * draw.textlength(left_over, font(text_px)) if line == lines - 1 else 0)
-        if x + need > room:
-            if line == lines - 1:
-                draw.text((x, (line + 0.5) * pitch), left_over, fill=FAINT, font=font(text_px), anchor="lm")
-                break
-            x, line = 0.0, line + 1
-        middle = (line + 0.5) * pitch
-        chip = (x, middle - 0.45 * text_px, x + 0.9 * text_px, middle + 0.45 * text_px)
-        draw.rectangle(chip, fill=tuple(int(v) for v in colours[index]), outline=FAINT)
-        draw.text((x + 1.3 * text_px, middle), classes[index], fill=INK, font=font(text_px), anchor="lm")
-        x += need + 0.9 * text_px
-    return picture
-
-
 def draw_frame(
     view: EpisodeView, *, colours: CanvasColours | None = None, size: int = PANEL_PX, columns: int = 3
 ) -> Frame:
@@ -416,25 +285,17 @@ def draw_frame(
     scale = f", scale {view.viewpoints[-1, 2]:.2g}" if taken else ""
     canvas = Image.fromarray(colours(view.canvas)).resize((size, size), Image.Resampling.NEAREST)
     gap = max(size // 16, 6)
+    what = f"Find: {view.goal}" if view.goal else "Scene"
     panels = [
-        (f"Scene, {taken} of {view.budget} glimpses", scene_picture(view, size)),
+        (f"{what}, {taken} of {view.budget} glimpses", scene_picture(view, size)),
         (f"Glimpse {taken}{scale}" if taken else "Glimpse", glimpse_picture(view, size)),
         ("Canvas (PCA)", canvas),
     ]
-    if is_dense(view):
-        panels += [
-            ("Reading of the probe", label_picture(view.prediction.astype(np.int64), view.classes, size)),
-            ("Truth", label_picture(view.truth, view.classes, size)),
-        ]
-    else:
-        # Pixels of a scene say nothing of its class: truth is a mark among the bars, which take its room.
-        truth = view.classes[int(view.truth)]
-        panels.append((f"Reading of the probe (truth: {truth})", bars_picture(view, 2 * size + gap, size)))
-    panels.append(("Curves", curves_picture(view, size)))
+    panels += [*view.picture.panels(view, size, gap), ("Curves", curves_picture(view, size))]
 
     text = max(size // 16, 9)
     title = round(1.7 * text)
-    legend = 2 * round(1.6 * text) + gap // 2 if is_dense(view) else 0
+    legend = 2 * round(1.6 * text) + gap // 2 if view.picture.has_legend else 0
     lines = 6 // columns
     width = columns * size + (columns + 1) * gap
     height = lines * (title + size + gap) + gap // 2 + legend
@@ -452,7 +313,7 @@ def draw_frame(
         frame.paste(picture, (x, y + title))
         place += spans
     if legend:
-        chips = legend_picture(present_classes(view), view.classes, width=width - 2 * gap, text_px=text - 1, lines=2)
+        chips = legend_picture(view.picture.legend([view]), width=width - 2 * gap, text_px=text - 1, lines=2)
         frame.paste(chips, (gap, height - legend))
     return np.asarray(frame).copy()
 

@@ -22,7 +22,7 @@ class Moment:
 
     view: EpisodeView
     uncertainty: NDArray[np.float32]
-    """As the observation of this name: [1, m, m], or [1] where the task is not dense."""
+    """As the observation of this name: [1, m, m], or [1] where a reading is of the whole scene."""
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def replay(viewpoints: NDArray[np.float32], scenes: NDArray[np.int64], *, config
         raise ValueError(f"{source.name} holds scenes 0 to {len(source) - 1}, not all of {scenes.tolist()}")
     backbone = build_backbone(config)
     task = build_task(config, backbone, source.classes)
-    layout = build_layout(replace(config, observations=("uncertainty",)), backbone, is_dense=task.is_dense)
+    layout = build_layout(replace(config, observations=("uncertainty",)), backbone, task)
     moments: list[list[Moment]] = [[] for _ in scenes]
     for begin in range(0, len(scenes), BATCH_SIZE):
         rows = np.arange(begin, min(begin + BATCH_SIZE, len(scenes)))
@@ -48,7 +48,7 @@ def replay(viewpoints: NDArray[np.float32], scenes: NDArray[np.int64], *, config
             layout=layout,
             scenes=source,
             budget=viewpoints.shape[1],
-            with_score=True,
+            potentials=("loss", "score"),
         )
         episodes.reset_rows(episodes.all_rows, scenes[rows], read=False)
         for t in range(viewpoints.shape[1]):

@@ -1,81 +1,115 @@
-"""Rewards: differences of a potential, so that an episode's undiscounted return is final minus first.
+"""Rewards: what a glimpse pays, from one potential of the task before and after it.
 
-(Those of `relative_loss_reduction` are shares of what is left instead, and `final_score` pays once, at the end.)
-
-With score S (mIoU or accuracy), soft score P (the same of probabilities instead of decisions: soft IoU, or the
-probability of the true class) and loss L (cross-entropy, nats) before (t) and after (t + 1) a glimpse:
-
-| name | reward |
-| --- | --- |
-| `score_gain` | S_{t+1} - S_t |
-| `soft_score_gain` | P_{t+1} - P_t |
-| `loss_reduction` | L_t - L_{t+1} |
-| `relative_loss_reduction` | (L_t - L_{t+1}) / max(L_t, 0.05) |
-| `final_score` | S at the end of the episode, 0 before |
-
-A soft score pays for what the score counts and is smooth like the loss; unlike a loss it is bounded, so that no scene
-read wrongly with confidence outweighs many others.
+Most are differences, so that an episode's undiscounted return is final minus first. `REWARDS` has them all; a reward
+on a potential that exists is one more entry, and a new potential is a method of a task (canvit_gym.tasks.task).
 
 `glimpse_cost` is subtracted once per glimpse the agent takes.
 """
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
-Reward = Literal["loss_reduction", "relative_loss_reduction", "score_gain", "soft_score_gain", "final_score"]
 
 RELATIVE_LOSS_FLOOR = 0.05
 """Nats. A scene that is all but solved would otherwise pay or cost any number of times its loss."""
 
 
-def uses_score(reward: Reward) -> bool:
-    return reward in ("score_gain", "final_score")
+@dataclass(frozen=True)
+class Paid:
+    """What a step has done in N environments: the arguments of a reward's formula. Arrays broadcast to one shape."""
+
+    before: NDArray[np.floating]  # the potential before the step
+    after: NDArray[np.floating]
+    ended: NDArray[np.bool_]  # whether the episode ends with this step
+    glimpses: NDArray[np.int64]  # taken, after the step
+    stopped: NDArray[np.bool_]  # whether the agent stopped, without a glimpse
+    budget: int
 
 
-def uses_soft_score(reward: Reward) -> bool:
-    return reward == "soft_score_gain"
+@dataclass(frozen=True)
+class Reward:
+    """One choice of `reward=`."""
+
+    potential: str
+    """Name of the potential that it is computed from; the task measures it (Task.potentials)."""
+    formula: Callable[[Paid], NDArray[np.floating]]
+    doc: str
+    """Per glimpse, with the potential's symbol in braces."""
+
+
+def _area(step: Paid) -> NDArray[np.floating]:
+    """The trapezoid that a glimpse adds to the area under the curve over glimpses 1 to budget; a stop adds the rest."""
+    spans = max(step.budget - 1, 1)
+    if step.budget == 1:  # a curve of one glimpse: its value
+        return step.after * np.ones_like(step.glimpses)
+    added = np.where(step.stopped | (step.glimpses < 2), 0, (step.before + step.after) / 2)
+    rest = np.where(step.ended, step.budget - step.glimpses, 0) * step.after
+    return np.where(step.glimpses > 0, added + rest, 0) / spans
+
+
+REWARDS: dict[str, Reward] = {
+    "loss_reduction": Reward("loss", lambda step: step.before - step.after, "{L} before minus {L} after"),
+    "relative_loss_reduction": Reward(
+        "loss",
+        lambda step: (step.before - step.after) / np.maximum(step.before, RELATIVE_LOSS_FLOOR),
+        f"the same, divided by {{L}} before (at least {RELATIVE_LOSS_FLOOR})",
+    ),
+    "score_gain": Reward("score", lambda step: step.after - step.before, "{S} after minus {S} before"),
+    "soft_score_gain": Reward("soft_score", lambda step: step.after - step.before, "{P} after minus {P} before"),
+    "final_score": Reward(
+        "score", lambda step: np.where(step.ended, step.after, 0), "{S} at the end of the episode, 0 before"
+    ),
+    "score_area": Reward(
+        "score",
+        _area,
+        "the mean of {S} before and after, divided by the budget less 1; what a stop leaves of the budget is paid at "
+        "once. The return is the area under the curve of {S} over glimpses, on the scale of {S}",
+    ),
+}
+"""Name -> reward. A soft score pays for what the score counts and is smooth like the loss; unlike a loss it is bounded,
+so that no scene read wrongly with confidence outweighs many others."""
 
 
 def check_reward(reward: str, glimpse_cost: float) -> None:
     """Raise ValueError for an unknown reward or a cost that is no finite number >= 0."""
-    if reward not in get_args(Reward):
-        raise ValueError(f"unknown reward {reward!r}; choose one of {', '.join(get_args(Reward))}")
+    if not isinstance(reward, str) or reward not in REWARDS:
+        raise ValueError(f"unknown reward {reward!r}; choose one of {', '.join(REWARDS)}")
     if not 0 <= glimpse_cost < float("inf"):
         raise ValueError(f"glimpse_cost must be a finite number >= 0, got {glimpse_cost}")
 
 
-def potential_reward(
-    reward: Reward,
+def step_reward(
+    reward: str,
+    before: NDArray[np.floating],
+    after: NDArray[np.floating],
     *,
-    loss: tuple[NDArray[np.float32], NDArray[np.float32]],
-    score: tuple[NDArray[np.float32], NDArray[np.float32]],
-    soft_score: tuple[NDArray[np.float32], NDArray[np.float32]],
-    ended: NDArray[np.bool_],
+    ended: NDArray[np.bool_] | None = None,
+    stopped: NDArray[np.bool_] | None = None,
+    glimpses: NDArray[np.int64] | None = None,
+    budget: int = 2,
 ) -> NDArray[np.float64]:
-    """[N] rewards from (before, after) pairs of potentials. Scores may be NaN where the reward has no use for them.
+    """Rewards of one step, in the shape of `after`; without `glimpse_cost`.
 
-    >>> loss, score = (np.array([2.0]), np.array([1.5])), (np.array([0.25]), np.array([0.5]))
-    >>> soft_score, ended = (np.array([0.25]), np.array([0.375])), np.array([True])
-    >>> for reward in get_args(Reward):
-    ...     print(reward, potential_reward(reward, loss=loss, score=score, soft_score=soft_score, ended=ended))
-    loss_reduction [0.5]
-    relative_loss_reduction [0.25]
-    score_gain [0.25]
-    soft_score_gain [0.125]
-    final_score [0.5]
+    ended, stopped: default: nowhere. glimpses: taken, after the step; default: any but the first.
+
+    >>> for name in REWARDS:
+    ...     print(name, step_reward(name, np.array([0.5]), np.array([0.25]), ended=np.array([True])))
+    loss_reduction [0.25]
+    relative_loss_reduction [0.5]
+    score_gain [-0.25]
+    soft_score_gain [-0.25]
+    final_score [0.25]
+    score_area [0.375]
     """
-    (loss_before, loss_after), (score_before, score_after) = loss, score
-    match reward:
-        case "loss_reduction":
-            value = loss_before - loss_after
-        case "relative_loss_reduction":
-            value = (loss_before - loss_after) / np.maximum(loss_before, RELATIVE_LOSS_FLOOR)
-        case "score_gain":
-            value = score_after - score_before
-        case "soft_score_gain":
-            value = soft_score[1] - soft_score[0]
-        case "final_score":
-            value = np.where(ended, score_after, 0)
-    return value.astype(np.float64)
+    nowhere = np.zeros(after.shape, dtype=np.bool_)
+    step = Paid(
+        before=before,
+        after=after,
+        ended=nowhere if ended is None else ended,
+        stopped=nowhere if stopped is None else stopped,
+        glimpses=np.full(after.shape, budget) if glimpses is None else glimpses,
+        budget=budget,
+    )
+    return np.asarray(REWARDS[reward].formula(step), dtype=np.float64)

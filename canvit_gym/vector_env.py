@@ -25,7 +25,7 @@ from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows, to_host
 from canvit_gym.pages import arguments
 from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
-from canvit_gym.rewards import potential_reward, uses_score, uses_soft_score
+from canvit_gym.rewards import REWARDS, step_reward
 from canvit_gym.scenes.sampler import SceneSampler, next_scenes
 from canvit_gym.scenes.source import StreamedSource
 from canvit_gym.seeding import seeded
@@ -183,8 +183,12 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         require_scene_size(self.config, self.backbone, self.scenes)
         self.task = build_task(self.config, self.backbone, self.scenes.classes)
         self.actions = build_actions(self.config)
-        self.layout = build_layout(self.config, self.backbone, is_dense=self.task.is_dense)
-        self.tracks_score = self.config.track_score or uses_score(self.config.reward) or not self.task.is_dense
+        self.layout = build_layout(self.config, self.backbone, self.task)
+        self._potential = REWARDS[self.config.reward].potential
+        asked = {*self.task.in_every_info, self._potential, *(["score"] if self.config.track_score else [])}
+        self.tracked = tuple(name for name in self.task.potentials if name in asked)
+        """Potentials that every info holds: those asked for, and those that cost nothing. No others are measured."""
+        drawn = {"score"} if render_mode is not None else set()  # for the curve
         self.episodes = EpisodeBatch(
             num=num_envs,
             backbone=self.backbone,
@@ -192,8 +196,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             layout=self.layout,
             scenes=self.scenes,
             budget=self.config.budget,
-            with_score=self.tracks_score or render_mode is not None,  # for the curve drawn
-            with_soft_score=uses_soft_score(self.config.reward),
+            potentials=tuple(name for name in self.task.potentials if name in {*self.tracked, *drawn}),
         )
         self._sampler = SceneSampler(
             num_scenes=len(self.scenes), shard=self.config.shard, shuffle=self.config.split == "training"
@@ -281,7 +284,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
                 viewpoints[rows] = first
 
         episodes = self.episodes
-        before = (episodes.loss.copy(), episodes.score.copy(), episodes.soft_score.copy())
+        before = episodes.potentials[self._potential].copy()
         if looking.any():
             rows = np.flatnonzero(looking)
             episodes.step_rows(rows, viewpoints if len(rows) == self.num_envs else viewpoints[rows])
@@ -289,12 +292,14 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         replaces = self.autoreset_mode == AutoresetMode.SAME_STEP and bool(terminated.any())
         # Before anything reads the losses: a GPU's observation and potentials come to the host together.
         observation = None if replaces else self._observation()
-        rewards = potential_reward(
+        rewards = step_reward(
             self.config.reward,
-            loss=(before[0], episodes.loss),
-            score=(before[1], episodes.score),
-            soft_score=(before[2], episodes.soft_score),
+            before,
+            episodes.potentials[self._potential],
             ended=terminated,
+            stopped=stop,
+            glimpses=episodes.glimpses,
+            budget=self.config.budget,
         )
         rewards -= self.config.glimpse_cost * looking
         rewards[fresh] = 0
@@ -418,16 +423,15 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             "scene": episodes.scene.copy(),
             "viewpoint": episodes.viewpoints[episodes.all_rows, last],
             "glimpses": episodes.glimpses.copy(),
-            "loss": episodes.loss.copy(),
+            **{name: episodes.potentials[name].copy() for name in self.tracked},
         }
-        if self.tracks_score:
-            values["score"] = episodes.score.copy()
+        if episodes.goal is not None:
+            values["goal"] = episodes.goal.copy()
         masks = dict.fromkeys(values, mask)
         if ended is not None and ended.any():
-            values["loss_curve"] = _after_each_glimpse(episodes.loss_curve, episodes.glimpses, ended)
-            if self.tracks_score:
-                values["score_curve"] = _after_each_glimpse(episodes.score_curve, episodes.glimpses, ended)
-            masks |= {key: ended for key in ("loss_curve", "score_curve") if key in values}
+            for name in self.tracked:
+                values[f"{name}_curve"] = _after_each_glimpse(episodes.curves[name], episodes.glimpses, ended)
+                masks[f"{name}_curve"] = ended
         return values | {f"_{key}": held.copy() for key, held in masks.items()}
 
     def _replace_ended(self, ended: NDArray[np.bool_]) -> Info:

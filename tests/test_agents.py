@@ -20,9 +20,10 @@ from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.callbacks import EntropyFloor, decision_index, normalized_entropy
 from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
-from canvit_gym.assembly import build_actions, build_backbone, build_layout
+from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
+from canvit_gym.observations import ObservationLayout
 from canvit_gym.policies.heads import ViewpointHead, interpolation_matrix, window_matrix
 from canvit_gym.policies.learned import LearnedPolicy, load_policy, save_policy
 from canvit_gym.policies.networks import ViewpointNetwork, action_options
@@ -328,7 +329,7 @@ def saved(directory: Path, config: EnvConfig = CONFIG) -> LearnedPolicy:
     actions = build_actions(config)
     inputs = describe_inputs(config)
     torch.manual_seed(0)
-    layout = build_layout(config, build_backbone(config), is_dense=inputs.layout["is_dense"])
+    layout = ObservationLayout.from_json(inputs.layout)
     network = ViewpointNetwork(layout.space, actions.space, channels=8, **action_options(actions)).eval()
     record = PolicyRecord(
         env_id="CanViT/FashionSegmentation-v0", env=config, inputs=inputs, network={"channels": 8},

@@ -14,13 +14,14 @@ from agents.ppo.policy import ViewpointPolicy
 from agents.ppo.warm_start import WarmStart, _gains, discounted_returns, warm_start
 from agents.settings import TrainConfig
 from agents.train import train
-from canvit_gym.assembly import build_actions, build_backbone, build_layout
+from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
+from canvit_gym.observations import ObservationLayout
 from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.networks import action_options
-from canvit_gym.rewards import Reward
+from canvit_gym.policies.record import describe_inputs
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 CONFIG = EnvConfig(num_scenes=16, device="cpu", budget=3, grid_scales=(0.5,), grid_centers=3)
@@ -30,7 +31,7 @@ RETURNS = partial(discounted_returns, gamma=1.0, normalize="pooled", center=True
 def make_policy(config: EnvConfig, **kwargs: Any) -> ViewpointPolicy:
     actions = build_actions(config)
     torch.manual_seed(0)
-    layout = build_layout(config, build_backbone(config), is_dense=config.dataset == "fashion-segmentation")
+    layout = ObservationLayout.from_json(describe_inputs(config).layout)
     options: dict[str, Any] = action_options(actions) | {"channels": 16, "context_dim": 16, "blocks": 1} | kwargs
     return ViewpointPolicy(layout.space, actions.space, lambda _: 1e-3, **options)
 
@@ -54,7 +55,7 @@ def test_the_actor_learns_what_gains(objective: str) -> None:
     envs = GlimpseVectorEnv(16, autoreset_mode="disabled", **vars(config))
     envs.reset(seed=5)
     actions: Any = envs.actions
-    gains = envs.episodes.loss - outcomes_after(envs.episodes, actions.viewpoints)  # [A, N]
+    gains = envs.episodes.potentials["loss"] - outcomes_after(envs.episodes, actions.viewpoints)  # [A, N]
     with torch.no_grad():
         probabilities = policy.get_distribution(envs.observation_tensors()).distribution.probs.numpy().T  # type: ignore[union-attr]
         values = policy.predict_values(envs.observation_tensors()).numpy()  # type: ignore[arg-type]
@@ -77,7 +78,7 @@ def test_the_same_seed_gives_the_same_policy() -> None:
 
 @pytest.mark.parametrize("dataset", ["fashion-segmentation", "fashion-classification"])
 @pytest.mark.parametrize("reward", ["loss_reduction", "relative_loss_reduction", "soft_score_gain"])
-def test_what_is_tried_pays_what_a_step_would(reward: Reward, dataset: str) -> None:
+def test_what_is_tried_pays_what_a_step_would(reward: str, dataset: str) -> None:
     config = replace(CONFIG, reward=reward, dataset=dataset)  # type: ignore[arg-type]
     envs = GlimpseVectorEnv(8, autoreset_mode="disabled", **vars(config))
     envs.reset(seed=3)

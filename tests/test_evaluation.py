@@ -136,7 +136,8 @@ def test_every_scene_once_in_order_and_whatever_the_batch_size(config: EnvConfig
         assert np.array_equal(other.gflops, whole.gflops)
         np.testing.assert_allclose(other.loss, whole.loss, rtol=1e-3, atol=1e-5)
         # A pixel on the border of two classes may change sides; a scene's class does not.
-        off = np.abs(other.intersection.astype(int) - whole.intersection)
+        (name, *_) = whole.counts
+        off = np.abs(other.counts[name].astype(int) - whole.counts[name])
         assert off.max() <= (3 if whole.metric == "mIoU" else 0)
         np.testing.assert_allclose(other.score(), whole.score(), atol=1e-4)
 
@@ -160,10 +161,10 @@ def test_what_is_derived_from_the_counts() -> None:
         np.testing.assert_allclose([v.score_curve[t + 1] for t, v in enumerate(row)], result.scene_score()[scene], 1e-5)
     miou = result.score()
     assert result.area_under_curve() == pytest.approx((miou[0] / 2 + miou[1] + miou[2] / 2) / 2)
-    assert result.intersection.dtype == result.union.dtype == np.uint16
+    assert {counts.dtype for counts in result.counts.values()} == {np.dtype(np.uint16)}
     assert result.record["policy"]["paper_name"] == "C2F" and result.record["probe"] == task.record
-    with pytest.raises(ValueError, match="of classification"):
-        result.top5()
+    with pytest.raises(ValueError, match="mIoU has no share 'top5'"):
+        result.share("top5")
 
 
 def test_top5_is_topks() -> None:
@@ -176,9 +177,9 @@ def test_top5_is_topks() -> None:
     )
     for t, (logits, labels) in enumerate(readings):
         within = (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1).double().mean().item()
-        assert result.top5()[t] == pytest.approx(within)
+        assert result.share("top5")[t] == pytest.approx(within)
         assert result.score()[t] == pytest.approx((logits.argmax(dim=1) == labels).double().mean().item())
-    assert (result.top5() >= result.score()).all() and result.top5().max() < 1
+    assert (result.share("top5") >= result.score()).all() and result.share("top5").max() < 1
 
 
 def test_flops_are_canvit_pytorchs_and_the_policys_own() -> None:
@@ -225,8 +226,9 @@ def test_observations_are_computed_for_those_who_ask(monkeypatch: pytest.MonkeyP
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("computed for nobody")
 
-    for name in ("pooled_canvas", "update_acuity", "uncertainty"):
-        monkeypatch.setattr(f"canvit_gym.episodes.{name}", refuse)
+    behind = ("episodes.pooled_canvas", "observations.update_acuity", "tasks.segmentation.predictive_uncertainty")
+    for name in behind:
+        monkeypatch.setattr(f"canvit_gym.{name}", refuse)
     evaluate(Fixed(), config=CONFIG, num_glimpses=2)
 
 
@@ -322,6 +324,9 @@ def test_a_saved_evaluation_is_the_evaluation(tmp_path: Path, config: EnvConfig)
         one, other = getattr(result, field.name), getattr(loaded, field.name)
         if isinstance(one, np.ndarray):
             assert np.array_equal(one, other) and one.dtype == other.dtype, field.name
+        elif field.name == "counts":
+            assert list(one) == list(other) == list(result.measure.counts)
+            assert all(np.array_equal(one[k], other[k]) and one[k].dtype == other[k].dtype for k in one)
         else:
             assert one == other, field.name
     assert loaded.seed == 9 and loaded.metric == ("mIoU" if config is CONFIG else "top-1")
@@ -532,8 +537,7 @@ def test_oracle_takes_the_candidate_with_the_lowest_loss_afterwards() -> None:
 def test_score_of_resampled_scenes() -> None:
     result = replace(
         evaluate(Fixed(), config=replace(CONFIG, num_scenes=2), num_glimpses=1),
-        intersection=np.array([[[1, 0]], [[3, 2]]]),
-        union=np.array([[[2, 0]], [[3, 4]]]),
+        counts={"intersection": np.array([[[1, 0]], [[3, 2]]]), "union": np.array([[[2, 0]], [[3, 4]]])},
     )
     assert result.score()[0] == pytest.approx((4 / 5 + 2 / 4) / 2)
     assert result.score(np.array([0, 0]))[0] == pytest.approx(1 / 2)  # the absent class does not count

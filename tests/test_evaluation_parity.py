@@ -174,10 +174,10 @@ def test_imagenet_predictions(
         checkpoint=str(checkpoint),
         probe=str(probe),
     )
-    assert result.rank is not None and result.rank.shape == right.shape[:2] == (1000, num_glimpses)
+    assert result.counts["rank"].shape == right.shape[:2] == (1000, num_glimpses)
     # The class of an image is at the same place among the five, or not among them.
     place = torch.where(right.any(dim=2), right.int().argmax(dim=2), 5).numpy()
-    assert np.array_equal(np.minimum(result.rank, 5), place)
+    assert np.array_equal(np.minimum(result.counts["rank"], 5), place)
     np.testing.assert_allclose(result.score(), right[..., 0].double().mean(dim=0), atol=1e-9)
-    np.testing.assert_allclose(result.top5(), right.any(dim=2).double().mean(dim=0), atol=1e-9)
-    assert result.top5().max() > 0
+    np.testing.assert_allclose(result.share("top5"), right.any(dim=2).double().mean(dim=0), atol=1e-9)
+    assert result.share("top5").max() > 0

@@ -378,17 +378,18 @@ def test_ignored_pixels_count_for_nothing() -> None:
     env_id = "CanViT/SegmentationFolder-v0"
     kwargs = {**small(env_id), "num_scenes": 2, "track_score": True}
     envs = GlimpseVectorEnv(2, **canvit_gym.ENVIRONMENTS[env_id], **kwargs)
-    labels = envs.scenes.load(np.arange(2)).labels
-    labels[:, :64] = 255
-    truth = envs.task.truth(labels)
+    scenes = envs.scenes.load(np.arange(2))
+    scenes.labels[:, :64] = 255
+    truth = envs.task.truth(scenes)
+    loss, score = (envs.task.potentials[name].measure for name in ("loss", "score"))
     envs.reset(seed=0)
     logits = envs.episodes.logits
     assert logits is not None
-    expected = envs.task.score(logits, truth)
+    expected = score(logits, truth)
     spoilt = logits.clone()
     spoilt[:, :, :7] = torch.randn_like(spoilt[:, :, :7])  # cells above the middle, but for the row next to it
-    assert torch.allclose(envs.task.score(spoilt, truth), expected)
-    assert torch.allclose(envs.task.loss(spoilt, truth), envs.task.loss(logits, truth))
+    assert torch.allclose(score(spoilt, truth), expected)
+    assert torch.allclose(loss(spoilt, truth), loss(logits, truth))
     envs.close()
 
 

@@ -1,5 +1,6 @@
 """Observations: every key in its space, nothing computed that was not asked for, nothing told that was not seen."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -13,15 +14,21 @@ from canvit_pytorch import Viewpoint, sample_at_viewpoint
 from conftest import ENV_IDS
 from torch.utils.flop_counter import FlopCounterMode
 
+import canvit_gym
 from canvit_gym import episodes as episodes_module
+from canvit_gym import observations as observations_module
 from canvit_gym import viewpoints as viewpoints_module
-from canvit_gym.observations import DEFAULT_KEYS, GAZE_LENGTH, FloatDtype, ObservationKey, update_acuity
+from canvit_gym.observations import DEFAULT_KEYS, GAZE_LENGTH, OBSERVATIONS, FloatDtype, ObservationKey, update_acuity
+from canvit_gym.rewards import REWARDS
+from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.source import SceneBatch
+from canvit_gym.tasks import TASKS, classification, segmentation
+from canvit_gym.tasks.task import Task, declared_potentials
 from canvit_gym.vector_env import GlimpseVectorEnv
 from canvit_gym.viewpoints import to_viewpoint
 
 MakeVec = Callable[..., GlimpseVectorEnv]
-KEYS: tuple[ObservationKey, ...] = get_args(ObservationKey)
+KEYS: tuple[ObservationKey, ...] = tuple(key for key in OBSERVATIONS if key != "goal")
 SUBSETS = [(key,) for key in KEYS] + [DEFAULT_KEYS, KEYS, ("cls", "time"), ("canvas", "glimpse")]
 
 
@@ -185,7 +192,7 @@ def test_observations_carry_no_label(make_vec: MakeVec, env_id: str, mode: str) 
     for one, other in zip(trajectory(envs, steps=8), trajectory(relabelled, steps=8), strict=True):
         for key in KEYS:
             assert np.array_equal(one[key], other[key]), key
-    assert not np.array_equal(envs.episodes.loss, relabelled.episodes.loss)
+    assert not np.array_equal(envs.episodes.potentials["loss"], relabelled.episodes.potentials["loss"])
 
 
 class UnseenPixelsChanged(OtherLabels):
@@ -261,52 +268,72 @@ def test_nothing_is_computed_for_keys_not_asked_for(
     """Every function behind a key is counted; the layer-normalized canvas is what a dense probe reads anyway."""
     calls: dict[str, int] = {}
 
-    def counted(name: str) -> None:
-        original = getattr(episodes_module, name)
+    def counted(module: Any, name: str) -> None:
+        original = getattr(module, name)
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             calls[name] = calls.get(name, 0) + 1
             return original(*args, **kwargs)
 
-        monkeypatch.setattr(episodes_module, name, wrapper)
+        monkeypatch.setattr(module, name, wrapper)
 
     behind = {
         "canvas": "pooled_canvas",
-        "uncertainty": "uncertainty",
+        "uncertainty": "predictive_uncertainty",
         "acuity": "update_acuity",
-        "glimpse": "_to_uint8",
+        "glimpse": "to_uint8",
     }
-    for name in {*behind.values(), "normalized_canvas"}:
-        counted(name)
-    is_dense = env_id == ENV_IDS[0]
+    for module, names in (
+        (episodes_module, ("pooled_canvas", "normalized_canvas")),
+        (observations_module, ("update_acuity", "to_uint8")),
+        (segmentation, ("predictive_uncertainty",)),
+        (classification, ("predictive_uncertainty",)),
+    ):
+        for name in names:
+            counted(module, name)
+    reads_canvas = env_id == ENV_IDS[0]
     for keys in [("time",), ("viewpoint", "cls"), *[(key,) for key in behind]]:
         calls.clear()
         envs = make_vec(2, env_id, observations=keys, autoreset_mode="disabled")
         envs.reset(seed=0)
         envs.step(envs.action_space.sample())
         expected = {behind[key]: 2 for key in keys if key in behind}
-        if is_dense or "canvas" in keys:
+        if reads_canvas or "canvas" in keys:
             expected["normalized_canvas"] = 2
         assert calls == expected, keys
 
 
-def test_the_score_is_computed_only_where_asked_for(make_vec: MakeVec, monkeypatch: pytest.MonkeyPatch) -> None:
+def count_measures(kind: type[Task], monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often each potential of a kind of task is measured from now on, of environments made from now on."""
+    counts = dict.fromkeys(declared_potentials(kind), 0)
+    for name in counts:
+        original = getattr(kind, name)
+
+        @functools.wraps(original)
+        def counted(*args: Any, name: str = name, original: Any = original) -> Any:
+            counts[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(kind, name, counted)
+    return counts
+
+
+@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize("reward", REWARDS)
+def test_nothing_is_measured_that_nobody_asked_for(
+    make_vec: MakeVec, env_id: str, reward: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A segmentation's score upsamples to scene size, which costs as much as much of a step."""
-    for kwargs, expected in (({}, 0), ({"track_score": True}, 2), ({"reward": "score_gain"}, 2)):
-        envs = make_vec(2, autoreset_mode="disabled", **kwargs)
-        count = 0
-        score = envs.task.score
-
-        def counted(*args: Any, score: Any = score) -> Any:
-            nonlocal count
-            count += 1
-            return score(*args)
-
-        monkeypatch.setattr(envs.task, "score", counted)
+    spec = TASKS[DATASETS[canvit_gym.ENVIRONMENTS[env_id]["dataset"]].task]
+    counts = count_measures(spec.kind, monkeypatch)
+    for track_score in (False, True):
+        counts.update(dict.fromkeys(counts, 0))
+        envs = make_vec(2, env_id, autoreset_mode="disabled", reward=reward, track_score=track_score)
         _, info = envs.reset(seed=0)
         envs.step(envs.action_space.sample())
-        assert count == expected
-        assert ("score" in info) == bool(expected)
+        asked = {*spec.kind.in_every_info, REWARDS[reward].potential, *["score"] * track_score}
+        assert counts == {name: 2 * (name in asked) for name in counts}
+        assert {name for name in counts if name in info} == asked
 
 
 def test_observation_tensors_are_the_observation(make_vec: MakeVec) -> None:

@@ -137,7 +137,7 @@ def test_same_step_episodes_are_run_episodes(make_vec: MakeVec) -> None:
         viewpoints.append(info["final_info"]["viewpoint"])
         expected = reference(envs, scenes, np.stack(viewpoints))
         assert all(same(one, other) for one, other in zip(states, expected[:2], strict=True))
-        truth = envs.task.truth(envs.scenes.load(scenes).labels)
+        truth = envs.task.truth(envs.scenes.load(scenes))
         loss = envs.task.loss(envs.task.read(expected[2]), truth)
         assert np.array_equal(info["final_info"]["loss"], loss.numpy())
 

@@ -57,10 +57,8 @@ def looked_at(policy: GlimpsePolicy, config: EnvConfig = CONFIG, **kwargs: Any) 
 def episodes_of(config: EnvConfig, scenes: NDArray[np.int64], budget: int = 5) -> EpisodeBatch:
     backbone, source = build_backbone(config), build_scenes(config)
     task = build_task(config, backbone, source.classes)
-    layout = build_layout(config, backbone, is_dense=task.is_dense)
-    episodes = EpisodeBatch(
-        num=len(scenes), backbone=backbone, task=task, layout=layout, scenes=source, budget=budget, with_score=False
-    )
+    layout = build_layout(config, backbone, task)
+    episodes = EpisodeBatch(num=len(scenes), backbone=backbone, task=task, layout=layout, scenes=source, budget=budget)
     episodes.reset_rows(episodes.all_rows, scenes, read=True)
     return episodes
 

@@ -18,23 +18,20 @@ from conftest import ENV_IDS
 from PIL import Image, ImageDraw
 
 from canvit_gym.benchmark.gaze_picture import draw_gaze
+from canvit_gym.drawing import BACKGROUND, UNLABELLED, draw_box, palette, viewpoint_box
 from canvit_gym.episodes import EpisodeView
 from canvit_gym.rendering import (
-    BACKGROUND,
-    UNLABELLED,
     CanvasColours,
     Window,
     canvas_colours,
     display_exists,
-    draw_box,
     draw_frame,
     glimpse_colour,
-    palette,
-    present_classes,
     tile_frames,
-    viewpoint_box,
 )
 from canvit_gym.scenes.fashion import SEGMENTATION_CLASSES
+from canvit_gym.tasks.classification import ClassificationTask
+from canvit_gym.tasks.segmentation import SegmentationTask
 from canvit_gym.vector_env import GlimpseVectorEnv
 from experiments.nano.contact_sheet import ContactSheetConfig
 from experiments.nano.contact_sheet import main as draw_contact_sheet
@@ -66,6 +63,8 @@ def view_of(*, dense: bool, taken: int = 2, budget: int = 5, seed: int = 0) -> E
         budget=budget,
         loss_curve=loss_curve,
         score_curve=score_curve,
+        metric=(SegmentationTask if dense else ClassificationTask).metric,
+        picture=(SegmentationTask if dense else ClassificationTask).picture,
     )
 
 
@@ -197,8 +196,9 @@ def test_palette_tells_classes_apart() -> None:
     assert tuple(colours[0]) == BACKGROUND and tuple(colours[255]) == UNLABELLED
     assert len(np.unique(palette([f"class {k}" for k in range(150)])[:150], axis=0)) == 150
     view = view_of(dense=True)
-    present = present_classes(replace(view, truth=np.full((8, 8), 3), prediction=np.full((8, 8), 1)))
-    assert present == [3, 1], "the truth first"
+    legend = view.picture.legend([replace(view, truth=np.full((8, 8), 3), prediction=np.full((8, 8), 1))])
+    names = [SEGMENTATION_CLASSES[k] for k in (3, 1)]
+    assert [name for name, _ in legend] == names, "the truth first"
 
 
 def test_tiles_keep_every_frame() -> None:

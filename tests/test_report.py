@@ -43,10 +43,7 @@ def evaluation(
     classes = NUM_CLASSES if dense else 1
     intersection = np.full((num_scenes, BUDGET, classes), round(share * UNION))
     union = np.full_like(intersection, UNION)
-    rank = None
-    if not dense:
-        rank = (np.arange(num_scenes)[:, None] >= share * num_scenes).astype(np.uint16).repeat(BUDGET, axis=1)
-        intersection, union = (rank == 0).astype(int)[:, :, None], np.ones((num_scenes, BUDGET, 1), dtype=int)
+    rank = (np.arange(num_scenes)[:, None] >= share * num_scenes).astype(np.uint16).repeat(BUDGET, axis=1)
     viewpoints = np.tile(np.array([0.5, -0.5, scale], np.float32), (num_scenes, BUDGET, 1))
     viewpoints[:, 0] = (0, 0, 1)
     scene_loss = rng.uniform(1, 3, (num_scenes, 1))
@@ -54,9 +51,7 @@ def evaluation(
         scene=np.arange(num_scenes),
         viewpoints=viewpoints,
         loss=(scene_loss - share * np.ones((1, BUDGET))).astype(np.float32),
-        intersection=intersection,
-        union=union,
-        rank=rank,
+        counts={"intersection": intersection, "union": union} if dense else {"rank": rank},
         gflops=np.arange(1, BUDGET + 1, dtype=np.float64),
         metric="mIoU" if dense else "top-1",
         seed=seed,

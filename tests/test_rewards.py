@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ENV_IDS
 
-from canvit_gym.rewards import RELATIVE_LOSS_FLOOR, potential_reward
+from canvit_gym.rewards import RELATIVE_LOSS_FLOOR, step_reward
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 MakeVec = Callable[..., GlimpseVectorEnv]
@@ -66,7 +66,7 @@ def test_a_soft_score_gains_what_probabilities_gain(make_vec: MakeVec, env_id: s
     envs = make_vec(8, env_id, reward="soft_score_gain", autoreset_mode="disabled", first_glimpse=first_glimpse)
     envs.reset(seed=0)
     before = soft_score(envs)
-    np.testing.assert_allclose(envs.episodes.soft_score, before, atol=1e-6)
+    np.testing.assert_allclose(envs.episodes.potentials["soft_score"], before, atol=1e-6)
     for action in sampled(envs, 4):
         _, rewards, *_ = envs.step(action)
         after = soft_score(envs)
@@ -81,7 +81,7 @@ def soft_score(envs: GlimpseVectorEnv) -> np.ndarray:
     assert logits is not None
     scores = []
     for row, probabilities in enumerate(logits.double().softmax(dim=1).numpy()):
-        if not envs.task.is_dense:
+        if logits.ndim == 2:
             scores.append(probabilities[int(truth["labels"][row])])
             continue
         shares = truth["shares"][row].double().numpy()
@@ -102,9 +102,11 @@ def test_what_is_not_labelled_counts_for_no_soft_score(make_vec: MakeVec) -> Non
     left[..., :8] = truth["shares"][..., :8]  # the right half of the scenes has no labels
     whatever = logits.clone()
     whatever[..., 8:] = torch.randn_like(whatever[..., 8:])
-    one, other = (envs.task.soft_score(reading, {**truth, "shares": left}) for reading in (logits, whatever))
+    one, other = (
+        envs.task.potentials["soft_score"].measure(reading, {**truth, "shares": left}) for reading in (logits, whatever)
+    )
     torch.testing.assert_close(one, other)
-    assert not torch.allclose(one, envs.task.soft_score(logits, truth))
+    assert not torch.allclose(one, envs.task.potentials["soft_score"].measure(logits, truth))
 
 
 @pytest.mark.parametrize("mode", ["next_step", "same_step", "disabled"])
@@ -177,6 +179,5 @@ def test_a_stop_still_pays_the_final_score(make_vec: MakeVec) -> None:
 
 def test_a_solved_scene_does_not_divide_by_zero() -> None:
     pair = (np.zeros(1, dtype=np.float32), np.full(1, 0.01, dtype=np.float32))
-    ended = np.zeros(1, dtype=bool)
-    reward = potential_reward("relative_loss_reduction", loss=pair, score=pair, soft_score=pair, ended=ended)
+    reward = step_reward("relative_loss_reduction", *pair)
     np.testing.assert_allclose(reward, [-0.01 / RELATIVE_LOSS_FLOOR], rtol=1e-6)

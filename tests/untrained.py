@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from canvit_gym.assembly import build_actions, build_backbone, build_layout
+from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
+from canvit_gym.observations import ObservationLayout
 from canvit_gym.policies.learned import save_policy
 from canvit_gym.policies.networks import ViewpointNetwork, action_options
 from canvit_gym.policies.record import PolicyRecord, describe_inputs
@@ -19,7 +20,7 @@ def save_untrained(
 ) -> Path:
     """A policy of `config`'s observations and actions, as training saves it."""
     actions, inputs = build_actions(config), describe_inputs(config)
-    layout = build_layout(config, build_backbone(config), is_dense=inputs.layout["is_dense"])
+    layout = ObservationLayout.from_json(inputs.layout)
     torch.manual_seed(seed)
     network = ViewpointNetwork(layout.space, actions.space, **NETWORK, **action_options(actions))
     record = PolicyRecord(

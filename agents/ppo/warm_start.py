@@ -34,7 +34,7 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.heads import TableHead
 from canvit_gym.policies.lookahead import outcomes_after
-from canvit_gym.rewards import Reward, potential_reward, uses_score, uses_soft_score
+from canvit_gym.rewards import REWARDS, step_reward
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 Objective = Literal["regression", "ranking"]
@@ -224,18 +224,15 @@ def _collect(
     )
 
 
-def _gains(reward: Reward, episodes: EpisodeBatch, candidates: NDArray[np.float32]) -> NDArray[np.float64]:
+def _gains(reward: str, episodes: EpisodeBatch, candidates: NDArray[np.float32]) -> NDArray[np.float64]:
     """[K, N]: what each of the candidates [K, 3] would pay now, in every episode."""
-    task = episodes.task
-    kind: Reward = "soft_score_gain" if uses_score(reward) else reward
-    if uses_soft_score(kind):
-        assert episodes.logits is not None
-        before = task.soft_score(episodes.logits, episodes.truth).cpu().numpy()
-        after = outcomes_after(episodes, candidates, measure=task.soft_score)
-    else:
-        before, after = episodes.loss, outcomes_after(episodes, candidates)
-    pair = np.broadcast_to(before, after.shape), after
-    return potential_reward(kind, loss=pair, score=pair, soft_score=pair, ended=np.zeros(after.shape, dtype=np.bool_))
+    # A score is jumpy: the soft score tells more of candidates that are close.
+    kind = "soft_score_gain" if REWARDS[reward].potential == "score" else reward
+    measure = episodes.task.potentials[REWARDS[kind].potential].measure
+    assert episodes.logits is not None
+    before = measure(episodes.logits, episodes.truth).cpu().numpy()
+    after = outcomes_after(episodes, candidates, measure=measure)
+    return step_reward(kind, np.broadcast_to(before, after.shape), after)
 
 
 def _sampled(policy: ViewpointPolicy, observation: dict[str, Tensor], num_viewpoints: int) -> NDArray[np.int64]:

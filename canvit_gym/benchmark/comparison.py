@@ -6,7 +6,6 @@ differences and shares are paired.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -34,9 +33,9 @@ Draws = NDArray[np.float64]  # [R, ...]
 def per_scene(evaluation: Evaluation) -> NDArray[np.float64]:
     """[N, T], more is better: how well each scene is read.
 
-    Its mIoU; where a score is only right or wrong, minus its cross-entropy.
+    Its score; where a score is only right or wrong, minus its loss. The metric says which: see SceneMeasure.
     """
-    if evaluation.metric == "mIoU":
+    if evaluation.measure.scene_measure.of == "score":
         return evaluation.scene_score()
     return -evaluation.loss.astype(np.float64)
 
@@ -91,14 +90,15 @@ class _Observed:
         self.score = score_statistic(evaluations, run=self.run)
         self.loss = loss_statistic(evaluations, run=self.run)
         self.per_scene = np.stack([per_scene(e)[:, -1:] for e in evaluations])  # [S, N, 1]
-        ranks = [e.rank for e in evaluations if e.rank is not None]
-        self.top5 = Mean(np.stack(ranks) < 5, run=self.run) if ranks else None
+        measure = evaluations[0].measure
+        self.shares = {
+            name: Mean(np.stack([measure.scene_share(name, e.counts) for e in evaluations]), run=self.run)
+            for name in measure.shares
+        }
 
 
 def first_scenes(evaluation: Evaluation, num_scenes: int) -> Evaluation:
-    names = ("scene", "viewpoints", "loss", "intersection", "union", "rank")
-    arrays = {name: value[:num_scenes] for name in names if (value := getattr(evaluation, name)) is not None}
-    return replace(evaluation, **arrays)
+    return evaluation.first(num_scenes)
 
 
 def compare(benchmark: Benchmark) -> dict[str, Any]:
@@ -174,8 +174,8 @@ def _alone(observed: _Observed) -> dict[str, Any]:
             float(np.mean([e.score()[-1] for e in run.evaluations])) for run in observed.entry.runs
         ],
     }  # fmt: skip
-    if observed.top5 is not None:
-        numbers["top5"] = _estimates(observed.top5, curve=_same)["curve"]
+    for name, share in observed.shares.items():
+        numbers[name] = _estimates(share, curve=_same)["curve"]
     return numbers
 
 

@@ -17,17 +17,9 @@ from canvit_gym.benchmark.comparison import per_scene
 from canvit_gym.benchmark.gaze_picture import GAP_PX, PICTURE_PX, scene_strip
 from canvit_gym.benchmark.records import Benchmark, Entry
 from canvit_gym.config import EnvConfig
+from canvit_gym.drawing import INK, blank, fitted, font, legend_picture
 from canvit_gym.episodes import EpisodeView
-from canvit_gym.rendering import (
-    INK,
-    blank,
-    fitted,
-    font,
-    glimpse_colour,
-    is_dense,
-    legend_picture,
-    present_classes,
-)
+from canvit_gym.rendering import glimpse_colour
 from canvit_gym.replay import replay
 
 GALLERY, INDEX = "gallery", "gallery.json"
@@ -131,15 +123,16 @@ def _draw(views: dict[str, Sequence[EpisodeView]], path: Path) -> None:
     """A line per policy: the gaze, readings, the truth."""
     first = next(iter(views.values()))[0]
     shown = shown_glimpses(first.budget)
-    dense = is_dense(first)
+    picture = first.picture
+    has_truth = picture.truth(first, PICTURE_PX) is not None
     strips = {
         label: scene_strip([of_policy[t - 1] for t in shown], num_readings=len(shown))
         for label, of_policy in views.items()
     }
     width, line_px = next(iter(strips.values())).width, LABEL_PX + next(iter(strips.values())).height
-    page = blank(width + 2 * GAP_PX, HEADER_PX + len(strips) * line_px + LEGEND_PX * dense + GAP_PX)
+    page = blank(width + 2 * GAP_PX, HEADER_PX + len(strips) * line_px + LEGEND_PX * picture.has_legend + GAP_PX)
     draw = ImageDraw.Draw(page)
-    headers = ["scene and gaze", *(f"after glimpse {t}" for t in shown), *["truth"] * dense]
+    headers = ["scene and gaze", *(f"after glimpse {t}" for t in shown), *["truth"] * has_truth]
     for place, header in enumerate(headers):
         x = GAP_PX + place * (PICTURE_PX + GAP_PX)
         draw.text((x + PICTURE_PX / 2, HEADER_PX / 2), header, fill=INK, font=font(15), anchor="mm")
@@ -151,9 +144,9 @@ def _draw(views: dict[str, Sequence[EpisodeView]], path: Path) -> None:
         text = fitted(draw, label, font(17), width)
         draw.text((GAP_PX, top + LABEL_PX / 2), text, fill=INK, font=font(17), anchor="lm")
         page.paste(strip, (GAP_PX, top + LABEL_PX))
-    if dense:
-        entries = sorted({c for of_policy in views.values() for view in of_policy for c in present_classes(view)})
-        legend = legend_picture(entries, first.classes, width=width, text_px=14, lines=2)
+    if picture.has_legend:
+        entries = picture.legend([view for of_policy in views.values() for view in of_policy])
+        legend = legend_picture(entries, width=width, text_px=14, lines=2)
         page.paste(legend, (GAP_PX, HEADER_PX + len(strips) * line_px))
     height = round(page.height * WIDTH_PX / page.width)
     page.resize((WIDTH_PX, height), Image.Resampling.LANCZOS).save(path, quality=QUALITY, method=6)

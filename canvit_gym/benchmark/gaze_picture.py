@@ -7,25 +7,11 @@ scene with the gaze, the reading after glimpse 1, 2, ..., T with that glimpse's 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw
 
+from canvit_gym.drawing import FAINT, INK, blank, fitted, font, legend_picture, viewpoint_box
 from canvit_gym.episodes import EpisodeView
-from canvit_gym.rendering import (
-    FAINT,
-    INK,
-    bars_picture,
-    blank,
-    fitted,
-    font,
-    glimpse_colour,
-    is_dense,
-    label_picture,
-    legend_picture,
-    present_classes,
-    scene_picture,
-    viewpoint_box,
-)
+from canvit_gym.rendering import glimpse_colour, scene_picture
 
 PICTURE_PX = 168
 GAP_PX = 8
@@ -37,41 +23,30 @@ BARS = 5
 
 
 def reading_picture(view: EpisodeView, size: int) -> Image.Image:
-    """The reading with the box of the glimpse that was just taken; the likeliest classes where not dense."""
-    if not is_dense(view):
+    """The reading; where it covers the scene, with the box of the glimpse that was just taken."""
+    if not view.picture.covers_scene:
         picture = blank(size, size)
-        picture.paste(bars_picture(view, size - 2 * GAP_PX, size, most=BARS), (GAP_PX, 0))
+        picture.paste(view.picture.reading(view, size, margin=GAP_PX, most=BARS), (GAP_PX, 0))
         return picture
-    picture = label_picture(view.prediction.astype(np.int64), view.classes, size)
+    picture = view.picture.reading(view, size)
     if taken := len(view.viewpoints):
         box = viewpoint_box(view.viewpoints[-1], size)
         ImageDraw.Draw(picture).rectangle(box, outline=glimpse_colour(taken - 1, view.budget), width=2)
     return picture
 
 
-def score_text(view: EpisodeView, *, before: EpisodeView | None) -> str:
-    """The score now, and how it changed since the view before; empty where it was not measured."""
-    now = float(view.score_curve[len(view.viewpoints)])
-    if not np.isfinite(now):
-        return ""
-    if not is_dense(view):
-        return "right" if now == 1 else "wrong"
-    if before is None:
-        return f"mIoU {100 * now:.0f}"
-    return f"{100 * now:.0f} ({round(100 * (now - float(before.score_curve[len(before.viewpoints)]))):+d})"
-
-
 def scene_strip(views: Sequence[EpisodeView], *, num_readings: int) -> Image.Image:
     """One scene's line: gaze, readings (room for `num_readings`), truth where it is a map; captions below."""
     last = views[-1]
-    pictures = [(scene_picture(last, PICTURE_PX), "" if is_dense(last) else last.classes[int(last.truth)])]
+    truth = last.picture.truth(last, PICTURE_PX)
+    pictures = [(scene_picture(last, PICTURE_PX), last.picture.caption(last))]
     for before, view in zip([None, *views], views, strict=False):
-        pictures.append((reading_picture(view, PICTURE_PX), score_text(view, before=before)))
+        pictures.append((reading_picture(view, PICTURE_PX), view.picture.verdict(view, before)))
     places = [*range(len(pictures))]
-    if is_dense(last):
-        pictures.append((label_picture(last.truth, last.classes, PICTURE_PX), ""))
+    if truth is not None:
+        pictures.append((truth, ""))
         places.append(num_readings + 1)  # the truth keeps its column where an episode ended early
-    strip = blank(_strip_width(num_readings, dense=is_dense(last)), PICTURE_PX + CAPTION_PX)
+    strip = blank(strip_width(num_readings, has_truth=truth is not None), PICTURE_PX + CAPTION_PX)
     draw = ImageDraw.Draw(strip)
     for place, (picture, caption) in zip(places, pictures, strict=True):
         x = place * (PICTURE_PX + GAP_PX)
@@ -81,8 +56,8 @@ def scene_strip(views: Sequence[EpisodeView], *, num_readings: int) -> Image.Ima
     return strip
 
 
-def _strip_width(num_readings: int, *, dense: bool) -> int:
-    return (num_readings + 1 + dense) * (PICTURE_PX + GAP_PX) - GAP_PX
+def strip_width(num_readings: int, *, has_truth: bool) -> int:
+    return (num_readings + 1 + has_truth) * (PICTURE_PX + GAP_PX) - GAP_PX
 
 
 def draw_gaze(
@@ -100,24 +75,24 @@ def draw_gaze(
     columns = min(columns, len(views_per_scene))
     num_readings = max(len(views) for views in views_per_scene)
     first = views_per_scene[0][0]
-    dense = is_dense(first)
+    has_truth = first.picture.truth(first, PICTURE_PX) is not None
     strips = [scene_strip(views, num_readings=num_readings) for views in views_per_scene]
-    width, height = _strip_width(num_readings, dense=dense), strips[0].height
+    width, height = strip_width(num_readings, has_truth=has_truth), strips[0].height
     lines = -(-len(strips) // columns)
 
     # The legend names what is in these pictures: of 150 classes, a dozen scenes hold a few.
-    shown = sorted({c for views in views_per_scene for view in views for c in present_classes(view)} if dense else ())
+    shown = first.picture.legend([view for views in views_per_scene for view in views])
     page_width = columns * width + (columns - 1) * COLUMN_GAP_PX + 2 * MARGIN_PX
-    legend = legend_picture(shown, first.classes, width=page_width - 2 * MARGIN_PX, text_px=16, lines=2)
+    legend = legend_picture(shown, width=page_width - 2 * MARGIN_PX, text_px=16, lines=2)
     title_px, header_px = 48, 32
     top = MARGIN_PX // 2 + title_px + header_px
-    bottom = legend.height + MARGIN_PX if dense else 0
+    bottom = legend.height + MARGIN_PX if first.picture.has_legend else 0
     page = blank(page_width, top + lines * height + bottom + MARGIN_PX // 2)
     draw = ImageDraw.Draw(page)
     title = fitted(draw, title, font(24), page_width - 2 * MARGIN_PX)
     draw.text((MARGIN_PX, MARGIN_PX // 2 + title_px / 2), title, fill=INK, font=font(24), anchor="lm")
 
-    headers = ["scene and gaze", *(f"after glimpse {t + 1}" for t in range(num_readings)), *["truth"] * dense]
+    headers = ["scene and gaze", *(f"after glimpse {t + 1}" for t in range(num_readings)), *["truth"] * has_truth]
     for column in range(columns):
         left = MARGIN_PX + column * (width + COLUMN_GAP_PX)
         for place, header in enumerate(headers):
@@ -129,7 +104,7 @@ def draw_gaze(
     for index, strip in enumerate(strips):
         line, column = index % lines, index // lines  # down the first column, then down the next
         page.paste(strip, (MARGIN_PX + column * (width + COLUMN_GAP_PX), top + line * height))
-    if dense:
+    if first.picture.has_legend:
         page.paste(legend, (MARGIN_PX, top + lines * height + MARGIN_PX // 2))
     path.parent.mkdir(parents=True, exist_ok=True)
     page.save(path, optimize=True)

@@ -32,7 +32,7 @@ from canvit_gym.evaluation import Evaluation
 from canvit_gym.play.messages import MAP_PX, MOST_BARS, likeliest
 from canvit_gym.play.page_files import read_page
 from canvit_gym.play.pictures import class_colours, label_bytes, numbers, picture_uri, share_bytes
-from canvit_gym.rendering import canvas_colours, is_dense
+from canvit_gym.rendering import canvas_colours
 from canvit_gym.replay import Moment, replay
 
 MOST_POLICIES = 6
@@ -154,7 +154,7 @@ def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | No
     for scene in scenes.tolist():
         of_scene = [of_policy.get(scene) for of_policy in moments]
         first = next(steps[0] for steps in of_scene if steps)
-        dense = is_dense(first.view)
+        dense = first.view.picture.covers_scene
         maps: list[NDArray[np.uint8]] = []
         if dense:
             maps.append(_labels(first.view.truth))

@@ -22,7 +22,7 @@ from canvit_gym.play.messages import Message, actions_message, reading_message, 
 from canvit_gym.play.pictures import class_colours, numbers, picture_uri, seen_picture
 from canvit_gym.play.recording import Played
 from canvit_gym.play.rivals import Rivals
-from canvit_gym.rendering import Frame, is_dense
+from canvit_gym.rendering import Frame
 
 STAGE_PX = 384
 """Side of the picture of what was seen."""
@@ -201,7 +201,7 @@ class Game:
             "scene": self._scene,
             "picture": picture_uri(view.image),
             "truth": truth_message(view),
-            "metric": "mIoU" if is_dense(view) else "top-1",
+            "metric": view.metric.name,
             "curve": numbers(self._info["score_curve"]),
         }
 

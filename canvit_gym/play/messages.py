@@ -9,7 +9,6 @@ from canvit_gym.actions import DiscreteActions
 from canvit_gym.env import GlimpseEnv
 from canvit_gym.episodes import EpisodeView
 from canvit_gym.play.pictures import label_bytes, map_bytes, numbers, share_bytes
-from canvit_gym.rendering import is_dense
 
 Message = dict[str, Any]
 
@@ -20,7 +19,7 @@ MOST_BARS = 8
 
 def reading_message(view: EpisodeView) -> Message:
     """What the probe reads: a map of classes, or the likeliest classes with their probabilities."""
-    if is_dense(view):
+    if view.prediction.ndim == 2:
         labels = label_bytes(view.prediction.astype(np.int64), size=min(view.prediction.shape[0], MAP_PX))
         return {"form": "map", **map_bytes(labels)}
     return {"form": "bars", "bars": likeliest(view.prediction, MOST_BARS)}
@@ -33,7 +32,7 @@ def likeliest(probabilities: NDArray[np.floating], most: int) -> list[list[float
 
 
 def truth_message(view: EpisodeView) -> Message:
-    if is_dense(view):
+    if view.truth.ndim == 2:
         return {"form": "map", **map_bytes(label_bytes(view.truth, size=min(view.truth.shape[0], MAP_PX)))}
     return {"form": "class", "class": int(view.truth)}
 

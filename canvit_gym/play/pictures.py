@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from canvit_gym.rendering import Frame, viewpoint_box
+from canvit_gym.drawing import viewpoint_box
+from canvit_gym.rendering import Frame
 
 UNSEEN = (201, 205, 211)
 """Where no glimpse was taken, with stripes of `UNSEEN_STRIPE`: no colour of a scene looks like that."""

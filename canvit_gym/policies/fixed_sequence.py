@@ -220,7 +220,7 @@ def search_fixed_sequence(
                 totals = losses[kept] + _total_losses(batches[first_round:], candidates[kept], bar)
                 viewpoint = candidates[kept[totals.argmin()]]
             _look(batches, viewpoint)
-            loss = np.concatenate([episodes.loss for episodes in batches]).mean(dtype=np.float64)
+            loss = np.concatenate([episodes.potentials["loss"] for episodes in batches]).mean(dtype=np.float64)
             found = replace(
                 found, viewpoints=np.vstack([found.viewpoints, viewpoint[None]]), loss=np.append(found.loss, loss)
             )
@@ -238,7 +238,7 @@ def _training_episodes(
     require_scene_size(training, backbone, scenes)
     task = build_task(training, backbone, scenes.classes)
     # Only the loss is asked of these episodes.
-    layout = build_layout(replace(training, observations=("time",)), backbone, is_dense=task.is_dense)
+    layout = build_layout(replace(training, observations=("time",)), backbone, task)
     batches = []
     for chosen in batches_ahead(scenes, np.arange(len(scenes)), batch_size=BATCH_SIZE):
         episodes = EpisodeBatch(
@@ -248,7 +248,6 @@ def _training_episodes(
             layout=layout,
             scenes=scenes,
             budget=num_glimpses,
-            with_score=False,
         )
         episodes.reset_rows(episodes.all_rows, chosen, read=False)
         batches.append(episodes)

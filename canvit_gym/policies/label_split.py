@@ -83,7 +83,7 @@ class HalfLoss:
         if t == 0:
             self._truth = half_truth(episodes, self.half, block=self.block)
             self._batches.append([])
-        self._batches[-1].append(episodes.task.loss(episodes.logits, self._truth))
+        self._batches[-1].append(episodes.task.potentials["loss"].measure(episodes.logits, self._truth))
 
     def loss(self) -> NDArray[np.float32]:
         """[N, T] in nats, scenes in the order of the evaluation."""

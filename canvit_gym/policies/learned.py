@@ -28,11 +28,12 @@ from torch.distributions import Categorical
 from torch.utils.flop_counter import FlopCounterMode
 
 from canvit_gym.actions import DiscreteActions
-from canvit_gym.assembly import build_actions, build_backbone, build_layout, task_kind
+from canvit_gym.assembly import build_actions, task_kind
 from canvit_gym.atomic import write_bytes, write_json
 from canvit_gym.backbone.hub import asset_dir, find_repository
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
+from canvit_gym.observations import ObservationLayout
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.networks import NETWORK_CLASSES, HasDistribution, HasValues, action_options
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
@@ -81,7 +82,7 @@ class LearnedPolicy:
             paper_name=record.algorithm,
             description=f"{what}{trained} on {record.env_id}, {chosen if deterministic else 'sampled viewpoints'}",
             deterministic=deterministic and record.env.first_glimpse != "random",
-            needs_segmentation_probe=record.inputs.layout["is_dense"] and "uncertainty" in keys,
+            needs_segmentation_probe="uncertainty" in keys and len(record.inputs.layout["uncertainty_shape"]) > 1,
             tasks=(cast(Any, task_kind(record.env.dataset)),),
             observations=keys,
         )
@@ -171,8 +172,7 @@ class LearnedPolicy:
     @property
     def observation_space(self) -> spaces.Space:
         """Of one environment."""
-        config = self.record.env
-        return build_layout(config, build_backbone(config), is_dense=self.record.inputs.layout["is_dense"]).space
+        return ObservationLayout.from_json(self.record.inputs.layout).space
 
     def flops_per_decision(self, seen: Seen) -> int:
         """The network's, counted once by PyTorch, and the probe's where the observation carries its uncertainty."""
@@ -322,7 +322,7 @@ def make_network(record: PolicyRecord, config: EnvConfig) -> nn.Module:
             f"knows {', '.join(NETWORK_CLASSES)}. Update canvit_gym."
         )
     actions = build_actions(config)
-    layout = build_layout(config, build_backbone(config), is_dense=record.inputs.layout["is_dense"])
+    layout = ObservationLayout.from_json(record.inputs.layout)
     options = {**action_options(actions), **record.network}
     return NETWORK_CLASSES[record.network_class](layout.space, actions.space, **options)
 

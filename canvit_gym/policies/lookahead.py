@@ -21,7 +21,7 @@ ROWS_PER_FORWARD = 64
 
 
 Measure = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-"""(logits, truth) -> [B]: a Task's loss, score or soft_score."""
+"""(logits, truth) -> [B]: one of a Task's potentials."""
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def outcomes_after(
     assert images is not None and state is not None, "reset_rows() comes first"
     backbone, task, num = episodes.backbone, episodes.task, episodes.num
     truth = episodes.truth if truth is None else truth
-    measure = task.loss if measure is None else measure
+    measure = task.potentials["loss"].measure if measure is None else measure
     per_forward = max(1, ROWS_PER_FORWARD // num)
     outcomes = []
     for start in range(0, len(candidates), per_forward):

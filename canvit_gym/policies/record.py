@@ -22,6 +22,12 @@ class Inputs:
     layout: dict[str, Any]
     actions: dict[str, Any]
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Inputs":
+        """Of a record of this version or of an earlier one."""
+        layout = ObservationLayout.from_json(values["layout"])
+        return cls(**{**values, "layout": describe_layout(layout)})
+
 
 @dataclass(frozen=True)
 class PolicyRecord:
@@ -48,7 +54,7 @@ class PolicyRecord:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "PolicyRecord":
-        return cls(**values | {"env": config_from_kwargs(values["env"]), "inputs": Inputs(**values["inputs"])})
+        return cls(**values | {"env": config_from_kwargs(values["env"]), "inputs": Inputs.from_json(values["inputs"])})
 
 
 def _plain(value: Any) -> Any:
@@ -57,7 +63,7 @@ def _plain(value: Any) -> Any:
 
 
 def describe_layout(layout: ObservationLayout) -> dict[str, Any]:
-    return _plain(asdict(layout))
+    return _plain(layout.to_json())
 
 
 def describe_actions(actions: Actions) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def describe_inputs(config: EnvConfig) -> Inputs:
     return Inputs(
         backbone_sha256=backbone.sha256,
         probe_sha256=task.probe_sha256,
-        layout=describe_layout(build_layout(config, backbone, is_dense=task.is_dense)),
+        layout=describe_layout(build_layout(config, backbone, task)),
         actions=describe_actions(build_actions(config)),
     )
 

@@ -79,6 +79,12 @@ class Seen:
         return self._episodes.viewpoints.copy()
 
     @property
+    def goal(self) -> NDArray[np.int64] | None:
+        """[N] what is asked for in each scene, of `task.goals`; None where the task asks for nothing."""
+        goal = self._episodes.goal
+        return None if goal is None else goal.copy()
+
+    @property
     def actions(self) -> Actions | None:
         """The environment's actions; None where glimpses are taken without an environment."""
         return self._actions
@@ -132,7 +138,7 @@ class Seen:
 
     @property
     def logits(self) -> Tensor:
-        """The probe's reading now: [N, K, G, G] where the task is dense, else [N, K].
+        """The probe's reading now: [N, K, G, G] or [N, K], as `task.reading_shape` says.
 
         Raises:
             RuntimeError: nothing was read yet.
@@ -144,7 +150,7 @@ class Seen:
 
     @property
     def uncertainty(self) -> Tensor:
-        """The reading's predictive entropy in nats: [N, G, G] where the task is dense, else [N]."""
+        """The reading's predictive entropy in nats: [N, G, G] of a map, else [N]."""
         return predictive_entropy(self.logits)
 
     def glimpse(self, t: int) -> Tensor:
@@ -209,6 +215,6 @@ def with_truth(seen: Seen) -> SeenWithTruth:
 
 
 _TRUTH = {name for name in vars(SeenWithTruth) if not name.startswith("_")} | {
-    "labels", "loss", "loss_curve", "score", "score_curve", "soft_score", "scenes", "view",
+    "labels", "loss", "score", "potentials", "curves", "scenes", "view",
 }  # fmt: skip
 """What `Seen` does not show."""

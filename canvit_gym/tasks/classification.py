@@ -1,18 +1,27 @@
 """Image classification: a linear classifier reads the recurrent CLS token."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from canvit_pytorch import CanViTForImageClassification, CanViTForPretraining, RecurrentState
+from canvit_pytorch.flops import linear_flops
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from canvit_gym.backbone.hub import WEIGHTS, Source, locate, mark_used
 from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading
-from canvit_gym.tasks.task import check_probe
+from canvit_gym.config import EnvConfig
+from canvit_gym.observations import predictive_uncertainty
+from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.scenes.source import SceneBatch
+from canvit_gym.tasks.default_probe import default_probe
+from canvit_gym.tasks.metric import AccuracyMetric
+from canvit_gym.tasks.pictures import ClassPicture
+from canvit_gym.tasks.task import Task, Truth, check_probe, potential
 
 
 def load_classifier(
@@ -81,46 +90,73 @@ def _fused(probe: Source, checkpoint: Source, model: CanViTForPretraining) -> Ca
     return fused
 
 
-class ClassificationTask:
-    """Score: 1 where the most likely class is the scene's, else 0. Loss: cross-entropy."""
+class ClassificationTask(Task):
+    """The one class of a scene, read from the recurrent CLS token."""
 
     name = "classification"
-    is_dense = False
+    metric = AccuracyMetric()
+    picture = ClassPicture()
+    in_every_info = ("loss", "score")
+    reads_canvas = False
+    reading_shape = "[B, K]"
 
     def __init__(
         self, *, backbone: Backbone, model: CanViTForImageClassification, classes: tuple[str, ...], source: Source
     ) -> None:
-        self.classes = classes
+        super().__init__(backbone=backbone, classes=classes, source=source)
         self.model = model
-        self._source = source
-        self._backbone = backbone
 
     @property
-    def probe_sha256(self) -> str:
-        return self._source.sha256
+    def flops_per_reading(self) -> int:
+        return linear_flops(num_tokens=1, in_dim=self.backbone.canvit.backbone_dim, out_dim=len(self.classes))
 
-    @property
-    def record(self) -> dict[str, Any]:
-        return self._source.record
-
-    def truth(self, labels: Tensor, *, with_score: bool = False) -> dict[str, Tensor]:
-        """[n] int64 classes."""
-        return {"labels": labels.to(self._backbone.device, non_blocking=True)}
+    def truth(
+        self,
+        scenes: SceneBatch,
+        *,
+        goal: NDArray[Any] | None = None,
+        potentials: Collection[str] = (),
+        counted: bool = False,
+    ) -> dict[str, Tensor]:
+        """labels [n] int64."""
+        return {"labels": scenes.labels.to(self.backbone.device, non_blocking=True)}
 
     def read(self, state: RecurrentState, canvas_norm: Tensor | None = None) -> Tensor:
         """[B, K] logits."""
         return self.model.classify(state.recurrent_cls)
 
-    def loss(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
+    @potential("L", "cross-entropy of the class, nats")
+    def loss(self, logits: Tensor, truth: Truth) -> Tensor:
         return F.cross_entropy(logits, truth["labels"], reduction="none")
 
-    def score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
+    @potential("S", "1 where the most likely class is the scene's, else 0")
+    def score(self, logits: Tensor, truth: Truth) -> Tensor:
         return (logits.argmax(dim=1) == truth["labels"]).float()
 
-    def soft_score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
-        """[B]: the probability of the true class."""
+    @potential("P", "the probability of the scene's class")
+    def soft_score(self, logits: Tensor, truth: Truth) -> Tensor:
         return logits.softmax(dim=1).gather(1, truth["labels"].unsqueeze(1)).squeeze(1)
+
+    def count(self, logits: Tensor, truth: Truth) -> dict[str, Tensor]:
+        """rank [B]: how many classes come before the true one; of equal logits the first comes first, as in argmax."""
+        labels = truth["labels"].unsqueeze(1)
+        true = logits.gather(1, labels)
+        before = torch.arange(logits.shape[1], device=logits.device) < labels
+        return {"rank": ((logits > true) | ((logits == true) & before)).sum(dim=1)}
 
     def predict(self, logits: Tensor) -> Tensor:
         """[B, K] probabilities."""
         return torch.softmax(logits, dim=1)
+
+    def uncertainty_shape(self, map_size: int) -> tuple[int, ...]:
+        return (1,)
+
+    def uncertainty(self, logits: Tensor, *, map_size: int) -> Tensor:
+        return predictive_uncertainty(logits, size=map_size)
+
+
+def build_classification(config: EnvConfig, backbone: Backbone, classes: tuple[str, ...]) -> ClassificationTask:
+    """The task of an environment; the probe is the config's, or the default of its data set."""
+    name = config.probe or default_probe(DATASETS[config.dataset], backbone)
+    model, source = load_classifier(name, backbone, classes=classes)
+    return ClassificationTask(backbone=backbone, model=model, classes=classes, source=source)

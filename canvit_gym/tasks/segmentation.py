@@ -1,23 +1,32 @@
 """Semantic segmentation: a linear probe reads class logits from every canvas cell."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from canvit_pytorch import CanViTForSemanticSegmentation, RecurrentState, SegmentationProbe
-from canvit_pytorch.benchmarks.ade20k import per_image_confusion
+from canvit_pytorch.benchmarks.ade20k import IGNORE_LABEL, per_image_confusion
+from canvit_pytorch.flops import segmentation_probe_flops
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.hub import CONFIG, PROBES, WEIGHTS, Source, asset_dir, locate, mark_used
 from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading
+from canvit_gym.config import EnvConfig
 from canvit_gym.confusion import QuadLabels, count_confusion
-from canvit_gym.tasks.task import check_probe
+from canvit_gym.observations import predictive_uncertainty
+from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.scenes.source import SceneBatch
+from canvit_gym.tasks.default_probe import default_probe
+from canvit_gym.tasks.metric import IoUMetric, Metric
+from canvit_gym.tasks.pictures import LabelMapPicture, TaskPicture
+from canvit_gym.tasks.task import Task, Truth, check_probe, potential
 
 QUADS = "quads."
 """Before the names of QuadLabels' tensors among a scene's truth."""
@@ -90,48 +99,58 @@ def fused_probe(probe: SegmentationProbe) -> tuple[Tensor, Tensor]:
     return (weight * scale).float(), (bias + weight @ shift).float()
 
 
-class SegmentationTask:
-    """Score: the scene's mIoU at scene size. Loss: cross-entropy between each cell's class shares and the reading."""
+class SegmentationTask(Task):
+    """The class of every pixel, read from every canvas cell."""
 
     name = "segmentation"
-    is_dense = True
+    metric: ClassVar[Metric] = IoUMetric()
+    picture: ClassVar[TaskPicture] = LabelMapPicture()
 
     def __init__(
         self, *, backbone: Backbone, probe: SegmentationProbe, classes: tuple[str, ...], source: Source
     ) -> None:
-        self.classes = classes
-        self._source = source
+        super().__init__(backbone=backbone, classes=classes, source=source)
         self.model = CanViTForSemanticSegmentation(canvit=backbone.canvit, probe=probe).eval()
-        self._backbone = backbone
         self._weight, self._bias = fused_probe(probe)
         self._normalizes = probe.use_ln
 
     @property
-    def probe_sha256(self) -> str:
-        return self._source.sha256
+    def flops_per_reading(self) -> int:
+        return segmentation_probe_flops(
+            grid_size=self.backbone.canvas_grid,
+            embed_dim=self.backbone.canvit.canvas_dim,
+            num_classes=len(self.classes),
+        )
 
-    @property
-    def record(self) -> dict[str, Any]:
-        return self._source.record
+    def truth(
+        self,
+        scenes: SceneBatch,
+        *,
+        goal: NDArray[Any] | None = None,
+        potentials: Collection[str] = (),
+        counted: bool = False,
+    ) -> dict[str, Tensor]:
+        """labels [n, H, W] uint8, and shares [n, K, G, G], each cell's share of every class.
 
-    def truth(self, labels: Tensor, *, with_score: bool = False) -> dict[str, Tensor]:
-        """[n, H, W] uint8 maps -> labels [n, H, W] and shares [n, K, G, G], each cell's share of every class.
-
-        with_score: on a CPU also what a score is counted by, the QuadLabels' tensors, cut once for all glimpses.
+        Where pixels will be counted also the QuadLabels' tensors, cut once for all glimpses.
         """
-        moved = labels.to(self._backbone.device, non_blocking=True)
-        shares = class_shares(moved, num_classes=len(self.classes), grid=self._backbone.canvas_grid)
-        truth = {"labels": moved, "shares": shares}
-        # On a GPU it is not known yet which way of counting is faster.
-        return truth | self.quads(moved) if with_score and moved.device.type == "cpu" else truth
+        labels = scenes.labels.to(self.backbone.device, non_blocking=True)
+        shares = class_shares(labels, num_classes=len(self.classes), grid=self.backbone.canvas_grid)
+        truth = {"labels": labels, "shares": shares}
+        # For the score alone on a GPU it is not known yet which way of counting is faster.
+        cuts = counted or ("score" in potentials and labels.device.type == "cpu")
+        return truth | self.quads(labels) if cuts else truth
+
+    def labelled(self, truth: Truth) -> Tensor:
+        return (truth["labels"] != IGNORE_LABEL).flatten(1).any(dim=1)
 
     def read(self, state: RecurrentState, canvas_norm: Tensor | None = None) -> Tensor:
         """[B, K, G, G] logits, equal to `self.model.logits` up to rounding."""
-        grid = self._backbone.canvas_grid
+        grid = self.backbone.canvas_grid
         if not self._normalizes:
-            features = self._backbone.canvit.canvas_patches(state.canvas).float()
+            features = self.backbone.canvit.canvas_patches(state.canvas).float()
         elif canvas_norm is None:
-            features = normalized_canvas(self._backbone, state)
+            features = normalized_canvas(self.backbone, state)
         else:
             features = canvas_norm
         # One matrix product that leaves the classes outermost, where loss and observation want them.
@@ -139,32 +158,40 @@ class SegmentationTask:
         logits = torch.baddbmm(self._bias.unsqueeze(1), weight, features.transpose(1, 2))
         return logits.unflatten(2, (grid, grid))
 
-    def loss(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
+    @potential("L", "cross-entropy between the reading of each cell and its class shares, nats")
+    def loss(self, logits: Tensor, truth: Truth) -> Tensor:
         shares = truth["shares"]
         cross_entropy = -(shares * F.log_softmax(logits, dim=1)).sum(dim=(1, 2, 3))
         return cross_entropy / shares.sum(dim=(1, 2, 3)).clamp(min=1e-6)
 
-    def score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
+    @potential("S", "mIoU of the scene, at scene size")
+    def score(self, logits: Tensor, truth: Truth) -> Tensor:
         intersection, union = self.confusion(logits, truth)
         present = union > 0
         return (intersection / union.clamp(min=1)).sum(dim=1) / present.sum(dim=1).clamp(min=1)
 
     def quads(self, labels: Tensor) -> dict[str, Tensor]:
         """Label maps [n, S, S] -> what makes `confusion` fast; nothing where they do not divide into whole quads."""
-        grid = self._backbone.canvas_grid
+        grid = self.backbone.canvas_grid
         if labels.shape[-1] % (2 * grid):
             return {}
         cut = QuadLabels.cut(labels, grid=grid, num_classes=len(self.classes))
         return {QUADS + name: value for name, value in vars(cut).items()}
 
-    def confusion(self, logits: Tensor, truth: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def count(self, logits: Tensor, truth: Truth) -> dict[str, Tensor]:
+        """intersection and union [B, K], pixels."""
+        intersection, union = self.confusion(logits, truth)
+        return {"intersection": intersection, "union": union}
+
+    def confusion(self, logits: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
         """(intersection, union) [B, K] in pixels; by quads where the truth holds them."""
         if cut := {name.removeprefix(QUADS): truth[name] for name in truth if name.startswith(QUADS)}:
             return count_confusion(logits, QuadLabels(**cut))
         maps = truth["labels"].long()
         return per_image_confusion(self.predict(logits, maps.shape[-1]), maps, len(self.classes))[:2]
 
-    def soft_score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
+    @potential("P", "the mean IoU of probabilities with class shares, over the scene's classes")
+    def soft_score(self, logits: Tensor, truth: Truth) -> Tensor:
         """[B]: soft IoU over cells, sum(s p) / sum(s + p - s p) of class shares s and probabilities p, averaged over
         the scene's own classes (Rahman & Wang 2016). What is not labelled counts in neither sum."""
         shares = truth["shares"].flatten(2)  # [B, K, G * G]
@@ -176,7 +203,7 @@ class SegmentationTask:
 
     def predict(self, logits: Tensor, size_px: int | None = None) -> Tensor:
         """[B, size_px, size_px] int64 labels: bilinear upsampling, then argmax. Default size: the scene's."""
-        size = size_px or self._backbone.scene_size_px
+        size = size_px or self.backbone.scene_size_px
         budget = UPSAMPLING_BYTES.get(logits.device.type, UPSAMPLING_BYTES["cpu"])
         chunk_size = max(1, budget // (logits.shape[1] * size**2 * logits.element_size()))
         # Classes innermost: on a CPU the argmax over them is then several times faster, with the same result.
@@ -187,6 +214,25 @@ class SegmentationTask:
                 for chunk in logits.split(chunk_size)
             ]
         )
+
+    def uncertainty_shape(self, map_size: int) -> tuple[int, ...]:
+        return (1, map_size, map_size)
+
+    def uncertainty(self, logits: Tensor, *, map_size: int) -> Tensor:
+        return predictive_uncertainty(logits, size=map_size)
+
+
+def build_segmentation(config: EnvConfig, backbone: Backbone, classes: tuple[str, ...]) -> SegmentationTask:
+    """The task of an environment; the probe is the config's, or the default of its data set."""
+    return SegmentationTask(backbone=backbone, classes=classes, **segmentation_parts(config, backbone, classes))
+
+
+def segmentation_parts(config: EnvConfig, backbone: Backbone, classes: tuple[str, ...]) -> dict[str, Any]:
+    """`probe` and `source` of a SegmentationTask, or of a task that reads as it does."""
+    name = config.probe or default_probe(DATASETS[config.dataset], backbone)
+    assert name is not None, config.dataset
+    probe, source = load_probe(name, backbone, classes=classes)
+    return {"probe": probe, "source": source}
 
 
 def cells_of_pixels(size_px: int, grid: int) -> Tensor:

@@ -1,65 +1,167 @@
-"""What a task is: how a probe decodes a state, and how good the decoding is.
+"""What a task is: how a state is read, how good the reading is, and how it is reported and drawn.
 
-A reading is the probe's logits. The loss is a cross-entropy, dense and smooth; the score is what people
-report (mIoU, accuracy). Both are per scene.
+A reading is what a frozen probe makes of a state: `logits`, float32 on the device. A potential is a number that a
+reading has now, one per scene; rewards are differences of potentials (canvit_gym.rewards). Every task has the
+potentials `loss` (smooth, less is better) and `score` (what people report, more is better), and others it declares.
+
+A new task is a subclass of Task in a module of its own and an entry of canvit_gym.tasks.TASKS. A new potential is a
+method with the decorator `potential`.
 """
 
 import json
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from canvit_pytorch import RecurrentState
+from numpy.typing import NDArray
 from torch import Tensor
 
+from canvit_gym.backbone.hub import Source
 from canvit_gym.backbone.load import Backbone
+from canvit_gym.scenes.source import SceneBatch
+from canvit_gym.tasks.goals import Goals
+from canvit_gym.tasks.metric import Metric
+from canvit_gym.tasks.pictures import TaskPicture
+
+Truth = Mapping[str, Tensor]
+"""Named tensors [n, ...] on the device: whatever a task's potentials and counts need."""
+
+Measure = Callable[[Tensor, Truth], Tensor]
+"""(logits [B, ...], truth) -> [B]"""
 
 
-class Task(Protocol):
-    """Decodes the states of one frozen backbone with one frozen probe."""
+@dataclass(frozen=True)
+class Potential:
+    """A number per scene that a reading has now."""
 
-    name: str
-    classes: tuple[str, ...]
-    is_dense: bool
-    """Whether readings are maps over the canvas."""
+    measure: Measure
+    symbol: str
+    """In the formulas of the documentation: L, S, P, ..."""
+    doc: str
+    """What it is, in a few words, with its unit."""
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Tensor])
+
+
+def potential(symbol: str, doc: str) -> Callable[[_Method], _Method]:
+    """Declares a method `(self, logits, truth) -> [B]` of a Task to be a potential, by the method's name."""
+
+    def declare(method: _Method) -> _Method:
+        method.declared = (symbol, doc)  # type: ignore[attr-defined]
+        return method
+
+    return declare
+
+
+def declared_potentials(task: type["Task"]) -> dict[str, tuple[str, str]]:
+    """Name -> (symbol, doc) of what a kind of task can measure."""
+    found: dict[str, tuple[str, str]] = {}
+    for kind in reversed(task.__mro__):
+        found |= {name: value.declared for name, value in vars(kind).items() if hasattr(value, "declared")}
+    return found
+
+
+class Task(ABC):
+    """Reads the states of one frozen backbone with one frozen probe."""
+
+    name: ClassVar[str]
+    """Its entry in canvit_gym.tasks.TASKS."""
+    metric: ClassVar[Metric]
+    """How readings of many scenes are reported."""
+    picture: ClassVar[TaskPicture]
+    """How readings and truths are drawn."""
+    in_every_info: ClassVar[tuple[str, ...]] = ("loss",)
+    """Potentials that cost next to nothing: every info holds them, asked for or not."""
+    reads_canvas: ClassVar[bool] = True
+    """Whether `read` wants the layer-normalized canvas."""
+    reading_shape: ClassVar[str] = "[B, K, G, G]"
+    """Of the logits: "[B, K, G, G]", classes of every canvas cell; "[B, K]", classes of the scene. Policies that look
+    where cells are uncertain need the first."""
+    goals: Goals | None = None
+    """What can be asked for; None where the task is not goal-conditioned."""
+
+    def __init__(self, *, backbone: Backbone, classes: tuple[str, ...], source: Source) -> None:
+        self.backbone = backbone
+        self.classes = classes
+        self._source = source
 
     @property
-    def probe_sha256(self) -> str: ...
+    def probe_sha256(self) -> str:
+        return self._source.sha256
 
     @property
     def record(self) -> dict[str, Any]:
         """JSON values that say which probe reads: see canvit_gym.backbone.hub.Source."""
-        ...
+        return self._source.record
 
-    def truth(self, labels: Tensor, *, with_score: bool = False) -> dict[str, Tensor]:
-        """A SceneBatch's labels -> named tensors [n, ...] on the device, whatever loss and score need.
+    @cached_property
+    def potentials(self) -> dict[str, Potential]:
+        """By name, what this task can measure."""
+        return {
+            name: Potential(measure=getattr(self, name), symbol=symbol, doc=doc)
+            for name, (symbol, doc) in declared_potentials(type(self)).items()
+        }
 
-        with_score: the score will be asked for after every glimpse, and may be prepared for.
+    def require_potential(self, name: str, *, wanted_by: str) -> None:
+        """Raise ValueError where this task cannot measure a potential."""
+        if name not in self.potentials:
+            raise ValueError(
+                f"{wanted_by} needs the potential {name!r}, which the task {self.name} does not measure; it measures "
+                f"{', '.join(self.potentials)}"
+            )
+
+    @property
+    @abstractmethod
+    def flops_per_reading(self) -> int:
+        """Of `read`, per scene, counted as canvit_pytorch.flops counts."""
+
+    @abstractmethod
+    def truth(
+        self,
+        scenes: SceneBatch,
+        *,
+        goal: NDArray[Any] | None = None,
+        potentials: Collection[str] = (),
+        counted: bool = False,
+    ) -> dict[str, Tensor]:
+        """What is true of n scenes, on the device; "labels" are among it.
+
+        goal: [n] what is asked for, where the task has goals. potentials: the names of those that will be measured
+        after every glimpse, and may be prepared for. counted: whether `count` will be called after every glimpse.
         """
-        ...
 
+    def labelled(self, truth: Truth) -> Tensor:
+        """[n] booleans: whether a scene has anything to be measured by. Evaluations leave out those that have not."""
+        return torch.ones(len(truth["labels"]), dtype=torch.bool)
+
+    @abstractmethod
     def read(self, state: RecurrentState, canvas_norm: Tensor | None) -> Tensor:
-        """The probe's float32 logits: [B, K, G, G] where dense, else [B, K].
+        """The reading of B states: float32 logits of `reading_shape`.
 
         canvas_norm: the canvas patches [B, G*G, D] after a LayerNorm without affine, if the caller has them.
         """
-        ...
 
-    def loss(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
-        """[B] cross-entropy in nats."""
-        ...
+    @abstractmethod
+    def count(self, logits: Tensor, truth: Truth) -> dict[str, Tensor]:
+        """What the metric is computed from: [B, ...] per scene, by the names of `metric.counts`."""
 
-    def score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
-        """[B] in [0, 1]: mIoU of each scene, or whether it is classified correctly."""
-        ...
+    @abstractmethod
+    def predict(self, logits: Tensor) -> Tensor:
+        """What `picture` draws of a reading: [B, H, W] int64 labels at scene size, or [B, K] probabilities."""
 
-    def soft_score(self, logits: Tensor, truth: Mapping[str, Tensor]) -> Tensor:
-        """[B] in [0, 1]: the score of probabilities instead of decisions, smooth in the logits."""
-        ...
+    @abstractmethod
+    def uncertainty_shape(self, map_size: int) -> tuple[int, ...] | None:
+        """Of the observation `uncertainty`; None where a reading has none."""
 
-    def predict(self, logits: Tensor) -> Any:
-        """Dense: [B, H, W] labels at scene size; else [B, K] probabilities."""
-        ...
+    @abstractmethod
+    def uncertainty(self, logits: Tensor, *, map_size: int) -> Tensor:
+        """[B, *uncertainty_shape(map_size)] in [0, 1]."""
 
 
 TRAINING_RECORD = "training.json"

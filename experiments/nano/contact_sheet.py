@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from canvit_gym.command_line import run_command
-from canvit_gym.rendering import FAINT, INK, blank, font, label_picture, legend_picture
+from canvit_gym.drawing import FAINT, INK, blank, class_legend, font, label_picture, legend_picture
 from canvit_gym.scenes.fashion import (
     GENERATOR_VERSION,
     SCENE_SIZE_PX,
@@ -95,7 +95,7 @@ def main(config: ContactSheetConfig) -> None:
     sheets = [flavour_sheet(flavour, config) for flavour in flavours]
     width = sheets[0].width
     classes = range(len(SEGMENTATION_CLASSES))
-    legend = legend_picture(classes, SEGMENTATION_CLASSES, width=width - 2 * GAP_PX, text_px=14, lines=1)
+    legend = legend_picture(class_legend(classes, SEGMENTATION_CLASSES), width=width - 2 * GAP_PX, text_px=14, lines=1)
     top = 40
     page = blank(width, top + sum(sheet.height for sheet in sheets) + legend.height + 2 * GAP_PX)
     title = f"FashionScenes, generator version {GENERATOR_VERSION}"

@@ -91,10 +91,8 @@ def make_episodes(backbone: Backbone, *, num: int) -> EpisodeBatch:
         embed_dim=backbone.canvit.canvas_dim, num_classes=NUM_CLASSES, dropout=0.0, use_ln=True
     ).eval()
     task = SegmentationTask(backbone=backbone, probe=probe, classes=scenes.classes, source=backbone.source)
-    layout = build_layout(EnvConfig(), backbone, is_dense=True)
-    return EpisodeBatch(
-        num=num, backbone=backbone, task=task, layout=layout, scenes=scenes, budget=GLIMPSES, with_score=False
-    )
+    layout = build_layout(EnvConfig(), backbone, task)
+    return EpisodeBatch(num=num, backbone=backbone, task=task, layout=layout, scenes=scenes, budget=GLIMPSES)
 
 
 def peak_bytes(backbone: Backbone, *, num: int) -> int:

@@ -27,7 +27,7 @@ from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import GOES_ON, json_object, run_command
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.provenance import plain, provenance
-from canvit_gym.statistics import Mean, MeanIoU, Statistic, Together, bootstrap_interval
+from canvit_gym.statistics import Mean, Statistic, Together, bootstrap_interval
 from experiments.studies.train_once import complete
 
 
@@ -88,14 +88,15 @@ def entry(cost: float, seed: int, found: Stops) -> dict[str, Any]:
 def fixed_then_stop_then_glimpses(found: Sequence[Stops]) -> Statistic:
     """[T + 2]: the score after every fixed budget, the score at the stops, and the mean number of glimpses there."""
 
-    def counted(name: str) -> NDArray[np.integer]:
-        """[S, N, T + 1, K]"""
-        of_runs = [(one, getattr(one.evaluation, name)) for one in found]
+    measure = found[0].evaluation.measure
+
+    def counted(name: str) -> NDArray[np.number]:
+        """[S, N, T + 1, ...]"""
+        of_runs = [(one, one.evaluation.counts[name]) for one in found]
         return np.stack([np.concatenate([counts, one.at_stop(counts)[:, None]], axis=1) for one, counts in of_runs])
 
-    return Together(
-        (MeanIoU(counted("intersection"), counted("union")), Mean(np.stack([one.glimpses[:, None] for one in found])))
-    )
+    score = measure.statistic({name: counted(name) for name in measure.counts})
+    return Together((score, Mean(np.stack([one.glimpses[:, None] for one in found]))))
 
 
 def interpolated(curves: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:

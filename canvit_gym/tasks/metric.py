@@ -1,0 +1,183 @@
+"""Metrics: what is counted on every scene, and how a number of the whole data set is made of the counts.
+
+Counts are arrays by name: [N, T, ...] of N scenes after T glimpses. A data set's mIoU is no mean over scenes, so a
+metric also says how its counts are resampled (canvit_gym.statistics).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from canvit_gym.statistics import Mean, MeanIoU, Statistic, mean_iou
+
+Counts = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Display:
+    """How a number is written."""
+
+    unit: str
+    """After the number: "%", "nats", or nothing."""
+    factor: float = 1.0
+    """From the stored number to the one shown."""
+    digits: int = 3
+    difference_unit: str = ""
+    """Of a difference of two such numbers: points, for percentages."""
+
+    def text(self, value: float, *, signed: bool = False) -> str:
+        """The number without its unit.
+
+        >>> Display("%", factor=100, digits=1).text(0.8136), Display("nats").text(-0.25, signed=True)
+        ('81.4', '-0.250')
+        """
+        return f"{self.factor * value:{'+' if signed else ''}.{self.digits}f}"
+
+
+PERCENT = Display("%", factor=100, digits=1, difference_unit="points")
+NATS = Display("nats", digits=3, difference_unit="nats")
+
+
+@dataclass(frozen=True)
+class SceneMeasure:
+    """By what single scenes are compared (interquartile mean, probability of improvement, the gallery)."""
+
+    name: str
+    """Such as "mIoU of the scene"."""
+    of: Literal["score", "loss"]
+    """Each scene's own score, or its loss, of which less is better."""
+    display: Display
+
+
+class Metric(Protocol):
+    """A number of a data set, from counts per scene."""
+
+    @property
+    def name(self) -> str:
+        """As tables and saved evaluations call it."""
+        ...
+
+    @property
+    def doc(self) -> str:
+        """How it is computed: a sentence or two for a report."""
+        ...
+
+    @property
+    def display(self) -> Display: ...
+
+    @property
+    def scene_measure(self) -> SceneMeasure: ...
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What is counted: name -> its axes beyond [N, T]."""
+        ...
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """Further shares of scenes that reports show, by name: see scene_share."""
+        ...
+
+    def scene_score(self, counts: Counts) -> NDArray[np.float64]:
+        """[N, T, ...] -> [N, T]: each scene's own score."""
+        ...
+
+    def score(self, counts: Counts) -> NDArray[np.float64]:
+        """[N, T, ...] -> [T]: the data set's score."""
+        ...
+
+    def statistic(self, counts: Counts, *, run: Sequence[int] | None = None) -> Statistic:
+        """[S, N, T, ...] of S runs -> the score under any resampling of runs and scenes."""
+        ...
+
+    def scene_share(self, name: str, counts: Counts) -> NDArray[np.float64]:
+        """[N, T]: one of `shares`, 0 or 1 per scene."""
+        ...
+
+
+class _NoShares:
+    @property
+    def shares(self) -> tuple[str, ...]:
+        return ()
+
+    def scene_share(self, name: str, counts: Counts) -> NDArray[np.float64]:
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class IoUMetric(_NoShares):
+    """Intersection over union, of which every scene counts pixels: the data set's mIoU."""
+
+    name: str = "mIoU"
+    doc: str = (
+        "mIoU is the data set's: intersections and unions are summed over scenes, then divided, then averaged over "
+        "classes. The logits are upsampled to the scene before the argmax."
+    )
+    display: Display = PERCENT
+    scene_measure: SceneMeasure = SceneMeasure("mIoU of the scene", "score", PERCENT)
+    counts: Mapping[str, int] = field(default_factory=lambda: {"intersection": 1, "union": 1})
+
+    def scene_score(self, counts: Counts) -> NDArray[np.float64]:
+        return mean_iou(counts["intersection"], counts["union"])
+
+    def score(self, counts: Counts) -> NDArray[np.float64]:
+        return mean_iou(counts["intersection"].sum(axis=0), counts["union"].sum(axis=0))
+
+    def statistic(self, counts: Counts, *, run: Sequence[int] | None = None) -> MeanIoU:
+        return MeanIoU(counts["intersection"], counts["union"], run=run)
+
+
+@dataclass(frozen=True)
+class AccuracyMetric:
+    """Top-1 accuracy, from the number of classes that come before the true one."""
+
+    name: str = "top-1"
+    doc: str = (
+        "Top-1 and top-5 are shares of scenes. Comparisons scene by scene (IQM, P(improvement), the gallery) use the "
+        "cross-entropy, since right or wrong says little about one scene."
+    )
+    display: Display = PERCENT
+    scene_measure: SceneMeasure = SceneMeasure("cross-entropy of the scene", "loss", NATS)
+    counts: Mapping[str, int] = field(default_factory=lambda: {"rank": 0})
+    shares: tuple[str, ...] = ("top5",)
+
+    def scene_score(self, counts: Counts) -> NDArray[np.float64]:
+        return (counts["rank"] == 0).astype(np.float64)
+
+    def score(self, counts: Counts) -> NDArray[np.float64]:
+        return (counts["rank"] == 0).mean(axis=0)
+
+    def statistic(self, counts: Counts, *, run: Sequence[int] | None = None) -> Mean:
+        return Mean(counts["rank"] == 0, run=run)
+
+    def scene_share(self, name: str, counts: Counts) -> NDArray[np.float64]:
+        assert name == "top5", name
+        return (counts["rank"] < 5).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class MeanMetric(_NoShares):
+    """The mean over scenes of one number per scene, counted as `value`.
+
+    >>> metric = MeanMetric("cosine", doc="The mean cosine.")
+    >>> metric.score({"value": np.array([[0.25], [0.75]])}).tolist()
+    [0.5]
+    """
+
+    name: str
+    doc: str
+    display: Display = PERCENT
+    scene_measure: SceneMeasure = SceneMeasure("score of the scene", "score", PERCENT)
+    counts: Mapping[str, int] = field(default_factory=lambda: {"value": 0})
+
+    def scene_score(self, counts: Counts) -> NDArray[np.float64]:
+        return counts["value"].astype(np.float64)
+
+    def score(self, counts: Counts) -> NDArray[np.float64]:
+        return counts["value"].mean(axis=0, dtype=np.float64)
+
+    def statistic(self, counts: Counts, *, run: Sequence[int] | None = None) -> Mean:
+        return Mean(counts["value"], run=run)

@@ -1,0 +1,134 @@
+"""How readings and truths of a task are drawn: what canvit_gym.rendering and the gallery ask of it.
+
+A view (canvit_gym.episodes.EpisodeView) is one episode on the host; its `prediction` and `truth` are as the task has
+them.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from PIL import Image
+
+from canvit_gym.drawing import LegendEntry, bars_picture, class_legend, label_picture
+
+if TYPE_CHECKING:
+    from canvit_gym.episodes import EpisodeView
+
+Panel = tuple[str, Image.Image]
+"""(title, picture)"""
+
+
+class TaskPicture(Protocol):
+    """Draws the readings and truths of one kind of task."""
+
+    def panels(self, view: "EpisodeView", size: int, gap: int) -> list[Panel]:
+        """Reading and truth for a frame: two panels of `size` px, or one that spans both and the gap between them."""
+        ...
+
+    def reading(self, view: "EpisodeView", size: int, *, margin: int = 0, most: int | None = None) -> Image.Image:
+        """The reading alone, `size` px high and, less the margins, wide; of classes, the `most` likely ones."""
+        ...
+
+    def truth(self, view: "EpisodeView", size: int) -> Image.Image | None:
+        """The truth alone, `size` px wide and high; None where it is no picture, but `caption` says it."""
+        ...
+
+    def caption(self, view: "EpisodeView") -> str:
+        """What is true of the scene in a word or two; empty where `truth` shows it."""
+        ...
+
+    def verdict(self, view: "EpisodeView", before: "EpisodeView | None") -> str:
+        """How good the reading is, in a few characters, and how it changed since the view before."""
+        ...
+
+    @property
+    def verdict_doc(self) -> str:
+        """What `verdict` tells, for a caption: "its score and the change to the one before"."""
+        ...
+
+    @property
+    def covers_scene(self) -> bool:
+        """Whether a place in `reading` is that place in the scene, so that viewpoints can be drawn over it."""
+        ...
+
+    @property
+    def has_legend(self) -> bool:
+        """Whether colours have names."""
+        ...
+
+    def legend(self, views: Sequence["EpisodeView"]) -> list[LegendEntry]:
+        """Names and colours of what the views show."""
+        ...
+
+
+class LabelMapPicture:
+    """Label maps [H, W], a colour for each class."""
+
+    covers_scene = has_legend = True
+    verdict_doc = "its score and the change to the one before"
+
+    def panels(self, view: "EpisodeView", size: int, gap: int) -> list[Panel]:
+        return [
+            ("Reading of the probe", self.reading(view, size)),
+            ("Truth", label_picture(view.truth, view.classes, size)),
+        ]
+
+    def reading(self, view: "EpisodeView", size: int, *, margin: int = 0, most: int | None = None) -> Image.Image:
+        return label_picture(view.prediction.astype(np.int64), view.classes, size)
+
+    def truth(self, view: "EpisodeView", size: int) -> Image.Image | None:
+        return label_picture(view.truth, view.classes, size)
+
+    def caption(self, view: "EpisodeView") -> str:
+        return ""
+
+    def verdict(self, view: "EpisodeView", before: "EpisodeView | None") -> str:
+        now = _score(view)
+        if not np.isfinite(now):
+            return ""
+        if before is None or not np.isfinite(then := _score(before)):
+            return f"{view.metric.name} {100 * now:.0f}"
+        return f"{100 * now:.0f} ({round(100 * (now - then)):+d})"
+
+    def legend(self, views: Sequence["EpisodeView"]) -> list[LegendEntry]:
+        """The true classes, then those read besides, each in order: the first part keeps still over an episode."""
+        classes = views[0].classes
+        truth = {int(c) for view in views for c in np.unique(view.truth) if c < len(classes)}
+        read = {int(c) for view in views for c in np.unique(view.prediction.astype(np.int64))}
+        return class_legend([*sorted(truth), *sorted(read - truth)], classes)
+
+
+class ClassPicture:
+    """Probabilities [K] of classes as bars, the true one green."""
+
+    covers_scene = has_legend = False
+    verdict_doc = "whether it is right"
+
+    def panels(self, view: "EpisodeView", size: int, gap: int) -> list[Panel]:
+        # Pixels of a scene say nothing of its class: truth is a mark among the bars, which take its room.
+        bars = self._bars(view, 2 * size + gap, size)
+        return [(f"Reading of the probe (truth: {self.caption(view)})", bars)]
+
+    def reading(self, view: "EpisodeView", size: int, *, margin: int = 0, most: int | None = None) -> Image.Image:
+        return self._bars(view, size - 2 * margin, size, most)
+
+    def truth(self, view: "EpisodeView", size: int) -> Image.Image | None:
+        return None
+
+    def caption(self, view: "EpisodeView") -> str:
+        return view.classes[int(view.truth)]
+
+    def verdict(self, view: "EpisodeView", before: "EpisodeView | None") -> str:
+        now = _score(view)
+        return "" if not np.isfinite(now) else "right" if now == 1 else "wrong"
+
+    def legend(self, views: Sequence["EpisodeView"]) -> list[LegendEntry]:
+        return []
+
+    def _bars(self, view: "EpisodeView", width: int, height: int, most: int | None = None) -> Image.Image:
+        return bars_picture(view.prediction, int(view.truth), view.classes, width=width, height=height, most=most)
+
+
+def _score(view: "EpisodeView") -> float:
+    return float(view.score_curve[len(view.viewpoints)])
