@@ -444,7 +444,7 @@ class EpisodeBatch:
             score_curve=score_curve,
             metric=self.task.metric,
             picture=self.task.picture,
-            goal="" if goals is None or self.goal is None else goals.names[self.goal[row]],
+            goal="" if goals is None or self.goal is None else goals.names[int(self.goal[row])],
         )
 
     def _curve(self, name: str, row: int) -> NDArray[np.float32]:

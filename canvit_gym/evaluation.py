@@ -116,7 +116,7 @@ class Evaluation:
     def save(self, path: Path) -> None:
         """A compressed npz of the arrays and a JSON header. An interruption leaves no file, or the whole one."""
         header = {"format": FORMAT, "metric": self.metric, "seed": self.seed, "record": self.record}
-        arrays = {name: getattr(self, name) for name in _ARRAYS} | self.counts
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS} | self.counts
         if self.goal is not None:
             arrays["goal"] = self.goal
         with replacing(path) as partial, partial.open("wb") as file:
