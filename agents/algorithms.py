@@ -24,9 +24,13 @@ DEFAULT = "ppo"
 ENTRIES = ("default", "fashion")
 """Entries of the files that are no environment, but what environments' entries begin with."""
 
-_MODULES: dict[str, str] = {
-    "ppo": "agents.ppo.learner",
-    "q_regression": "agents.q_regression.learner",
+_MODULES: dict[str, str] = {  # module:attribute, imported when asked for
+    "ppo": "agents.ppo.learner:ALGORITHM",
+    "q_regression": "agents.q_regression.learner:ALGORITHM",
+    "dqn": "agents.off_policy.learner:DQN_ALGORITHM",
+    "sac": "agents.off_policy.learner:SAC_ALGORITHM",
+    "crossq": "agents.off_policy.contrib:CROSSQ_ALGORITHM",
+    "tqc": "agents.off_policy.contrib:TQC_ALGORITHM",
 }
 ALGORITHMS = tuple(_MODULES)
 
@@ -69,7 +73,15 @@ def find_algorithm(name: str) -> Algorithm:
         close = difflib.get_close_matches(name, ALGORITHMS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ValueError(f"unknown algorithm {name!r}; {hint}there are: {', '.join(ALGORITHMS)}")
-    return import_module(_MODULES[name]).ALGORITHM
+    module, attribute = _MODULES[name].split(":")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name != "sb3_contrib":
+            raise
+        raise ImportError(
+            f"algorithm {name!r} is sb3-contrib's, which is not installed: pip install sb3-contrib"
+        ) from error
 
 
 def hyperparameters_file(name: str) -> Path:

@@ -4,6 +4,8 @@ How much a glimpse brings depends most on how many came before it. Statistics pe
 every decision of an episode teaches on the same scale.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,6 +13,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from agents.finite import require_finite
+from agents.training_state import num_decisions
+from canvit_gym.config import EnvConfig
 from canvit_gym.wrappers import RunningMoments
 
 
@@ -81,3 +85,17 @@ class PerStepNormalize(VecEnvWrapper):
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         for name, value in state.items():
             setattr(self._moments, name, value.numpy().astype(getattr(self._moments, name).dtype))
+
+
+def normalized_rewards(
+    env: VecEnv, config: EnvConfig, *, how: Literal["per_step", "pooled"] | None, clip: float | None
+) -> VecEnv:
+    """`env` with rewards scaled by one statistic ("pooled"), standardized per decision ("per_step"), or as they are.
+
+    Where the agent may stop, nothing is subtracted.
+    """
+    if how is None:
+        return env
+    if how == "pooled":
+        return PerStepNormalize(env, num_decisions=1, center=False, clip=clip)
+    return PerStepNormalize(env, num_decisions=num_decisions(config), center=not config.allow_stop, clip=clip)

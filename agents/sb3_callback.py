@@ -1,5 +1,7 @@
 """What a learner of Stable-Baselines3 tells the monitor of a run."""
 
+from collections.abc import Callable
+
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -10,9 +12,9 @@ from agents.learner import Monitoring
 class MonitorCallback(BaseCallback):
     """Calls the monitor after every step, and before every rollout."""
 
-    def __init__(self, monitor: Monitoring, *, total: int) -> None:
+    def __init__(self, monitor: Monitoring, *, total: int, before_rollout: Callable[[], None] | None = None) -> None:
         super().__init__()
-        self._monitor, self._total = monitor, total
+        self._monitor, self._total, self._before_rollout = monitor, total, before_rollout
         self._collecting = False
         self.reached = False
         """Whether the last update was made: not where a callback ends training within the last rollout."""
@@ -23,6 +25,8 @@ class MonitorCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self._monitor.between_updates()
+        if self._before_rollout is not None:
+            self._before_rollout()
         self._collecting = True
 
     def _on_rollout_end(self) -> None:

@@ -116,14 +116,14 @@ def ends_with_rollouts(config: EnvConfig) -> bool:
     return not config.allow_stop and config.first_glimpse != "random"
 
 
-def check_whole_episodes(config: EnvConfig, n_steps: int) -> None:
+def check_whole_episodes(config: EnvConfig, n_steps: int, *, name: str = "n_steps") -> None:
     """Raise ValueError where rollouts of so many steps would end in the middle of episodes, though they need not."""
     decisions = num_decisions(config)
     if ends_with_rollouts(config) and n_steps % decisions:
         raise ValueError(
-            f"n_steps must be a multiple of the {decisions} decisions of an episode (budget "
+            f"{name} must be a multiple of the {decisions} decisions of an episode (budget "
             f"{config.budget}), so that rollouts hold whole episodes; got {n_steps}. Try --hyper "
-            f"'{{\"n_steps\": {max(1, round(n_steps / decisions)) * decisions}}}'"
+            f"'{{\"{name}\": {max(1, round(n_steps / decisions)) * decisions}}}'"
         )
 
 

@@ -6,13 +6,13 @@ from typing import Any
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from agents.checks import schedule
-from agents.normalize import PerStepNormalize
+from agents.normalize import normalized_rewards
 from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.hyperparameters import Hyperparameters
 from agents.ppo.policy import ViewpointPolicy
 from agents.ppo.rollout import TensorRolloutBuffer
 from agents.ppo.warm_start import WarmStart, discounted_returns, warm_start
-from agents.training_state import num_decisions, preserved_random_state
+from agents.training_state import preserved_random_state
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
 from canvit_gym.sb3 import make_sb3_env
@@ -21,13 +21,7 @@ from canvit_gym.sb3 import make_sb3_env
 def make_training_env(env_id: str, config: EnvConfig, hyper: Hyperparameters, env_kwargs: dict[str, Any]) -> VecEnv:
     """GlimpseVecEnv, VecMonitor (returns as the environment pays them), PerStepNormalize."""
     envs = VecMonitor(make_sb3_env(env_id, hyper.n_envs, tensors=hyper.rollout_tensors, **env_kwargs))
-    if hyper.normalize_reward is None:
-        return envs
-    if hyper.normalize_reward == "pooled":
-        return PerStepNormalize(envs, num_decisions=1, center=False, clip=hyper.clip_reward)
-    return PerStepNormalize(
-        envs, num_decisions=num_decisions(config), center=not config.allow_stop, clip=hyper.clip_reward
-    )
+    return normalized_rewards(envs, config, how=hyper.normalize_reward, clip=hyper.clip_reward)
 
 
 def ppo_arguments(hyper: Hyperparameters) -> dict[str, Any]:

@@ -11,11 +11,12 @@ those that the policy comes to. Since targets do not depend on the policy, the l
 import copy
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -64,7 +65,7 @@ class QRegression:
         self.env.seed(plan.settings.seed)
         self.device = device
         self._network = ViewpointQNetwork(
-            envs.glimpse_envs.single_observation_space,
+            cast(spaces.Dict, envs.glimpse_envs.single_observation_space),
             envs.glimpse_envs.single_action_space,
             **action_options(envs.glimpse_envs.actions),
             **hyper.policy_kwargs,

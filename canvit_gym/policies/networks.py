@@ -8,7 +8,8 @@ then PointerHead) and `mlp` (every map averaged over the scene, then a logit per
 where anything is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -18,9 +19,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from canvit_gym.actions import Actions, DiscreteActions
-from canvit_gym.policies.distributions import ActionDistribution, categorical, continuous, num_parameters
+from canvit_gym.policies.distributions import (
+    ActionDistribution,
+    TanhGaussian,
+    categorical,
+    continuous,
+    num_parameters,
+)
 from canvit_gym.policies.heads import GazeHead, ListHead, PointerHead, TableHead, ValueHead, ViewpointHead, WindowHead
-from canvit_gym.policies.trunks import AttentionBlock, Features, MapTrunk, MeanTrunk, ModulatedBlock, TokenTrunk
+from canvit_gym.policies.trunks import (
+    AttentionBlock,
+    Features,
+    MapEncoder,
+    MapTrunk,
+    MeanTrunk,
+    ModulatedBlock,
+    TokenTrunk,
+)
 
 NETWORKS: dict[str, tuple[type[MapTrunk], Callable[..., TableHead]]] = {
     "conv": (MapTrunk, ViewpointHead),
@@ -245,8 +260,91 @@ class ViewpointQNetwork(nn.Module):
         return self.dueling.value_net(features) + advantage - advantage.mean(dim=1, keepdim=True)
 
 
+class EncodedValues(nn.Module):
+    """Values of a table's actions by a perceptron on MapEncoder's vector: what DQN learns."""
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space,
+        *,
+        net_arch: Sequence[int] = (256,),
+        encoder: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self.encoder = MapEncoder(observation_space, **(encoder or {}))
+        width = self.encoder.mixed.out_features
+        self.head = nn.Sequential(
+            *_perceptron(width, net_arch), nn.Linear([width, *net_arch][-1], int(cast(spaces.Discrete, action_space).n))
+        )
+
+    def values(self, observation: dict[str, Tensor]) -> Tensor:
+        return self.head(self.encoder(observation))
+
+
+class EncodedActor(nn.Module):
+    """A tanh-Gaussian over continuous actions by a perceptron on MapEncoder's vector: the actor of SAC and its kin.
+
+    `renormalized`: with batch renormalization before every layer, as CrossQ's.
+    """
+
+    LOG_STD_RANGE = (-20.0, 2.0)
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space,
+        *,
+        net_arch: Sequence[int] = (256,),
+        encoder: dict[str, Any] | None = None,
+        renormalized: bool = False,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self.encoder = MapEncoder(observation_space, **(encoder or {}))
+        width, dim = self.encoder.mixed.out_features, int(np.prod(action_space.shape or ()))
+        last = [width, *net_arch][-1]
+        layers = _perceptron(width, net_arch, renormalized=renormalized)
+        self.latent = nn.Sequential(*layers, *[RunningNorm(last)] * renormalized)
+        self.mean, self.log_std = nn.Linear(last, dim), nn.Linear(last, dim)
+
+    def distribution(self, observation: dict[str, Tensor]) -> ActionDistribution:
+        latent = self.latent(self.encoder(observation))
+        return TanhGaussian(self.mean(latent), self.log_std(latent).clamp(*self.LOG_STD_RANGE))
+
+
+class RunningNorm(nn.Module):
+    """Batch renormalization as it acts after training: by the running mean and variance."""
+
+    EPSILON = 1e-3
+
+    ra_mean: Tensor
+    ra_var: Tensor
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.register_buffer("ra_mean", torch.zeros(num_features))
+        self.register_buffer("ra_var", torch.ones(num_features))
+        self.register_buffer("steps", torch.tensor(0))
+        self.scale = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * ((x - self.ra_mean) / (self.ra_var + self.EPSILON).sqrt()) + self.bias
+
+
+def _perceptron(width: int, net_arch: Sequence[int], *, renormalized: bool = False) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for size_in, size_out in pairwise((width, *net_arch)):
+        layers += [*[RunningNorm(size_in)] * renormalized, nn.Linear(size_in, size_out), nn.ReLU()]
+    return layers
+
+
 NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "ViewpointNetwork": ViewpointNetwork,
     "ViewpointQNetwork": ViewpointQNetwork,
+    "EncodedValues": EncodedValues,
+    "EncodedActor": EncodedActor,
 }
 """By the name in a policy's record; called with the spaces, then `action_options` and the record's own as keywords."""

@@ -164,3 +164,32 @@ class MeanTrunk(MapTrunk):
 
     def _fitted_canvas(self, canvas: Tensor) -> Tensor:
         return canvas.mean(dim=(2, 3), keepdim=True)
+
+
+class MapEncoder(nn.Module):
+    """Observation Dict -> [B, features_dim]: a MapTrunk, whose cells are narrowed, laid side by side and mixed.
+
+    For learners whose networks read one vector. Nothing is averaged over the scene: the vector still tells where.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        *,
+        features_dim: int = 256,
+        channels: int = 32,
+        context_dim: int = 64,
+        blocks: int = 2,
+        cell_channels: int = 8,
+        separable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.trunk = MapTrunk(
+            observation_space, channels=channels, context_dim=context_dim, blocks=blocks, separable=separable
+        )
+        self.cells = nn.Conv2d(channels, cell_channels, 1)
+        self.mixed = nn.Linear(cell_channels * self.trunk.grid**2, features_dim)
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        features = self.trunk({key: value.float() for key, value in observations.items()})
+        return F.relu(self.mixed(F.relu(self.cells(features.map)).flatten(1)))

@@ -1,0 +1,1 @@
+"""Off-policy learners of Stable-Baselines3 and sb3-contrib, behind the seam of agents.algorithms."""

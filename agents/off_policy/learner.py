@@ -1,0 +1,218 @@
+"""DQN and SAC of Stable-Baselines3, and what their kin in sb3-contrib share with them."""
+
+import ast
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3 import DQN, SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import recursive_getattr, recursive_setattr
+from stable_baselines3.common.vec_env import VecMonitor
+from torch import nn
+
+from agents.algorithms import Algorithm
+from agents.checks import schedule
+from agents.extractors import FlatSpatialExtractor, FlattenObservations, SpatialExtractor
+from agents.learner import Monitoring, State
+from agents.normalize import PerStepNormalize, normalized_rewards
+from agents.off_policy.hyperparameters import OfContinuous, OffPolicyHyperparameters, OfTables
+from agents.sb3_callback import MonitorCallback, mean_return
+from agents.settings import Plan
+from agents.training_state import (
+    begin_episodes,
+    capture_environments,
+    ends_with_rollouts,
+    glimpse_env,
+    random_state,
+    restore_environments,
+    set_random_state,
+)
+from canvit_gym.backbone.load import resolve_device
+from canvit_gym.policies.networks import NETWORK_CLASSES, EncodedActor, EncodedValues
+from canvit_gym.sb3 import make_sb3_env
+
+_NUMBERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate")
+"""Of a model, those that its next step depends on, where it has them."""
+_ARRAYS = ("actions", "rewards", "dones", "timeouts")
+"""Of a replay buffer, beside the observations."""
+
+
+class OffPolicyLearner:
+    """An off-policy model with the spatial extractor.
+
+    Its states hold the whole replay buffer: they are captured where they are written, and Ctrl-C goes back there.
+    """
+
+    captures_every_update = False
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        model_class: Callable[..., OffPolicyAlgorithm],
+        network_class: str,
+        share_layers: Callable[[Any, Any], None],
+        network_options: dict[str, Any] | None = None,
+        flat: bool = False,
+    ) -> None:
+        self.plan, self.network_class = plan, network_class
+        hyper = self.hyper = cast(OffPolicyHyperparameters, plan.hyper)
+        self.network_options: dict[str, Any] = {
+            "encoder": hyper.encoder, "net_arch": hyper.net_arch, **(network_options or {}),
+        }  # fmt: skip
+        envs = VecMonitor(make_sb3_env(plan.settings.env, hyper.n_envs, **plan.env_kwargs))
+        layout = cast(spaces.Dict, envs.observation_space)
+        normalized = normalized_rewards(envs, plan.env, how=hyper.normalize_reward, clip=hyper.clip_reward)
+        self._normalizer = normalized if isinstance(normalized, PerStepNormalize) else None
+        self.env = FlattenObservations(normalized) if flat else normalized
+        extractor = {"features_extractor_class": FlatSpatialExtractor if flat else SpatialExtractor}
+        self.model = model_class(
+            "MlpPolicy" if flat else "MultiInputPolicy",
+            self.env,
+            learning_rate=schedule(hyper.learning_rate, name="learning_rate"),
+            buffer_size=hyper.buffer_size,
+            learning_starts=hyper.learning_starts,
+            batch_size=hyper.batch_size,
+            gamma=hyper.gamma,
+            train_freq=(hyper.train_freq, "step"),
+            gradient_steps=hyper.gradient_steps,
+            policy_kwargs={
+                **extractor,
+                "features_extractor_kwargs": hyper.encoder | ({"layout": layout} if flat else {}),
+                "net_arch": hyper.net_arch,
+            },
+            seed=plan.settings.seed,
+            device=resolve_device(plan.env.device),
+            **hyper.options,
+        )
+        self._network = NETWORK_CLASSES[network_class](layout, self.model.action_space, **self.network_options)
+        share_layers(self._network, self.model.policy)
+
+    @property
+    def network(self) -> nn.Module:
+        return self._network
+
+    @property
+    def num_timesteps(self) -> int:
+        return self.model.num_timesteps
+
+    @property
+    def status(self) -> dict[str, float | None]:
+        losses = {"loss": "train/loss", "critic": "train/critic_loss"}
+        values = {name: self.model.logger.name_to_value.get(tag) for name, tag in losses.items()}
+        return {"reward": mean_return(self.model)} | values
+
+    def set_logger(self, logger: Logger) -> None:
+        self.model.set_logger(logger)
+
+    def begin(self, *, progress: bool) -> list[dict[str, float]]:
+        self._begin_episodes()
+        return []
+
+    def _begin_episodes(self, observation: Any = None) -> None:
+        self.model._last_obs = begin_episodes(self.env) if observation is None else observation
+        self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=np.bool_)
+
+    def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
+        ours = MonitorCallback(monitor, total=total, before_rollout=self._cut_episodes)
+        remaining = total - self.model.num_timesteps
+        self.model.learn(remaining, callback=[ours, *callbacks], reset_num_timesteps=False)
+        return ours.reached
+
+    def _cut_episodes(self) -> None:
+        if not ends_with_rollouts(self.plan.env):  # they go on from their scenes nowhere else
+            self._begin_episodes()
+
+    def capture(self) -> State:
+        model = self.model
+        modules, variables = model._get_torch_save_params()
+        return {
+            **{name: getattr(model, name) for name in _NUMBERS if hasattr(model, name)},
+            "modules": {name: copy.deepcopy(recursive_getattr(model, name).state_dict()) for name in modules},
+            "variables": {name: recursive_getattr(model, name).detach().clone() for name in variables},
+            "replay": self._replay_state(),
+            "normalizer": {} if self._normalizer is None else self._normalizer.state_dict(),
+            "action_space": str(model.action_space.np_random.bit_generator.state),
+            "random": random_state(),
+            **capture_environments(glimpse_env(self.env)),
+        }
+
+    def _replay_state(self) -> State:
+        buffer = cast(Any, self.model.replay_buffer)
+        held = buffer.buffer_size if buffer.full else buffer.pos
+        arrays = {name: torch.from_numpy(value[:held].copy()) for name, value in self._replay_arrays().items()}
+        return {"pos": buffer.pos, "full": buffer.full, "arrays": arrays}
+
+    def _replay_arrays(self) -> dict[str, NDArray[Any]]:
+        """All that the replay buffer holds, by name."""
+        buffer = cast(Any, self.model.replay_buffer)
+        arrays = {name: getattr(buffer, name) for name in _ARRAYS}
+        for kind in ("observations", "next_observations"):
+            held = getattr(buffer, kind)
+            arrays |= (
+                {f"{kind}/{key}": value for key, value in held.items()} if isinstance(held, dict) else {kind: held}
+            )
+        return arrays
+
+    def restore(self, state: State) -> None:
+        model = self.model
+        for name in _NUMBERS:
+            if name in state:
+                setattr(model, name, state[name])
+        for name, value in state["modules"].items():
+            recursive_getattr(model, name).load_state_dict(copy.deepcopy(value))
+        for name, value in state["variables"].items():
+            recursive_setattr(model, f"{name}.data", value.clone().to(model.device))
+        self._restore_replay(state["replay"])
+        if self._normalizer is not None:
+            self._normalizer.load_state_dict(state["normalizer"])
+        self._begin_episodes(restore_environments(self.env, state))
+        model.action_space.np_random.bit_generator.state = _parsed(state["action_space"])
+        set_random_state(state["random"])
+
+    def _restore_replay(self, state: State) -> None:
+        buffer = cast(Any, self.model.replay_buffer)
+        buffer.pos, buffer.full = state["pos"], state["full"]
+        for name, array in self._replay_arrays().items():
+            array[: len(state["arrays"][name])] = state["arrays"][name].numpy()
+
+    def restore_network(self, state: State) -> None:
+        self.model.policy.load_state_dict(state["modules"]["policy"])
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def _parsed(generator: str) -> Any:
+    return ast.literal_eval(generator)
+
+
+def share_values(network: EncodedValues, policy: Any) -> None:
+    """DQN's layers."""
+    network.encoder, network.head = policy.q_net.features_extractor.encoder, policy.q_net.q_net
+
+
+def share_actor(network: EncodedActor, policy: Any) -> None:
+    """The layers of SAC's actor, and its kin's."""
+    actor = policy.actor
+    network.encoder, network.latent = actor.features_extractor.encoder, actor.latent_pi
+    network.mean, network.log_std = actor.mu, actor.log_std
+
+
+DQN_ALGORITHM = Algorithm(
+    title="DQN",
+    hyperparameters=OfTables,
+    make=lambda plan: OffPolicyLearner(plan, model_class=DQN, network_class="EncodedValues", share_layers=share_values),
+)
+SAC_ALGORITHM = Algorithm(
+    title="SAC",
+    hyperparameters=OfContinuous,
+    make=lambda plan: OffPolicyLearner(plan, model_class=SAC, network_class="EncodedActor", share_layers=share_actor),
+)

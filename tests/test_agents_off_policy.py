@@ -1,0 +1,151 @@
+"""Off-policy learners: they act, learn, resume to the bit, and their policies act without SB3."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from stable_baselines3 import A2C, DQN, TD3
+
+from agents.algorithms import ALGORITHMS, find_algorithm, hyperparameters_file, load_hyperparameters
+from agents.extractors import SpatialExtractor
+from agents.off_policy.learner import OffPolicyLearner
+from agents.settings import TrainConfig, prepare
+from agents.train import train
+from agents.training_state import glimpse_env, load_state
+from canvit_gym.evaluation import evaluate
+from canvit_gym.policies.learned import load_policy
+from canvit_gym.registration import ENVIRONMENTS
+from canvit_gym.sb3 import make_sb3_env
+
+ALGOS = ("dqn", "sac", "crossq", "tqc")
+SMALL = {"features_dim": 16, "channels": 8, "context_dim": 16, "blocks": 1, "cell_channels": 2}
+CHUNK = 8
+"""Decisions between updates."""
+
+
+def tiny(run_dir: Path, algo: str, *, updates: int = 6, **env_kwargs: Any) -> TrainConfig:
+    env = {"num_scenes": 14, "device": "cpu", "budget": 3, "canvas_size": 4, "map_size": 8} | env_kwargs
+    if algo == "dqn":
+        env |= {"grid_centers": 3}
+    options = {
+        "n_envs": 4, "train_freq": 2, "gradient_steps": 2, "batch_size": 8, "buffer_size": 32, "learning_starts": CHUNK,
+        "encoder": SMALL, "net_arch": [16],
+    }  # fmt: skip
+    return TrainConfig(
+        run_dir, algo=algo, env_kwargs=json.dumps(env), hyper=json.dumps(options), total_timesteps=updates * CHUNK,
+        eval_every=2 * CHUNK, eval_scenes=4, checkpoint_every=2 * CHUNK, gaze_scenes=0, progress=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_has_its_entries(algo: str) -> None:
+    assert hyperparameters_file(algo).is_file()
+    algorithm = find_algorithm(algo)
+    for env_id in ENVIRONMENTS:
+        if env_id in hyperparameters_file("ppo").read_text():
+            hyper = load_hyperparameters(env_id, algo=algo)
+            assert type(hyper)(**json.loads(json.dumps(hyper.to_json()))) == hyper, algorithm.title
+
+
+@pytest.mark.parametrize("kind", ["whole episodes", "stop"])
+@pytest.mark.parametrize("algo", ALGOS)
+def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str, kind: str) -> None:
+    """The replay buffer is full by then. Ctrl-C goes back to the last checkpoint."""
+    stop: dict[str, Any] = {"allow_stop": True, "glimpse_cost": 0.01} if kind == "stop" else {}
+    whole = tiny(tmp_path / "whole", algo, **stop)
+    result = train(whole)
+    assert not result.interrupted and result.num_timesteps == 6 * CHUNK
+    broken = replace(whole, run_dir=tmp_path / "broken")
+    model_class = type(find_algorithm(algo).make(prepare(replace(whole, run_dir=tmp_path / "x"))).model)  # type: ignore[attr-defined]
+    update = model_class.train
+
+    def interrupt(self: Any, *args: Any, **kwargs: Any) -> None:
+        if self.num_timesteps == 5 * CHUNK:
+            raise KeyboardInterrupt
+        update(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_class, "train", interrupt)
+        assert train(broken).interrupted
+    assert load_state(broken.run_dir / "training_state.pt")["num_timesteps"] == 4 * CHUNK
+    assert not train(TrainConfig(broken.run_dir, resume=True, progress=False)).interrupted
+    for policy in ("last", "best"):
+        ours, theirs = (load_file(run / policy / "policy.safetensors") for run in (whole.run_dir, broken.run_dir))
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    results = [json.loads((run / "result.json").read_text())["evaluations"] for run in (whole.run_dir, broken.run_dir)]
+    assert results[0] == results[1]
+
+
+WITHOUT_SB3 = """
+import sys
+sys.modules["stable_baselines3"] = sys.modules["sb3_contrib"] = None
+from dataclasses import replace
+from canvit_gym.evaluation import evaluate
+from canvit_gym.policies import load_policy
+policy = load_policy(sys.argv[1])
+validation = replace(policy.record.env, split="validation", num_scenes=4)
+print(evaluate(policy, config=validation).mean_loss().tolist())
+"""
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_their_policies_act_as_in_training_without_sb3(tmp_path: Path, algo: str) -> None:
+    config = tiny(tmp_path / "run", algo)
+    learner = find_algorithm(algo).make(prepare(config))
+    assert isinstance(learner, OffPolicyLearner)
+    wanted, _ = learner.model.predict(learner.env.reset(), deterministic=True)  # type: ignore[arg-type]
+    given = glimpse_env(learner.env).glimpse_envs.observation_tensors()
+    with torch.no_grad():
+        if algo == "dqn":
+            found = learner.network.eval().values(given).argmax(dim=1).numpy()  # type: ignore[operator]
+        else:
+            found = learner.network.eval().distribution(given).mode.numpy()  # type: ignore[operator]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    learner.close()
+
+    result = train(config)
+    policy = load_policy(result.last_policy_dir)
+    assert policy.record.algorithm == find_algorithm(algo).title
+    done = subprocess.run(
+        [sys.executable, "-c", f"import torch; torch.set_num_threads(1)\n{WITHOUT_SB3}", str(result.last_policy_dir)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), result.evaluations[-1]["loss"], rtol=1e-5)
+    if algo != "dqn":
+        sampled = evaluate(policy.sampling(), config=replace(policy.record.env, split="validation", num_scenes=4))
+        assert not np.array_equal(sampled.viewpoints[:, 1], sampled.viewpoints[:, 2])
+
+
+@pytest.mark.parametrize("algorithm", [A2C, DQN, TD3])
+def test_the_extractor_serves_any_algorithm(algorithm: Any) -> None:
+    action: dict[str, Any] = {"action": "continuous"} if algorithm is TD3 else {"grid_centers": 3}
+    envs = make_sb3_env("CanViT/FashionSegmentation-v0", 4, num_scenes=14, device="cpu", budget=3, **action)
+    options: dict[str, Any] = {} if algorithm is A2C else {"buffer_size": 64, "learning_starts": 8}
+    model = algorithm(
+        "MultiInputPolicy", envs, device="cpu", seed=0, **options,
+        policy_kwargs={"features_extractor_class": SpatialExtractor, "features_extractor_kwargs": SMALL},
+    )  # fmt: skip
+    learned = [key for key in model.policy.state_dict() if "encoder.trunk.from_canvas" in key and "target" not in key]
+    before = {key: model.policy.state_dict()[key].clone() for key in learned}
+    model.learn(40)
+    after = model.policy.state_dict()
+    assert before and all(not torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    refused: list[tuple[str, dict[str, Any], str]] = [
+        ("dqn", {"action": "continuous"}, "dqn needs a table of viewpoints"),
+        ("sac", {"action": "grid"}, "needs action='continuous', but the environment's actions are 'grid'"),
+        ("dqn", {"budget": 4}, "train_freq must be a multiple of the 3 decisions"),
+    ]
+    for algo, env_kwargs, message in refused:
+        with pytest.raises(ValueError, match=message):
+            prepare(tiny(tmp_path / "run", algo, **env_kwargs))
