@@ -7,23 +7,19 @@ from canvit_pytorch.policies.quadtree import levels_covering, quadtree_level
 from numpy.typing import NDArray
 from torch import Tensor
 
-from canvit_gym.actions import grid_viewpoints
-from canvit_gym.observations import update_acuity
 from canvit_gym.policies.flops import probe_flops
+from canvit_gym.policies.greedy_windows import GreedyWindows, windows_of
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.seen import Seen
-from canvit_gym.policies.sequences import Scales, check_count, checked_scales
+from canvit_gym.policies.sequences import Scales, check_count
 from canvit_gym.policies.spec import Context
-from canvit_gym.policies.windows import Windows, sums_flops
-from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
+from canvit_gym.viewpoints import FULL_SCENE
 
 
-class EntropyGreedy:
+class EntropyGreedy(GreedyWindows):
     """The full scene, then the window that adds most where the reading is uncertain.
 
-    A window's worth is the predictive entropy in it, in nats, each cell weighted by the octaves of resolution that
-    the window adds there (see `canvit_gym.policies.windows`). Once no window adds anything, the window of the
-    finest scale with the highest mean entropy is taken.
+    The amount is the predictive entropy in nats: see GreedyWindows.
     """
 
     info = PolicyInfo(
@@ -36,41 +32,12 @@ class EntropyGreedy:
         tasks=("segmentation",),
     )
 
-    def __init__(self, *, scale: Scales = (0.5, 0.25), centers: int = 16) -> None:
-        check_count("centers", centers)
-        self.candidates = grid_viewpoints(scales=checked_scales(scale), centers=centers)
-
-    def reset(self, seen: Seen, *, seed: int) -> None:
-        grid, device = seen.canvas_grid, seen.device
-        check_supported(self.info, seen.task.name, grid)
-        self._windows = Windows(self.candidates, size=grid, device=device)
-        self._finest = torch.from_numpy(self.candidates[:, 2] == self.candidates[:, 2].min()).to(device)
-        self._seen_at = torch.zeros(seen.num, grid, grid, device=device)
-
-    @torch.no_grad()
-    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
-        if t == 0:
-            return np.tile(FULL_SCENE, (seen.num, 1))
-        last = to_viewpoint(seen.viewpoints[:, t - 1], seen.device)
-        self._seen_at = update_acuity(self._seen_at, last)
-        entropy = seen.uncertainty
-        added = self._windows.added(entropy, self._seen_at)
-        mean = (self._windows.sums(entropy) / self._windows.area).masked_fill(~self._finest, -torch.inf)
-        worth = torch.where(added.amax(dim=1, keepdim=True) > 0, added, mean)
-        return self.candidates[worth.argmax(dim=1).cpu().numpy()]
-
-    def flops_per_decision(self, seen: Seen) -> int:
-        grid = seen.canvas_grid
-        return probe_flops(seen) + 2 * sums_flops(num_windows=len(self.candidates), size=grid)
+    def amounts(self, seen: Seen) -> Tensor:
+        return seen.uncertainty
 
 
 def build_entropy_greedy(context: Context, *, scale: Scales | None = None, centers: int | None = None) -> EntropyGreedy:
-    """By default over the scales and centers of the environment's grid actions."""
-    config = context.config
-    return EntropyGreedy(
-        scale=config.grid_scales if scale is None else scale,
-        centers=config.grid_centers if centers is None else centers,
-    )
+    return EntropyGreedy(**windows_of(context, scale=scale, centers=centers))
 
 
 class QuadtreeBeam:

@@ -17,6 +17,7 @@ from canvit_gym.policies.seen import Seen, with_truth
 from canvit_gym.policies.sequences import Scales, check_count, checked_scales
 from canvit_gym.policies.spec import Context
 from canvit_gym.policies.streams import scene_displacements
+from canvit_gym.policies.table import best_allowed, fixed_table
 from canvit_gym.policies.windows import Windows
 from canvit_gym.viewpoints import FULL_SCENE, clip_to_scene, to_viewpoint
 
@@ -82,9 +83,10 @@ class WindowLocator:
         tasks=("segmentation",),
     )
 
-    def __init__(self, *, scale: Scales = 0.5, centers: int = 8) -> None:
+    def __init__(self, *, scale: Scales = 0.5, centers: int = 8, table: NDArray[np.float32] | None = None) -> None:
         check_count("centers", centers)
-        self.candidates = grid_viewpoints(scales=checked_scales(scale), centers=centers)
+        scales = checked_scales(scale)
+        self.candidates = grid_viewpoints(scales=scales, centers=centers) if table is None else table
 
     def reset(self, seen: Seen, *, seed: int) -> None:
         check_supported(self.info, seen.task.name, seen.canvas_grid)
@@ -96,7 +98,8 @@ class WindowLocator:
         if t == 0:
             return np.tile(FULL_SCENE, (seen.num, 1))
         self._seen_at = update_acuity(self._seen_at, to_viewpoint(seen.viewpoints[:, t - 1], seen.device))
-        return self.candidates[self._windows.added(self._items, self._seen_at).argmax(dim=1).cpu().numpy()]
+        added = self._windows.added(self._items, self._seen_at)
+        return self.candidates[best_allowed(added, self.candidates, seen)]
 
     def flops_per_decision(self, seen: Seen) -> int:
         return 0
@@ -111,4 +114,4 @@ def build_box_locator(context: Context, *, factor: float = 1.25, jitter: float =
 
 
 def build_window_locator(context: Context, *, scale: Scales = 0.5, centers: int = 8) -> WindowLocator:
-    return WindowLocator(scale=scale, centers=centers)
+    return WindowLocator(scale=scale, centers=centers, table=fixed_table(context.config))

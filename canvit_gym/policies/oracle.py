@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -16,6 +17,7 @@ from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.seen import Seen, with_truth
 from canvit_gym.policies.sequences import check_count
 from canvit_gym.policies.spec import Context
+from canvit_gym.policies.table import best_allowed, fixed_table
 from canvit_gym.viewpoints import FULL_SCENE
 
 
@@ -84,7 +86,7 @@ class GreedyOracle:
         )
         with bar:
             losses = with_truth(seen).outcomes_after(self.candidates, truth=self._truth, progress=bar)
-        return self.candidates[losses.argmin(axis=0)]
+        return self.candidates[best_allowed(torch.from_numpy(-losses.T), self.candidates, seen)]
 
     def flops_per_decision(self, seen: Seen) -> int:
         return len(self.candidates) * trial_flops(seen)
@@ -105,10 +107,10 @@ def build_greedy_oracle(
     half: Half | None = None,
     block: int = 1,
 ) -> GreedyOracle:
-    """Over `oracle_candidates()`, or over the environment's own discrete actions."""
+    """Over `oracle_candidates()`, or over the environment's own discrete actions (with revisit=False, always those)."""
     if candidates not in ("default", "actions"):
         raise ValueError(f"candidates must be 'default' or 'actions', got {candidates!r}")
-    table = None
+    table = fixed_table(context.config)
     if candidates == "actions":
         actions = build_actions(context.config)
         if not isinstance(actions, DiscreteActions):

@@ -23,6 +23,7 @@ from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_suppor
 from canvit_gym.policies.saliency import SpectralResidualSaliency, build_saliency
 from canvit_gym.policies.sequences import build_center, build_raster, center, raster
 from canvit_gym.policies.spec import Context, PolicySpec
+from canvit_gym.policies.table import OnTable, fixed_table, takes_first_glimpse
 
 POLICY_SPECS: dict[str, PolicySpec] = {
     **{name: PolicySpec(paper_info(name), partial(build_paper, name)) for name in get_args(PolicyName)},
@@ -114,6 +115,8 @@ def make_policy(spec: str, *, config: EnvConfig, num_glimpses: int, progress: bo
     if arguments:
         policy.info = replace(policy.info, name=spec.strip())
     check_supported(policy.info, task, canvas_grid)
+    if (table := fixed_table(config)) is not None:
+        return OnTable(policy, table, first_is_given=takes_first_glimpse(config))
     return policy
 
 

@@ -11,6 +11,7 @@ from canvit_gym.policies.protocol import PolicyInfo
 from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.sequences import Scales, check_count, checked_scales
 from canvit_gym.policies.spec import Context
+from canvit_gym.policies.table import best_allowed, fixed_table
 from canvit_gym.policies.windows import Windows, sums_flops
 from canvit_gym.viewpoints import FULL_SCENE
 
@@ -40,12 +41,12 @@ class SpectralResidualSaliency:
         deterministic=True,
     )
 
-    def __init__(self, *, scale: Scales = 0.5, centers: int = 16) -> None:
+    def __init__(self, *, scale: Scales = 0.5, centers: int = 16, table: NDArray[np.float32] | None = None) -> None:
         scales = checked_scales(scale)
         if 1 in scales:
             raise ValueError(f"saliency looks closer than the full scene: scales must be below 1, got {scales}")
         check_count("centers", centers)
-        self.candidates = grid_viewpoints(scales=scales, centers=centers)
+        self.candidates = grid_viewpoints(scales=scales, centers=centers) if table is None else table
 
     def reset(self, seen: Seen, *, seed: int) -> None:
         size = _map_size(seen)
@@ -65,9 +66,10 @@ class SpectralResidualSaliency:
                 )
             self._saliency = spectral_residual(seen.glimpse(0).float().mean(dim=1), size=_map_size(seen))
         worth = self._windows.sums(self._saliency) * self._octaves
-        chosen = worth.argmax(dim=1)
-        self._saliency = self._saliency * (1 - (1 - INHIBITION) * self._windows.coverage(chosen))
-        return self.candidates[chosen.cpu().numpy()]
+        chosen = best_allowed(worth, self.candidates, seen)
+        covered = self._windows.coverage(torch.from_numpy(chosen).to(seen.device))
+        self._saliency = self._saliency * (1 - (1 - INHIBITION) * covered)
+        return self.candidates[chosen]
 
     def flops_per_decision(self, seen: Seen) -> int:
         """The windows' sums. The map is made once an episode, of Fourier transforms, which the count leaves out."""
@@ -75,7 +77,8 @@ class SpectralResidualSaliency:
 
 
 def build_saliency(context: Context, *, scale: Scales = 0.5, centers: int = 16) -> SpectralResidualSaliency:
-    return SpectralResidualSaliency(scale=scale, centers=centers)
+    """Over windows of these scales; with revisit=False over the environment's table."""
+    return SpectralResidualSaliency(scale=scale, centers=centers, table=fixed_table(context.config))
 
 
 def _map_size(seen: Seen) -> int:

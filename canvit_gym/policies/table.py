@@ -1,0 +1,76 @@
+"""Choosing from a table of viewpoints, and only what the environment allows.
+
+With revisit=False an environment has a fixed table, each viewpoint of which may be looked at once. Policies that
+compare candidates take the best one allowed (`best_allowed`), over the environment's own table (`candidates`). The
+viewpoints of all others are moved to the nearest one allowed (`OnTable`); `make_policy` sees to that.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from canvit_gym.actions import DiscreteActions
+from canvit_gym.assembly import build_actions
+from canvit_gym.config import EnvConfig
+from canvit_gym.policies.protocol import GlimpsePolicy
+from canvit_gym.policies.seen import Seen
+
+
+def fixed_table(config: EnvConfig) -> NDArray[np.float32] | None:
+    """The viewpoints [A, 3] of an environment with revisit=False; None of every other."""
+    if config.revisit:
+        return None
+    actions = build_actions(config)
+    assert isinstance(actions, DiscreteActions), actions  # EnvConfig checks it
+    return actions.viewpoints
+
+
+def takes_first_glimpse(config: EnvConfig) -> bool:
+    """Whether the environment takes the first glimpse itself, so that it need not be one of the table."""
+    return config.first_glimpse is not None
+
+
+def best_allowed(worth: Tensor, candidates: NDArray[np.float32], seen: Seen) -> NDArray[np.int64]:
+    """[N] the candidate (row of [A, 3]) worth most to each scene, given worth [N, A], among those allowed.
+
+    Raises:
+        ValueError: a scene may look at none of them.
+    """
+    allowed = seen.allowed(candidates)
+    if not allowed.all():
+        if (stuck := np.flatnonzero(~allowed.any(axis=1))).size:
+            raise ValueError(
+                f"scene {seen.scene[stuck[0]]} may look at none of the {len(candidates)} candidates: with "
+                "revisit=False they must be viewpoints of the environment's table that are left; make the policy "
+                "with make_policy for this environment, and take no more glimpses than the table has rows"
+            )
+        worth = worth.masked_fill(~torch.from_numpy(allowed).to(worth.device), -torch.inf)
+    return worth.argmax(dim=1).cpu().numpy()
+
+
+def nearest_allowed(wanted: NDArray[np.float32], table: NDArray[np.float32], seen: Seen) -> NDArray[np.float32]:
+    """[N, 3] the allowed row of the table [A, 3] nearest to the viewpoint wanted [N, 3], in (row, col, log scale)."""
+    places, targets = (np.concatenate([v[:, :2], np.log(v[:, 2:])], axis=1) for v in (table, wanted))
+    distance = ((targets[:, None] - places) ** 2).sum(axis=2)
+    return table[best_allowed(torch.from_numpy(-distance), table, seen)]
+
+
+class OnTable:
+    """`policy` in an environment with revisit=False: what it wants is moved to the nearest viewpoint allowed."""
+
+    def __init__(self, policy: GlimpsePolicy, table: NDArray[np.float32], *, first_is_given: bool) -> None:
+        """first_is_given: glimpse 0 is the environment's, and may lie anywhere."""
+        self.policy, self.info = policy, policy.info
+        self._table = table
+        self._first_is_given = first_is_given
+
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        self.policy.reset(seen, seed=seed)
+
+    def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
+        wanted = self.policy.viewpoints(t, seen)
+        return wanted if t == 0 and self._first_is_given else nearest_allowed(wanted, self._table, seen)
+
+    def flops_per_decision(self, seen: Seen) -> int:
+        return self.policy.flops_per_decision(seen)
