@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
-from test_policies import CEILINGS, CLASSIFICATION, CONFIG, QUICK, episodes_of
+from test_policies import CEILINGS, CLASSIFICATION, CONFIG, ORDER, QUICK, episodes_of
 
 from canvit_gym.actions import DiscreteActions, quadtree_viewpoints
 from canvit_gym.config import EnvConfig
@@ -30,7 +30,7 @@ from canvit_gym.policies import (
 PAIRS = [
     (name, config)
     for name, spec in POLICY_SPECS.items()
-    for config in (CONFIG, CLASSIFICATION)
+    for config in ((ORDER,) if spec.info.needs_table else (CONFIG, CLASSIFICATION))
     if config.dataset.removeprefix("fashion-") in spec.info.tasks
 ]
 

@@ -3,6 +3,9 @@
 A greedy search finds it: the full scene first, then at each glimpse the candidate after which the mean loss over
 training scenes is lowest, given those before it. So a prefix is the result for a smaller budget. A learned policy
 that cannot beat it has learned a prior, not to look.
+
+Sequences that other methods find on training scenes (canvit_gym.policies.dependency, canvit_gym.policies.learned_order)
+are kept and played the same way.
 """
 
 import hashlib
@@ -27,6 +30,7 @@ from canvit_gym.policies.oracle import oracle_candidates
 from canvit_gym.policies.protocol import PolicyInfo
 from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.spec import Context
+from canvit_gym.policies.table import fixed_table, takes_first_glimpse
 from canvit_gym.scenes.prepared import cache_dir
 from canvit_gym.scenes.sampler import batches_ahead
 from canvit_gym.scenes.source import StreamedSource
@@ -36,6 +40,8 @@ from canvit_gym.viewpoints import FULL_SCENE
 BATCH_SIZE = 64
 
 MIN_SHORTLIST = 8
+
+GREEDY = "greedy search"
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class FixedSequence:
     num_scenes: int
     num_candidates: int
     candidates_sha256: str
+    method: str = GREEDY
+    """How it was found."""
 
     def save(self, path: Path) -> None:
         """An interruption leaves the old file or the new one, never half of it."""
@@ -117,13 +125,15 @@ class BestFixedSequence:
         deterministic=True,
     )
 
-    def __init__(self, sequence: FixedSequence) -> None:
+    def __init__(self, sequence: FixedSequence, *, info: PolicyInfo | None = None) -> None:
+        """info: of a sequence that was found in another way."""
         self.sequence = sequence
+        self.info = info or self.info
 
     def reset(self, seen: Seen, *, seed: int) -> None:
         if seen.budget > len(self.sequence.viewpoints):
             raise ValueError(
-                f"this best fixed sequence has {len(self.sequence.viewpoints)} glimpses and cannot take "
+                f"{self.info.name} has {len(self.sequence.viewpoints)} glimpses and cannot take "
                 f"{seen.budget}; make the policy, or search, with num_glimpses={seen.budget}"
             )
         # A window shows its data set's classes alone.
@@ -149,22 +159,39 @@ def build_best_fixed_sequence(context: Context, *, num_scenes: int = 256, path: 
                 f"for: search one with num_glimpses={num_glimpses}"
             )
         return BestFixedSequence(sequence)
-    training = replace(search_config(config, num_scenes), cache=False)  # to tell scenes apart, none are decoded
-    scenes = build_scenes(training, batched=False).fingerprint
-    key = [asdict(searched_on(config)), scenes, candidates_sha256(oracle_candidates())]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    cached = cache_dir() / "fixed_sequences" / f"{config.dataset}-{digest}.json"
+    table = fixed_table(config)
+    cached = cached_sequence(
+        config,
+        num_scenes=num_scenes,
+        candidates=oracle_candidates() if table is None else table,
+        settings=None if table is None else [GREEDY, "each once", config.first_glimpse is None],
+    )
     known = FixedSequence.load(cached) if cached.is_file() else None
     if known is None or len(known.viewpoints) < num_glimpses:
         known = search_fixed_sequence(
             config,
             num_glimpses,
             num_scenes,
+            candidates=table,
             progress=context.progress,
             known=known,
             on_glimpse=lambda found: found.save(cached),
         )
     return BestFixedSequence(known)
+
+
+def cached_sequence(config: EnvConfig, *, num_scenes: int, candidates: NDArray[np.float32], settings: Any) -> Path:
+    """Where a sequence found on so many training scenes is kept.
+
+    settings: whatever else it depends on, as JSON values; None of the default search.
+    """
+    training = replace(search_config(config, num_scenes), cache=False)  # to tell scenes apart, none are decoded
+    scenes = build_scenes(training, batched=False).fingerprint
+    key = [asdict(searched_on(config)), scenes, candidates_sha256(candidates)]
+    if settings is not None:
+        key.append(settings)
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return cache_dir() / "fixed_sequences" / f"{config.dataset}-{digest}.json"
 
 
 def search_fixed_sequence(
@@ -182,26 +209,30 @@ def search_fixed_sequence(
     Successive halving: a quarter of the scenes rules out three quarters of the candidates (at least eight are kept),
     the rest is compared on all scenes. States are kept between glimpses, so each candidate costs one forward.
 
-    candidates: the table [A, 3]; default: the greedy oracle's. known: a shorter result of the same search, which is
-    gone on from. on_glimpse is given what is found so far, after each glimpse.
+    In an environment with revisit=False every candidate is taken once, and the candidates are its own viewpoints.
+
+    candidates: the table [A, 3]; default: the greedy oracle's, or the environment's own. known: a shorter result of the
+    same search, which is gone on from. on_glimpse is given what is found so far, after each glimpse.
 
     Raises:
-        ValueError: sizes below 1, or `known` is of another search.
+        ValueError: sizes below 1, more glimpses than viewpoints, or `known` is of another search.
     """
     for name, value in (("num_glimpses", num_glimpses), ("num_scenes", num_scenes)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-    candidates = oracle_candidates() if candidates is None else candidates
+    table = fixed_table(config)
+    if candidates is None:
+        candidates = oracle_candidates() if table is None else table
     if candidates.ndim != 2 or candidates.shape[1] != 3 or not len(candidates):
         raise ValueError(f"candidates must be a table [A, 3] of at least one viewpoint, got shape {candidates.shape}")
-    batches, found = _training_episodes(config, num_glimpses, num_scenes, candidates)
+    batches, found = training_episodes(config, num_glimpses, num_scenes, candidates)
     if known is not None:
         known.require_same(found.searched_on)
         if (known.num_scenes, known.candidates_sha256) != (found.num_scenes, found.candidates_sha256):
             raise ValueError("the known sequence is of another search, with other scenes or candidates")
         found = known
         for viewpoint in known.viewpoints:
-            _look(batches, viewpoint)
+            look(batches, viewpoint)
     first_round = max(1, len(batches) // 4)
     shortlist = max(MIN_SHORTLIST, math.ceil(len(candidates) / 4))
     bar = tqdm(
@@ -214,22 +245,47 @@ def search_fixed_sequence(
     with bar:
         while len(found.viewpoints) < num_glimpses:
             viewpoint = FULL_SCENE
-            if len(found.viewpoints):
-                losses = _total_losses(batches[:first_round], candidates, bar)
+            if len(found.viewpoints) or not (table is None or takes_first_glimpse(config)):
+                left = candidates if table is None else _not_in(candidates, found.viewpoints)
+                if not len(left):
+                    raise ValueError(
+                        f"{num_glimpses} glimpses are asked for, but with revisit=False there are no more than "
+                        f"{len(found.viewpoints)}; use a smaller budget"
+                    )
+                losses = _total_losses(batches[:first_round], left, bar)
                 kept = np.sort(losses.argsort(kind="stable")[:shortlist])
-                totals = losses[kept] + _total_losses(batches[first_round:], candidates[kept], bar)
-                viewpoint = candidates[kept[totals.argmin()]]
-            _look(batches, viewpoint)
-            loss = np.concatenate([episodes.potentials["loss"] for episodes in batches]).mean(dtype=np.float64)
-            found = replace(
-                found, viewpoints=np.vstack([found.viewpoints, viewpoint[None]]), loss=np.append(found.loss, loss)
-            )
+                totals = losses[kept] + _total_losses(batches[first_round:], left[kept], bar)
+                viewpoint = left[kept[totals.argmin()]]
+            found = followed(batches, found, viewpoint)
             if on_glimpse is not None:
                 on_glimpse(found)
     return found
 
 
-def _training_episodes(
+def followed(batches: list[EpisodeBatch], found: FixedSequence, viewpoint: NDArray[np.float32]) -> FixedSequence:
+    """The sequence with one more viewpoint, which is looked at in all training scenes."""
+    look(batches, viewpoint)
+    loss = np.concatenate([episodes.potentials["loss"] for episodes in batches]).mean(dtype=np.float64)
+    return replace(found, viewpoints=np.vstack([found.viewpoints, viewpoint[None]]), loss=np.append(found.loss, loss))
+
+
+def _not_in(candidates: NDArray[np.float32], taken: NDArray[np.float32]) -> NDArray[np.float32]:
+    return candidates[~(candidates[:, None] == taken).all(axis=2).any(axis=1)]
+
+
+def episodes_like(template: EpisodeBatch, *, num: int, budget: int) -> EpisodeBatch:
+    """Room for other scenes of the same source, read in the same way."""
+    return EpisodeBatch(
+        num=num,
+        backbone=template.backbone,
+        task=template.task,
+        layout=template.layout,
+        scenes=template.scenes,
+        budget=budget,
+    )
+
+
+def training_episodes(
     config: EnvConfig, num_glimpses: int, num_scenes: int, candidates: NDArray[np.float32]
 ) -> tuple[list[EpisodeBatch], FixedSequence]:
     """Batches of training scenes before any glimpse, and the sequence of length 0."""
@@ -295,7 +351,7 @@ def candidates_sha256(candidates: NDArray[np.float32]) -> str:
     return hashlib.sha256(np.ascontiguousarray(candidates, dtype="<f4").tobytes()).hexdigest()
 
 
-def _look(batches: list[EpisodeBatch], viewpoint: NDArray[np.float32]) -> None:
+def look(batches: list[EpisodeBatch], viewpoint: NDArray[np.float32]) -> None:
     for episodes in batches:
         episodes.step_rows(episodes.all_rows, np.tile(viewpoint, (episodes.num, 1)))
 

@@ -28,6 +28,8 @@ class PolicyInfo:
     uses_labels: bool = False
     """A ceiling, not an opponent: it chooses with the truth at hand."""
     tasks: tuple[str, ...] = ("segmentation", "classification")
+    needs_table: bool = False
+    """Whether it orders the viewpoints of an environment with revisit=False, and has no use for others."""
     canvas_grids: Literal["any", "power of two"] = "any"
     observations: tuple[ObservationKey, ...] = ()
     """Keys that the policy reads with `seen.observe()`: evaluation computes no others, and where there are none

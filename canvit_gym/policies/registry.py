@@ -14,10 +14,21 @@ from canvit_pytorch.policies import PolicyName
 
 from canvit_gym.assembly import build_backbone, task_kind
 from canvit_gym.config import EnvConfig
+from canvit_gym.policies import dependency, learned_order
+from canvit_gym.policies.dependency import build_dependency_rank
 from canvit_gym.policies.entropy import EntropyGreedy, QuadtreeBeam, build_entropy_greedy, build_quadtree_beam
 from canvit_gym.policies.fixed_sequence import BestFixedSequence, build_best_fixed_sequence
+from canvit_gym.policies.learned_order import build_learned_order
 from canvit_gym.policies.locator import BoxLocator, WindowLocator, build_box_locator, build_window_locator
 from canvit_gym.policies.oracle import GreedyOracle, build_greedy_oracle, build_jittered_oracle, jittered_oracle
+from canvit_gym.policies.orders import (
+    CENTER_OUT,
+    RASTER,
+    RandomOrder,
+    build_center_out,
+    build_random_order,
+    build_raster_order,
+)
 from canvit_gym.policies.paper import build_paper, paper_info
 from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_supported
 from canvit_gym.policies.saliency import SpectralResidualSaliency, build_saliency
@@ -33,6 +44,11 @@ POLICY_SPECS: dict[str, PolicySpec] = {
     "saliency": PolicySpec(SpectralResidualSaliency.info, build_saliency),
     "entropy_greedy": PolicySpec(EntropyGreedy.info, build_entropy_greedy),
     "quadtree_beam": PolicySpec(QuadtreeBeam.info, build_quadtree_beam),
+    "raster_order": PolicySpec(RASTER, build_raster_order, by_default=False),
+    "center_out": PolicySpec(CENTER_OUT, build_center_out, by_default=False),
+    "random_order": PolicySpec(RandomOrder.info, build_random_order, by_default=False),
+    "dependency_rank": PolicySpec(dependency.INFO, build_dependency_rank, by_default=False),
+    "learned_order": PolicySpec(learned_order.INFO, build_learned_order, by_default=False),
     "greedy_oracle": PolicySpec(GreedyOracle().info, build_greedy_oracle),
     "jittered_oracle": PolicySpec(jittered_oracle(GreedyOracle()).info, build_jittered_oracle, by_default=False),
     "box_locator": PolicySpec(BoxLocator.info, build_box_locator, by_default=False),
