@@ -90,7 +90,8 @@ def test_no_policy_reads_the_truth_unless_it_says_so(name: str, config: EnvConfi
 
 
 @pytest.mark.parametrize(
-    "name", ["truth", "labels", "images", "items", "outcomes_after", "loss", "score", "loss_curve", "scenes", "view"]
+    "name",
+    ["truth", "labels", "images", "items", "outcomes_after", "loss", "score", "potentials", "curves", "scenes", "view"],
 )
 def test_the_window_has_no_truth(name: str) -> None:
     seen = Seen(episodes_of(CONFIG, np.arange(1)))
