@@ -75,6 +75,16 @@ def validated(space: spaces.Space[Any], actions: Any, *, num_envs: int, ignored:
     return np.where(ignored.reshape(-1, *[1] * (array.ndim - 1)), np.zeros_like(array), array)
 
 
+def require_allowed(actions: NDArray[Any], mask: NDArray[np.bool_], *, ignored: NDArray[np.bool_]) -> None:
+    """Raise ValueError where an action [N] is masked out [N, A], but for environments that reset in this step."""
+    if (bad := np.flatnonzero(~mask[np.arange(len(actions)), actions] & ~ignored)).size:
+        raise ValueError(
+            f"the action of environment {bad[0]} is {actions[bad[0]]}, whose viewpoint was taken in this episode, and "
+            "revisit=False allows each only once: choose among info['action_mask'] (or action_masks()), for example "
+            "with action_space.sample(mask)"
+        )
+
+
 def checked_viewpoints(viewpoints: Any) -> NDArray[np.floating[Any]]:
     """Viewpoints [N, 3] as an array, or ValueError where one does not lie inside the scene."""
     array = np.asarray(viewpoints)
@@ -188,6 +198,11 @@ class DiscreteActions:
             same = (viewpoints[:, t, None] == self.viewpoints).all(axis=2)  # [N, A]
             allowed &= ~(same & (t < taken)[:, None])
         return allowed
+
+    def mask(self, viewpoints: NDArray[np.float32], taken: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[N, space.n]: `allowed`, and the stop, which always is."""
+        allowed = self.allowed(viewpoints, taken)
+        return np.pad(allowed, ((0, 0), (0, int(self.allow_stop))), constant_values=True)
 
 
 def grid_viewpoints(*, scales: tuple[float, ...], centers: int) -> NDArray[np.float32]:

@@ -72,7 +72,7 @@ class GlimpseEnv(gym.Env[Observation, Any]):
         return self.envs.provenance
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
-        """Begin a new episode; `options={"scene": index}` picks the scene."""
+        """Begin a new episode; `options={"scene": index}` picks the scene, `{"goal": number}` what is asked for."""
         if isinstance(options, dict) and "reset_mask" in options:
             raise ValueError("options['reset_mask'] is for vector environments; a single one resets whole")
         observation, info = self.envs.reset(seed=seed, options=options)
@@ -101,6 +101,10 @@ class GlimpseEnv(gym.Env[Observation, Any]):
             bool(truncated[0]),
             _first(info),
         )
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """[number of actions]: which actions may be chosen now: see GlimpseVectorEnv.action_masks."""
+        return self.envs.action_masks()[0]
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """An RGB frame where render_mode is "rgb_array"; None in "human" mode, whose window follows every step."""

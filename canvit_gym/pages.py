@@ -135,7 +135,7 @@ shows it. `info` holds "scene", "viewpoint", "glimpses" and "loss", "score" wher
 "loss_curve" (and "score_curve"): [budget], after each glimpse; an episode stopped early keeps its last value.
 
 >>> sorted(info)
-['glimpses', 'loss', 'scene', 'score', 'viewpoint']
+['action_mask', 'glimpses', 'loss', 'scene', 'score', 'viewpoint']
 
 ## Arguments
 $arguments

@@ -150,7 +150,7 @@ def _rollout(
             _check_observation(envs, observation, where_reset)
             _check_info(info, n, where_reset)
             held = (observation, info)
-        actions = envs.action_space.sample() if like is None else copy.deepcopy(like[len(steps)].actions)
+        actions = _sampled(envs, info) if like is None else copy.deepcopy(like[len(steps)].actions)
         if other_actions_on_reset and ended.any():
             actions = _mixed(envs.single_action_space, actions, other_space.sample(), ended)
         asked = copy.deepcopy(actions)
@@ -189,6 +189,14 @@ def _rollout(
             "raise max_steps, or check a version with shorter episodes"
         )
     return steps
+
+
+def _sampled(envs: VectorEnv[Any, Any, Any], info: Info) -> Any:
+    """Random actions, of discrete ones such as info["action_mask"] allows, where there is one."""
+    mask = info.get("action_mask")
+    if mask is None or np.all(mask):
+        return envs.action_space.sample()
+    return envs.action_space.sample(tuple(np.asarray(mask, dtype=np.int8)))
 
 
 def _check_fresh(held: Any, before: Any, returned: Any, where: str) -> None:
@@ -345,9 +353,9 @@ def _check_reset_mask(envs: VectorEnv[Any, Any, Any], seed: int) -> None:
     """DISABLED: a partial reset leaves the other environments as they are, and ended ones cannot be stepped."""
     n = envs.num_envs
     envs.action_space.seed(seed)
-    observation, _ = envs.reset(seed=seed)
+    observation, info = envs.reset(seed=seed)
     for _ in range(500):
-        observation, _, terminated, truncated, _ = envs.step(envs.action_space.sample())
+        observation, _, terminated, truncated, info = envs.step(_sampled(envs, info))
         ended = np.logical_or(terminated, truncated)
         if ended.any():
             break

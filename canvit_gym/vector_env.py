@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from canvit_gym.actions import validated
+from canvit_gym.actions import DiscreteActions, require_allowed, validated
 from canvit_gym.assembly import (
     build_actions,
     build_backbone,
@@ -29,13 +29,14 @@ from canvit_gym.rewards import REWARDS, step_reward
 from canvit_gym.scenes.sampler import SceneSampler, next_scenes
 from canvit_gym.scenes.source import StreamedSource
 from canvit_gym.seeding import seeded
+from canvit_gym.tasks.goals import checked_goals
 from canvit_gym.viewpoints import first_viewpoints
 
 Observation = dict[str, NDArray[Any]]
 Info = dict[str, Any]
 
 _AUTORESET = {mode.name.lower(): mode for mode in AutoresetMode}
-_OPTIONS = ("scene", "reset_mask")
+_OPTIONS = ("scene", "goal", "reset_mask")
 _RENDER_MODES = ("rgb_array", "human")
 SCENES_AHEAD = 2
 """Scenes made ready ahead of need, for every environment: those of the next episode, and of the one after it."""
@@ -101,7 +102,9 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     ## Info
     `scene` (index), `viewpoint` (row, col, scale), `glimpses` (taken), `loss`, `score` (where tracked); when an
     episode ends also `loss_curve` and `score_curve`, [budget] after each glimpse (an episode that was stopped
-    early keeps its last value to the end of the curve). A scene without any label has loss 0 and score 0.
+    early keeps its last value to the end of the curve). Of discrete actions `action_mask`, [number of actions] int8: 1
+    where an action may be chosen, which is everywhere unless revisit=False. Of goal-conditioned tasks `goal`, the
+    number of what is asked for. A scene without any label has loss 0 and score 0.
 
     ## Determinism
     The same seed, actions and number of environments give the same numbers to the bit on one machine. A scene
@@ -110,6 +113,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     ## Reset options
     `{"scene": index or [num_envs] indices}` picks scenes; `{"reset_mask": [num_envs] booleans}` resets some.
+    `{"goal": number or [num_envs] numbers}` asks for something, in goal-conditioned tasks. A goal that is not in the
+    scene is refused.
 
     ## Examples
     >>> import gymnasium as gym
@@ -246,11 +251,11 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         The same seed gives the same scenes, observations and rewards.
         """
         self._require_open()
-        rows, scene = self._reset_options({} if options is None else options)
+        rows, scene, goal = self._reset_options({} if options is None else options)
         super().reset(seed=seed)
         if seed is not None:
             self._sampler.restart()
-        self._begin(rows, scene)
+        self._begin(rows, scene, goal)
         look = self._first_viewpoints(len(rows))
         if look is not None:
             self.episodes.step_rows(rows, look)
@@ -272,11 +277,13 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         # which comes back as zeros (never a stop).
         fresh = self._ended.copy()
         chosen = validated(self.single_action_space, actions, num_envs=self.num_envs, ignored=fresh)
+        if not self.config.revisit:
+            require_allowed(chosen, self.action_masks(), ignored=fresh)
         viewpoints, stop = self.actions.decode(chosen)
         looking = ~stop
         if fresh.any():
             rows = np.flatnonzero(fresh)
-            self._begin(rows, None)
+            self._begin(rows)
             first = self._first_viewpoints(len(rows))
             if first is None:
                 looking &= ~fresh
@@ -357,8 +364,27 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         if not self._started:
             raise RuntimeError("the environment has no scene yet: call reset() first")
 
-    def _reset_options(self, options: dict[str, Any]) -> tuple[Rows, NDArray[np.int64] | None]:
-        """(rows to reset, their scenes or None)."""
+    def action_masks(self) -> NDArray[np.bool_]:
+        """[num_envs, number of actions]: which actions may be chosen now; sb3-contrib asks for them by this name.
+
+        All of them, unless revisit=False: then no viewpoint that was taken in the episode. Stopping is always allowed.
+
+        Raises:
+            TypeError: the actions are not discrete.
+        """
+        self._require_open()
+        self._require_started()
+        if not isinstance(self.actions, DiscreteActions):
+            raise TypeError(
+                f"action masks are of discrete actions, and these are {self.config.action!r}: use action='grid' or "
+                "'quadtree'"
+            )
+        return self.actions.mask(self.episodes.viewpoints, self.episodes.glimpses)
+
+    def _reset_options(
+        self, options: dict[str, Any]
+    ) -> tuple[Rows, NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        """(rows to reset, their scenes or None, their goals or None)."""
         if not isinstance(options, dict):
             raise TypeError(f"options must be a dict with keys out of {', '.join(_OPTIONS)}, got {options!r}")
         if unknown := sorted(str(key) for key in options if key not in _OPTIONS):
@@ -377,8 +403,15 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
                     f"options['reset_mask'] leaves out environments {np.flatnonzero(~mask).tolist()}, which have no "
                     "scene yet: call reset() without it first"
                 )
+        goal = None
+        if "goal" in options:
+            if self.task.goals is None:
+                raise ValueError(
+                    f"options['goal'] is of goal-conditioned tasks, and {self.task.name} is none: leave it out"
+                )
+            goal = checked_goals(options["goal"], num=self.num_envs, goals=self.task.goals)[rows]
         if "scene" not in options:
-            return rows, None
+            return rows, None, goal
         try:
             scene = np.asarray(options["scene"])
         except ValueError:  # a ragged list, refused below
@@ -390,15 +423,17 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         scene = np.broadcast_to(scene, (self.num_envs,)).astype(np.int64)[rows]
         if ((scene < 0) | (scene >= len(self.scenes))).any():
             raise ValueError(f"options['scene'] must lie in [0, {len(self.scenes) - 1}], got {options['scene']!r}")
-        return rows, scene
+        return rows, scene, goal
 
-    def _begin(self, rows: Rows, scene: NDArray[np.int64] | None) -> None:
+    def _begin(self, rows: Rows, scene: NDArray[np.int64] | None = None, goal: NDArray[np.int64] | None = None) -> None:
+        """Put scenes into rows, [len(rows)]; those not given are drawn, and so are goals."""
         ahead = SCENES_AHEAD * self.num_envs
         if scene is None:
             scene = next_scenes(self._sampler, self.scenes, count=len(rows), ahead=ahead, rng=self.np_random)
         elif isinstance(self.scenes, StreamedSource):
             self.scenes.prefetch(np.concatenate([scene, self._sampler.drawn(ahead)]))
-        self.episodes.reset_rows(rows, scene, read=self.config.first_glimpse is None)
+        uniform = None if self.task.goals is None or goal is not None else self.np_random.random(len(rows))
+        self.episodes.reset_rows(rows, scene, read=self.config.first_glimpse is None, goal=goal, uniform=uniform)
 
     def _first_viewpoints(self, count: int) -> NDArray[np.float32] | None:
         first = self.config.first_glimpse
@@ -427,6 +462,9 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         }
         if episodes.goal is not None:
             values["goal"] = episodes.goal.copy()
+        if isinstance(self.actions, DiscreteActions):
+            # int8, as Gymnasium's action_space.sample(mask) wants it.
+            values["action_mask"] = self.actions.mask(episodes.viewpoints, episodes.glimpses).astype(np.int8)
         masks = dict.fromkeys(values, mask)
         if ended is not None and ended.any():
             for name in self.tracked:
@@ -443,7 +481,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             for i, row in enumerate(rows):
                 final_obs[row] = {key: value[i] for key, value in last.items()}
         final_info = self._infos(ended, ended=ended)
-        self._begin(rows, None)
+        self._begin(rows)
         first = self._first_viewpoints(len(rows))
         if first is not None:
             self.episodes.step_rows(rows, first)

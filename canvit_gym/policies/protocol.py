@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from canvit_gym.observations import ObservationKey
 from canvit_gym.policies.seen import Seen
+from canvit_gym.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,19 @@ class GlimpsePolicy(Protocol):
         ...
 
 
+def supports(info: PolicyInfo, task_name: str) -> bool:
+    """Whether a policy can be used with a task: one that it names, or one that is read in the same way. A policy that
+    names tasks of several ways of reading depends on none, and can be used with any."""
+    readings = {TASKS[name].kind.reading_shape for name in info.tasks if name in TASKS}
+    return task_name in info.tasks or len(readings) > 1 or TASKS[task_name].kind.reading_shape in readings
+
+
 def check_supported(info: PolicyInfo, task_name: str, canvas_grid: int) -> None:
     """
     Raises:
         ValueError: the policy does not support the task, or a canvas of this many cells on a side.
     """
-    if task_name not in info.tasks:
+    if not supports(info, task_name):
         raise ValueError(
             f"policy {info.name!r} supports {' and '.join(info.tasks)}, not {task_name}"
             + (", for it decodes every canvas cell with a segmentation probe" if info.needs_segmentation_probe else "")
