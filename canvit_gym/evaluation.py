@@ -83,9 +83,13 @@ class Evaluation:
 
     def first(self, num_scenes: int) -> "Evaluation":
         """The evaluation of the first scenes alone."""
-        counts = {name: value[:num_scenes] for name, value in self.counts.items()}
-        rows = {name: getattr(self, name)[:num_scenes] for name in ("scene", "viewpoints", "loss")}
-        return replace(self, **rows, counts=counts, goal=None if self.goal is None else self.goal[:num_scenes])
+        return self.choose(slice(num_scenes))
+
+    def choose(self, rows: NDArray[np.integer] | slice) -> "Evaluation":
+        """The evaluation of the scenes in these rows."""
+        counts = {name: value[rows] for name, value in self.counts.items()}
+        arrays = {name: getattr(self, name)[rows] for name in ("scene", "viewpoints", "loss")}
+        return replace(self, **arrays, counts=counts, goal=None if self.goal is None else self.goal[rows])
 
     def score(self, scenes: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float64]:
         """[T] the metric of the split, or of a choice of its scenes (with repetition)."""

@@ -21,13 +21,22 @@ class Moment:
     """An episode as it stood after a glimpse."""
 
     view: EpisodeView
-    uncertainty: NDArray[np.float32]
-    """As the observation of this name: [1, m, m], or [1] where a reading is of the whole scene."""
+    uncertainty: NDArray[np.float32] | None
+    """As the observation of this name: [1, m, m], or [1] where a reading is of the whole scene; None where the task has
+    none."""
 
 
 @torch.no_grad()
-def replay(viewpoints: NDArray[np.float32], scenes: NDArray[np.int64], *, config: EnvConfig) -> list[list[Moment]]:
+def replay(
+    viewpoints: NDArray[np.float32],
+    scenes: NDArray[np.int64],
+    *,
+    config: EnvConfig,
+    goal: NDArray[np.int64] | None = None,
+) -> list[list[Moment]]:
     """Viewpoints [n, T, 3] on scenes [n] of the config's split: what there was after every glimpse, [n][T].
+
+    `goal` [n] is what was asked for, in goal-conditioned tasks; None means what evaluations ask for.
 
     Raises:
         ValueError: there is no such scene.
@@ -37,7 +46,8 @@ def replay(viewpoints: NDArray[np.float32], scenes: NDArray[np.int64], *, config
         raise ValueError(f"{source.name} holds scenes 0 to {len(source) - 1}, not all of {scenes.tolist()}")
     backbone = build_backbone(config)
     task = build_task(config, backbone, source.classes)
-    layout = build_layout(replace(config, observations=("uncertainty",)), backbone, task)
+    is_unsure = task.uncertainty_shape(1) is not None
+    layout = build_layout(replace(config, observations=("uncertainty",) if is_unsure else ("time",)), backbone, task)
     moments: list[list[Moment]] = [[] for _ in scenes]
     for begin in range(0, len(scenes), BATCH_SIZE):
         rows = np.arange(begin, min(begin + BATCH_SIZE, len(scenes)))
@@ -50,10 +60,11 @@ def replay(viewpoints: NDArray[np.float32], scenes: NDArray[np.int64], *, config
             budget=viewpoints.shape[1],
             potentials=("loss", "score"),
         )
-        episodes.reset_rows(episodes.all_rows, scenes[rows], read=False)
+        asked = None if goal is None else goal[rows]
+        episodes.reset_rows(episodes.all_rows, scenes[rows], read=False, goal=asked)
         for t in range(viewpoints.shape[1]):
             episodes.step_rows(episodes.all_rows, viewpoints[rows, t])
-            uncertainty = episodes.observe()["uncertainty"].cpu().numpy()
+            uncertainty = episodes.observe()["uncertainty"].cpu().numpy() if is_unsure else [None] * len(rows)
             for place, row in enumerate(rows):
                 moments[row].append(Moment(view=episodes.view(place), uncertainty=uncertainty[place]))
     return moments

@@ -76,7 +76,7 @@ def test_the_file_holds_what_the_records_say(records: list[Path]) -> None:
 def test_a_classification(tmp_path: Path) -> None:
     config = replace(CONFIG, dataset="fashion-classification")
     data = explorer_data(load_records([record(tmp_path / "c.npz", "center", config)]), num_scenes=3)
-    assert not data["dense"] and data["reading_px"] == 0
+    assert data["form"] == "bars" and data["reading_px"] == 0
     assert all(len(scene["bars"][0]) == 3 and len(scene["classes"]) == 1 for scene in data["scenes"])
     assert all(0 <= value <= 1 for value in data["scenes"][0]["uncertainties"][0])
 

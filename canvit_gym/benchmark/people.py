@@ -6,7 +6,7 @@ of their own.
 
 import hashlib
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,12 @@ def read_people(spec: str, identity: dict[str, Any]) -> tuple[str, Evaluation]:
         there[name] = record.record[name]["sha256"]
         here[name] = identity["backbone_sha256" if name == "checkpoint" else "probe_sha256"]
     if differing := [name for name in there if there[name] != here[name]]:
-        fields_text = "; ".join(f"{name}: {there[name]!r} there, {here[name]!r} here" for name in differing)
-        raise ValueError(f"{path} is a record of something else than this benchmark is on: {fields_text}")
+        told = "; ".join(f"{name}: {there[name]!r} there, {here[name]!r} here" for name in differing)
+        raise ValueError(f"{path} is a record of something else than this benchmark is on: {told}")
     inside = record.scene < identity["num_scenes"]
     if not inside.any():
         raise ValueError(f"{path} holds none of the benchmark's scenes, 0 to {identity['num_scenes'] - 1}")
-    return label, choose_rows(record, np.flatnonzero(inside))
+    return label, record.choose(np.flatnonzero(inside))
 
 
 def keep_people(label: str, record: Evaluation, directory: Path) -> dict[str, str]:
@@ -58,17 +58,11 @@ def keep_people(label: str, record: Evaluation, directory: Path) -> dict[str, st
     return {"label": label, "file": file}
 
 
-def choose_rows(evaluation: Evaluation, rows: NDArray[np.integer]) -> Evaluation:
-    """The scenes in these rows only."""
-    arrays = {field.name: getattr(evaluation, field.name) for field in fields(evaluation) if field.name != "gflops"}
-    return replace(evaluation, **{name: value[rows] for name, value in arrays.items() if isinstance(value, np.ndarray)})
-
-
 def on_scenes(entry: Entry, scenes: NDArray[np.integer]) -> Entry | None:
     """The entry on these scenes, in this order; None where it has not seen them all."""
     place = {scene: row for row, scene in enumerate(entry.first.scene.tolist())}
     if any(scene not in place for scene in scenes.tolist()):
         return None
     rows = np.array([place[scene] for scene in scenes.tolist()])
-    runs = tuple(replace(run, evaluations=tuple(choose_rows(e, rows) for e in run.evaluations)) for run in entry.runs)
+    runs = tuple(replace(run, evaluations=tuple(e.choose(rows) for e in run.evaluations)) for run in entry.runs)
     return replace(entry, runs=runs)

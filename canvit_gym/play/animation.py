@@ -111,7 +111,8 @@ def show(
     viewpoints = envs.view(row).viewpoints
     if not len(viewpoints):
         raise ValueError("no glimpse was taken yet: call step() first")
-    return _animation(viewpoints, int(envs.episodes.scene[row]), envs.config)
+    goal = None if envs.episodes.goal is None else int(envs.episodes.goal[row])
+    return _animation(viewpoints, int(envs.episodes.scene[row]), envs.config, goal=goal)
 
 
 def _of_evaluation(evaluation: "Evaluation", scene: int | None) -> Animation:
@@ -122,17 +123,20 @@ def _of_evaluation(evaluation: "Evaluation", scene: int | None) -> Animation:
     if chosen not in scenes:
         raise ValueError(f"this evaluation holds no scene {chosen}; it holds {len(scenes)}, {scenes[0]} the first")
     config = EnvConfig(**evaluation.record["config"])
-    return _animation(evaluation.viewpoints[scenes.index(chosen)], chosen, config)
+    row = scenes.index(chosen)
+    goal = None if evaluation.goal is None else int(evaluation.goal[row])
+    return _animation(evaluation.viewpoints[row], chosen, config, goal=goal)
 
 
-def _animation(viewpoints: "NDArray[np.float32]", scene: int, config: "EnvConfig") -> Animation:
+def _animation(viewpoints: "NDArray[np.float32]", scene: int, config: "EnvConfig", *, goal: int | None) -> Animation:
     import numpy as np
 
     from canvit_gym.assembly import build_backbone, build_scenes
     from canvit_gym.rendering import canvas_colours, draw_frame
     from canvit_gym.replay import replay
 
-    (moments,) = replay(viewpoints[None], np.array([scene]), config=config)
+    asked = None if goal is None else np.array([goal])
+    (moments,) = replay(viewpoints[None], np.array([scene]), config=config, goal=asked)
     colours = canvas_colours(build_backbone(config), build_scenes(config))
     frames = tuple(draw_frame(moment.view, colours=colours, size=PANEL_PX) for moment in moments)
     score = float(moments[-1].view.score_curve[len(moments)])

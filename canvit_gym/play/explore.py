@@ -28,8 +28,9 @@ from canvit_gym.assembly import build_backbone, build_scenes
 from canvit_gym.benchmark.records import MANIFEST, load_benchmark
 from canvit_gym.command_line import PROGRAM, run_command
 from canvit_gym.config import EnvConfig
+from canvit_gym.episodes import EpisodeView
 from canvit_gym.evaluation import Evaluation
-from canvit_gym.play.messages import MAP_PX, MOST_BARS, likeliest
+from canvit_gym.play.messages import MAP_PX, MOST_BARS, is_distribution, is_label_map, likeliest
 from canvit_gym.play.page_files import read_page
 from canvit_gym.play.pictures import class_colours, label_bytes, numbers, picture_uri, share_bytes
 from canvit_gym.rendering import canvas_colours
@@ -40,6 +41,9 @@ PICTURE_PX = 192
 """At most the side of a scene's picture."""
 LEVELS = np.uint8(0b1111_1000)
 """Shades of canvases and uncertainties: 32, which compress to half of what 256 do."""
+READING_PX = 64
+"""Side of a reading that is neither a map of classes nor bars."""
+_NOTHING = np.zeros((0, 0), dtype=np.uint8)
 SAME_SCORE = 0.02
 """A replay whose mean score is farther from the record's was made with something else."""
 
@@ -146,28 +150,30 @@ def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | No
         row = {scene: i for i, scene in enumerate(explored.evaluation.scene.tolist()) if scene in set(scenes.tolist())}
         rows.append(row)
         chosen = np.array(list(row), dtype=np.int64)
-        of_policy = replay(explored.evaluation.viewpoints[list(row.values())], chosen, config=config)
+        shown = explored.evaluation.choose(np.array(list(row.values()), dtype=np.int64))
+        of_policy = replay(shown.viewpoints, chosen, config=config, goal=shown.goal)
         moments.append(dict(zip(row, of_policy, strict=True)))
         _warn_where_different(explored, row, moments[-1])
-    dense, first = False, None
     listed = []
+    first = next(iter(next(of_policy for of_policy in moments if of_policy).values()))[0]
+    form = _form(first.view)
+    unsure = first.uncertainty is not None and first.uncertainty.ndim == 3
     for scene in scenes.tolist():
         of_scene = [of_policy.get(scene) for of_policy in moments]
-        first = next(steps[0] for steps in of_scene if steps)
-        dense = first.view.picture.covers_scene
-        maps: list[NDArray[np.uint8]] = []
-        if dense:
-            maps.append(_labels(first.view.truth))
+        view = next(steps[0] for steps in of_scene if steps).view
+        maps: list[NDArray[np.uint8]] = [_truth(view, form)]
         for moment in (moment for steps in of_scene if steps for moment in steps):
-            if dense:
-                maps += [_labels(moment.view.prediction), _coarse(share_bytes(moment.uncertainty[0]))]
+            maps.append(_reading(moment.view, form))
+            if moment.uncertainty is not None and unsure:
+                maps.append(_coarse(share_bytes(moment.uncertainty[0])))
             maps.append(_coarse(colours(moment.view.canvas)))
         packed = zlib.compress(b"".join(np.ascontiguousarray(one).tobytes() for one in maps), 9)
-        present = np.unique(first.view.truth)
+        present = np.unique(view.truth) if form in ("map", "bars") else []
         about: dict[str, Any] = {
             "scene": scene,
-            "classes": [int(c) for c in present if 0 <= c < len(first.view.classes)],
-            "picture": _picture(first.view.image),
+            "goal": view.goal,
+            "classes": [int(c) for c in present if 0 <= c < len(view.classes)],
+            "picture": _picture(view.image),
             "scores": [
                 numbers(e.evaluation.scene_score()[row[scene]]) if scene in row else None
                 for e, row in zip(found, rows, strict=True)
@@ -178,26 +184,54 @@ def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | No
             ],
             "maps": base64.b64encode(packed).decode(),
         }
-        if not dense:
+        if form == "bars":
             about["bars"] = [steps and [likeliest(m.view.prediction, MOST_BARS) for m in steps] for steps in of_scene]
-            about["uncertainties"] = [steps and numbers(m.uncertainty[0] for m in steps) for steps in of_scene]
+        if first.uncertainty is not None and not unsure:
+            about["uncertainties"] = [
+                steps and numbers(float(m.uncertainty[0]) for m in steps if m.uncertainty is not None)
+                for steps in of_scene
+            ]
         listed.append(about)
-    assert first is not None
     record = most.evaluation.record
     return {
         "about": f"{record['scenes']}; {len(listed)} scenes, {most.evaluation.loss.shape[1]} glimpses, "
         f"checkpoint {record['checkpoint']['name']}",
         "metric": most.evaluation.metric,
         "budget": most.evaluation.loss.shape[1],
-        "dense": dense,
+        "form": form,
         "classes": list(first.view.classes),
         "colours": class_colours(first.view.classes),
-        "reading_px": _labels(first.view.truth).shape[0] if dense else 0,
-        "uncertainty_px": first.uncertainty.shape[-1] if dense else 0,
+        "reading_px": len(_reading(first.view, form)),
+        "truth_px": len(_truth(first.view, form)),
+        "uncertainty_px": first.uncertainty.shape[-1] if first.uncertainty is not None and unsure else 0,
         "canvas_px": first.view.canvas.shape[0],
         "policies": [{"name": e.label, "about": e.about, "ceiling": e.uses_labels} for e in found],
         "scenes": listed,
     }
+
+
+def _form(view: EpisodeView) -> str:
+    """How a reading is shown: as a "map" of classes, as "bars" of probabilities, or as a "picture"."""
+    if is_label_map(view.prediction):
+        return "map"
+    return "bars" if is_distribution(view) else "picture"
+
+
+def _reading(view: EpisodeView, form: str) -> NDArray[np.uint8]:
+    """[S, S] classes, [S, S, 3] colours, or nothing where bars show it."""
+    if form == "map":
+        return _labels(view.prediction)
+    if form == "bars":
+        return _NOTHING
+    return _coarse(np.asarray(view.picture.reading(view, READING_PX).convert("RGB")))
+
+
+def _truth(view: EpisodeView, form: str) -> NDArray[np.uint8]:
+    """As `_reading`, of the truth."""
+    if form == "map":
+        return _labels(view.truth)
+    picture = None if form == "bars" else view.picture.truth(view, READING_PX)
+    return _NOTHING if picture is None else _coarse(np.asarray(picture.convert("RGB")))
 
 
 def _coarse(values: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -15,20 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from canvit_gym.actions import DiscreteActions
-from canvit_gym.command_line import check_env_id
+from canvit_gym.assembly import build_backbone, build_scenes, build_task
+from canvit_gym.command_line import env_config
 from canvit_gym.env import GlimpseEnv
-from canvit_gym.observations import DEFAULT_KEYS
-from canvit_gym.play.messages import Message, actions_message, reading_message, truth_message, uncertainty_message
+from canvit_gym.play.messages import (
+    Message,
+    actions_message,
+    allowed_actions,
+    reading_message,
+    truth_message,
+    uncertainty_message,
+)
 from canvit_gym.play.pictures import class_colours, numbers, picture_uri, seen_picture
 from canvit_gym.play.recording import Played
 from canvit_gym.play.rivals import Rivals
 from canvit_gym.rendering import Frame
+from canvit_gym.tasks.goals import choose_goals, scene_uniforms
 
 STAGE_PX = 384
 """Side of the picture of what was seen."""
-
-SHOWN = ("glimpse", "uncertainty")
-"""Observation keys that the page needs."""
 
 
 def make_game_env(env_id: str, **kwargs: Any) -> GlimpseEnv:
@@ -37,10 +42,11 @@ def make_game_env(env_id: str, **kwargs: Any) -> GlimpseEnv:
     Raises:
         ValueError, TypeError: an unknown environment or keyword, or a bad value. OSError: no data.
     """
-    check_env_id(env_id)
-    defaults = gym.spec(env_id).kwargs | kwargs
-    keys = tuple(defaults.get("observations", DEFAULT_KEYS))
-    kwargs = kwargs | {"observations": [*keys, *(key for key in SHOWN if key not in keys)], "track_score": True}
+    config = env_config(env_id, kwargs)
+    task = build_task(config, build_backbone(config), build_scenes(config).classes)
+    shown = ("glimpse",) if task.uncertainty_shape(1) is None else ("glimpse", "uncertainty")
+    keys = dict.fromkeys((*config.observations, *shown))
+    kwargs = kwargs | {"observations": list(keys), "track_score": True}
     env = gym.make(env_id, **kwargs).unwrapped
     assert isinstance(env, GlimpseEnv), env
     return env
@@ -149,7 +155,7 @@ class Game:
         return self._ended
 
     def _begin(self, scene: int) -> Message:
-        observation, info = self._env.reset(options={"scene": int(scene)})
+        observation, info = self._env.reset(options={"scene": int(scene), **self._goal(scene)})
         self._scene, self._ended = int(scene), False
         self._viewpoints: list[NDArray[np.float32]] = []
         self._glimpses: list[Frame] = []
@@ -157,6 +163,15 @@ class Game:
         self._shown_at = time.monotonic()
         self._practice = self._scene in self._tried
         return self._after(observation, info, begins=True)
+
+    def _goal(self, scene: int) -> dict[str, int]:
+        """The option that asks for what evaluations ask of this scene, so that policies are asked for the same."""
+        envs = self._env.envs
+        if envs.task.goals is None:
+            return {}
+        index = np.array([scene])
+        available = envs.task.goals.available(envs.scenes.load(index))
+        return {"goal": int(choose_goals(available, scene_uniforms(index))[0])}
 
     def _step(self, action: Any) -> Message:
         if self._ended:
@@ -184,7 +199,9 @@ class Game:
             "viewpoints": [numbers(v) for v in self._viewpoints],
             "seen": picture_uri(seen_picture(self._viewpoints, self._glimpses, size=STAGE_PX)),
             "reading": reading_message(view),
-            "uncertainty": uncertainty_message(observation["uncertainty"]),
+            "uncertainty": uncertainty_message(observation.get("uncertainty")),
+            "goal": view.goal,
+            "allowed": allowed_actions(info),
         }
 
     def _played(self) -> Played:

@@ -4,7 +4,7 @@ A record holds scenes, viewpoints, what the probe read there, and the seconds th
 of the player and no directory of his machine.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,18 @@ class Recorder:
         of_scene = replace(self._config, shard=(played.scene, self._num_scenes))
         found = evaluate(policy, config=of_scene, num_glimpses=taken)
         held = np.minimum(np.arange(budget), taken - 1)
-        per_glimpse = {name: value[:, held] for name, value in _arrays(found).items() if value.ndim >= 2}
-        seconds = {str(played.scene): [round(value, 2) for value in played.seconds]}
-        record = found.record | {"config": _plain(self._config), SECONDS: seconds}
-        return replace(found, **per_glimpse, gflops=found.gflops[0] * np.arange(1, budget + 1), record=record)
+        return replace(
+            found,
+            viewpoints=found.viewpoints[:, held],
+            loss=found.loss[:, held],
+            counts={name: value[:, held] for name, value in found.counts.items()},
+            gflops=found.gflops[0] * np.arange(1, budget + 1),
+            record=found.record
+            | {
+                "config": _plain(self._config),
+                SECONDS: {str(played.scene): [round(value, 2) for value in played.seconds]},
+            },
+        )
 
     def _require_same(self, record: Evaluation) -> None:
         theirs, ours = record.record["config"], _plain(self._config)
@@ -110,15 +118,16 @@ def read_played(path: Path) -> Evaluation:
 
 def join(one: Evaluation, other: Evaluation) -> Evaluation:
     """The scenes of both, in this order."""
-    arrays = {name: np.concatenate([value, getattr(other, name)]) for name, value in _arrays(one).items()}
-    seconds = one.record[SECONDS] | other.record[SECONDS]
-    return replace(one, **arrays, record=one.record | {SECONDS: seconds})
-
-
-def _arrays(evaluation: Evaluation) -> dict[str, NDArray[Any]]:
-    """Those with a row per scene."""
-    named = {field.name: getattr(evaluation, field.name) for field in fields(evaluation) if field.name != "gflops"}
-    return {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
+    arrays = {
+        name: np.concatenate([getattr(one, name), getattr(other, name)]) for name in ("scene", "viewpoints", "loss")
+    }
+    return replace(
+        one,
+        **arrays,
+        counts={name: np.concatenate([value, other.counts[name]]) for name, value in one.counts.items()},
+        goal=None if one.goal is None or other.goal is None else np.concatenate([one.goal, other.goal]),
+        record=one.record | {SECONDS: one.record[SECONDS] | other.record[SECONDS]},
+    )
 
 
 def _plain(config: EnvConfig) -> dict[str, Any]:

@@ -82,11 +82,12 @@ async function maps(at) {
       used += side * side * depth;
       return part;
     };
-    const found = { truth: data.dense ? take(data.reading_px) : null, policies: [] };
+    const depth = data.form === "picture" ? 3 : 1;
+    const found = { truth: take(data.truth_px, depth), policies: [] };
     for (const curve of data.scenes[at].scores) {
       found.policies.push(curve && curve.map(() => ({
-        reading: data.dense ? take(data.reading_px) : null,
-        uncertainty: data.dense ? take(data.uncertainty_px) : null,
+        reading: take(data.reading_px, depth),
+        uncertainty: take(data.uncertainty_px),
         canvas: take(data.canvas_px, 3),
       })));
     }
@@ -108,7 +109,7 @@ async function show({ moved = false } = {}) {
   const scene = data.scenes[place];
   const ticket = ++asked;
   markCurrent();
-  byId("detail-title").textContent = `Scene ${scene.scene}`;
+  byId("detail-title").textContent = scene.goal ? `Scene ${scene.scene}, find: ${scene.goal}` : `Scene ${scene.scene}`;
   byId("seen").src = scene.picture;
   const steps = Math.max(...scene.scores.filter(Boolean).map((curve) => curve.length));
   glimpse = Math.min(Math.max(glimpse, 1), steps);
@@ -156,13 +157,26 @@ function showPolicies(scene) {
   }));
 }
 
+function colourMap(map, label) {
+  const canvas = element("canvas", { className: "map" });
+  drawColours(canvas, map);
+  canvas.setAttribute("role", "img");
+  canvas.setAttribute("aria-label", label);
+  return canvas;
+}
+
 function showTruth(scene, found) {
-  if (data.dense) {
-    byId("truth").replaceChildren(classMap(found.truth, data.classes, data.colours, "Truth"));
-    byId("legend").replaceChildren(...legendOf(classShares(found.truth), data.classes, data.colours));
-  } else {
-    byId("truth").replaceChildren(element("p", { textContent: className(data.classes, scene.classes[0]) }));
+  const [truth, legend] = [[], []];
+  if (data.form === "map") {
+    truth.push(classMap(found.truth, data.classes, data.colours, "Truth"));
+    legend.push(...legendOf(classShares(found.truth), data.classes, data.colours));
+  } else if (data.form === "bars") {
+    truth.push(element("p", { textContent: className(data.classes, scene.classes[0]) }));
+  } else if (data.truth_px) {
+    truth.push(colourMap(found.truth, "Truth"));
   }
+  byId("truth").replaceChildren(...truth);
+  byId("legend").replaceChildren(...legend);
 }
 
 function showRows(scene, found) {
@@ -171,17 +185,16 @@ function showRows(scene, found) {
     const step = Math.min(glimpse, moments.length) - 1;
     const moment = moments[step];
     const name = data.policies[index].name;
-    const canvas = element("canvas", { className: "map" });
-    drawColours(canvas, moment.canvas);
-    canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `Canvas of ${name} in the colours of its principal components`);
-    const parts = data.dense
-      ? [["reading", classMap(moment.reading, data.classes, data.colours, `Reading of ${name}`)],
-        ["uncertainty", shareMap(moment.uncertainty, `Uncertainty of ${name}`)], ["canvas (PCA)", canvas]]
-      : [[`reading, uncertainty ${percent(scene.uncertainties[index][step])}`,
-        classBars(scene.bars[index][step], data.classes, scene.classes[0])], ["canvas (PCA)", canvas]];
+    const sure = scene.uncertainties ? `, uncertainty ${percent(scene.uncertainties[index][step])}` : "";
+    const parts = [[`reading${sure}`, {
+      map: () => classMap(moment.reading, data.classes, data.colours, `Reading of ${name}`),
+      bars: () => classBars(scene.bars[index][step], data.classes, scene.classes[0]),
+      picture: () => colourMap(moment.reading, `Reading of ${name}`),
+    }[data.form]()]];
+    if (data.uncertainty_px) parts.push(["uncertainty", shareMap(moment.uncertainty, `Uncertainty of ${name}`)]);
+    parts.push(["canvas (PCA)", colourMap(moment.canvas, `Canvas of ${name} in the colours of its principal components`)]);
     return element("section", {}, element("h3", { textContent: name }),
-      element("div", { className: data.dense ? "panels" : "panels bars" },
+      element("div", { className: data.form === "bars" ? "panels bars" : "panels" },
         ...parts.map(([caption, part]) => element("figure", {}, element("figcaption", { textContent: caption }), part))));
   }));
 }

@@ -57,7 +57,7 @@ function onView(message) {
   const title = view.practice ? "What you have seen (practice: you know the truth)" : "What you have seen";
   byId("stage-title").textContent = title;
   byId("goal").hidden = !view.goal;
-  if (view.goal) byId("goal").textContent = view.goal;
+  if (view.goal) byId("goal").textContent = `Find: ${view.goal}`;
   const left = view.ended ? 0 : game.budget - view.viewpoints.length;
   byId("pips").textContent = "●".repeat(left) + "○".repeat(game.budget - left);
   byId("left").textContent = left === 1 ? "1 glimpse left" : `${left} glimpses left`;
@@ -73,7 +73,7 @@ function spoken(reading) {
   if (reading.form === "bars") {
     return reading.bars.slice(0, 3).map(([index, p]) => `${className(game.classes, index)} ${percent(p)}`).join(", ");
   }
-  return describeClasses(mapOf(reading), game.classes);
+  return reading.form === "map" ? describeClasses(mapOf(reading), game.classes) : "what the picture shows";
 }
 
 function mapOf(message) {
@@ -87,17 +87,28 @@ function showReading(reading) {
     byId("reading").replaceChildren(classBars(reading.bars, game.classes, truth ? truth.class : null));
     return;
   }
+  if (reading.form === "picture") {
+    byId("reading").replaceChildren(pictureOf(reading, "Reading"));
+    byId("legend").replaceChildren();
+    return;
+  }
   const map = mapOf(reading);
   byId("reading").replaceChildren(classMap(map, game.classes, game.colours, "Reading"));
   const shares = classShares(map);
-  if (truth) {
+  if (truth && truth.form === "map") {
     const read = new Set(shares.map(([index]) => index));
     shares.push(...classShares(mapOf(truth)).filter(([index]) => !read.has(index)).map(([index]) => [index, 0]));
   }
   byId("legend").replaceChildren(...legendOf(shares, game.classes, game.colours));
 }
 
+function pictureOf(message, label) {
+  return element("img", { className: "map", src: message.picture, alt: label });
+}
+
 function showUncertainty(uncertainty) {
+  byId("uncertainty-panel").hidden = !uncertainty;
+  if (!uncertainty) return;
   if (uncertainty.form === "number") {
     const meter = element("meter", { min: 0, max: 1, value: uncertainty.value });
     meter.setAttribute("aria-label", "Uncertainty");
@@ -115,7 +126,7 @@ function showControls() {
   byId("replay").hidden = !gazes.length;
   byId("results").hidden = !outcome;
   byId("truth-panel").hidden = !outcome;
-  byId("uncertainty-panel").hidden = Boolean(outcome);
+  byId("uncertainty-panel").hidden = Boolean(outcome) || !(view && view.uncertainty);
   byId("help").hidden = ended;
   byId("where").hidden = ended;
   for (const id of ["look", "smaller", "larger", "stop"]) byId(id).disabled = waiting || ended;
@@ -128,7 +139,8 @@ function showControls() {
 
 function allowed(viewpoints) {
   if (!view || !view.allowed) return viewpoints;
-  const open = new Set(view.allowed.map((index) => game.actions.viewpoints[index].join()));
+  const table = game.actions.viewpoints;
+  const open = new Set(view.allowed.filter((index) => index < table.length).map((index) => table[index].join()));
   const left = viewpoints.filter((viewpoint) => open.has(viewpoint.join()));
   return left.length ? left : viewpoints;
 }
@@ -231,9 +243,12 @@ byId("restart").addEventListener("click", () => send({ do: "restart" }));
 
 function onOutcome(message) {
   outcome = message;
-  byId("truth").replaceChildren(outcome.truth.form === "map"
-    ? classMap(mapOf(outcome.truth), game.classes, game.colours, "Truth")
-    : element("p", { textContent: className(game.classes, outcome.truth.class) }));
+  byId("truth").replaceChildren({
+    map: (truth) => classMap(mapOf(truth), game.classes, game.colours, "Truth"),
+    class: (truth) => element("p", { textContent: className(game.classes, truth.class) }),
+    picture: (truth) => pictureOf(truth, "Truth"),
+    words: (truth) => element("p", { textContent: truth.words }),
+  }[outcome.truth.form](outcome.truth));
   byId("score-head").textContent = outcome.metric;
   byId("policies").replaceChildren();
   gazes = [];
