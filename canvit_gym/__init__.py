@@ -9,6 +9,7 @@ from canvit_gym.backbone.forks import compute_alone_after_forks
 from canvit_gym.play.animation import show
 from canvit_gym.registration import ENVIRONMENTS, register_dataset, register_environments
 from canvit_gym.scenes.datasets import DatasetPage, DatasetSpec, OnDisk, SceneRequest
+from canvit_gym.sharding import env_fns
 
 __all__ = [
     "ENVIRONMENTS",
@@ -17,6 +18,7 @@ __all__ = [
     "OnDisk",
     "SceneRequest",
     "__version__",
+    "env_fns",
     "register_dataset",
     "register_environments",
     "show",

@@ -50,6 +50,10 @@ def _cache(name: str, value: Any) -> bool | str:
         raise ValueError(f"{name} must be True, False or a directory, got {value!r}") from None
 
 
+def _shard(name: str, value: Any) -> tuple[int, int]:
+    return check_shard(value)
+
+
 def _mask_values(name: str, value: Any) -> dict[str, str | None]:
     """Keys become strings, as in JSON."""
     if not isinstance(value, Mapping) or not value or not all(v is None or isinstance(v, str) for v in value.values()):
@@ -89,7 +93,7 @@ class SceneConfig:
         None, optional(whole(1)), "at most so many of the split's scenes, evenly spread over it; None: all of them"
     )
     shard: tuple[int, int] = option(
-        (0, 1), _whatever, "(i, n) takes every n-th scene from the i-th, so that n processes see disjoint scenes"
+        (0, 1), _shard, "(i, n) takes every n-th scene from the i-th, so that n processes see disjoint scenes"
     )
     root: str | None = option(None, optional(text), "the directory of the data set", on_disk=True)
     tuning_scenes: int = option(
@@ -131,7 +135,6 @@ class SceneConfig:
     )
 
     def _check_scenes(self) -> None:
-        check_shard(self.shard)
         check_scene_arguments(
             dataset=self.dataset,
             split=self.split,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from canvit_gym.actions import Actions
 from canvit_gym.pages import page
 from canvit_gym.scenes.datasets import DATASETS, DatasetSpec
+from canvit_gym.sharding import note_walk
 from canvit_gym.vector_env import RENDER_MODES, GlimpseVectorEnv, Info, Observation
 
 
@@ -77,6 +78,8 @@ class GlimpseEnv(gym.Env[Observation, Any]):
             raise ValueError("options['reset_mask'] is for vector environments; a single one resets whole")
         observation, info = self.envs.reset(seed=seed, options=options)
         self._ended = False
+        if not options:
+            note_walk(self)
         return {k: v[0] for k, v in observation.items()}, _first(info)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:

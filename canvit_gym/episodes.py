@@ -17,6 +17,7 @@ from torch import Tensor
 
 from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import Backbone
+from canvit_gym.dtypes import float32_by_default
 from canvit_gym.observations import ObservationLayout, StepTensors, Taken, pooled_canvas, to_uint8
 from canvit_gym.scenes.source import SceneBatch, SceneSource, load_scenes
 from canvit_gym.states import Rows, States, index_of
@@ -185,6 +186,7 @@ class _Measured:
 class EpisodeBatch:
     """State of `num` episodes: `reset_rows` puts scenes in rows, `step_rows` takes a glimpse in rows and reads it."""
 
+    @float32_by_default()
     def __init__(
         self,
         *,
@@ -247,6 +249,7 @@ class EpisodeBatch:
         self._settle()
         return self._curves
 
+    @float32_by_default()
     @torch.inference_mode()
     def reset_rows(
         self,
@@ -316,6 +319,7 @@ class EpisodeBatch:
         for row, image in zip(rows.tolist(), images, strict=True):  # one image stays in the cache from first to last
             torch.div(image.float().div_(255).sub_(self._mean), self._std, out=self.images[row])
 
+    @float32_by_default()
     @torch.inference_mode()
     def step_rows(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
@@ -365,6 +369,7 @@ class EpisodeBatch:
             arrived.record(stream)
         self._in_flight = _Measured(rows=rows, glimpses=self.glimpses[rows], values=values, arrived=arrived)
 
+    @float32_by_default()
     def _settle(self) -> None:
         """Wait for the last potentials and note them.
 
@@ -390,6 +395,7 @@ class EpisodeBatch:
                 f"{self.backbone.precision})."
             )
 
+    @float32_by_default()
     @torch.no_grad()
     def observe(self, rows: Rows | None = None) -> dict[str, Tensor]:
         """Fresh tensors of the keys asked for, [len(rows), ...] each, on the device."""
@@ -412,6 +418,7 @@ class EpisodeBatch:
             key: sent(host[key].read(taken)) if key in host else picked(self._kept[key]) for key in self.layout.keys
         }
 
+    @float32_by_default()
     @torch.no_grad()
     def view(self, row: int) -> EpisodeView:
         """Episode `row`, for a picture. The score curve holds what was tracked, and always the current score."""

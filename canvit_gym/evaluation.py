@@ -39,6 +39,7 @@ from canvit_gym.assembly import (
 )
 from canvit_gym.atomic import replacing
 from canvit_gym.config import EnvConfig
+from canvit_gym.dtypes import float32_by_default
 from canvit_gym.episodes import EpisodeBatch, EpisodeView
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.seen import Seen, window
@@ -263,6 +264,7 @@ def _require_policy(policy: object) -> None:
 
 
 @torch.no_grad()
+@float32_by_default()
 def _roll_out(
     policy: GlimpsePolicy,
     *,

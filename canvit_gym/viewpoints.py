@@ -11,6 +11,8 @@ from canvit_pytorch.viewpoint import grid_coords
 from numpy.typing import NDArray
 from torch import Tensor
 
+from canvit_gym.dtypes import float32_by_default
+
 FirstGlimpse = Literal["full", "random"] | tuple[float, float, float]
 
 FULL_SCENE = np.array([0, 0, 1], dtype=np.float32)
@@ -22,6 +24,7 @@ MIN_SCALE = 1e-3
 
 
 @cache
+@float32_by_default()
 def cell_grid(*, size: int, device: torch.device) -> Tensor:
     """canvit_pytorch's grid_coords [size, size, 2] of a size, made once. Outside of any inference mode: it is kept."""
     with torch.inference_mode(False):
@@ -44,6 +47,7 @@ def clip_to_scene(centers: NDArray[np.floating], scales: NDArray[np.floating]) -
     return np.hstack([centers.clip(scales - 1, 1 - scales), scales]).astype(np.float32)
 
 
+@float32_by_default()
 def first_viewpoints(first: FirstGlimpse, count: int) -> NDArray[np.float32]:
     """[count, 3]: where a first glimpse is taken. "random" draws from PyTorch's global CPU generator."""
     if first == "random":

@@ -1,10 +1,8 @@
 """Frozen CanViTs, loaded once per process and shared by every environment that asks for the same one."""
 
-import io
 import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, redirect_stdout
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any, get_args
@@ -19,7 +17,6 @@ from canvit_pytorch import (
 )
 from canvit_pytorch.flops import glimpse_flops
 from canvit_pytorch.hub.repos import RELEASED_CANVAS_GRID_SIZE
-from safetensors import SafetensorError
 from torch import Tensor
 
 from canvit_gym.backbone.compilation import CompiledFunction, GraphedFunction, Precision, Ran, precision_on
@@ -29,6 +26,7 @@ from canvit_gym.backbone.hub import CONFIG, WEIGHTS, Source, locate, mark_used
 from canvit_gym.backbone.memory import keep_freed_memory
 from canvit_gym.backbone.nano import register_nano
 from canvit_gym.backbone.step import ReferenceStep, step_of
+from canvit_gym.backbone.weights import LOADING_ERRORS, load_weights
 
 CheckpointModel = CanViTForPretraining | CanViTForImageClassification
 
@@ -163,15 +161,8 @@ CUDA_GRAPH_SCENES = 16
 """Backbone.step records up to so many scenes. For more, its kernels take longer than launching them one by one does,
 and copies of the states in and out of a graph would cost more than it saves."""
 
-LOADING_ERRORS = (AssertionError, AttributeError, KeyError, RuntimeError, SafetensorError, TypeError, ValueError)
-"""What canvit-pytorch and its loaders raise for a file that is damaged or of another kind."""
-
-
-@contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Loading leaves no trace: the Hub mixin prints a line per checkpoint, and initialization draws random numbers."""
-    with redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
-        yield
+MOST_CELLS, MOST_PX = 4096, 1 << 16
+"""Beyond these sizes a checkpoint's own record is not believed: its weights do not bound them."""
 
 
 def _model_class(source: Source) -> type[CanViTForPretraining] | type[CanViTForImageClassification]:
@@ -203,8 +194,7 @@ def _load_model(source: Source, device: torch.device) -> CheckpointModel:
     register_nano()
     model_class = _model_class(source)
     try:
-        with quiet_loading():
-            model = model_class.from_pretrained(str(source.directory))
+        model = load_weights(model_class, source, _config(source))
     except LOADING_ERRORS as error:
         raise ValueError(
             f"checkpoint {source.name!r} ({source.directory}) is not a {model_class.__name__} of canvit-pytorch 0.2: "
@@ -227,6 +217,12 @@ def _pretraining_geometry(model: CheckpointModel, source: Source) -> Geometry:
     # One canvas cell per patch of the teacher, which saw the whole scene.
     scene_size_px = recorded.get("scene_size_px", canvas_grid * model.canvit.patch_size)
     glimpse_size_px = recorded.get("glimpse_size_px", scene_size_px // GLIMPSES_PER_SIDE)
+    if not (0 < canvas_grid <= MOST_CELLS and 0 < glimpse_size_px <= scene_size_px <= MOST_PX):
+        raise ValueError(
+            f"checkpoint {source.name!r} ({source.directory}): config.json records a canvas of {canvas_grid} cells, "
+            f"scenes of {scene_size_px} px and glimpses of {glimpse_size_px} px, which cannot be. Correct its training "
+            "record."
+        )
     return Geometry(scene_size_px=scene_size_px, canvas_grid=canvas_grid, glimpse_size_px=glimpse_size_px)
 
 

@@ -1,5 +1,6 @@
 """Which scene comes next: passes over a split, or over one worker's share of it, and scenes announced ahead."""
 
+import operator
 from collections.abc import Iterator
 from typing import cast
 
@@ -10,11 +11,17 @@ from canvit_gym.scenes.decoding import UnreadableSceneError
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 
 
-def check_shard(shard: tuple[int, int]) -> None:
-    """Raise ValueError where `shard` is not (i, n) with 0 <= i < n."""
-    whole = isinstance(shard, tuple) and len(shard) == 2 and all(type(value) is int for value in shard)
-    if not (whole and 0 <= shard[0] < shard[1]):
+def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
+    """The shard in plain integers. Raise ValueError where it is not (i, n) with 0 <= i < n."""
+    try:
+        if any(isinstance(value, bool | np.bool_) for value in shard):
+            raise TypeError
+        index, count = map(operator.index, shard)
+    except (TypeError, ValueError):
+        index, count = -1, -1
+    if not 0 <= index < count:
         raise ValueError(f"shard must be (i, n), two ints with 0 <= i < n, got {shard!r}")
+    return index, count
 
 
 class SceneSampler:
@@ -26,8 +33,7 @@ class SceneSampler:
     """
 
     def __init__(self, *, num_scenes: int, shard: tuple[int, int], shuffle: bool) -> None:
-        check_shard(shard)
-        index, count = shard
+        index, count = check_shard(shard)
         self._scenes = np.arange(index, num_scenes, count)
         if not len(self._scenes):
             raise ValueError(f"shard {shard} of {num_scenes} scenes is empty; use at most {num_scenes} shards")

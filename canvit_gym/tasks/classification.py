@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from canvit_gym.backbone.hub import WEIGHTS, Source, locate, mark_used
-from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading
+from canvit_gym.backbone.load import Backbone
+from canvit_gym.backbone.weights import LOADING_ERRORS, quiet_loading, require_finite
 from canvit_gym.config import EnvConfig
 from canvit_gym.observations import predictive_uncertainty
 from canvit_gym.scenes.datasets import DATASETS
@@ -82,6 +83,7 @@ def _fused(probe: Source, checkpoint: Source, model: CanViTForPretraining) -> Ca
             fused = CanViTForImageClassification.from_pretrained_with_probe(
                 pretrained_repo=str(checkpoint.directory), probe_repo=str(probe.directory)
             )
+        require_finite(fused)
     except LOADING_ERRORS as error:
         raise _misfit(probe, checkpoint.name, model.teacher_dim, str(error)) from error
     mark_used(probe)

@@ -1,5 +1,6 @@
 """Semantic segmentation: a linear probe reads class logits from every canvas cell."""
 
+import json
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.hub import CONFIG, PROBES, WEIGHTS, Source, asset_dir, locate, mark_used
-from canvit_gym.backbone.load import LOADING_ERRORS, Backbone, quiet_loading
+from canvit_gym.backbone.load import Backbone
+from canvit_gym.backbone.weights import LOADING_ERRORS, load_weights
 from canvit_gym.config import EnvConfig
 from canvit_gym.confusion import QuadLabels, count_confusion
 from canvit_gym.observations import predictive_uncertainty
@@ -74,8 +76,8 @@ def _holds_classifier(name: str) -> bool:
 @cache
 def _load_probe(source: Source, device: torch.device) -> SegmentationProbe:
     try:
-        with quiet_loading():
-            probe = SegmentationProbe.from_pretrained(str(source.directory))
+        config = json.loads((source.directory / CONFIG).read_text(encoding="utf-8"))
+        probe = load_weights(SegmentationProbe, source, config)
     except LOADING_ERRORS as error:
         raise ValueError(
             f"probe {source.name!r} ({source.directory}) is not a SegmentationProbe of canvit-pytorch: {error}"

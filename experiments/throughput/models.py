@@ -16,8 +16,8 @@ from canvit_core.config import CanViTConfig
 from canvit_pytorch import CanViTForPretraining, SegmentationProbe
 from PIL import Image
 
-from canvit_gym.backbone.load import quiet_loading
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, nano_config
+from canvit_gym.backbone.weights import quiet_loading
 from canvit_gym.scenes.fashion import SCENE_SIZE_PX, SEGMENTATION_CLASSES
 
 ModelSize = Literal["nano", "CanViT-S", "CanViT-B"]
