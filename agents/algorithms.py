@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 
+import canvit_gym
 from agents.learner import Learner
 from canvit_gym.config import EnvConfig
 
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
 HYPERPARAMETERS = Path(__file__).with_name("hyperparameters")
 DEFAULT = "ppo"
-ENTRIES = ("default", "fashion")
-"""Entries of the files that are no environment, but what environments' entries begin with."""
+DEFAULTS = "default"
+"""The entry of a file for environments that have none of their own."""
 
 _MODULES: dict[str, str] = {  # module:attribute, imported when asked for
     "ppo": "agents.ppo.learner:ALGORITHM",
     "q_regression": "agents.q_regression.learner:ALGORITHM",
+    "dime": "agents.dime.learner:ALGORITHM",
     "dqn": "agents.off_policy.learner:DQN_ALGORITHM",
     "sac": "agents.off_policy.learner:SAC_ALGORITHM",
     "crossq": "agents.off_policy.contrib:CROSSQ_ALGORITHM",
@@ -89,18 +91,18 @@ def hyperparameters_file(name: str) -> Path:
 
 
 def load_hyperparameters(env_id: str, overrides: dict[str, Any] | None = None, *, algo: str = DEFAULT) -> Any:
-    """The entry for `env_id` of an algorithm's file, with overrides; dicts are merged one level deep.
+    """The entry for `env_id` of an algorithm's file, or its default one, with overrides; dicts are merged a level deep.
 
     Raises:
-        ValueError: no entry for the environment, an unknown hyperparameter, or a bad value.
+        ValueError: an unknown environment or hyperparameter, or a bad value.
     """
     path, algorithm = hyperparameters_file(algo), find_algorithm(algo)
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if env_id not in entries or env_id in ENTRIES:
-        there = ", ".join(key for key in entries if key not in ENTRIES)
-        raise ValueError(f"{path} has no entry for {env_id!r}; there are: {there}. Add one to train on it.")
+    if env_id not in entries and env_id not in canvit_gym.ENVIRONMENTS:
+        there = ", ".join(key for key in entries if key != DEFAULTS)
+        raise ValueError(f"{path} has no entry for {env_id!r}, which is no environment; there are: {there}")
     known = [option.name for option in fields(algorithm.hyperparameters)]  # type: ignore[arg-type]
-    values = dict(entries[env_id])
+    values = dict(entries.get(env_id, entries[DEFAULTS]))
     for name, value in (overrides or {}).items():
         if name not in known:
             raise ValueError(f"unknown hyperparameter {name!r}; there are: {', '.join(known)}")

@@ -16,20 +16,19 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents.algorithms import Algorithm
 from agents.checks import schedule
 from agents.finite import require_finite
 from agents.learner import Monitoring, State
 from agents.q_regression.hyperparameters import QHyperparameters
-from agents.q_regression.replay import Replay
+from agents.q_regression.replay import Replay, Samples
 from agents.settings import Plan
 from agents.training_state import (
     begin_episodes,
@@ -42,7 +41,7 @@ from agents.training_state import (
     set_random_state,
 )
 from canvit_gym.backbone.load import resolve_device
-from canvit_gym.policies.networks import ViewpointQNetwork, action_options
+from canvit_gym.policies.networks import NETWORK_CLASSES, HasValues, ViewpointQNetwork, action_options
 from canvit_gym.sb3 import make_sb3_env
 from canvit_gym.wrappers import RunningMoments
 
@@ -64,11 +63,12 @@ class QRegression:
         self.env = VecMonitor(envs)
         self.env.seed(plan.settings.seed)
         self.device = device
-        self._network = ViewpointQNetwork(
-            cast(spaces.Dict, envs.glimpse_envs.single_observation_space),
+        self._num_classes = len(envs.glimpse_envs.task.classes)
+        self._network = NETWORK_CLASSES[self.network_class](
+            envs.glimpse_envs.single_observation_space,
             envs.glimpse_envs.single_action_space,
             **action_options(envs.glimpse_envs.actions),
-            **hyper.policy_kwargs,
+            **self.network_options,
         ).to(device)
         self._rate = schedule(hyper.learning_rate, name="learning_rate")
         self.optimizer = torch.optim.Adam(self._network.parameters(), lr=self._rate(1.0), eps=1e-5)
@@ -82,7 +82,7 @@ class QRegression:
         self._depth = np.zeros(hyper.n_envs, dtype=np.int64)
 
     @property
-    def network(self) -> ViewpointQNetwork:
+    def network(self) -> nn.Module:
         return self._network
 
     @property
@@ -142,9 +142,10 @@ class QRegression:
 
     def _choose(self, observation: dict[str, Tensor]) -> NDArray[np.int64]:
         """[N] the best action in about hyper.greedy of the rows, any action that no mask forbids in the others."""
-        values = self._network.values({key: value.to(self.device) for key, value in observation.items()}).cpu()
-        require_finite({"the network's values": values.clamp(min=-1e30)})
-        anything = torch.multinomial(values.isfinite().float(), 1).squeeze(1)
+        network = cast(HasValues, self._network)
+        values = network.values({key: value.to(self.device) for key, value in observation.items()}).cpu()
+        require_finite({"the network's values": values.clamp(-1e30, 1e30)})
+        anything = torch.multinomial((values > -torch.inf).float(), 1).squeeze(1)
         greedy = torch.rand(len(values)) < self.hyper.greedy
         return torch.where(greedy, values.argmax(dim=1), anything).numpy()
 
@@ -152,20 +153,13 @@ class QRegression:
         hyper, network = self.hyper, self._network
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        mean, deviation = (
-            torch.from_numpy(moment).float() for moment in (self.moments.mean, np.sqrt(self.moments.var + 1e-8))
-        )
         network.train()
         losses: list[Tensor] = []
         targets: list[Tensor] = []
         for _ in range(hyper.n_epochs):
             for rows in torch.randperm(len(self.replay)).split(hyper.batch_size):
                 batch = self.replay.take(rows, device=self.device)
-                wanted = (batch.rewards - mean[batch.depth]) / deviation[batch.depth]
-                if hyper.clip_reward is not None:
-                    wanted = wanted.clamp(-hyper.clip_reward, hyper.clip_reward)
-                wanted = wanted.to(self.device)
-                found = network.q_values(batch.observation).gather(1, batch.actions.to(self.device)[:, None]).squeeze(1)
+                found, wanted = self._found_and_wanted(batch)
                 loss = F.mse_loss(found, wanted)
                 self.optimizer.zero_grad()
                 loss.backward()
@@ -179,6 +173,17 @@ class QRegression:
         self._logger.record("train/loss", self._loss)
         self._logger.record("train/explained", 1 - self._loss / max(variance, 1e-9))
         self._logger.record("train/learning_rate", rate)
+
+    def _found_and_wanted(self, batch: Samples) -> tuple[Tensor, Tensor]:
+        """[B'] what the network says of the actions taken, and what it shall say."""
+        mean, deviation = (
+            torch.from_numpy(moment).float() for moment in (self.moments.mean, np.sqrt(self.moments.var + 1e-8))
+        )
+        wanted = (batch.rewards - mean[batch.depth]) / deviation[batch.depth]
+        if self.hyper.clip_reward is not None:
+            wanted = wanted.clamp(-self.hyper.clip_reward, self.hyper.clip_reward)
+        values = cast(ViewpointQNetwork, self._network).q_values(batch.observation)
+        return values.gather(1, batch.actions.to(self.device)[:, None]).squeeze(1), wanted.to(self.device)
 
     def capture(self) -> State:
         return {

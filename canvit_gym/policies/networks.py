@@ -260,6 +260,71 @@ class ViewpointQNetwork(nn.Module):
         return self.dueling.value_net(features) + advantage - advantage.mean(dim=1, keepdim=True)
 
 
+class GainNetwork(nn.Module):
+    """By how much a glimpse at each viewpoint lowers the loss: sigmoid(v) times the reading's predictive entropy.
+
+    What cannot be learned from a glimpse bounds what can be (Gadgil et al. 2024, DIME): a reading without doubt has
+    nothing to gain. The layers and their options are those of ViewpointNetwork with discrete actions. `uncertainty`
+    must be among the observations: it shows the entropy as a share of log `num_classes`.
+
+    A policy that may stop does so where no viewpoint gains as much as `price` (nats), or, with `confidence`, where the
+    entropy's share is below that, whatever there is to gain.
+
+    Raises:
+        ValueError: continuous actions, no `uncertainty`, or options that do not exist or do not fit.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space,
+        *,
+        num_classes: int,
+        price: float = 0.0,
+        confidence: float | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if not isinstance(action_space, spaces.Discrete):
+            raise ValueError(f"gains are of a table of viewpoints (action='grid' or 'quadtree'), got {action_space}")
+        if "uncertainty" not in observation_space.spaces:
+            raise ValueError(
+                f"gains need `uncertainty` among the observations, which are {list(observation_space.spaces)}: add it"
+            )
+        self.nats, self.price, self.confidence = float(np.log(num_classes)), price, confidence
+        self.actor = ViewpointNetwork(observation_space, action_space, **options)
+        self.shift = nn.Parameter(torch.tensor(-3.0))  # glimpses take away a small part of the doubt
+
+    def gains(self, observation: dict[str, Tensor]) -> Tensor:
+        """[B, A] in nats, of the viewpoints."""
+        return self._gains(observation, self.actor.features(observation))
+
+    def values(self, observation: dict[str, Tensor]) -> Tensor:
+        features = self.actor.features(observation)
+        head = cast(TableHead, self.actor.action_net)
+        gains, masked = self._gains(observation, features), head.masked(features)
+        if masked is not None:
+            gains = gains.masked_fill(masked[:, : gains.shape[1]], -torch.inf)
+        if not head.allow_stop:
+            return gains
+        stop = torch.full_like(gains[:, :1], self.price)
+        if self.confidence is not None:
+            certain = _doubt(observation) < self.confidence
+            stop = torch.where(certain, torch.inf, -torch.inf)[:, None]
+        return torch.cat([gains, stop], dim=1)
+
+    def _gains(self, observation: dict[str, Tensor], features: Features) -> Tensor:
+        head = cast(TableHead, self.actor.action_net)
+        scores = head.scores(features.map)
+        scores = scores[:, :-1] if head.allow_stop else scores
+        return torch.sigmoid(scores + self.shift) * self.nats * _doubt(observation)[:, None]
+
+
+def _doubt(observation: dict[str, Tensor]) -> Tensor:
+    """[B] the predictive entropy as a share of the largest, averaged over the scene where it is a map."""
+    return observation["uncertainty"].float().flatten(1).mean(dim=1)
+
+
 class EncodedValues(nn.Module):
     """Values of a table's actions by a perceptron on MapEncoder's vector: what DQN learns."""
 
@@ -344,6 +409,7 @@ def _perceptron(width: int, net_arch: Sequence[int], *, renormalized: bool = Fal
 NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "ViewpointNetwork": ViewpointNetwork,
     "ViewpointQNetwork": ViewpointQNetwork,
+    "GainNetwork": GainNetwork,
     "EncodedValues": EncodedValues,
     "EncodedActor": EncodedActor,
 }

@@ -1,0 +1,74 @@
+"""DIME behind the seam of agents.algorithms.
+
+    sigmoid(v(s, a)) * entropy(s)  ->  the drop in loss that the glimpse at a brought
+
+Rollouts, replay and the share of greedy steps are those of agents.q_regression; targets are nats, as they are. All
+glimpses cost the same, so that the best gain over cost is the largest gain. Where the agent may stop, it does so when
+that gain is worth less than `price`: by default the environment's glimpse_cost. Any other price may be set after
+training (`policy.network.price = 0.02`), which gives a curve of score against mean glimpses from one policy.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor
+
+from agents.algorithms import Algorithm
+from agents.checks import check_number
+from agents.q_regression.hyperparameters import QHyperparameters
+from agents.q_regression.learner import QRegression
+from agents.q_regression.replay import Samples
+from canvit_gym.config import EnvConfig
+from canvit_gym.policies.networks import GainNetwork
+
+
+@dataclass(frozen=True)
+class DimeHyperparameters(QHyperparameters):
+    """One entry of agents/hyperparameters/dime.yml; see there for what they mean."""
+
+    price: float | None = None
+    confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.price is not None:
+            check_number("price", self.price, low=0)
+        if self.confidence is not None:
+            check_number("confidence", self.confidence, low=0, high=1)
+
+    def check_fit(self, config: EnvConfig) -> None:
+        if config.reward != "loss_reduction":
+            raise ValueError(f"dime predicts the drop in loss: use reward='loss_reduction', not {config.reward!r}")
+        if "uncertainty" not in config.observations:
+            raise ValueError(
+                "dime bounds gains by the reading's entropy: add 'uncertainty' to the observations, which are "
+                f"{', '.join(config.observations)}"
+            )
+        super().check_fit(config)
+
+
+class Dime(QRegression):
+    """A GainNetwork that learns from rollouts."""
+
+    network_class = "GainNetwork"
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        hyper = cast(DimeHyperparameters, self.hyper)
+        cost = self.plan.env.glimpse_cost
+        return {
+            **hyper.policy_kwargs,
+            "num_classes": self._num_classes,
+            "price": cost if hyper.price is None else hyper.price,
+            "confidence": hyper.confidence,
+        }
+
+    def _found_and_wanted(self, batch: Samples) -> tuple[Tensor, Tensor]:
+        gains = cast(GainNetwork, self._network).gains(batch.observation)
+        looked = batch.actions < gains.shape[1]  # a stop gains nothing and teaches nothing
+        drops = batch.rewards[looked] + self.plan.env.glimpse_cost
+        taken = batch.actions[looked].to(self.device)
+        return gains[looked.to(self.device)].gather(1, taken[:, None]).squeeze(1), drops.to(self.device)
+
+
+ALGORITHM = Algorithm(title="DIME", hyperparameters=DimeHyperparameters, make=Dime)
