@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 
 import canvit_gym
+from canvit_gym.escaping import visible
 
 if TYPE_CHECKING:
     from canvit_gym.config import EnvConfig
@@ -57,7 +58,7 @@ def call[Config](main: Callable[[Config], object], config: Config, *, if_interru
     try:
         main(config)
     except USER_ERRORS as error:
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + "\n".join(map(visible, str(error).splitlines())))
     except KeyboardInterrupt:
         print(if_interrupted, file=sys.stderr)
         sys.exit(INTERRUPTED)

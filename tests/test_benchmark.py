@@ -14,8 +14,8 @@ from untrained import save_untrained
 
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.benchmark import runner
-from canvit_gym.benchmark.records import MANIFEST, RECORDS, load_benchmark
-from canvit_gym.benchmark.report import MARKDOWN, REPORT, RESULTS, SCENES
+from canvit_gym.benchmark.records import MANIFEST, RECORDS, RESULTS, load_benchmark
+from canvit_gym.benchmark.report import MARKDOWN, REPORT, SCENES
 from canvit_gym.benchmark.runner import BenchmarkConfig
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate

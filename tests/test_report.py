@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -27,8 +29,9 @@ from canvit_gym.benchmark.plots import (
     scale_shares,
     scales_figure,
 )
-from canvit_gym.benchmark.records import MANIFEST, RECORDS, Entry, Run, load_benchmark
+from canvit_gym.benchmark.records import MANIFEST, RECORDS, RESULTS, Entry, Run, load_benchmark
 from canvit_gym.benchmark.words import scale_text, summary
+from canvit_gym.escaping import html, markdown, markdown_code, visible
 from canvit_gym.evaluation import Evaluation
 
 NUM_SCENES, BUDGET, NUM_CLASSES, ORACLE_SCENES = 24, 4, 3, 16
@@ -167,7 +170,7 @@ def test_no_share_of_a_lead_that_is_none(tmp_path: Path, ceiling: float) -> None
     assert random["share_score"] is None and random["share_cross_entropy"] is None
     report.write_report(benchmark)
     assert "not defined" in (tmp_path / report.MARKDOWN).read_text()
-    json.loads((tmp_path / report.RESULTS).read_text(), parse_constant=pytest.fail)
+    json.loads((tmp_path / RESULTS).read_text(), parse_constant=pytest.fail)
 
 
 def test_no_share_where_a_resample_is_without_a_lead(tmp_path: Path) -> None:
@@ -323,7 +326,7 @@ def test_report_is_the_same_when_made_anew_and_needs_no_model(directory: Path, m
         monkeypatch.setattr(f"canvit_gym.{user}", no_model)
     monkeypatch.setattr("canvit_gym.replay.build_backbone", no_model)
     report.main(report.ReportConfig(results=directory))
-    names = (report.REPORT, report.MARKDOWN, report.RESULTS, report.SCENES)
+    names = (report.REPORT, report.MARKDOWN, RESULTS, report.SCENES)
     before = {name: (directory / name).read_bytes() for name in names}
     (directory / report.FIGURES / "stale.svg").write_text("<svg/>")
     report.main(report.ReportConfig(results=directory))
@@ -390,7 +393,7 @@ def entry(label: str, *scales: float) -> Entry:
     """Of one scene: the full scene, then a glimpse of each scale."""
     one = evaluation(0.5, num_scenes=1)
     viewpoints = np.array([[[0, 0, scale] for scale in (1, *scales)]], dtype=np.float32)
-    run = Run(training=None, evaluations=(replace(one, viewpoints=viewpoints),))
+    run = Run(training=None, seeds=(0,), evaluations=(replace(one, viewpoints=viewpoints),))
     return Entry(label, label, label, deterministic=True, uses_labels=False, learned=label == "ppo", runs=(run,))
 
 
@@ -440,3 +443,84 @@ def test_labels_are_spread_in_order() -> None:
     places = _spread(np.array([5.0, 5.0, 5.1, 1.0, 9.99]), gap=0.5, low=0, high=10)
     assert np.diff(np.sort(places)).min() >= 0.5 - 1e-6 and places.argmax() == 4 and places.argmin() == 3
     assert places.min() >= 0 and places.max() <= 10 + 1e-6
+
+
+NASTY = "$a$ | 50% <script>x</script> \"q\" & 'r' #1b1f24\n\x1b[31m 0.12345 [l](x)"
+
+
+def nasty_benchmark(directory: Path) -> Path:
+    """A learned policy, and an oracle, whose names hold all that a place of the report might take for markup."""
+    lines: list[Line] = [
+        ("C2F", "coarse_to_fine", [[evaluation(0.4)]]),
+        ("fixed", "best_fixed_sequence", [[evaluation(0.42)]]),
+        ("ppo", "ppo", [[evaluation(0.44)], [evaluation(0.46)]]),
+        ("greedy oracle", "greedy_oracle", [[evaluation(0.6, num_scenes=ORACLE_SCENES)]]),
+    ]
+    save_benchmark(directory, lines, learned=("ppo",))
+    manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    for entry in manifest["plan"]:
+        if entry["label"] in ("ppo", "greedy oracle"):
+            entry["label"] += NASTY
+    manifest["left_out"].append(f"Left out: {NASTY}")
+    manifest["provenance"]["command"] = f"canvit-gym benchmark --learned `{NASTY}`"
+    write_json(directory / MANIFEST, manifest)
+    return directory
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    report.write_report(load_benchmark(nasty_benchmark(tmp_path)))
+    page = (tmp_path / report.REPORT).read_text(encoding="utf-8")
+    assert "<script" not in page and not re.search(r"[\x00-\x09\x0b-\x1f]", page)
+    assert f"<th scope=row>{html('ppo' + NASTY)}</th>" in page
+    seen = _Page()
+    seen.feed(page)
+    assert not seen.without_alternative and "<script>" not in seen.addresses
+    text = (tmp_path / report.MARKDOWN).read_text(encoding="utf-8")
+    command = markdown_code(f"canvit-gym benchmark --learned `{NASTY}`")
+    assert command in text and not re.search(r"(?<!\\)<script", text.replace(command, ""))
+    assert f"| {markdown('ppo' + NASTY)} |" in text
+    for table in re.findall(r"(?:^\|.*\|\n)+", text, flags=re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
+        assert len(widths) == 1, table
+    figures = list((tmp_path / report.FIGURES).glob("*.svg"))
+    for path in figures:
+        shown = "".join(ElementTree.fromstring(path.read_bytes()).itertext())
+        if path.stem in ("score_by_glimpses", "differences", "scales", "fixations"):
+            assert visible("ppo" + NASTY) in shown, path
+    assert len(figures) >= 7
+
+
+def test_a_report_is_made_without_records_from_the_numbers(tmp_path: Path) -> None:
+    """As of a fresh clone: results.json is committed, records are not."""
+    nasty_benchmark(tmp_path)
+    report.write_report(load_benchmark(tmp_path))
+    before = {name: (tmp_path / name).read_bytes() for name in (report.MARKDOWN, RESULTS, report.SCENES)}
+    whole = (tmp_path / report.REPORT).read_text(encoding="utf-8")
+    shutil.rmtree(tmp_path / RECORDS)
+    shutil.rmtree(tmp_path / report.FIGURES)
+    report.main(report.ReportConfig(results=tmp_path))
+    assert before == {name: (tmp_path / name).read_bytes() for name in before}
+    page = (tmp_path / report.REPORT).read_text(encoding="utf-8")
+    drawn = {path.stem for path in (tmp_path / report.FIGURES).iterdir()}
+    assert "Where policies look" in whole and "Where policies look" not in page
+    assert {"score_by_glimpses", "differences", "headroom"} <= drawn and not drawn & {"fixations", "scales"}
+    next_to_none = tmp_path / "empty"
+    next_to_none.mkdir()
+    shutil.copy(tmp_path / MANIFEST, next_to_none)
+    with pytest.raises(FileNotFoundError, match=r"records .* are missing"):
+        load_benchmark(next_to_none)
+    (next_to_none / RESULTS).write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"results\.json is damaged"):
+        load_benchmark(next_to_none)
+
+
+COMMITTED = sorted((Path(__file__).parents[1] / "experiments" / "results" / "benchmark").iterdir())
+
+
+@pytest.mark.parametrize("committed", COMMITTED, ids=lambda path: path.name)
+def test_committed_tables_are_those_of_the_committed_numbers(committed: Path, tmp_path: Path) -> None:
+    for name in (MANIFEST, RESULTS):
+        shutil.copy(committed / name, tmp_path)
+    report.main(report.ReportConfig(results=tmp_path))
+    text = (tmp_path / report.MARKDOWN).read_text(encoding="utf-8")
+    assert text == (committed / report.MARKDOWN).read_text(encoding="utf-8")

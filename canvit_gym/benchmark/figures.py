@@ -148,7 +148,7 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
                     caption="As the first figure, on the scenes that the oracle has seen, for some of the policies.",
                 )
             )  # fmt: skip
-    if budget > 1:
+    if budget > 1 and benchmark.numbers is None:
         made += [
             Picture(
                 name="fixations",

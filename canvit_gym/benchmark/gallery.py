@@ -19,6 +19,7 @@ from canvit_gym.benchmark.records import Benchmark, Entry
 from canvit_gym.config import EnvConfig
 from canvit_gym.drawing import INK, blank, fitted, font, legend_picture
 from canvit_gym.episodes import EpisodeView
+from canvit_gym.escaping import visible
 from canvit_gym.rendering import glimpse_colour
 from canvit_gym.replay import replay
 
@@ -141,7 +142,7 @@ def _draw(views: dict[str, Sequence[EpisodeView]], path: Path) -> None:
             draw.line((x, HEADER_PX - 4, x + PICTURE_PX - 1, HEADER_PX - 4), fill=colour, width=3)
     for place, (label, strip) in enumerate(strips.items()):
         top = HEADER_PX + place * line_px
-        text = fitted(draw, label, font(17), width)
+        text = fitted(draw, visible(label), font(17), width)
         draw.text((GAP_PX, top + LABEL_PX / 2), text, fill=INK, font=font(17), anchor="lm")
         page.paste(strip, (GAP_PX, top + LABEL_PX))
     if picture.has_legend:
@@ -150,9 +151,3 @@ def _draw(views: dict[str, Sequence[EpisodeView]], path: Path) -> None:
         page.paste(legend, (GAP_PX, HEADER_PX + len(strips) * line_px))
     height = round(page.height * WIDTH_PX / page.width)
     page.resize((WIDTH_PX, height), Image.Resampling.LANCZOS).save(path, quality=QUALITY, method=6)
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """(width, height), px."""
-    with Image.open(path) as picture:
-        return picture.size

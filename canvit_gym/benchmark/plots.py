@@ -1,12 +1,10 @@
-"""Figures of a benchmark's report, as SVG texts: one style, readable without colour vision, on light and dark pages.
+"""Figures of a benchmark's report, as SVG texts: one style, readable without colour vision.
 
-Each policy keeps its colour, dash and marker in every figure. Everything that is neutral (text, axes, grid, page) is
-drawn in the colours of `THEME`, which the report replaces by its own variables where a figure is set into its page.
-Viewpoints are (row, col, scale) in scene coordinates.
+Each policy keeps its colour, dash and marker in every figure. Labels come from users and may hold anything: they are
+drawn as they are, in one line and without math. Viewpoints are (row, col, scale) in scene coordinates.
 """
 
 import io
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +26,10 @@ from numpy.typing import NDArray
 
 from canvit_gym.benchmark.records import SCALE_DIGITS, Benchmark, Entry
 from canvit_gym.benchmark.words import scale_text
+from canvit_gym.escaping import visible
 
 INK, FAINT, RULE, PAGE = "#1b1f24", "#69707a", "#d5d9de", "#ffffff"
-THEME = {INK: "var(--ink)", FAINT: "var(--faint)", RULE: "var(--rule)", PAGE: "var(--card)"}
+NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 
 COLOURS = (
     "#0077bb", "#ee7733", "#009988", "#ee3377", "#8a6fc9", "#33a4dd", "#cc3311", "#a5892a", "#5b8c2a", "#b0578d",
@@ -47,8 +46,8 @@ STYLE: Any = {
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.7,
-    "axes.axisbelow": True, "figure.facecolor": PAGE, "axes.facecolor": "none", "legend.frameon": False,
-    "svg.fonttype": "none", "svg.hashsalt": "canvit_gym",
+    "axes.axisbelow": True, "figure.facecolor": PAGE, "axes.facecolor": PAGE, "legend.frameon": False,
+    "svg.fonttype": "none", "svg.hashsalt": "canvit_gym", "text.parse_math": False,
 }  # fmt: skip
 
 TITLE_CHARS = 25
@@ -96,30 +95,9 @@ def _style() -> Iterator[None]:
 def _svg(figure: Figure) -> str:
     """The figure as text, closed."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
+    figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata=NO_METADATA)
     plt.close(figure)
-    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
-    # Paths to tenths of a point, the rest to hundredths: half the file.
-    text = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]).replace("\n", " "), text)
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
-    text = re.sub(r' transform="rotate\(-0 [^"]*"', "", text)
-    return re.sub(r"\s*\n\s*", "\n", text)
-
-
-def inline(svg: str, *, prefix: str, alt: str) -> str:
-    """An SVG file's text as an element of an HTML page: themed, with ids of its own and no address in it."""
-    body = svg[svg.index("<svg") :]
-    opening, rest = body.split(">", 1)
-    width, height = (re.search(rf'{side}="([\d.]+)pt"', opening) for side in ("width", "height"))
-    view = re.search(r'viewBox="[^"]+"', opening)
-    assert width and height and view, opening
-    opening = f'<svg role="img" aria-label="{alt}" {view[0]} style="max-width:{float(width[1]) * 1.33:.0f}px"'
-    rest = re.sub(r'\bid="', f'id="{prefix}-', rest)
-    rest = re.sub(r"url\(#", f"url(#{prefix}-", rest)
-    rest = re.sub(r'xlink:href="#', f'href="#{prefix}-', rest).replace("xlink:href=", "href=")
-    for colour, variable in THEME.items():
-        rest = rest.replace(colour, variable)
-    return f"{opening}>{rest}"
+    return buffer.getvalue()
 
 
 def _spread(places: NDArray[np.float64], *, gap: float, low: float, high: float) -> NDArray[np.float64]:
@@ -151,7 +129,7 @@ def _label_ends(axes: Axes, ends: dict[str, tuple[float, float]], drawn: dict[st
     places = _spread(np.array([ends[label][1] for label in labels]), gap=gap, low=low, high=high)
     for label, y in zip(labels, places, strict=True):
         axes.annotate(
-            label,
+            visible(label),
             xy=ends[label],
             xytext=(at, float(y)),
             textcoords=axes.get_yaxis_transform(),
@@ -211,8 +189,8 @@ def curves_figure(
             )  # fmt: skip
             ends[label] = (float(x[-1]), float(value[-1]))
         axes.set_ylim(*_limits([100 * np.array(curve["interval"]) for curve in curves.values()]))
-        axes.set_ylabel(y_label)
-        axes.set_title(title, pad=10)
+        axes.set_ylabel(visible(y_label))
+        axes.set_title(visible(title), pad=10)
         if gflops is None:
             _every_glimpse(axes, budget)
             axes.set_xlabel("glimpses taken")
@@ -228,7 +206,7 @@ def curves_figure(
 
 def panel_title(label: str) -> str:
     """A label in lines that fit over a panel; what it has in brackets begins a line."""
-    name, bracket, rest = label.partition("(")
+    name, bracket, rest = visible(label).partition("(")
     return "\n".join(wrap(name, TITLE_CHARS) + wrap(bracket + rest, TITLE_CHARS))
 
 
@@ -263,8 +241,8 @@ def differences_figure(curves: dict[str, dict[str, Any]], drawn: dict[str, Mark]
             _every_glimpse(axes, budget, ticks=5)
             axes.grid(False, axis="x")
         panels[0, 0].annotate(
-            zero, (0.98, 0), xycoords=panels[0, 0].get_yaxis_transform(), xytext=(0, -3), textcoords="offset points",
-            fontsize=7.5, color=INK, ha="right", va="top",
+            visible(zero), (0.98, 0), xycoords=panels[0, 0].get_yaxis_transform(), xytext=(0, -3),
+            textcoords="offset points", fontsize=7.5, color=INK, ha="right", va="top",
         )  # fmt: skip
         for axes in panels.flat[len(curves) :]:
             axes.set_visible(False)
@@ -272,7 +250,7 @@ def differences_figure(curves: dict[str, dict[str, Any]], drawn: dict[str, Mark]
             lowest = max(line for line in range(lines) if line * columns + column < len(curves))
             panels[lowest, column].xaxis.set_tick_params(labelbottom=True)
         figure.supxlabel("glimpses taken", fontsize=9)
-        figure.supylabel(y_label, fontsize=9)
+        figure.supylabel(visible(y_label), fontsize=9)
         figure.tight_layout(w_pad=0.8, h_pad=0.8)
         return _svg(figure)
 
@@ -303,7 +281,7 @@ def intervals_figure(
                 axes.xaxis.set_major_formatter(FuncFormatter(_signed))
             axes.spines["left"].set_visible(False)
             axes.tick_params(axis="y", length=0)
-        columns[0][0].set_yticks(range(len(labels)), labels=list(labels))
+        columns[0][0].set_yticks(range(len(labels)), labels=[visible(label) for label in labels])
         columns[0][0].set_ylim(len(labels) - 0.4, -0.6)
         figure.tight_layout(w_pad=1.2)
         return _svg(figure)
@@ -361,7 +339,7 @@ def _mosaic_labels(axes: Axes, lines: Sequence[str], groups: Sequence[tuple[int,
     axes.xaxis.tick_top()
     axes.set_xlabel("glimpse", labelpad=8)
     axes.xaxis.set_label_position("top")
-    axes.set_yticks([line * pitch + half - 0.5 for line in range(len(lines))], labels=list(lines))
+    axes.set_yticks([line * pitch + half - 0.5 for line in range(len(lines))], labels=[visible(line) for line in lines])
     axes.tick_params(length=0)
     axes.grid(False)
     for spine in axes.spines.values():
@@ -408,7 +386,7 @@ def scales_figure(benchmark: Benchmark) -> str:
                         color=ON_BRIGHT if np.dot(colour[:3], LUMINANCE) > 0.45 else ON_DARK,
                     )  # fmt: skip
                 left += 100 * share
-        axes.set_yticks(range(len(labels)), labels=labels)
+        axes.set_yticks(range(len(labels)), labels=[visible(label) for label in labels])
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_xlim(0, 100)
         axes.set_xlabel("share of the glimpses after the first, %")

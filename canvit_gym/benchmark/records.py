@@ -2,6 +2,9 @@
 
     benchmark.json      identity, plan, provenance
     records/*.npz       one Evaluation each: see canvit_gym.evaluation for the arrays
+    results.json        every number of the report
+
+Without records/ the report is made of benchmark.json and results.json.
 
 The identity is all that a directory's records share: the environment, its scenes, the checkpoint, the probe and the
 versions of what computes. A record's name carries a key: the hash of that, of the policy and of the seed. A record
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 import canvit_gym
 from canvit_gym.evaluation import Evaluation
 
-MANIFEST, RECORDS = "benchmark.json", "records"
+MANIFEST, RECORDS, RESULTS = "benchmark.json", "records", "results.json"
 NOT_EVALUATING = ("benchmark/", "cli.py", "command_line.py", "listing.py", "play/", "probes/", "sb3.py")
 """Parts of canvit_gym that change no evaluation."""
 FEW_SCALES, SCALE_DIGITS = 4, 4
@@ -98,8 +101,9 @@ class Run:
 
     training: dict[str, Any] | None
     """Of a learned policy: its directory and weights."""
+    seeds: tuple[int, ...]
     evaluations: tuple[Evaluation, ...]
-    """One per evaluation seed."""
+    """One per seed; none where the records are not there."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +152,8 @@ class Benchmark:
     entries: tuple[Entry, ...]
     people: tuple[Entry, ...] = ()
     """On the scenes that they played."""
+    numbers: dict[str, Any] | None = None
+    """What results.json holds, where there are no records: what is drawn of single scenes cannot be drawn then."""
 
     @property
     def reference(self) -> Entry:
@@ -176,7 +182,8 @@ def load_benchmark(directory: Path) -> Benchmark:
     manifest = read_manifest(directory)
     planned = [record for entry in manifest["plan"] for run in entry["runs"] for record in run["records"]]
     missing = [record["file"] for record in planned if not (directory / RECORDS / record["file"]).is_file()]
-    if missing:
+    numbers = _read_numbers(directory) if len(missing) == len(planned) else None
+    if missing and numbers is None:
         raise FileNotFoundError(
             f"{len(missing)} of {len(planned)} records of {directory} are missing, {missing[0]} among them. Make them "
             f"with the command that began it: {manifest['provenance']['command']}"
@@ -192,8 +199,11 @@ def load_benchmark(directory: Path) -> Benchmark:
             runs=tuple(
                 Run(
                     training=run["training"],
+                    seeds=tuple(record["seed"] for record in run["records"]),
                     evaluations=tuple(
-                        Evaluation.load(directory / RECORDS / record["file"]) for record in run["records"]
+                        Evaluation.load(directory / RECORDS / record["file"])
+                        for record in run["records"]
+                        if numbers is None
                     ),
                 )
                 for run in entry["runs"]
@@ -201,8 +211,22 @@ def load_benchmark(directory: Path) -> Benchmark:
         )
         for entry in manifest["plan"]
     )
-    people = _load_people(manifest, directory)
-    return Benchmark(directory=directory, manifest=manifest, entries=entries, people=people)
+    people = _load_people(manifest, directory) if numbers is None else ()
+    return Benchmark(directory=directory, manifest=manifest, entries=entries, people=people, numbers=numbers)
+
+
+def _read_numbers(directory: Path) -> dict[str, Any] | None:
+    """Of results.json; None where there is none."""
+    path = directory / RESULTS
+    if not path.is_file():
+        return None
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(_damaged(path, error)) from error
+    if not isinstance(numbers, dict) or "policies" not in numbers:
+        raise ValueError(_damaged(path, "without policies"))
+    return {"people": [], **numbers}  # version 0.1 knew no people
 
 
 def _load_people(manifest: dict[str, Any], directory: Path) -> tuple[Entry, ...]:
@@ -215,7 +239,7 @@ def _load_people(manifest: dict[str, Any], directory: Path) -> tuple[Entry, ...]
             deterministic=False,
             uses_labels=False,
             learned=False,
-            runs=(Run(training=None, evaluations=(Evaluation.load(directory / RECORDS / kept["file"]),)),),
+            runs=(Run(training=None, seeds=(0,), evaluations=(Evaluation.load(directory / RECORDS / kept["file"]),)),),
         )
         for kept in manifest.get("people", [])
     )

@@ -2,9 +2,12 @@
 
     canvit-gym report --results experiments/results/benchmark/fashion_segmentation_b5
 
-Writes into the directory: report.html (one file, nothing is fetched), results.md, results.json (every number, with
-provenance), scenes.csv (a line per scene: score and cross-entropy of each policy after the last glimpse) and figures/.
-The gallery's pictures are those that the benchmark drew.
+Writes into the directory: report.html (one file, nothing is fetched), results.md (its tables), results.json (every
+number, with provenance), scenes.csv (a line per scene: score and cross-entropy of each policy after the last glimpse)
+and figures/. The gallery's pictures are those that the benchmark drew.
+
+Where the records are not there, as in a fresh clone, the report is made of benchmark.json and results.json: without
+scenes.csv and without the figures of where policies look.
 """
 
 import base64
@@ -13,7 +16,6 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,8 @@ import numpy as np
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.benchmark.comparison import compare, decisions_of, run_warnings, trained_policies
 from canvit_gym.benchmark.figures import Picture, figures
-from canvit_gym.benchmark.gallery import GALLERY, INDEX, picture_size
-from canvit_gym.benchmark.plots import inline
-from canvit_gym.benchmark.records import Benchmark, load_benchmark
+from canvit_gym.benchmark.gallery import GALLERY, INDEX
+from canvit_gym.benchmark.records import RESULTS, Benchmark, load_benchmark
 from canvit_gym.benchmark.style import CSS
 from canvit_gym.benchmark.tables import (
     Table,
@@ -36,8 +37,9 @@ from canvit_gym.benchmark.tables import (
 )
 from canvit_gym.benchmark.words import listed, number, summary
 from canvit_gym.command_line import PROGRAM, run_command
+from canvit_gym.escaping import html, markdown, markdown_code, visible
 
-REPORT, MARKDOWN, RESULTS, SCENES, FIGURES = "report.html", "results.md", "results.json", "scenes.csv", "figures"
+REPORT, MARKDOWN, SCENES, FIGURES = "report.html", "results.md", "scenes.csv", "figures"
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ def _title(benchmark: Benchmark) -> str:
     return f"{benchmark.manifest['identity']['environment']}, {benchmark.budget} glimpses"
 
 
-def _scope(benchmark: Benchmark) -> str:
+def _scope(benchmark: Benchmark, numbers: dict[str, Any]) -> str:
     identity = benchmark.manifest["identity"]
     config = identity["config"]
     return (
-        f"{benchmark.num_scenes:,} {config['split']} scenes; backbone {config['checkpoint']} "
+        f"{numbers['num_scenes']:,} {config['split']} scenes; backbone {config['checkpoint']} "
         f"(sha256 {identity['backbone_sha256'][:12]}), probe {identity['probe_sha256'][:12]}; "
         f"{benchmark.manifest['provenance']['time'][:10]}"
     )
@@ -92,7 +94,8 @@ def sections(benchmark: Benchmark, numbers: dict[str, Any]) -> list[Section]:
     for people in numbers["people"]:
         title = f"People: {people['label']}"
         made.append(Section(title, tables=(people_table(people, metric=numbers["metric"]),)))
-    made.append(Section("Where policies look", pictures=some("fixations", "scales")))
+    if looks := some("fixations", "scales"):
+        made.append(Section("Where policies look", pictures=looks))
     return made
 
 
@@ -123,14 +126,15 @@ def _methods(benchmark: Benchmark, numbers: dict[str, Any]) -> list[str]:
 def _seeds(benchmark: Benchmark, *, learned: bool) -> str:
     """How many a run of a random policy is evaluated with: "1 seed"; empty where there is no such policy."""
     random = [entry for entry in benchmark.entries if entry.learned == learned and not entry.deterministic]
-    counts = sorted({len(run.evaluations) for entry in random for run in entry.runs})
+    counts = sorted({len(run.seeds) for entry in random for run in entry.runs})
     return f"{listed([str(count) for count in counts])} seed{'s' * (counts != [1])}" if counts else ""
 
 
-def _image(path: Path, alt: str) -> str:
-    width, height = picture_size(path)
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="{escape(alt)}" width={width} height={height} loading=lazy src="data:image/webp;base64,{data}">'
+def _figure(content: bytes, kind: str, *, alt: str, caption: str) -> str:
+    """A picture within the page, as the file holds it."""
+    data = base64.b64encode(content).decode()
+    image = f'<img alt="{html(alt)}" src="data:image/{kind};base64,{data}">'
+    return f"<figure>{image}<figcaption>{html(caption)}</figcaption></figure>"
 
 
 def _gain_text(gain: float, metric: str) -> str:
@@ -155,9 +159,9 @@ def _gallery(benchmark: Benchmark, numbers: dict[str, Any]) -> list[tuple[Path, 
     ]
 
 
-def _gallery_text(benchmark: Benchmark) -> str:
+def _gallery_text(benchmark: Benchmark, numbers: dict[str, Any]) -> str:
     index = json.loads((benchmark.directory / GALLERY / INDEX).read_text(encoding="utf-8"))
-    dense = benchmark.metric == "mIoU"
+    dense = numbers["metric"] == "mIoU"
     return (
         f"The same scenes under {listed(index['lines'])}, first run and seed of each. Scenes are chosen by the "
         f"difference between {index['policy']} and {index['reference']} after the last glimpse: its best, its median "
@@ -216,55 +220,52 @@ def warnings(benchmark: Benchmark) -> list[str]:
 
 
 def html_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Section]) -> str:
-    parts = [f"<h1>{escape(_title(benchmark))}</h1><p class=scope>{escape(_scope(benchmark))}</p>"]
+    parts = [f"<h1>{html(_title(benchmark))}</h1><p class=scope>{html(_scope(benchmark, numbers))}</p>"]
     told = [*(("Warning: " + w) for w in warnings(benchmark)), *benchmark.manifest["left_out"]]
     if told:
-        parts.append("<div class=warning>" + "".join(f"<p>{escape(w)}</p>" for w in told) + "</div>")
-    parts.append("<ul class=summary>" + "".join(f"<li>{escape(s)}</li>" for s in summary(numbers)) + "</ul>")
+        parts.append("<div class=warning>" + "".join(f"<p>{html(w)}</p>" for w in told) + "</div>")
+    parts.append("<ul class=summary>" + "".join(f"<li>{html(s)}</li>" for s in summary(numbers)) + "</ul>")
     for section in made:
-        parts.append(f"<h2>{escape(section.title)}</h2>")
-        parts += [f"<p>{escape(text)}</p>" for text in section.text]
+        parts.append(f"<h2>{html(section.title)}</h2>")
+        parts += [f"<p>{html(text)}</p>" for text in section.text]
         parts += [table.html() for table in section.tables]
-        for picture in section.pictures:
-            drawn = inline(picture.svg, prefix=picture.name, alt=escape(picture.alt))
-            parts.append(f"<figure>{drawn}<figcaption>{escape(picture.caption)}</figcaption></figure>")
-    if gallery := _gallery(benchmark, numbers):
-        parts.append(f"<h2>Gallery</h2><p>{escape(_gallery_text(benchmark))}</p>")
         parts += [
-            f"<figure class=picture>{_image(path, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
-            for path, caption in gallery
+            _figure(picture.svg.encode(), "svg+xml", alt=picture.alt, caption=picture.caption)
+            for picture in section.pictures
         ]
+    if gallery := _gallery(benchmark, numbers):
+        parts.append(f"<h2>Gallery</h2><p>{html(_gallery_text(benchmark, numbers))}</p>")
+        parts += [_figure(path.read_bytes(), "webp", alt=caption, caption=caption) for path, caption in gallery]
     parts.append(f"<h2>Policies</h2>{policies_table(benchmark, numbers).html()}")
     parts.append("<h2>How it was measured</h2><ul>")
-    parts += [f"<li>{escape(line)}</li>" for line in _methods(benchmark, numbers)]
+    parts += [f"<li>{html(line)}</li>" for line in _methods(benchmark, numbers)]
     rows = "".join(
-        f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>"
-        for name, value in _provenance_rows(benchmark)
+        f"<tr><th scope=row>{html(name)}</th><td>{html(value)}</td></tr>" for name, value in _provenance_rows(benchmark)
     )
     parts.append(f"</ul><h2>Provenance</h2><div class=scroll><table class=provenance>{rows}</table></div>")
     return (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{escape(_title(benchmark))}</title><style>{CSS}</style></head><body><main>"
+        f"<title>{html(_title(benchmark))}</title><style>{CSS}</style></head><body><main>"
         + "\n".join(parts)
         + "</main></body></html>\n"
     )
 
 
 def markdown_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Section]) -> str:
-    parts = [f"# {_title(benchmark)}", _scope(benchmark)]
-    parts += [f"> Warning: {text}" for text in warnings(benchmark)]
-    parts += [f"> {text}" for text in benchmark.manifest["left_out"]]
-    parts.append("\n".join(f"- {line}" for line in summary(numbers)))
+    """The tables. Figures and gallery are in the page in HTML."""
+    parts = [f"# {markdown(_title(benchmark))}", markdown(_scope(benchmark, numbers))]
+    parts += [f"> Warning: {markdown(text)}" for text in warnings(benchmark)]
+    parts += [f"> {markdown(text)}" for text in benchmark.manifest["left_out"]]
+    parts.append("\n".join(f"- {markdown(line)}" for line in summary(numbers)))
     for section in made:
-        parts += [f"## {section.title}", *section.text, *(table.markdown() for table in section.tables)]
-        parts += [f"![{p.alt}]({FIGURES}/{p.name}.svg)\n\n*{p.caption}*" for p in section.pictures]
-    if gallery := _gallery(benchmark, numbers):
-        parts += ["## Gallery", _gallery_text(benchmark)]
-        parts += [f"![{caption}]({GALLERY}/{path.name})\n\n*{caption}*" for path, caption in gallery]
+        if section.text or section.tables:
+            parts += [f"## {markdown(section.title)}", *map(markdown, section.text)]
+            parts += [table.markdown() for table in section.tables]
     parts += ["## Policies", policies_table(benchmark, numbers).markdown()]
-    parts += ["## How it was measured", "\n".join(f"- {line}" for line in _methods(benchmark, numbers))]
-    parts += ["## Provenance", "\n".join(f"- {name}: `{value}`" for name, value in _provenance_rows(benchmark))]
+    parts += ["## How it was measured", "\n".join(f"- {markdown(line)}" for line in _methods(benchmark, numbers))]
+    rows = [f"- {markdown(name)}: {markdown_code(value)}" for name, value in _provenance_rows(benchmark)]
+    parts += ["## Provenance", "\n".join(rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -287,42 +288,44 @@ def scenes_csv(benchmark: Benchmark) -> str:
 
 
 def write_report(benchmark: Benchmark) -> Path:
-    """All of the report's files; returns the path of report.html."""
-    numbers = compare(benchmark)
+    """All of the report's files that what is stored allows; returns the path of report.html."""
+    numbers = compare(benchmark) if benchmark.numbers is None else benchmark.numbers
     made = sections(benchmark, numbers)
     directory = benchmark.directory
-    manifest = benchmark.manifest
-    record = {
-        "summary": summary(numbers),
-        "warnings": warnings(benchmark),
-        **numbers,
-        "identity": manifest["identity"],
-        "left_out": manifest["left_out"],
-        "seeds": {
-            entry.label: [[e.seed for e in run.evaluations] for run in entry.runs] for entry in benchmark.entries
-        },
-        "training": {
-            entry.label: [run.training for run in entry.runs] for entry in benchmark.entries if entry.learned
-        },
-        "provenance": manifest["provenance"],
-    }  # fmt: skip
-    write_json(directory / RESULTS, record)
+    if benchmark.numbers is None:
+        write_json(directory / RESULTS, _results(benchmark, numbers))
+        write_text(directory / SCENES, scenes_csv(benchmark))
     write_text(directory / MARKDOWN, markdown_page(benchmark, numbers, made))
-    write_text(directory / SCENES, scenes_csv(benchmark))
-    kept = {f"{picture.name}.svg" for section in made for picture in section.pictures}
-    for section in made:
-        for picture in section.pictures:
-            write_text(directory / FIGURES / f"{picture.name}.svg", picture.svg)
+    pictures = [picture for section in made for picture in section.pictures]
+    for picture in pictures:
+        write_text(directory / FIGURES / f"{picture.name}.svg", picture.svg)
     for stale in (directory / FIGURES).glob("*.svg"):
-        if stale.name not in kept:
+        if stale.stem not in {picture.name for picture in pictures}:
             stale.unlink()
     write_text(directory / REPORT, html_page(benchmark, numbers, made))
     return directory / REPORT
 
 
+def _results(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Any]:
+    """Every number, with what it is a number of."""
+    manifest = benchmark.manifest
+    return {
+        "summary": summary(numbers),
+        "warnings": warnings(benchmark),
+        **numbers,
+        "identity": manifest["identity"],
+        "left_out": manifest["left_out"],
+        "seeds": {entry.label: [list(run.seeds) for run in entry.runs] for entry in benchmark.entries},
+        "training": {
+            entry.label: [run.training for run in entry.runs] for entry in benchmark.entries if entry.learned
+        },
+        "provenance": manifest["provenance"],
+    }  # fmt: skip
+
+
 def main(config: ReportConfig) -> Path:
     report = write_report(load_benchmark(config.results.expanduser()))
-    print(f"Report: {report}")
+    print(f"Report: {visible(str(report))}")
     return report
 
 

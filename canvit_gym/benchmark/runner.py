@@ -48,6 +48,7 @@ from canvit_gym.benchmark.report import write_report
 from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, output_directory, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.escaping import visible
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import POLICY_NAMES, POLICY_SPECS, GlimpsePolicy, check_supported, make_policy, parse_spec
 from canvit_gym.policies.learned import WEIGHTS, load_policy, load_record, policy_directory
@@ -123,7 +124,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Record:
+class PendingEvaluation:
     """One evaluation to do."""
 
     path: Path
@@ -177,10 +178,7 @@ def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
         else:
             entries.append(_hand_coded(spec, config, env))
     for group in config.learned:
-        name, equals, directories = group.partition("=")
-        if not (name and equals and directories):
-            raise ValueError(f"--learned takes name=directory,directory,..., got {group!r}")
-        entries += _learned(name, [d for d in directories.split(",") if d], config, env)
+        entries += _learned(*_training_runs(group), config, env)
     if not entries:
         raise ValueError(
             f"no policies to benchmark: name some with --policies ({', '.join(POLICY_NAMES)}), or leave the option out"
@@ -192,6 +190,20 @@ def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
     return Plan(entries=tuple(entries), left_out=left_out)
 
 
+def _training_runs(group: str) -> tuple[str, list[str]]:
+    """The name and the directories of name=directory,directory,...; a directory may have commas if it is the only one.
+
+    Raises:
+        ValueError: not of this form.
+    """
+    name, equals, directories = group.partition("=")
+    if not (name and equals and directories.strip(",")):
+        raise ValueError(f"--learned takes name=directory,directory,..., got {group!r}")
+    if Path(directories).expanduser().is_dir():
+        return name, [directories]
+    return name, [directory for directory in directories.split(",") if directory]
+
+
 def _run_name(directory: str) -> str:
     """What a run directory is called, or the one that holds a policy's best/ or last/."""
     path = Path(directory)
@@ -199,7 +211,7 @@ def _run_name(directory: str) -> str:
 
 
 def _is_directory(spec: str) -> bool:
-    return "(" not in spec and ("/" in spec or Path(spec).is_dir())
+    return Path(spec).expanduser().is_dir() or ("(" not in spec and "/" in spec)
 
 
 def _supported(specs: tuple[str, ...], task_name: str, backbone: Backbone) -> tuple[tuple[str, ...], list[str]]:
@@ -304,10 +316,10 @@ def _find_reference(name: str, entries: tuple[Planned, ...]) -> Planned:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "_", text.lower()).strip("_")
+    return re.sub(r"[^a-z0-9.]+", "_", text.lower())[:100].strip("_")
 
 
-def _records(entry: Planned, shared: dict[str, Any], directory: Path) -> list[list[Record]]:
+def _records(entry: Planned, shared: dict[str, Any], directory: Path) -> list[list[PendingEvaluation]]:
     """The evaluations of an entry: [runs][seeds]."""
     runs = []
     for place, evaluable in enumerate(entry.runs):
@@ -317,12 +329,12 @@ def _records(entry: Planned, shared: dict[str, Any], directory: Path) -> list[li
             run = f"-run{place}" if entry.learned else ""
             path = directory / RECORDS / f"{_slug(entry.spec)}{run}-seed{seed}-{key[:12]}.npz"
             label = f"{entry.label}, run {place + 1}" if len(entry.runs) > 1 else entry.label
-            of_run.append(Record(path=path, label=label, evaluable=evaluable, seed=seed))
+            of_run.append(PendingEvaluation(path=path, label=label, evaluable=evaluable, seed=seed))
         runs.append(of_run)
     return runs
 
 
-def _described(entry: Planned, records: list[list[Record]]) -> dict[str, Any]:
+def _described(entry: Planned, records: list[list[PendingEvaluation]]) -> dict[str, Any]:
     """An entry of the manifest's plan."""
     info = entry.runs[0].policy.info
     return {
@@ -342,7 +354,7 @@ def _described(entry: Planned, records: list[list[Record]]) -> dict[str, Any]:
     }
 
 
-def evaluate_missing(records: list[Record], *, batch_size: int, progress: bool) -> None:
+def evaluate_missing(records: list[PendingEvaluation], *, batch_size: int, progress: bool) -> None:
     """Every record that does not exist yet, under one progress bar that moves with every glimpse of a batch."""
     planned = {record.path for record in records}
     missing = [record for record in records if not record.path.exists()]
@@ -351,7 +363,8 @@ def evaluate_missing(records: list[Record], *, batch_size: int, progress: bool) 
     total = sum(len(build_scenes(r.evaluable.config)) * r.evaluable.config.budget for r in missing)
     with tqdm(total=total, unit="glimpse", disable=None if progress else True, smoothing=0.05) as bar:
         for place, record in enumerate(missing):
-            bar.set_description(f"{place + 1}/{len(missing)} {record.label}, seed {record.seed}")
+            label = visible(f"{record.label}, seed {record.seed}")
+            bar.set_description(f"{place + 1}/{len(missing)} {label}")
             began = time.monotonic()
             evaluation = evaluate(
                 record.evaluable.policy,
@@ -363,7 +376,7 @@ def evaluate_missing(records: list[Record], *, batch_size: int, progress: bool) 
             evaluation.save(record.path)
             _remove_outdated(record.path, planned=planned)
             bar.write(
-                f"{record.label}, seed {record.seed}: {evaluation.metric} {100 * evaluation.score()[-1]:.2f} %, "
+                f"{label}: {evaluation.metric} {100 * evaluation.score()[-1]:.2f} %, "
                 f"cross-entropy {evaluation.mean_loss()[-1]:.4f} on {len(evaluation.scene)} scenes "
                 f"({time.monotonic() - began:.1f} s)"
             )
@@ -417,10 +430,10 @@ def benchmark(config: BenchmarkConfig) -> Path:
 
     done = load_benchmark(config.output)
     for line in (*planned.left_out, *(f"Warning: {warning}" for warning in run_warnings(done.entries))):
-        print(line)
+        print(visible(line))
     draw_gallery(done, config=env, policy=config.gallery_policy)
     report = write_report(load_benchmark(config.output))
-    print(f"Report: {report}")
+    print(f"Report: {visible(str(report))}")
     return report
 
 

@@ -1,4 +1,4 @@
-"""The style sheet of a benchmark's report. Figures use the same variables: see canvit_gym.benchmark.plots.THEME."""
+"""The style sheet of a benchmark's report, for light and dark pages. Figures have a white ground on both."""
 
 CSS = """
 :root { color-scheme: light dark; --page: #f6f7f8; --card: #ffffff; --ink: #1b1f24; --faint: #69707a; --rule: #d5d9de;
@@ -34,8 +34,7 @@ td { white-space: nowrap; }
 .words td:nth-child(2) { min-width: 13em; }
 .words thead th:nth-child(-n+4) { text-align: left; }
 figure { margin: 20px 0; padding: 16px; background: var(--card); border: 1px solid var(--rule); border-radius: 6px; }
-figure > svg { display: block; width: 100%; height: auto; margin: 0 auto; }
-figure > img { display: block; width: 100%; height: auto; background: #ffffff; border-radius: 3px; }
+figure > img { display: block; max-width: 100%; height: auto; margin: 0 auto; background: #ffffff; border-radius: 3px; }
 figcaption { margin-top: 10px; max-width: 90ch; }
 @media print { body { background: #ffffff; } figure, .scroll { break-inside: avoid; } }
 """

@@ -2,11 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
 
+from canvit_gym import escaping
 from canvit_gym.benchmark.plots import COLUMNS
 from canvit_gym.benchmark.records import Benchmark
 from canvit_gym.benchmark.words import Estimate, by_score, interval_text, number, oracle_scope, verdict
@@ -24,23 +24,25 @@ class Table:
 
     def markdown(self) -> str:
         lines = [self.header, ("---",) * len(self.header), *self.rows]
-        text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return f"{text}\n\n{self.note}" if self.note else text
+        text = "\n".join("| " + " | ".join(escaping.markdown(cell) for cell in line) + " |" for line in lines)
+        return f"{text}\n\n{escaping.markdown(self.note)}" if self.note else text
 
     def html(self) -> str:
-        head = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in self.header)
+        head = "".join(f"<th scope=col>{escaping.html(cell)}</th>" for cell in self.header)
         body = "".join(
-            f"<tr><th scope=row>{escape(row[0])}</th>" + "".join(f"<td>{_cell(c)}</td>" for c in row[1:]) + "</tr>"
+            f"<tr><th scope=row>{escaping.html(row[0])}</th>"
+            + "".join(f"<td>{_cell(c)}</td>" for c in row[1:])
+            + "</tr>"
             for row in self.rows
         )
-        note = f"<p class=note>{escape(self.note)}</p>" if self.note else ""
+        note = f"<p class=note>{escaping.html(self.note)}</p>" if self.note else ""
         table = f"<table class={'words' if self.of_words else 'numbers'}><thead><tr>{head}</tr></thead>"
         return f"<div class=scroll>{table}<tbody>{body}</tbody></table></div>{note}"
 
 
 def _cell(text: str) -> str:
     """An interval in brackets steps back behind its value."""
-    return re.sub(r" (\[[^\]]*\])", r" <span class=interval>\1</span>", escape(text))
+    return re.sub(r" (\[[^\]]*\])", r" <span class=interval>\1</span>", escaping.html(text))
 
 
 def _columns(budget: int) -> list[int]:
@@ -188,7 +190,7 @@ def policies_table(benchmark: Benchmark, numbers: dict[str, Any]) -> Table:
     for entry in benchmark.entries:
         p = numbers["policies"][entry.label]
         runs = f"{len(entry.runs)} training run{'s' * (len(entry.runs) > 1)}, " if entry.learned else ""
-        seeds = len(entry.runs[0].evaluations)
+        seeds = len(entry.runs[0].seeds)
         how = "deterministic" if entry.deterministic else f"{seeds} seed{'s' * (seeds > 1)}"
         rows.append(
             (
