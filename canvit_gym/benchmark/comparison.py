@@ -40,6 +40,12 @@ def per_scene(evaluation: Evaluation) -> NDArray[np.float64]:
     return -evaluation.loss.astype(np.float64)
 
 
+def _scene_measure(evaluation: Evaluation) -> str:
+    """What `per_scene` is, in words."""
+    measure = evaluation.measure.scene_measure
+    return measure.name if measure.of == "score" else f"minus {measure.name}"
+
+
 def with_interval(estimate: dict[str, float], form: str, factor: float = 1) -> str:
     """{"value", "low", "high"}, times a factor, as "value [low, high]"."""
     low, high = sorted(factor * estimate[name] for name in ("low", "high"))
@@ -128,7 +134,7 @@ def compare(benchmark: Benchmark) -> dict[str, Any]:
             policies[label]["minus_best"] = _difference(observed(label), observed(best), improvement=False)
     return {
         "metric": benchmark.metric,
-        "per_scene_measure": "mIoU of the scene" if benchmark.metric == "mIoU" else "minus cross-entropy of the scene",
+        "per_scene_measure": _scene_measure(benchmark.reference.first),
         "num_scenes": benchmark.num_scenes,
         "budget": benchmark.budget,
         "reference": reference.label,

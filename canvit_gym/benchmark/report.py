@@ -38,6 +38,7 @@ from canvit_gym.benchmark.tables import (
 from canvit_gym.benchmark.words import listed, number, summary
 from canvit_gym.command_line import PROGRAM, run_command
 from canvit_gym.escaping import html, markdown, markdown_code, visible
+from canvit_gym.tasks import TASKS, metric_named
 
 REPORT, MARKDOWN, SCENES, FIGURES = "report.html", "results.md", "scenes.csv", "figures"
 
@@ -103,13 +104,7 @@ def _methods(benchmark: Benchmark, numbers: dict[str, Any]) -> list[str]:
     lines = [
         f"Every policy sees every scene once, in the same order, and takes {numbers['budget']} glimpses; after each "
         "of them the probe's reading is compared with the truth.",
-        (
-            "mIoU is the data set's: intersections and unions are summed over scenes, then divided, then averaged "
-            "over classes. The logits are upsampled to the scene before the argmax."
-            if numbers["metric"] == "mIoU"
-            else "Top-1 and top-5 are shares of scenes. Comparisons scene by scene (IQM, P(improvement), the gallery) "
-            "use the cross-entropy, since right or wrong says little about one scene."
-        ),
+        metric_named(numbers["metric"]).doc,
         f"Intervals are 95% percentile intervals over {numbers['resamples']:,} bootstrap resamples: of scenes, the "
         "same for all policies, so that differences are paired; and, where a policy has several runs (seeds of a "
         "random policy, training runs of a learned one), of runs too. With few runs they are too narrow.",
@@ -138,9 +133,12 @@ def _figure(content: bytes, kind: str, *, alt: str, caption: str) -> str:
 
 
 def _gain_text(gain: float, metric: str) -> str:
-    if metric == "mIoU":
-        return f"{number(100 * gain, digits=1, signed=True)} points of the scene's mIoU"
-    return f"cross-entropy {'lower' if gain > 0 else 'higher'} by {number(abs(gain), digits=2)} nats"
+    """By how much a scene is read better, more being better."""
+    measure = metric_named(metric).scene_measure
+    if measure.of == "loss":
+        gain = -gain
+    higher = "higher" if gain > 0 else "lower"
+    return f"{measure.name} {higher} by {number(measure.display.factor * abs(gain), digits=measure.display.digits)} {measure.display.difference_unit}"
 
 
 def _gallery(benchmark: Benchmark, numbers: dict[str, Any]) -> list[tuple[Path, str]]:
@@ -161,12 +159,12 @@ def _gallery(benchmark: Benchmark, numbers: dict[str, Any]) -> list[tuple[Path, 
 
 def _gallery_text(benchmark: Benchmark, numbers: dict[str, Any]) -> str:
     index = json.loads((benchmark.directory / GALLERY / INDEX).read_text(encoding="utf-8"))
-    dense = numbers["metric"] == "mIoU"
+    picture = TASKS[benchmark.manifest["identity"]["task"]].kind.picture
     return (
         f"The same scenes under {listed(index['lines'])}, first run and seed of each. Scenes are chosen by the "
         f"difference between {index['policy']} and {index['reference']} after the last glimpse: its best, its median "
         f"and its worst of {index['num_scenes']:,}. Boxes are numbered in the order of the glimpses, blue to red; "
-        f"under each reading, {'its score and the change to the one before' if dense else 'whether it is right'}."
+        f"under each reading, {picture.verdict_doc}."
     )
 
 

@@ -10,6 +10,8 @@ from canvit_gym import escaping
 from canvit_gym.benchmark.plots import COLUMNS
 from canvit_gym.benchmark.records import Benchmark
 from canvit_gym.benchmark.words import Estimate, by_score, interval_text, number, oracle_scope, verdict
+from canvit_gym.tasks import metric_named
+from canvit_gym.tasks.metric import SceneMeasure
 
 
 @dataclass(frozen=True)
@@ -54,34 +56,36 @@ def _columns(budget: int) -> list[int]:
 
 def scores_table(numbers: dict[str, Any]) -> Table:
     metric, shown, policies = numbers["metric"], _columns(numbers["budget"]), numbers["policies"]
-    has_top5 = any("top5" in p for p in policies.values())
+    shares, measure = metric_named(metric).shares, metric_named(metric).scene_measure
     rows = []
     for label in by_score(numbers):
         p = policies[label]
         curve = p["score"]["value"]
         row = [label, *(number(100 * curve[t - 1], digits=1) for t in shown[:-1])]
         row += [interval_text(p["score"], -1), interval_text(p["score_area"])]
-        row += [interval_text(p["top5"], -1)] if has_top5 else []
+        row += [interval_text(p[name], -1) for name in shares]
         row += [interval_text(p["cross_entropy"], -1, scale=1, digits=3)]
-        row += [_per_scene(p["interquartile_mean"], metric)]
+        row += [_per_scene(p["interquartile_mean"], measure)]
         rows.append(tuple(row))
     header = ["policy", *(f"after {t}" for t in shown[:-1]), f"{metric}, % after {shown[-1]}", "area, %"]
-    header += ["top-5 %"] if has_top5 else []
-    header += ["cross-entropy, nats", "IQM of scenes" + (", %" if metric == "mIoU" else ", nats")]
+    header += [f"{name} %" for name in shares]
+    header += ["cross-entropy, nats", f"IQM of scenes, {measure.display.unit}"]
     return Table(
         header=tuple(header),
         rows=rows,
         note=f"{metric} in % after each number of glimpses; with 95% intervals in brackets. Area: under the curve over "
         "glimpses, as a mean. IQM: interquartile mean, the mean of the middle half, of the "
-        f"{'mIoU' if metric == 'mIoU' else 'cross-entropy'} of single scenes after the last glimpse.",
+        f"{measure.name} after the last glimpse.",
     )
 
 
-def _per_scene(estimate: Estimate, metric: str) -> str:
-    if metric == "mIoU":
-        return interval_text(estimate)
+def _per_scene(estimate: Estimate, measure: SceneMeasure) -> str:
+    """An estimate, of which more is better, as the measure is shown."""
     value, (low, high) = estimate["value"], estimate["interval"]
-    return interval_text({"value": -value, "interval": [-high, -low]}, scale=1, digits=3)
+    if measure.of == "loss":
+        value, low, high = -value, -high, -low
+    shown = measure.display
+    return interval_text({"value": value, "interval": [low, high]}, scale=shown.factor, digits=shown.digits)
 
 
 def differences_table(numbers: dict[str, Any]) -> Table:

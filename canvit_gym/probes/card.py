@@ -1,6 +1,8 @@
-"""The model card that canvit_gym.probes.fit writes beside a probe."""
+"""The model card that `canvit-gym fit-probe` writes beside a probe."""
 
 from typing import Any
+
+from canvit_gym.escaping import markdown, markdown_code
 
 SHOWN_CLASSES = 40
 
@@ -11,7 +13,7 @@ def card(record: dict[str, Any]) -> str:
     where = checkpoint["repo"] or checkpoint["name"]
     revision = f" at revision {checkpoint['revision']}" if checkpoint["revision"] else ""
     classes = record["classes"]
-    listed = ", ".join(classes[:SHOWN_CLASSES]) + (" …" if len(classes) > SHOWN_CLASSES else "")
+    listed = ", ".join(map(markdown, classes[:SHOWN_CLASSES])) + (" …" if len(classes) > SHOWN_CLASSES else "")
     steps = record["validations"][-1][0]
     header = " | ".join(str(t + 1) for t in range(len(metrics["score"])))
 
@@ -30,17 +32,17 @@ tags: [canvit, linear-probe]
 
 # A linear probe on {where}
 
-Reads the {"canvas" if metrics["metric"] == "mIoU" else "recurrent CLS token"} of the frozen {where}{revision}
+Reads the {record["reads"]} of the frozen {where}{revision}
 (sha256 {record["checkpoint_sha256"]}), {checkpoint["canvas_grid"]} x {checkpoint["canvas_grid"]} canvas, scenes of
 {checkpoint["scene_size_px"]} px, glimpses of {checkpoint["glimpse_size_px"]} px.
 
-- **Data**: {record["data"]["training"]}; validated on {record["data"]["validation"]}.
+- **Data**: {markdown(record["data"]["training"])}; validated on {markdown(record["data"]["validation"])}.
 - **Classes** ({len(classes)}): {listed}.
-- **Recipe**: `canvit_gym/probes/fit.py`: {steps} steps (kept: step {record["best_step"]}) of {config["batch_size"]}
+- **Recipe**: `canvit-gym fit-probe`: {steps} steps (kept: step {record["best_step"]}) of {config["batch_size"]}
   scenes, {config["num_glimpses"]} random glimpses each (F-IID and R-IID in turn), every state an example; AdamW, peak
   learning rate {config["peak_lr"]}, weight decay {config["weight_decay"]}, seed {config["seed"]};
   {record["seconds"] / 60:.1f} minutes.
-- **Command**: `{record["provenance"]["command"]}`
+- **Command**: {markdown_code(record["provenance"]["command"])}
 - **Made with**: torch {record["torch"]}, canvit-pytorch {record["provenance"]["versions"]["canvit-pytorch"]}.
 
     gym.make("{record["env"]}", {keywords}, ...)

@@ -47,6 +47,7 @@ from canvit_gym.probes.heads import ClassificationHead, Head, SegmentationHead
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.seeding import seeded
+from canvit_gym.tasks import TASKS
 from canvit_gym.tasks.task import TRAINING_RECORD
 
 log = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ def class_weights(scenes: SceneSource, *, balance: float) -> Tensor:
 
 
 def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: SceneSource) -> Head:
-    dense = task_kind(env.dataset) == "segmentation"
+    dense = TASKS[task_kind(env.dataset)].kind.reads_canvas
     favours_items = env.dataset == "fashion-segmentation" and config.class_balance is None
     if favours_items:
         weights = torch.full((len(scenes.classes),), config.item_weight)
@@ -361,6 +362,7 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
     record: dict[str, Any] = dict(
         **settings,
         checkpoint=backbone.record,
+        reads="canvas" if TASKS[task_kind(env.dataset)].kind.reads_canvas else "recurrent CLS token",
         canvas_grid=backbone.canvas_grid,
         data={"training": training.name, "validation": validation.name},
         classes=list(training.classes),
