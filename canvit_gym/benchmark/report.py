@@ -137,8 +137,9 @@ def _gain_text(gain: float, metric: str) -> str:
     measure = metric_named(metric).scene_measure
     if measure.of == "loss":
         gain = -gain
-    higher = "higher" if gain > 0 else "lower"
-    return f"{measure.name} {higher} by {number(measure.display.factor * abs(gain), digits=measure.display.digits)} {measure.display.difference_unit}"
+    shown = measure.display
+    amount = f"{number(shown.factor * abs(gain), digits=shown.digits)} {shown.difference_unit}"
+    return f"{measure.name} {'higher' if gain > 0 else 'lower'} by {amount}"
 
 
 def _gallery(benchmark: Benchmark, numbers: dict[str, Any]) -> list[tuple[Path, str]]:
