@@ -5,42 +5,18 @@ the fields of EnvConfig and the tables of tasks, rewards and observations.
 tests as they stand; those of data sets on disk want them where the example says.
 """
 
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, fields
 from string import Template
 from textwrap import dedent, fill
 from typing import Any
 
+import numpy as np
+
 from canvit_gym.config import GROUPS, EnvConfig
-from canvit_gym.observations import bound
+from canvit_gym.observations import DEFAULT_KEYS, OBSERVATIONS, ObservationLayout
+from canvit_gym.rewards import REWARDS
 from canvit_gym.scenes.datasets import DatasetSpec
-
-
-@dataclass(frozen=True)
-class _TaskWords:
-    """What a page says of the task."""
-
-    dense: bool
-    source: str
-    measures: str
-    soft_score: str
-
-
-_TASKS = {
-    "segmentation": _TaskWords(
-        dense=True,
-        source="every cell",
-        measures="the loss L (cross-entropy between the probe's reading of each cell and its class shares, nats) and "
-        "the score S (mIoU of the scene)",
-        soft_score="the mean IoU of probabilities with class shares, over the scene's classes",
-    ),
-    "classification": _TaskWords(
-        dense=False,
-        source="the recurrent CLS token",
-        measures="the loss L (cross-entropy of the class, nats) and the score S (1 where the most likely class is the "
-        "scene's, else 0)",
-        soft_score="the probability of the scene's class",
-    ),
-}
+from canvit_gym.tasks import TASKS
 
 _TEMPLATE = Template("""$headline
 
@@ -82,35 +58,27 @@ Box(-1.0, 1.0, (4,), float32)
 
 ## Observation Space
 A Dict of the keys asked for in `observations`, never with the label, the score or pixels that no glimpse has seen.
-The first five are the default.
+Default: $default_keys.
 
 | key | shape | range | meaning |
 | --- | --- | --- | --- |
-| "canvas" | ($canvas_dim, 8, 8) | [-$canvas_bound, $canvas_bound] | canvas tokens, layer-normalized, pooled |
-| "uncertainty" | $uncertainty | [0, 1] | the probe's predictive entropy, as a share of its maximum |
-| "acuity" | (1, $grid, $grid) | [0, 1] | the finest scale at which each cell has been seen, 0 where never |
-| "viewpoint" | (3,) | [-1, 1] | the last (row, col, scale); zeros before the first glimpse |
-| "gaze" | (24,) | [-1, 1] | the last eight of these, newest first; zeros where there was none |
-| "time" | (1,) | [0, 1] | share of the budget left |
-| "cls" | ($cls_dim,) | [-$cls_bound, $cls_bound] | the recurrent CLS token, layer-normalized |
-| "glimpse" | (3, $glimpse_px, $glimpse_px), uint8 | [0, 255] | what the backbone saw last; zeros before the first |
+$observations
 
 >>> sorted(env.observation_space.spaces)
 ['acuity', 'canvas', 'time', 'uncertainty', 'viewpoint']
 
 ## Rewards
-With $measures before and after a glimpse:
+With these potentials of a reading, before and after a glimpse:
+
+| potential | | what it is |
+| --- | --- | --- |
+$potentials
 
 | `reward` | per glimpse |
 | --- | --- |
-| "loss_reduction" | L before minus L after |
-| "relative_loss_reduction" | the same, divided by L before (at least 0.05) |
-| "score_gain" | S after minus S before |
-| "soft_score_gain" | P after minus P before, P being $soft_score |
-| "final_score" | S at the end of the episode, 0 before |
+$rewards
 
-minus `glimpse_cost`. The first, third and fourth are differences of a potential: the return is the whole episode's
-gain.
+minus `glimpse_cost`. Of differences of a potential the return is the whole episode's gain.
 
 >>> env = gym.make("$id"$example, reward="score_gain")
 >>> _, first = env.reset(seed=0)
@@ -160,7 +128,8 @@ Every argument is plain JSON, so that `env.spec.to_json()` works.
 
 def page(spec: DatasetSpec) -> str:
     """The page of a data set's environment."""
-    own, geometry, task = spec.page, spec.page.geometry, _TASKS[spec.task]
+    own, geometry, task = spec.page, spec.page.geometry, TASKS[spec.task]
+    symbols = {symbol: symbol for symbol, _ in task.potentials.values()}
     example = "".join(f", {name}={_written(value)}" for name, value in own.example.items())
     text = _TEMPLATE.substitute(
         id=spec.env_id,
@@ -170,16 +139,48 @@ def page(spec: DatasetSpec) -> str:
         arguments=arguments(spec),
         glimpse_px=geometry.glimpse_px,
         grid=geometry.grid,
-        canvas_dim=geometry.canvas_dim,
-        canvas_bound=bound(geometry.canvas_dim),
-        cls_dim=geometry.cls_dim,
-        cls_bound=bound(geometry.cls_dim),
-        uncertainty=f"(1, {geometry.grid}, {geometry.grid})" if task.dense else "(1,)",
         reading=f"{own.classes} from {task.source}",
-        measures=task.measures,
-        soft_score=task.soft_score,
+        default_keys=", ".join(spec.env_defaults.get("observations", DEFAULT_KEYS)),
+        observations="\n".join(_observation_rows(spec)),
+        potentials="\n".join(f"| {name} | {symbol} | {doc} |" for name, (symbol, doc) in task.potentials.items()),
+        rewards="\n".join(
+            f'| "{name}" | {reward.doc.format(**symbols)} |'
+            for name, reward in REWARDS.items()
+            if reward.potential in task.potentials
+        ),
     )
     return "\n\n".join(_filled(block) for block in text.split("\n\n"))
+
+
+def _observation_rows(spec: DatasetSpec) -> list[str]:
+    """A row of the table for every key that the environment can show, with the shapes of its default sizes."""
+    geometry, kind = spec.page.geometry, TASKS[spec.task].kind
+    shown = spec.env_defaults.get("observations", DEFAULT_KEYS)
+    layout = ObservationLayout(
+        keys=("time",),
+        canvas_size=EnvConfig.canvas_size,
+        map_size=geometry.grid,
+        dtype="float32",
+        canvas_dim=geometry.canvas_dim,
+        backbone_dim=geometry.cls_dim,
+        canvas_grid=geometry.grid,
+        glimpse_size_px=geometry.glimpse_px,
+        uncertainty_shape=kind.uncertainty_shape(geometry.grid),
+    )
+    rows = []
+    for name, key in OBSERVATIONS.items():
+        if name == "goal":  # its size is that of the task's goals, which are not known before there are classes
+            rows += [f'| "goal" | {key.shape} | {key.range} | {key.meaning} |'] if name in shown else []
+            continue
+        try:
+            key.require_possible(layout)
+        except ValueError:
+            continue
+        box = key.space(layout)
+        dtype = "" if box.dtype == np.float32 else f", {box.dtype}"
+        limits = f"[{box.low.min():g}, {box.high.max():g}]"
+        rows.append(f'| "{name}" | {box.shape}{dtype} | {limits} | {key.meaning} |')
+    return rows
 
 
 def arguments(spec: DatasetSpec | None = None) -> str:

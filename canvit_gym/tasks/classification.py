@@ -150,7 +150,8 @@ class ClassificationTask(Task):
         """[B, K] probabilities."""
         return torch.softmax(logits, dim=1)
 
-    def uncertainty_shape(self, map_size: int) -> tuple[int, ...]:
+    @classmethod
+    def uncertainty_shape(cls, map_size: int) -> tuple[int, ...]:
         return (1,)
 
     def uncertainty(self, logits: Tensor, *, map_size: int) -> Tensor:

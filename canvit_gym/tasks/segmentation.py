@@ -217,7 +217,8 @@ class SegmentationTask(Task):
             ]
         )
 
-    def uncertainty_shape(self, map_size: int) -> tuple[int, ...]:
+    @classmethod
+    def uncertainty_shape(cls, map_size: int) -> tuple[int, ...]:
         return (1, map_size, map_size)
 
     def uncertainty(self, logits: Tensor, *, map_size: int) -> Tensor:

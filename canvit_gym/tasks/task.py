@@ -155,8 +155,9 @@ class Task(ABC):
     def predict(self, logits: Tensor) -> Tensor:
         """What `picture` draws of a reading: [B, H, W] int64 labels at scene size, or [B, K] probabilities."""
 
+    @classmethod
     @abstractmethod
-    def uncertainty_shape(self, map_size: int) -> tuple[int, ...] | None:
+    def uncertainty_shape(cls, map_size: int) -> tuple[int, ...] | None:
         """Of the observation `uncertainty`; None where a reading has none."""
 
     @abstractmethod
