@@ -145,7 +145,7 @@ def test_vector_flatten_observation(make_vec: MakeVec, mode: str) -> None:
 def test_vector_dict_info_to_list(make_vec: MakeVec) -> None:
     envs = vector_wrappers.DictInfoToList(make_vec(2))
     _, infos = envs.reset(seed=0)
-    assert [set(info) for info in infos] == [{"scene", "viewpoint", "glimpses", "loss"}] * 2  # pyright: ignore
+    assert [set(info) for info in infos] == [{"scene", "viewpoint", "action_mask", "glimpses", "loss"}] * 2  # pyright: ignore
 
 
 def test_vector_clip_and_transform_reward(make_vec: MakeVec) -> None:
