@@ -61,7 +61,7 @@ def compare(results: dict[str, Evaluation], *, reference: str) -> dict[str, Esti
     }
 
 
-def told(difference: dict[str, Estimate]) -> str:
+def format_difference(difference: dict[str, Estimate]) -> str:
     """After the last glimpse, in words."""
     miou, loss = (difference[name].at(-1) for name in ("miou", "cross_entropy"))
     points = "{value:+.1f} [{low:+.1f}, {high:+.1f}]".format(**{name: 100 * value for name, value in miou.items()})
@@ -138,7 +138,7 @@ def main(config: DemoConfig) -> dict[str, object]:
     by_loss = min(opponents, key=lambda name: results[name].mean_loss()[-1])
     differences = {reference: compare(results, reference=reference) for reference in dict.fromkeys((by_score, by_loss))}
     for reference, difference in differences.items():
-        print(f"{AGENT} minus {reference} after glimpse {test.budget}: {told(difference)}")
+        print(f"{AGENT} minus {reference} after glimpse {test.budget}: {format_difference(difference)}")
 
     wins = {
         "miou": results[AGENT].score()[-1] > results[by_score].score()[-1],

@@ -75,4 +75,4 @@ def test_comparison_is_paired() -> None:
     loss, miou = (both[metric].at(-1).values() for metric in ("cross_entropy", "miou"))
     assert np.allclose(list(loss), -0.1, atol=1e-5)
     assert list(miou) == [0, 0, 0]
-    assert demo.told(both) == "mIoU +0.0 [+0.0, +0.0] points, cross-entropy -0.1000 [-0.1000, -0.1000]"
+    assert demo.format_difference(both) == "mIoU +0.0 [+0.0, +0.0] points, cross-entropy -0.1000 [-0.1000, -0.1000]"
