@@ -24,6 +24,7 @@ from canvit_gym.policies import (
     make_policy,
     policies_table,
     register_policy,
+    supported_tasks,
     window,
 )
 
@@ -31,7 +32,7 @@ PAIRS = [
     (name, config)
     for name, spec in POLICY_SPECS.items()
     for config in ((ORDER,) if spec.info.needs_table else (CONFIG, CLASSIFICATION))
-    if config.dataset.removeprefix("fashion-") in spec.info.tasks
+    if config.dataset.removeprefix("fashion-") in supported_tasks(spec.info)
 ]
 
 

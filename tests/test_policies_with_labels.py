@@ -265,3 +265,20 @@ def test_a_search_by_name_is_kept_per_training_scenes(tmp_path: Path, monkeypatc
         assert isinstance(policy, BestFixedSequence)
         searched.add(policy.sequence.scenes)
     assert len(searched) == len(list((tmp_path / "cache" / "fixed_sequences").iterdir())) == 3
+
+
+def test_oracle_by_another_potential_of_the_task() -> None:
+    """By the score it chooses what scores most, against every candidate rolled out on its own."""
+    oracle = make_policy("greedy_oracle(potential='score', max_candidates=6)", config=CONFIG, num_glimpses=2)
+    assert isinstance(oracle, GreedyOracle) and "by the true score" in oracle.info.description
+    chosen = evaluate(oracle, config=CONFIG, num_glimpses=2).scene_score()[:, 1]
+    every = np.stack(
+        [evaluate(fixed(row), config=CONFIG, num_glimpses=2).scene_score()[:, 1] for row in oracle.candidates]
+    )
+    np.testing.assert_allclose(chosen, every.max(axis=0), atol=2e-3)
+    with pytest.raises(ValueError, match=r"greedy_oracle.*needs the potential 'beauty', which the task segmentation"):
+        evaluate(
+            make_policy("greedy_oracle(potential='beauty')", config=CONFIG, num_glimpses=2),
+            config=CONFIG,
+            num_glimpses=2,
+        )

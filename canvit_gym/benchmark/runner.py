@@ -50,9 +50,16 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.escaping import visible
 from canvit_gym.evaluation import evaluate
-from canvit_gym.policies import POLICY_NAMES, POLICY_SPECS, GlimpsePolicy, check_supported, make_policy, parse_spec
+from canvit_gym.policies import (
+    POLICY_NAMES,
+    POLICY_SPECS,
+    GlimpsePolicy,
+    check_supported,
+    make_policy,
+    parse_spec,
+    supported_tasks,
+)
 from canvit_gym.policies.learned import WEIGHTS, load_policy, load_record, policy_directory
-from canvit_gym.policies.protocol import supports
 from canvit_gym.policies.record import TRAINED_WITH, as_trained
 from canvit_gym.provenance import provenance
 
@@ -224,8 +231,8 @@ def _supported(specs: tuple[str, ...], task_name: str, backbone: Backbone) -> tu
             check_supported(info, task_name, backbone.canvas_grid)
             supported.append(spec)
         except ValueError:
-            reason = f"{' and '.join(info.tasks)} only"
-            if supports(info, task_name):
+            reason = f"{' and '.join(supported_tasks(info))} only"
+            if task_name in supported_tasks(info):
                 reason = f"for canvas grids that are a {info.canvas_grids}, not {backbone.canvas_grid}"
             left_out.setdefault(reason, []).append(spec)
     return tuple(supported), [f"Left out ({reason}): {', '.join(of_reason)}." for reason, of_reason in left_out.items()]

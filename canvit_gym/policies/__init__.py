@@ -9,7 +9,7 @@ from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.policies.locator import BoxLocator, WindowLocator
 from canvit_gym.policies.oracle import GreedyOracle, jittered_oracle, oracle_candidates
 from canvit_gym.policies.paper import PaperPolicy
-from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_supported
+from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_supported, supported_tasks
 from canvit_gym.policies.registry import (
     POLICY_NAMES,
     POLICY_SPECS,
@@ -56,5 +56,6 @@ __all__ = [
     "raster",
     "register_policy",
     "search_fixed_sequence",
+    "supported_tasks",
     "window",
 ]

@@ -29,7 +29,6 @@ class EntropyGreedy(GreedyWindows):
         "decoded segmentation is uncertain (entropy in the window times octaves of resolution added).",
         deterministic=True,
         needs_segmentation_probe=True,
-        tasks=("segmentation",),
     )
 
     def amounts(self, seen: Seen) -> Tensor:
@@ -55,7 +54,6 @@ class QuadtreeBeam:
         "segmentation is least certain.",
         deterministic=True,
         needs_segmentation_probe=True,
-        tasks=("segmentation",),
         canvas_grids="power of two",
     )
 

@@ -41,6 +41,7 @@ from canvit_gym.policies.record import Inputs, PolicyRecord, describe_inputs, de
 from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.streams import scene_seeds, scene_uniforms
 from canvit_gym.seeding import seeded
+from canvit_gym.tasks import TASKS
 from canvit_gym.viewpoints import FirstGlimpse, first_viewpoints
 
 WEIGHTS, RECORD = "policy.safetensors", "policy.json"
@@ -83,7 +84,7 @@ class LearnedPolicy:
             description=f"{what}{trained} on {record.env_id}, {chosen if deterministic else 'sampled viewpoints'}",
             deterministic=deterministic and record.env.first_glimpse != "random",
             needs_segmentation_probe="uncertainty" in keys and len(record.inputs.layout["uncertainty_shape"]) > 1,
-            tasks=(cast(Any, task_kind(record.env.dataset)),),
+            tasks=_read_alike(task_kind(record.env.dataset)),
             observations=keys,
         )
         self._network_flops: int | None = None
@@ -215,6 +216,13 @@ class LearnedPolicy:
             with seeded(scene_seed, self.device):
                 rows.append(self.act({k: v[row : row + 1] for k, v in observation.items()}, deterministic=False))
         return np.concatenate(rows)
+
+
+def _read_alike(task_name: str) -> tuple[str, ...]:
+    """The task and all others whose readings have the same shape: where else a policy can be tried."""
+    reading = TASKS[task_name].kind.reading_shape
+    others = (name for name, task in TASKS.items() if name != task_name and task.kind.reading_shape == reading)
+    return (task_name, *others)
 
 
 def save_policy(directory: Path, network: nn.Module, record: PolicyRecord) -> None:

@@ -27,12 +27,13 @@ def oracle_candidates() -> NDArray[np.float32]:
 
 
 class GreedyOracle:
-    """The full scene, then at each glimpse the candidate after which the loss against the labels is lowest.
+    """The full scene, then at each glimpse the candidate after which the loss, or another potential, is best.
 
     One step ahead: a sequence that gains more in the end may exist. Costs one forward per candidate and glimpse.
 
     candidates: the table [A, 3] to choose from; default: `oracle_candidates()`.
     max_candidates: try only this many of them, a random subset drawn once, the same for every scene and glimpse.
+    potential: what it goes by: "loss" (the lowest is best), or another potential of the task (the highest is).
     half, block: choose by the loss on one half of the labelled pixels, a checkerboard of squares of block x block
         canvas cells (see `canvit_gym.policies.label_split`).
     """
@@ -42,6 +43,7 @@ class GreedyOracle:
         candidates: NDArray[np.float32] | None = None,
         *,
         max_candidates: int | None = None,
+        potential: str = "loss",
         half: Half | None = None,
         block: int = 1,
         progress: bool = False,
@@ -55,6 +57,7 @@ class GreedyOracle:
         if half is not None:
             check_half(half, block)
         self.candidates = candidates
+        self._potential = potential
         self._half: Half | None = half
         self._block = block
         self._progress = progress
@@ -62,15 +65,16 @@ class GreedyOracle:
         self.info = PolicyInfo(
             name=f"greedy_oracle_{half}_half" if half else "greedy_oracle",
             paper_name=f"greedy oracle{', ' + half + ' half' if half else ''} (uses labels)",
-            description=f"A ceiling that uses the labels: the best of {len(candidates)} candidates by the true loss "
-            f"after the glimpse{on_half}.",
+            description=f"A ceiling that uses the labels: the best of {len(candidates)} candidates by the true "
+            f"{potential} after the glimpse{on_half}.",
             deterministic=True,
             uses_labels=True,
-            tasks=("segmentation",) if half else ("segmentation", "classification"),
+            tasks=("segmentation",) if half else None,
         )
 
     def reset(self, seen: Seen, *, seed: int) -> None:
         told = with_truth(seen)
+        seen.task.require_potential(self._potential, wanted_by=f"policy {self.info.name!r}")
         self._truth = half_truth(told, self._half, block=self._block) if self._half else told.truth
         check_supported(self.info, seen.task.name, seen.canvas_grid)
 
@@ -85,8 +89,14 @@ class GreedyOracle:
             disable=None if self._progress else True,
         )
         with bar:
-            losses = with_truth(seen).outcomes_after(self.candidates, truth=self._truth, progress=bar)
-        return self.candidates[best_allowed(torch.from_numpy(-losses.T), self.candidates, seen)]
+            found = with_truth(seen).outcomes_after(
+                self.candidates,
+                measure=seen.task.potentials[self._potential].measure,
+                truth=self._truth,
+                progress=bar,
+            )
+        worth = -found.T if self._potential == "loss" else found.T
+        return self.candidates[best_allowed(torch.from_numpy(worth), self.candidates, seen)]
 
     def flops_per_decision(self, seen: Seen) -> int:
         return len(self.candidates) * trial_flops(seen)
@@ -104,6 +114,7 @@ def build_greedy_oracle(
     *,
     candidates: Literal["default", "actions"] = "default",
     max_candidates: int | None = None,
+    potential: str = "loss",
     half: Half | None = None,
     block: int = 1,
 ) -> GreedyOracle:
@@ -119,7 +130,14 @@ def build_greedy_oracle(
                 "use action='grid' or 'quadtree', or the default candidates"
             )
         table = actions.viewpoints
-    return GreedyOracle(table, max_candidates=max_candidates, half=half, block=block, progress=context.progress)
+    return GreedyOracle(
+        table,
+        max_candidates=max_candidates,
+        potential=potential,
+        half=half,
+        block=block,
+        progress=context.progress,
+    )
 
 
 def build_jittered_oracle(

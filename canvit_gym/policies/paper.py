@@ -99,7 +99,6 @@ def paper_info(name: PolicyName) -> PolicyInfo:
         description=spec.description,
         deterministic=spec.deterministic,
         needs_segmentation_probe=spec.needs_segmentation_probe,
-        tasks=("segmentation",) if spec.needs_segmentation_probe else ("segmentation", "classification"),
         canvas_grids="power of two" if spec.needs_segmentation_probe else "any",
     )
 

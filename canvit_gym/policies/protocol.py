@@ -28,7 +28,8 @@ class PolicyInfo:
     needs_segmentation_probe: bool = False
     uses_labels: bool = False
     """A ceiling, not an opponent: it chooses with the truth at hand."""
-    tasks: tuple[str, ...] = ("segmentation", "classification")
+    tasks: tuple[str, ...] | None = None
+    """The names of the only tasks that it is for; None: every task, as far as the other fields allow."""
     needs_table: bool = False
     """Whether it orders the viewpoints of an environment with revisit=False, and has no use for others."""
     canvas_grids: Literal["any", "power of two"] = "any"
@@ -66,11 +67,18 @@ class GlimpsePolicy(Protocol):
         ...
 
 
-def supports(info: PolicyInfo, task_name: str) -> bool:
-    """Whether a policy can be used with a task: one that it names, or one that is read in the same way. A policy that
-    names tasks of several ways of reading depends on none, and can be used with any."""
-    readings = {TASKS[name].kind.reading_shape for name in info.tasks if name in TASKS}
-    return task_name in info.tasks or len(readings) > 1 or TASKS[task_name].kind.reading_shape in readings
+CLASSES_OF_CELLS = "[B, K, G, G]"
+"""Task.reading_shape where a probe tells the class of every canvas cell."""
+
+
+def supported_tasks(info: PolicyInfo) -> tuple[str, ...]:
+    """The names of the tasks that the policy is for."""
+    return tuple(
+        name
+        for name, task in TASKS.items()
+        if (info.tasks is None or name in info.tasks)
+        and not (info.needs_segmentation_probe and task.kind.reading_shape != CLASSES_OF_CELLS)
+    )
 
 
 def check_supported(info: PolicyInfo, task_name: str, canvas_grid: int) -> None:
@@ -78,11 +86,15 @@ def check_supported(info: PolicyInfo, task_name: str, canvas_grid: int) -> None:
     Raises:
         ValueError: the policy does not support the task, or a canvas of this many cells on a side.
     """
-    if not supports(info, task_name):
+    if info.tasks is not None and task_name not in info.tasks:
         raise ValueError(
-            f"policy {info.name!r} supports {' and '.join(info.tasks)}, not {task_name}"
-            + (", for it decodes every canvas cell with a segmentation probe" if info.needs_segmentation_probe else "")
-            + "; choose another policy, or an environment of such a task"
+            f"policy {info.name!r} supports {' and '.join(info.tasks)}, not {task_name}; choose another policy, or an "
+            "environment of such a task"
+        )
+    if info.needs_segmentation_probe and TASKS[task_name].kind.reading_shape != CLASSES_OF_CELLS:
+        raise ValueError(
+            f"policy {info.name!r} decodes every canvas cell with a segmentation probe, which the task {task_name} "
+            "does not have; choose another policy, or an environment of a task that has one"
         )
     if info.canvas_grids == "power of two" and not canvas_grid_supported(canvas_grid):
         raise ValueError(

@@ -30,7 +30,7 @@ from canvit_gym.policies.orders import (
     build_raster_order,
 )
 from canvit_gym.policies.paper import build_paper, paper_info
-from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_supported
+from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_supported, supported_tasks
 from canvit_gym.policies.saliency import SpectralResidualSaliency, build_saliency
 from canvit_gym.policies.sequences import build_center, build_raster, center, raster
 from canvit_gym.policies.spec import Context, PolicySpec
@@ -102,7 +102,7 @@ def policies_table() -> str:
     for name, spec in sorted(POLICY_SPECS.items(), key=lambda item: item[1].info.uses_labels):
         arguments = ", ".join(f"`{key}={value!r}`" for key, value in spec.arguments.items())
         what = f"{'Ceiling. ' if spec.info.uses_labels else ''}{spec.info.description}"
-        lines.append(f"| `{name}` | {what} | {', '.join(spec.info.tasks)} | {arguments} |")
+        lines.append(f"| `{name}` | {what} | {', '.join(supported_tasks(spec.info))} | {arguments} |")
     return "\n".join(lines)
 
 
