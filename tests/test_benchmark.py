@@ -247,7 +247,7 @@ def test_left_out_policies_are_told_in_the_report(
         tiny, output=tmp_path / "out", policies=None, learned=(), env="CanViT/FashionClassification-v0", num_scenes=4
     )
     report = runner.benchmark(config)
-    assert "<p>Left out (segmentation only): quadtree_beam.</p>" in report.read_text()
+    assert "<p>Left out (needs a segmentation probe): quadtree_beam.</p>" in report.read_text()
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -255,7 +255,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown argument": ({"policies": ("center(size=1)",)}, "no argument size; it takes scale"),
     "unsupported task": (
         {"policies": ("coarse_to_fine", "entropy_greedy"), "env": "CanViT/FashionClassification-v0"},
-        "supports segmentation, not classification.*choose another policy",
+        "decodes every canvas cell.*the task classification does not have; choose another policy",
     ),
     "no policies": ({"policies": ()}, "no policies to benchmark: name some with --policies"),
     "policy twice": ({"policies": ("coarse_to_fine", "coarse_to_fine")}, "given twice"),

@@ -118,7 +118,7 @@ def test_another_environment_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"action space: trained on n=32, found 50"):
         load_policy(tmp_path, config=replace(CONFIG, grid_centers=5))
     policy = load_policy(tmp_path, config=CONFIG)
-    with pytest.raises(ValueError, match=r"policy 'learned' supports segmentation, not classification"):
+    with pytest.raises(ValueError, match=r"policy 'learned' supports segmentation.*, not classification"):
         evaluate(policy, config=replace(CONFIG, dataset="fashion-classification"))
     with pytest.raises(ValueError, match=r"observation layout: trained on canvas_size=8, found 4"):
         evaluate(policy, config=replace(CONFIG, canvas_size=4))

@@ -232,6 +232,8 @@ def _supported(specs: tuple[str, ...], task_name: str, backbone: Backbone) -> tu
             supported.append(spec)
         except ValueError:
             reason = f"{' and '.join(supported_tasks(info))} only"
+            if info.tasks is None:
+                reason = "needs a segmentation probe"
             if task_name in supported_tasks(info):
                 reason = f"for canvas grids that are a {info.canvas_grids}, not {backbone.canvas_grid}"
             left_out.setdefault(reason, []).append(spec)
