@@ -30,6 +30,7 @@ from canvit_gym.play.explore import (
 from canvit_gym.policies import make_policy
 
 EVIL = ("<script>alert(1)</script>", "a \"quoted\" 'name' &amp;\nof two lines", "</script><!-- square")
+COMMITTED = Path(__file__).parents[1] / "experiments/results/benchmark/fashion_segmentation_b5"
 CONFIG = EnvConfig(split="test", num_scenes=12, device="cpu", budget=3)
 
 
@@ -96,6 +97,7 @@ def test_what_is_no_record(records: list[Path], tmp_path: Path, capsys: pytest.C
         ([str(text)], "is not a saved evaluation"),
         ([str(tmp_path / "nothing.npz")], "no evaluation at"),
         ([str(tmp_path)], "benchmark.json"),
+        ([str(COMMITTED)], "holds the numbers of a benchmark but not its records"),
         ([str(records[0]), str(other)], "records of different environments"),
         ([str(records[0]), "--policies", "nobody"], "no policy 'nobody'"),
         ([str(records[0]), "--num-scenes", "0"], "at least 1"),

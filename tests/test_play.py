@@ -3,6 +3,7 @@
 import base64
 import json
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations, cycle, islice
@@ -32,7 +33,7 @@ from canvit_gym.play.pictures import (
     seen_picture,
 )
 from canvit_gym.play.recording import SECONDS, Played, Recorder
-from canvit_gym.play.rivals import make_rivals
+from canvit_gym.play.rivals import Rivals, make_rivals
 from canvit_gym.policies import make_policy
 from canvit_gym.replay import Replay
 
@@ -303,6 +304,31 @@ def test_a_tab_plays_and_is_freed_when_it_closes(client: TestClient) -> None:
         tab.send_json({"do": "next"})
         assert tab.receive_json()["scene"] == first["scene"] + 1
     assert games.num_games == 0
+
+
+def test_who_goes_on_does_not_wait_for_the_policies(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of the slow policies may end its scene; the others never begin it."""
+    begun: list[int] = []
+
+    def slow(self: Rivals, name: str, scene: int) -> dict[str, Any]:
+        begun.append(scene)
+        time.sleep(0.3)
+        return {"kind": "rival", "scene": scene, "name": name}
+
+    monkeypatch.setattr(Rivals, "episode", slow)
+    monkeypatch.setattr(Rivals, "names", ("one", "two", "three", "four"))
+    headers = {"origin": str(client.base_url).rstrip("/")}
+    with client.websocket_connect(socket_address(client), headers=headers) as tab:
+        first = [tab.receive_json() for _ in range(2)][1]
+        for viewpoint in CORNERS:
+            tab.send_json({"do": "look", "viewpoint": viewpoint})
+            tab.receive_json()
+        assert tab.receive_json()["kind"] == "outcome"
+        tab.send_json({"do": "next"})
+        while (message := tab.receive_json())["kind"] == "rival":
+            assert message["scene"] == first["scene"]
+        assert message["kind"] == "view" and message["scene"] == first["scene"] + 1
+        assert len(begun) < 4
 
 
 def test_there_is_an_end_to_tabs(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from conftest import SMALL
 from datasets import segmentation_probe, write_segmentation_folder
 from playwright.sync_api import Browser, Page
 
+from canvit_gym import cli
+from canvit_gym.evaluation import Evaluation
 from canvit_gym.play.command import PageServer, PlayConfig
 
 pytestmark = needs_browser
@@ -135,6 +137,37 @@ def test_on_a_phone_by_touch(browser: Browser, server: PageServer) -> None:
             wait(page, glimpses=count, state="ended" if count == 5 else "playing")
         page.wait_for_selector("#session:not(:empty)")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_from_playing_to_the_report_and_the_explorer(browser: Browser, tmp_path: Path) -> None:
+    record, output = tmp_path / "human.npz", tmp_path / "benchmark"
+    config = PlayConfig(env=ENV_ID, env_kwargs=json.dumps(SMALL), policies=("center",), record=record)
+    with serve(config) as server, open_page(browser) as page:
+        page.goto(server.address)
+        for _ in range(2):
+            wait(page, glimpses=1)
+            for count in range(2, 6):
+                page.locator("#stage").press("ArrowRight")
+                page.locator("#stage").press("Enter")
+                wait(page, glimpses=count, state="ended" if count == 5 else "playing")
+            page.wait_for_selector("#session:not(:empty)")
+            played = page.evaluate("final(outcome.curve)")
+            page.get_by_role("button", name="Next scene").click()
+    assert Evaluation.load(record).scene_score()[-1, -1] == pytest.approx(played, abs=1e-5)
+
+    kwargs = ["--env", ENV_ID, "--num-scenes", "6", "--device", "cpu", "--no-progress", "--output", str(output)]
+    cli.main(["benchmark", *kwargs, "--policies", "coarse_to_fine", "center", "--also", f"human={record}"])
+    cli.main(["explore", str(output), str(record), "--output", str(tmp_path / "explorer.html")])
+    with open_page(browser) as page:
+        page.goto((output / "report.html").as_uri())
+        assert "human minus it" in page.locator("body").inner_text()
+        page.goto((tmp_path / "explorer.html").as_uri() + "#scene=1&glimpse=5&policies=2")
+        page.wait_for_selector("body[data-shown='1/5']")
+        names = page.locator("#policies tr").all_inner_texts()
+        assert "human" in names[2] and f"{played:.3f}" in names[2]
+        page.goto((tmp_path / "explorer.html").as_uri() + "#scene=5&glimpse=5&policies=2")
+        page.wait_for_selector("body[data-shown='5/5']")
+        assert "not evaluated" in page.locator("#policies tr").nth(2).inner_text()
 
 
 def test_names_from_data_are_text(browser: Browser, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ RECORD is the directory of a benchmark, or the files of single evaluations, peop
 
 import base64
 import hashlib
-import html
 import json
 import sys
 import zlib
@@ -24,6 +23,7 @@ import tyro
 from numpy.typing import NDArray
 from PIL import Image
 
+from canvit_gym import escaping
 from canvit_gym.assembly import build_backbone, build_scenes
 from canvit_gym.benchmark.records import MANIFEST, load_benchmark
 from canvit_gym.command_line import PROGRAM, run_command
@@ -86,6 +86,11 @@ def load_records(paths: Sequence[Path], *, names: Sequence[str] | None = None) -
     for path in paths:
         if path.is_dir():
             benchmark = load_benchmark(path)
+            if benchmark.numbers is not None:
+                raise FileNotFoundError(
+                    f"{path} holds the numbers of a benchmark but not its records: make them with the command that "
+                    f"began it: {benchmark.manifest['provenance']['command']}"
+                )
             entries = sorted(benchmark.entries, key=lambda entry: entry is not benchmark.reference)
             found += [Explored(entry.label, entry.first, entry.uses_labels) for entry in entries]
         elif path.name == MANIFEST:
@@ -273,7 +278,7 @@ def explorer_page(data: dict[str, Any]) -> str:
         f"default-src 'none'; script-src '{_sha256(script)}'; style-src '{_sha256(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    title = html.escape(f"What policies saw: {data['about']}")
+    title = escaping.html(f"What policies saw: {data['about']}")
     return Template(read_page("explorer.html").decode()).substitute(
         policy=policy, title=title, style=style, script=script, data=script_json(data)
     )

@@ -12,11 +12,12 @@ import ipaddress
 import json
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, create_task_group, to_thread
+from anyio.abc import TaskGroup
 from fastapi import FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -130,7 +131,8 @@ class GameServer:
         finally:
             self.num_games -= 1
 
-    async def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function that computes, in turn with all others."""
         return await to_thread.run_sync(function, *arguments, limiter=self._one_at_a_time)
 
     async def serve_tab(self, websocket: WebSocket) -> None:
@@ -141,41 +143,67 @@ class GameServer:
                 await _send(websocket, _error(f"{MAX_GAMES} tabs are playing: close one, then reload this page"))
                 await websocket.close()
                 return
-            game: Game = await self._run(self._new_game)
+            game: Game = await self.run(self._new_game)
             try:
-                await _send(websocket, await self._run(game.hello))
-                await self._show(websocket, game, await self._run(game.next))
-                while True:
-                    await self._answer(websocket, game, await websocket.receive_text())
-            except WebSocketDisconnect:
-                pass
+                async with create_task_group() as tasks:
+                    await _Tab(self, websocket, game, tasks).play()
+                    tasks.cancel_scope.cancel()
             finally:
                 with CancelScope(shield=True):  # also where the server ends first
-                    await self._run(game.close)
+                    await self.run(game.close)
 
-    async def _answer(self, websocket: WebSocket, game: Game, text: str) -> None:
+
+class _Tab:
+    """One tab's conversation."""
+
+    def __init__(self, games: GameServer, websocket: WebSocket, game: Game, tasks: TaskGroup) -> None:
+        self._run, self._websocket, self._game, self._tasks = games.run, websocket, game, tasks
+        self._comparison = CancelScope()
+        """Of the policies that are made to play the scene that ended."""
+
+    async def play(self) -> None:
+        """Until the tab is closed."""
+        try:
+            await _send(self._websocket, await self._run(self._game.hello))
+            await self._show(await self._run(self._game.next))
+            while True:
+                await self._answer(await self._websocket.receive_text())
+        except WebSocketDisconnect:
+            pass
+
+    async def _answer(self, text: str) -> None:
+        game = self._game
         try:
             wish = WISHES.validate_json(text)
             if isinstance(wish, Look):
                 message = await self._run(game.look, wish.viewpoint)
             else:
+                if wish.do != "stop":
+                    self._comparison.cancel()  # the player goes on: whoever has not played the scene yet will not
                 message = await self._run({"next": game.next, "restart": game.restart, "stop": game.stop}[wish.do])
         except ValidationError:
-            await _send(websocket, _error("the server does not understand this message"))
+            await _send(self._websocket, _error("the server does not understand this message"))
         except (ValueError, FloatingPointError) as error:
-            await _send(websocket, _error(str(error)))
+            await _send(self._websocket, _error(str(error)))
         else:
-            await self._show(websocket, game, message)
+            await self._show(message)
 
-    async def _show(self, websocket: WebSocket, game: Game, message: dict[str, Any]) -> None:
+    async def _show(self, message: dict[str, Any]) -> None:
         """What the player now sees; at the end of an episode also the truth, and how the policies looked."""
-        await _send(websocket, message)
-        if not game.ended:
-            return
-        await _send(websocket, await self._run(game.outcome))
-        for name in game.rivals():
-            await _send(websocket, await self._run(game.rival, name))
-        await _send(websocket, await self._run(game.settle))
+        await _send(self._websocket, message)
+        if self._game.ended:
+            await _send(self._websocket, await self._run(self._game.outcome))
+            self._comparison = CancelScope()
+            self._tasks.start_soon(self._compare, self._comparison)
+
+    async def _compare(self, scope: CancelScope) -> None:
+        with scope, suppress(WebSocketDisconnect):
+            try:
+                for name in self._game.rivals():
+                    await _send(self._websocket, await self._run(self._game.rival, name))
+                await _send(self._websocket, await self._run(self._game.settle))
+            except (ValueError, FloatingPointError) as error:  # a policy that cannot play this scene
+                await _send(self._websocket, _error(str(error)))
 
 
 def _error(text: str) -> dict[str, str]:

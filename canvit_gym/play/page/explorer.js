@@ -109,7 +109,7 @@ async function show({ moved = false } = {}) {
   const scene = data.scenes[place];
   const ticket = ++asked;
   markCurrent();
-  byId("detail-title").textContent = scene.goal ? `Scene ${scene.scene}, find: ${scene.goal}` : `Scene ${scene.scene}`;
+  byId("detail-title").textContent = scene.goal ? `Scene ${scene.scene}, goal: ${scene.goal}` : `Scene ${scene.scene}`;
   byId("seen").src = scene.picture;
   const steps = Math.max(...scene.scores.filter(Boolean).map((curve) => curve.length));
   glimpse = Math.min(Math.max(glimpse, 1), steps);

@@ -57,7 +57,7 @@ function onView(message) {
   const title = view.practice ? "What you have seen (practice: you know the truth)" : "What you have seen";
   byId("stage-title").textContent = title;
   byId("goal").hidden = !view.goal;
-  if (view.goal) byId("goal").textContent = `Find: ${view.goal}`;
+  if (view.goal) byId("goal").textContent = `Goal: ${view.goal}`;
   const left = view.ended ? 0 : game.budget - view.viewpoints.length;
   byId("pips").textContent = "●".repeat(left) + "○".repeat(game.budget - left);
   byId("left").textContent = left === 1 ? "1 glimpse left" : `${left} glimpses left`;
@@ -268,6 +268,7 @@ function onSession(message) {
   if (message.scenes) parts.push(`This session: ${about}, your mean score ${message.score.toFixed(3)}`);
   if (message.share !== null) parts.push(`${(100 * message.share).toFixed(0)}% of the way from the first glimpse to the ceiling (${message.ceiling.toFixed(3)})`);
   byId("session").textContent = parts.length ? `${parts.join("; ")}.` : "";
+  if (!outcome) return; // the player went on already
   const you = final(gazes[0].curve);
   byId("status").textContent = `The scene is over. Your ${outcome.metric}: ${you === null ? "not measured" : you.toFixed(3)}. ${byId("session").textContent}`;
 }
