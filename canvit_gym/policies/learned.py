@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from canvit_pytorch.project import HUB_ORGANIZATION
 from gymnasium import spaces
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -30,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions, task_kind
 from canvit_gym.atomic import write_bytes, write_json
-from canvit_gym.backbone.hub import asset_dir, find_repository
+from canvit_gym.backbone.hub import asset_dir, find_repository, hub_root
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
 from canvit_gym.observations import ObservationLayout
@@ -38,6 +39,8 @@ from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.networks import NETWORK_CLASSES, HasDistribution, HasValues, action_options
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.record import Inputs, PolicyRecord, describe_inputs, describe_layout, require_same
+from canvit_gym.policies.released import CONFIG, is_released, load_released, require_same_table
+from canvit_gym.policies.released import WEIGHTS as RELEASED_WEIGHTS
 from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.streams import scene_seeds, scene_uniforms
 from canvit_gym.seeding import seeded
@@ -48,6 +51,8 @@ WEIGHTS, RECORD = "policy.safetensors", "policy.json"
 SHIPPED = "policies"
 """The directory of this package's assets that holds a directory per environment, with one per algorithm."""
 
+_RELEASED = re.compile(rf"(?:{HUB_ORGANIZATION}/)?qpolicy-[\w.-]+")
+"""Of the policies that CanViT's authors released."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(?<!-v\d)/\w[\w.-]*")
 """A repository "user/name" of the Hub; "Environment-v0/algorithm" is a shipped policy's name."""
 
@@ -302,11 +307,20 @@ def load_policy(
     "FashionSearch-v0/ppo". The policy is checked against `config`, the environment it is wanted for (None: the one it
     was trained on, with the checkpoints that are here now).
 
+    The policies that CanViT's authors released load by their names, such as
+    "canvit/qpolicy-ade20k-c64-t5-qband-2026-07-04-s0": see canvit_gym.policies.released. They are evaluated as any
+    other, but read the canvas itself, so that they do not `predict`.
+
     Raises:
         FileNotFoundError: no policy there.
         ValueError: the environment's backbone, probe, observation layout or action space are others than those it
             was trained on, or the weights do not fit the record.
     """
+    if (released := _released_directory(source)) is not None:
+        policy = load_released(released, name=str(source), device=resolve_device(device or "auto"))
+        if config is not None:
+            require_same_table(policy, build_actions(config))
+        return policy  # type: ignore[return-value]
     directory = policy_directory(source)
     record = load_record(directory)
     wanted = record.env if config is None else config
@@ -316,6 +330,17 @@ def load_policy(
     _load_weights(network, directory, record)
     network.eval().to(resolve_device(wanted.device if device is None else device))
     return LearnedPolicy(network, record, deterministic=deterministic)
+
+
+def _released_directory(source: str | Path) -> Path | None:
+    """Where a policy of the authors' is, if `source` names one or is its directory."""
+    directory, name = Path(source).expanduser(), str(source)
+    if directory.is_dir():
+        return directory if is_released(directory) else None
+    if not _RELEASED.fullmatch(name):
+        return None
+    below_root = Path(hub_root()) / name.removeprefix(f"{HUB_ORGANIZATION}/")
+    return below_root if below_root.is_dir() else find_repository("policy", name, (CONFIG, RELEASED_WEIGHTS))
 
 
 def make_network(record: PolicyRecord, config: EnvConfig) -> nn.Module:
