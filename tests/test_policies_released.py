@@ -70,7 +70,7 @@ def test_a_released_policy_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_scores_are_read_at_the_centers(tmp_path: Path) -> None:
     """A network that passes the uncertainty through looks where it is largest."""
-    policy = load_policy(release(tmp_path, groups=["ent"], dueling=False), device="cpu")
+    policy: Any = load_policy(release(tmp_path, groups=["ent"], dueling=False), device="cpu")
     network: Any = policy.network
     with torch.no_grad():
         for decode in network.dec:
