@@ -26,6 +26,7 @@ from canvit_gym.scenes.decoding import CroppedImage, SqueezedMask
 from canvit_gym.scenes.files import FileScenes, SceneFiles
 from canvit_gym.scenes.folders import image_folder_files, segmentation_folder_files
 from canvit_gym.scenes.sampler import SceneSampler, batches_ahead, next_scenes
+from canvit_gym.scenes.workers import automatic_workers
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 SIZE_PX = 32
@@ -162,6 +163,13 @@ class TestWorkers:
         assert envs.unwrapped.scenes.workers >= 1  # pyright: ignore[reportAttributeAccessIssue]
         env.close()
         envs.close()
+
+    def test_a_system_that_cannot_fork(self, files: SceneFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As Windows is: none unasked, and words where they are asked for."""
+        monkeypatch.delattr(os, "fork")
+        assert automatic_workers() == 0
+        with pytest.raises(OSError, match=r"workers=2: this system cannot fork .*Pass workers=0, and cache=True"):
+            FileScenes(files, CroppedImage(SIZE_PX), workers=2).prefetch(np.arange(2))
 
     @pytest.mark.parametrize("end", ["return", "interrupt", "kill"])
     def test_a_program_that_does_not_close_ends(self, end: str, tmp_path: Path) -> None:

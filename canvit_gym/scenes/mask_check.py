@@ -61,23 +61,24 @@ def check_masks(files: SceneFiles, values: MaskValues | None, *, is_training: bo
     key = (files.name, files.root, files.classes, values, is_training, files.subset(first, "").stamps().tobytes())
     if key in _passed:
         return
-    found = _look(files, order, values, until_all_found=is_training)
+    found = _look(files, order, values, is_training=is_training)
     _check(found, files, values, is_training=is_training)
     _passed.add(key)
 
 
-def _look(files: SceneFiles, order: np.ndarray, values: MaskValues | None, *, until_all_found: bool) -> Found:
+def _look(files: SceneFiles, order: np.ndarray, values: MaskValues | None, *, is_training: bool) -> Found:
     found, start = Found(), time.monotonic()
     wanted = {v for v, label in values.classes if label != IGNORE_LABEL} if values else set(range(len(files.classes)))
     for number, index in enumerate(order.tolist()):
-        if number >= SAMPLE and not (until_all_found and wanted - found.values.keys()):
+        if number >= SAMPLE and not (is_training and wanted - found.values.keys()):
             break
         if number >= 2 and time.monotonic() - start > PATIENCE_S:
             break
         path = files.mask(index)
         assert path is not None, files.name
         try:
-            require_same_pixels(files.images[index], path)
+            if is_training:  # elsewhere it is soon this scene's turn
+                require_same_pixels(files.images[index], path)
             _add(found, path, as_colours=values is not None and values.are_colours)
         except UnreadableSceneError:
             continue  # a file that cannot be read is told, or left out, when it is its turn

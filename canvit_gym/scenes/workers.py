@@ -30,7 +30,12 @@ _PATIENCE_S = 5.0
 
 
 def automatic_workers() -> int:
-    """As many as this process has CPU cores, less the one that steps the environments; at least 1, at most 8."""
+    """As many as this process has CPU cores, less the one that steps the environments; at least 1, at most 8.
+
+    None where processes cannot be forked, as on Windows: scenes are then decoded in this process, or read from a cache.
+    """
+    if not hasattr(os, "fork"):
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(max(cores - 1, 1), 8)
 
@@ -106,6 +111,11 @@ class DecodingPool:
     """`count` processes; `close` ends them, as do the end of the program and of the last reference to the pool."""
 
     def __init__(self, decoder: Decoder, count: int) -> None:
+        if not hasattr(os, "fork"):
+            raise OSError(
+                f"workers={count}: this system cannot fork the processes that decode scenes. Pass workers=0, and "
+                "cache=True where decoding takes long."
+            )
         self._workers = [_Worker(decoder) for _ in range(count)]
         inherited = [fd for worker in self._workers for fd in worker.descriptors_there]
         paths = [path or os.getcwd() for path in sys.path]
