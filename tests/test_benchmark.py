@@ -222,7 +222,9 @@ def test_default_policies_leave_out_what_does_not_fit(tiny: BenchmarkConfig, tmp
         planned = runner.plan(config, env)
     specs = [entry.spec for entry in planned.entries]
     assert "coarse_to_fine" in specs and "entropy_greedy" not in specs
-    assert planned.left_out == ["Left out (segmentation only): entropy_coarse_to_fine, entropy_greedy, quadtree_beam."]
+    assert planned.left_out == [
+        "Left out (needs a segmentation probe): entropy_coarse_to_fine, entropy_greedy, quadtree_beam."
+    ]
 
 
 def test_a_canvas_that_does_not_fit_is_a_reason_of_its_own() -> None:

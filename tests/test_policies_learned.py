@@ -59,6 +59,15 @@ def test_most_likely_viewpoints_do_not_depend_on_the_seed(tmp_path: Path, action
     np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_without_revisit_every_viewpoint_is_taken_once(tmp_path: Path, deterministic: bool) -> None:
+    config = replace(CONFIG, grid_scales=(0.5,), grid_centers=2, budget=5, revisit=False)
+    save_untrained(tmp_path, config)
+    policy = load_policy(tmp_path, config=config, deterministic=deterministic)
+    viewpoints = evaluate(policy, config=config).viewpoints
+    assert all(len({tuple(viewpoint) for viewpoint in row.tolist()}) == 5 for row in viewpoints)
+
+
 def test_samples_follow_the_distribution(tmp_path: Path) -> None:
     """Over many seeds every action comes up about as often as its probability says."""
     save_untrained(tmp_path, CONFIG)

@@ -203,11 +203,17 @@ class LearnedPolicy:
         """[B] rows of the table of viewpoints; "stop", the last action where there is one, is left out."""
         assert isinstance(self.actions, DiscreteActions)
         count = len(self.actions.viewpoints)
+        allowed = torch.from_numpy(seen.allowed(self.actions.viewpoints)).to(self.device)
         if not hasattr(self.network, "distribution"):
-            return cast(HasValues, self.network).values(observation)[:, :count].argmax(dim=1).cpu().numpy()
+            values = cast(HasValues, self.network).values(observation)[:, :count]
+            return values.masked_fill(~allowed, -torch.inf).argmax(dim=1).cpu().numpy()
         distribution = cast(HasDistribution, self.network).distribution(observation)
         assert isinstance(distribution, Categorical), distribution
-        probabilities = distribution.probs[:, :count].double().cpu().numpy()
+        if allowed.all():
+            probabilities = distribution.probs[:, :count].double().cpu().numpy()
+        else:  # by their logarithms, so that something is left where what is allowed is very unlikely
+            left = distribution.logits[:, :count].double().masked_fill(~allowed, -torch.inf)
+            probabilities = left.softmax(dim=1).cpu().numpy()
         if self.deterministic:
             return probabilities.argmax(axis=1)
         cumulative = probabilities.cumsum(axis=1)

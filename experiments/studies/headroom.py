@@ -42,6 +42,7 @@ from canvit_gym.policies.label_split import Half, HalfLoss
 from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import InterquartileMean, Mean, OfFirst, Statistic, Together, bootstrap_interval
+from canvit_gym.tuning import tune
 
 _ANY_TASK = (
     "coarse_to_fine", "fine_to_coarse", "best_fixed_sequence", "saliency(scale=0.5)", "saliency(scale=0.4)",
@@ -102,15 +103,6 @@ LOCATORS = {
 """Ways to look at items; validation scenes choose one."""
 
 
-def on_validation(policies: Mapping[str, GlimpsePolicy], validation: EnvConfig) -> dict[str, float]:
-    """By name, the score of validation scenes after the last glimpse."""
-    scores = {}
-    for name, policy in policies.items():
-        scores[name] = float(evaluate(policy, config=validation, progress=name).score()[-1])
-        print(f"validation: {name}: {100 * scores[name]:.2f} %", flush=True)
-    return scores
-
-
 def best_of(scores: Mapping[str, float]) -> str:
     return max(scores, key=lambda name: scores[name])
 
@@ -169,13 +161,12 @@ class Measured:
 
 def candidates(config: HeadroomConfig, env: EnvConfig) -> dict[Role, dict[str, float]]:
     """What may stand for the hand-coded policies and for the locators, by the score on validation scenes."""
-    validation = replace(env, split="validation", num_scenes=config.tuning_scenes)
     tried: dict[Role, tuple[str, ...]] = {
         "baseline": config.baselines or BASELINES[env.dataset],
         "locator": LOCATORS[env.dataset],
     }
     return {
-        role: on_validation({spec: baseline_policy(spec, validation) for spec in specs}, validation)
+        role: dict(tune(specs, config=env, num_scenes=config.tuning_scenes, progress=True).scores)
         for role, specs in tried.items()
     }
 
