@@ -13,7 +13,7 @@ from typing import Any, get_args
 from canvit_gym.actions import ActionKind, DiscreteActions, make_actions
 from canvit_gym.backbone.load import Precision
 from canvit_gym.checks import Check, boolean, is_number, number, number_at_least, one_of, optional, several, text, whole
-from canvit_gym.observations import DEFAULT_KEYS, FloatDtype, ObservationKey, check_keys
+from canvit_gym.observations import COMPACT_KEYS, DEFAULT_KEYS, FloatDtype, ObservationKey, check_keys
 from canvit_gym.rewards import check_reward
 from canvit_gym.scenes.datasets import DATASETS, Unreadable, check_scene_arguments
 from canvit_gym.scenes.sampler import check_shard
@@ -245,9 +245,38 @@ class ObservationConfig:
     map_size: int | None = option(
         None, optional(whole(1)), 'cells on a side of "uncertainty" and "acuity"; None: as many as the canvas has'
     )
+    observation_preset: str | None = option(
+        None,
+        optional(one_of(lambda: PRESETS)),
+        'all of these at once: "compact" is less than 2 kB a step; None: as they are given',
+    )
     observation_dtype: FloatDtype = option(
         "float32", one_of(lambda: get_args(FloatDtype)), '"float32" or "float16": of every key but pixels'
     )
+
+    def _apply_preset(self) -> None:
+        """Set the fields that the preset names; one that is given as well is a contradiction."""
+        if self.observation_preset is None:
+            return
+        preset = dict(PRESETS[self.observation_preset])
+        if "goal" in self.observations:
+            preset["observations"] = (*preset["observations"], "goal")
+        defaults = {f.name: f.default for f in fields(ObservationConfig)}
+        for name, value in preset.items():
+            given = getattr(self, name)
+            without_goal = tuple(key for key in given if key != "goal") if name == "observations" else given
+            if given != value and without_goal != defaults[name]:
+                raise ValueError(
+                    f"observation_preset={self.observation_preset!r} sets {name}, but it is given as {given!r}: leave "
+                    "one of the two out"
+                )
+            object.__setattr__(self, name, value)
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "compact": {"observations": COMPACT_KEYS, "canvas_size": 8, "map_size": 8, "observation_dtype": "float16"}
+}
+"""observation_preset -> the fields that it sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +290,7 @@ class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, Mo
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, f.metadata["check"](f.name, getattr(self, f.name)))
+        self._apply_preset()
         self._check_scenes()
         self._check_episode()
         self._check_actions()

@@ -13,12 +13,7 @@ from canvit_gym.actions import Actions
 from canvit_gym.pages import page
 from canvit_gym.scenes.datasets import DATASETS, DatasetSpec
 from canvit_gym.sharding import note_walk
-from canvit_gym.vector_env import RENDER_MODES, GlimpseVectorEnv, Info, Observation
-
-
-def _first(values: dict[str, Any]) -> dict[str, Any]:
-    """Environment 0's share of a vector info."""
-    return {k: v[0] for k, v in values.items() if not k.startswith("_") and values[f"_{k}"][0]}
+from canvit_gym.vector_env import RENDER_MODES, GlimpseVectorEnv, Info, Observation, after_each_glimpse
 
 
 class GlimpseEnv(gym.Env[Observation, Any]):
@@ -80,7 +75,7 @@ class GlimpseEnv(gym.Env[Observation, Any]):
         self._ended = False
         if not options:
             note_walk(self)
-        return {k: v[0] for k, v in observation.items()}, _first(info)
+        return {k: v[0] for k, v in observation.items()}, self._info(info)
 
     def step(self, action: Any) -> tuple[Observation, float, bool, bool, Info]:
         """Take one glimpse."""
@@ -96,18 +91,29 @@ class GlimpseEnv(gym.Env[Observation, Any]):
                 f"got {batch.shape[1:]}: {action!r}"
             )
         observation, rewards, terminated, truncated, info = self.envs.step(batch)
-        self._ended = bool(terminated[0])
+        self._ended = bool(terminated[0] or truncated[0])
         return (
             {k: v[0] for k, v in observation.items()},
             float(rewards[0]),
             bool(terminated[0]),
             bool(truncated[0]),
-            _first(info),
+            self._info(info),
         )
 
     def action_masks(self) -> NDArray[np.bool_]:
         """[number of actions]: which actions may be chosen now: see GlimpseVectorEnv.action_masks."""
         return self.envs.action_masks()[0]
+
+    def _info(self, values: Info) -> Info:
+        """Environment 0's share of a vector info, with the same keys at every step, as recorders of data sets want it:
+        curves hold the last value where no glimpse was taken yet.
+        """
+        info = {k: v[0] for k, v in values.items() if not k.startswith("_") and values[f"_{k}"][0]}
+        episodes = self.envs.episodes
+        for name in self.envs.tracked:
+            curve = after_each_glimpse(episodes.curves[name], episodes.glimpses, np.ones(1, dtype=np.bool_))
+            info.setdefault(f"{name}_curve", curve[0])
+        return info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """An RGB frame where render_mode is "rgb_array"; None in "human" mode, whose window follows every step."""

@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -33,6 +34,12 @@ FloatDtype = Literal["float32", "float16"]
 
 GAZE_LENGTH = 8
 """Viewpoints that `gaze` holds: all but the first of a nine-glimpse episode, the recent ones of a longer one."""
+
+SKETCH_CHANNELS = 8
+"""Directions that `sketch` shows the canvas along."""
+
+COMPACT_KEYS: tuple[ObservationKey, ...] = ("sketch", "uncertainty", "acuity", "gaze", "time")
+"""What observation_preset="compact" shows."""
 
 DEFAULT_KEYS: tuple[ObservationKey, ...] = ("canvas", "uncertainty", "acuity", "viewpoint", "time")
 
@@ -176,6 +183,27 @@ class Canvas(DeviceKey):
         return step.pooled_canvas
 
 
+class Sketch(DeviceKey):
+    shape, range = f"[{SKETCH_CHANNELS}, g, g]", "[-sqrt(D), sqrt(D)]"
+    meaning = f"`canvas` seen along {SKETCH_CHANNELS} fixed random directions: where things differ, in little memory"
+    reads_canvas = True
+
+    def space(self, layout: ObservationLayout) -> spaces.Box:
+        limit = bound(layout.canvas_dim)
+        return layout.box(-limit, limit, SKETCH_CHANNELS, layout.canvas_size, layout.canvas_size)
+
+    def require_possible(self, layout: ObservationLayout) -> None:
+        if layout.canvas_dim < SKETCH_CHANNELS:
+            raise ValueError(
+                f"observations hold 'sketch', but the canvas has {layout.canvas_dim} channels: leave it out"
+            )
+
+    def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:
+        assert step.pooled_canvas is not None
+        directions = sketch_directions(dim=layout.canvas_dim, device=step.pooled_canvas.device)
+        return torch.einsum("kd,ndij->nkij", directions, step.pooled_canvas.float())
+
+
 class UncertaintyKey(DeviceKey):
     shape, range = "[1, m, m], or [1] where a reading is of the whole scene", "[0, 1]"
     meaning = "the probe's predictive entropy, as a share of its maximum, log K"
@@ -297,6 +325,7 @@ class Goal(HostKey):
 
 OBSERVATIONS: dict[ObservationKey, DeviceKey | HostKey] = {
     "canvas": Canvas(),
+    "sketch": Sketch(),
     "uncertainty": UncertaintyKey(),
     "acuity": Acuity(),
     "cls": Cls(),
@@ -319,6 +348,15 @@ def check_keys(keys: Sequence[object]) -> None:
         raise ValueError(
             f"observations must be distinct keys out of {', '.join(OBSERVATIONS)}, at least one; got {list(keys)}"
         )
+
+
+@cache
+def sketch_directions(*, dim: int, device: torch.device) -> Tensor:
+    """[SKETCH_CHANNELS, dim] orthonormal rows, the same on every machine. Outside of any inference mode: it is kept."""
+    drawn = np.random.default_rng(0).standard_normal((dim, SKETCH_CHANNELS))
+    rows = np.linalg.qr(drawn)[0].T.astype(np.float32)
+    with torch.inference_mode(False):
+        return torch.from_numpy(np.ascontiguousarray(rows)).to(device)
 
 
 def _pooled(maps: Tensor, *, size: int) -> Tensor:

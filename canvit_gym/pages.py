@@ -98,12 +98,13 @@ come in shuffled passes without replacement; `reset(options={"scene": 3})` picks
 (3, [0.0, 0.0, 1.0], 1)
 
 ## Episode End
-Terminated when the budget is spent or the agent stops. Never truncated: the budget is part of the task, and "time"
-shows it. `info` holds "scene", "viewpoint", "glimpses" and "loss", "score" where it is tracked, and at the end
-"loss_curve" (and "score_curve"): [budget], after each glimpse; an episode stopped early keeps its last value.
+Terminated when the budget is spent or the agent stops. The budget is part of the task, and "time" shows it: nothing is
+truncated. `info` holds "scene", "viewpoint", "glimpses" and "loss", "score" where it is tracked, and "loss_curve" (and
+"score_curve"): [budget], after each glimpse; where no glimpse was taken (yet) it keeps the last value. Vector
+environments hold curves where an episode ends.
 
->>> sorted(info)
-['action_mask', 'glimpses', 'loss', 'scene', 'score', 'viewpoint']
+>>> {"glimpses", "loss", "loss_curve", "scene", "viewpoint"} <= set(info)
+True
 
 ## Arguments
 $arguments

@@ -21,6 +21,7 @@ from canvit_gym.assembly import (
     build_task,
     require_scene_size,
 )
+from canvit_gym.checks import optional, whole
 from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows, to_host
 from canvit_gym.pages import arguments
@@ -52,7 +53,7 @@ def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
     return _AUTORESET[mode]
 
 
-def _after_each_glimpse(
+def after_each_glimpse(
     curve: NDArray[np.float32], glimpses: NDArray[np.int64], ended: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
     """[N, budget + 1] by glimpses taken -> [N, budget] after each; an episode stopped early keeps its last value.
@@ -90,8 +91,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     A scene with an empty canvas, then the first glimpse (the full scene by default) taken before the agent acts.
 
     ## Episode End
-    Terminated when the budget is spent (the first glimpse counts) or the agent stops. Never truncated: the
-    budget is part of the task, and `time` shows it.
+    Terminated when the budget is spent (the first glimpse counts) or the agent stops. The budget is part of the task,
+    and `time` shows it: nothing is truncated, unless `max_episode_steps` (Gymnasium's own keyword) asks for it.
 
     ## Arguments
     $arguments
@@ -170,14 +171,14 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         *,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        max_episode_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(num_envs, int) or isinstance(num_envs, bool) or num_envs < 1:
-            raise ValueError(f"num_envs must be a whole number >= 1, got {num_envs!r}")
+        self.num_envs = num_envs = whole(1)("num_envs", num_envs)
+        self.max_episode_steps = optional(whole(1))("max_episode_steps", max_episode_steps)
         if render_mode is not None and render_mode not in _RENDER_MODES:
             raise ValueError(f"unknown render_mode {render_mode!r}; choose one of {', '.join(_RENDER_MODES)}")
         self.config: EnvConfig = config_from_kwargs(kwargs)
-        self.num_envs = num_envs
         self.render_mode = render_mode
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -215,6 +216,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         final observations are left out, since an episode that terminates has no use for its last one."""
         self._started = False
         self._ended = np.zeros(num_envs, dtype=np.bool_)
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+        """Of the agent, in the episodes as they stand."""
         self._window = None
         if render_mode == "human":
             self._window = Window(self.scenes.name, fps=self.metadata["render_fps"])
@@ -261,6 +264,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             self.episodes.step_rows(rows, look)
         self._started = True
         self._ended[rows] = False
+        self._steps[rows] = 0
         self._show()
         return self._observation(), self._infos(np.isin(self.episodes.all_rows, rows), ended=None)
 
@@ -296,14 +300,19 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             rows = np.flatnonzero(looking)
             episodes.step_rows(rows, viewpoints if len(rows) == self.num_envs else viewpoints[rows])
         terminated = ((episodes.glimpses >= self.config.budget) | stop) & ~fresh
-        replaces = self.autoreset_mode == AutoresetMode.SAME_STEP and bool(terminated.any())
+        self._steps = np.where(fresh, 0, self._steps + 1)
+        truncated = np.zeros_like(terminated)
+        if self.max_episode_steps is not None:
+            truncated = (self._steps >= self.max_episode_steps) & ~terminated
+        ended = terminated | truncated
+        replaces = self.autoreset_mode == AutoresetMode.SAME_STEP and bool(ended.any())
         # Before anything reads the losses: a GPU's observation and potentials come to the host together.
         observation = None if replaces else self._observation()
         rewards = step_reward(
             self.config.reward,
             before,
             episodes.potentials[self._potential],
-            ended=terminated,
+            ended=ended,
             stopped=stop,
             glimpses=episodes.glimpses,
             budget=self.config.budget,
@@ -311,15 +320,15 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         rewards -= self.config.glimpse_cost * looking
         rewards[fresh] = 0
 
-        self._ended = terminated.copy()
+        self._ended = ended.copy()
         if replaces:
-            info = self._replace_ended(terminated)
+            info = self._replace_ended(ended)
             observation = self._observation()
         else:
-            info = self._infos(np.ones(self.num_envs, dtype=np.bool_), ended=terminated)
+            info = self._infos(np.ones(self.num_envs, dtype=np.bool_), ended=ended)
         self._show()
         assert observation is not None
-        return observation, rewards, terminated, np.zeros(self.num_envs, dtype=np.bool_), info
+        return observation, rewards, terminated, truncated, info
 
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:  # type: ignore[override]
         """One RGB frame per environment for "rgb_array"; "human" shows them at every reset and step."""
@@ -468,7 +477,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         masks = dict.fromkeys(values, mask)
         if ended is not None and ended.any():
             for name in self.tracked:
-                values[f"{name}_curve"] = _after_each_glimpse(episodes.curves[name], episodes.glimpses, ended)
+                values[f"{name}_curve"] = after_each_glimpse(episodes.curves[name], episodes.glimpses, ended)
                 masks[f"{name}_curve"] = ended
         return values | {f"_{key}": held.copy() for key, held in masks.items()}
 
@@ -486,6 +495,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         if first is not None:
             self.episodes.step_rows(rows, first)
         self._ended[rows] = False
+        self._steps[rows] = 0
         info = self._infos(np.ones(self.num_envs, dtype=np.bool_), ended=None)
         return info | {
             "final_obs": final_obs,

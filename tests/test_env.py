@@ -87,7 +87,8 @@ def test_single_and_vector_environments_agree(
         for key, value in one[0].items():
             assert np.array_equal(value, many[0][key][0]), key
         for key, value in one[-1].items():
-            assert np.array_equal(value, many[-1][key][0], equal_nan=True), key
+            if key in many[-1] or not key.endswith("_curve"):  # a vector environment's only where an episode ends
+                assert np.array_equal(value, many[-1][key][0], equal_nan=True), key
         action = env.action_space.sample()
         if len(one) == 5 and one[2]:
             one = env.reset()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, get_args
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,16 @@ import canvit_gym
 from canvit_gym import episodes as episodes_module
 from canvit_gym import observations as observations_module
 from canvit_gym import viewpoints as viewpoints_module
-from canvit_gym.observations import DEFAULT_KEYS, GAZE_LENGTH, OBSERVATIONS, FloatDtype, ObservationKey, update_acuity
+from canvit_gym.config import EnvConfig
+from canvit_gym.observations import (
+    DEFAULT_KEYS,
+    GAZE_LENGTH,
+    OBSERVATIONS,
+    FloatDtype,
+    ObservationKey,
+    sketch_directions,
+    update_acuity,
+)
 from canvit_gym.rewards import REWARDS
 from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.source import SceneBatch
@@ -291,7 +301,7 @@ def test_nothing_is_computed_for_keys_not_asked_for(
     ):
         for name in names:
             counted(module, name)
-    reads_canvas = env_id == ENV_IDS[0]
+    reads_canvas = DATASETS[canvit_gym.ENVIRONMENTS[env_id]["dataset"]].task == "segmentation"
     for keys in [("time",), ("viewpoint", "cls"), *[(key,) for key in behind]]:
         calls.clear()
         envs = make_vec(2, env_id, observations=keys, autoreset_mode="disabled")
@@ -354,3 +364,32 @@ def test_the_grid_of_the_acuity_map_is_made_once(monkeypatch: pytest.MonkeyPatch
     with torch.inference_mode():
         first = update_acuity(torch.zeros(1, 13, 13), look)
     assert torch.equal(first, update_acuity(torch.zeros(1, 13, 13), look)) and made == [13]
+
+
+class TestCompact:
+    """observation_preset="compact": what fits a replay buffer."""
+
+    @pytest.mark.parametrize("env_id", ENV_IDS)
+    def test_a_step_is_less_than_two_kilobytes(self, env_id: str) -> None:
+        with gym.make(env_id, num_scenes=4, device="cpu", observation_preset="compact") as env:
+            observation, _ = env.reset(seed=0)
+            assert sum(value.nbytes for value in observation.values()) < 2000
+            assert env.observation_space.contains(observation)
+            config = env.get_wrapper_attr("envs").config
+            rebuilt = EnvConfig(**config.to_json())
+            assert rebuilt == config
+
+    def test_a_sketch_is_the_canvas_along_fixed_directions(self) -> None:
+        env = gym.make(ENV_IDS[0], num_scenes=4, device="cpu", observations=["canvas", "sketch"])
+        observation, _ = env.reset(seed=0)
+        env.close()
+        directions = sketch_directions(dim=128, device=torch.device("cpu")).numpy()
+        np.testing.assert_allclose(directions @ directions.T, np.eye(8), atol=1e-6)
+        expected = np.einsum("kd,dij->kij", directions, observation["canvas"])
+        np.testing.assert_allclose(observation["sketch"], expected, atol=1e-4)
+
+    def test_a_preset_and_something_else_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="observation_preset='compact' sets canvas_size, but it is given as 4"):
+            EnvConfig(observation_preset="compact", canvas_size=4)
+        with pytest.raises(ValueError, match="unknown observation_preset 'tiny'; choose one of compact"):
+            EnvConfig(observation_preset="tiny")

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ENV_IDS
+from conftest import ENV_IDS, SMALL
 from gymnasium.vector import AutoresetMode
 
 from canvit_gym.backbone.load import Backbone
@@ -318,3 +318,32 @@ def test_bfloat16_stays_close(make_vec: MakeVec) -> None:
     assert np.abs(observation["canvas"] - expected["canvas"]).mean() < 0.1
     for _ in range(3):
         assert envs.observation_space.contains(envs.step(envs.action_space.sample())[0])
+
+
+class TestMaxEpisodeSteps:
+    """Gymnasium's own keyword: make_vec passes it on to a native vector environment."""
+
+    def test_episodes_are_truncated(self) -> None:
+        envs = gym.make_vec(ENV_IDS[0], num_envs=2, max_episode_steps=2, **SMALL)
+        envs.reset(seed=0)
+        ends = []
+        for _ in range(4):
+            _, _, terminated, truncated, _ = envs.step(np.zeros(2, dtype=np.int64))
+            assert not terminated.any()
+            ends.append(truncated.tolist())
+        assert ends == [[False] * 2, [True] * 2, [False] * 2, [False] * 2]
+        envs.close()
+
+    def test_the_budget_ends_before_it(self, make_vec: MakeVec) -> None:
+        envs = make_vec(2, budget=3, max_episode_steps=2)
+        envs.reset(seed=0)
+        envs.step(np.zeros(2, dtype=np.int64))
+        _, _, terminated, truncated, _ = envs.step(np.zeros(2, dtype=np.int64))
+        assert terminated.all() and not truncated.any()
+
+    def test_same_step_replaces_what_is_truncated(self, make_vec: MakeVec) -> None:
+        envs = make_vec(2, max_episode_steps=1, autoreset_mode="same_step")
+        envs.reset(seed=0)
+        _, _, terminated, truncated, info = envs.step(np.zeros(2, dtype=np.int64))
+        assert truncated.all() and not terminated.any() and info["_final_obs"].all()
+        assert info["glimpses"].tolist() == [1, 1]
