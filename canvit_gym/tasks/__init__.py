@@ -60,6 +60,11 @@ TASKS: dict[str, TaskSpec] = {
 """By name; a task of your own is one more entry."""
 
 
+def is_compared_by_score(metric: str) -> bool:
+    """Whether single scenes are compared by their score in this metric; else by their loss, less being better."""
+    return metric_named(metric).scene_measure.of == "score"
+
+
 def metric_named(name: str) -> Metric:
     """The metric of this name of one of the tasks.
 

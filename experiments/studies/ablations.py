@@ -35,6 +35,7 @@ from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_st
 from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import InterquartileMean, bootstrap_interval, paired_difference
+from canvit_gym.tasks import is_compared_by_score
 from experiments.studies.train_once import complete, require_same_run
 from experiments.throughput.ppo import learn_rollouts, ppo_for_throughput
 
@@ -312,7 +313,9 @@ def table(result: dict[str, Any]) -> str:
     if not variants:
         return "No run is finished yet.\n"
     metric = next(iter(variants.values()))["deterministic"]["metric"]
-    iqm, iqm_form = ("mIoU %", (100, "{:.2f}")) if metric == "mIoU" else ("cross-entropy", (-1, "{:.4f}"))
+    iqm, iqm_form = (
+        (f"{metric} %", (100, "{:.2f}")) if is_compared_by_score(metric) else ("cross-entropy", (-1, "{:.4f}"))
+    )
     lines += [
         f"| group | variant | {metric} % | seeds | minus base | cross-entropy minus base | sampled {metric} % "
         f"| sampled minus base | IQM of the scenes' {iqm} |",

@@ -42,6 +42,7 @@ from canvit_gym.policies.label_split import Half, HalfLoss
 from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import InterquartileMean, Mean, OfFirst, Statistic, Together, bootstrap_interval
+from canvit_gym.tasks import is_compared_by_score
 from canvit_gym.tuning import tune
 
 _ANY_TASK = (
@@ -310,7 +311,7 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
                 share = bootstrap_interval(*four, of=_share_across_scenes)
                 rows[policy.name][f"share_of_{ceiling}_{name}"] = share.at(-1)
     metric = oracle.runs[0].metric
-    blocks, few = config.blocks if metric == "mIoU" else (), _few(_test(config, env), config)
+    blocks, few = config.blocks if is_compared_by_score(metric) else (), _few(_test(config, env), config)
     return {
         "metric": metric,
         "baseline": baseline.name,
@@ -338,7 +339,7 @@ def page(result: dict[str, Any]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in rows.items():
-        dense = metric == "mIoU"
+        by_score = is_compared_by_score(metric)
         cells = [
             f"{name} ({row['num_scenes']:,} scenes)" if row["num_scenes"] < result["num_scenes"] else name,
             _cell(row["score"], "{:.1f}", 100),
@@ -349,7 +350,7 @@ def page(result: dict[str, Any]) -> str:
                 for ceiling in ("oracle", "jittered", "locator")
                 for name in ("score", "loss")
             ),
-            _cell(row["scene_iqm"], "{:.1f}", 100) if dense else _cell(row["scene_iqm"], "{:.3f}"),
+            _cell(row["scene_iqm"], "{:.1f}", 100) if by_score else _cell(row["scene_iqm"], "{:.3f}"),
             ", ".join(f"{100 * score:.1f}" for score in row["score_of_seed"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -358,7 +359,7 @@ def page(result: dict[str, Any]) -> str:
         f"{result['num_scenes']:,} test scenes, oracles and what is jittered on the first {result['oracle_scenes']:,}; "
         f"jittered glimpses land up to {result['jitter_cells']:g} canvas cells off. After the last glimpse, "
         "95% intervals over scenes and training seeds in brackets. The IQM is of single scenes' "
-        + (f"{metric}." if metric == "mIoU" else "minus cross-entropy, in nats."),
+        + (f"{metric}." if is_compared_by_score(metric) else "minus cross-entropy, in nats."),
         f"Written by\n\n    {result['provenance']['command']}",
         "\n".join(lines),
     ]
