@@ -29,6 +29,7 @@ _MODULES: dict[str, str] = {  # module:attribute, imported when asked for
     "ppo": "agents.ppo.learner:ALGORITHM",
     "q_regression": "agents.q_regression.learner:ALGORITHM",
     "dime": "agents.dime.learner:ALGORITHM",
+    "oracle_cloning": "agents.oracle_cloning.learner:ALGORITHM",
     "dqn": "agents.off_policy.learner:DQN_ALGORITHM",
     "sac": "agents.off_policy.learner:SAC_ALGORITHM",
     "crossq": "agents.off_policy.contrib:CROSSQ_ALGORITHM",

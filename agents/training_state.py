@@ -25,6 +25,7 @@ from agents.learner import State
 from canvit_gym.atomic import replacing
 from canvit_gym.config import EnvConfig
 from canvit_gym.sb3 import GlimpseVecEnv
+from canvit_gym.vector_env import GlimpseVectorEnv
 
 
 def random_state() -> State:
@@ -76,13 +77,7 @@ def capture_environments(env: GlimpseVecEnv) -> State:
     if whole:
         begun = int(envs.config.first_glimpse is not None)
         assert (envs.episodes.glimpses == begun).all(), f"a rollout ended within episodes: {envs.episodes.glimpses}"
-    return {
-        "scene_order": {
-            "generator": json.dumps(envs.np_random.bit_generator.state),
-            "pass": torch.from_numpy(envs._sampler._pass.copy()),
-        },
-        "scenes": envs.episodes.scene.tolist() if whole else [],
-    }
+    return capture_native(envs) | {"scenes": envs.episodes.scene.tolist() if whole else []}
 
 
 def restore_environments(env: VecEnv, state: State) -> Any:
@@ -92,9 +87,24 @@ def restore_environments(env: VecEnv, state: State) -> Any:
     if state["scenes"]:
         inner.set_options([{"scene": scene} for scene in state["scenes"]])
     observation = begin_episodes(env)
-    inner.glimpse_envs.np_random.bit_generator.state = json.loads(state["scene_order"]["generator"])
-    inner.glimpse_envs._sampler._pass = state["scene_order"]["pass"].numpy().copy()
+    restore_native(inner.glimpse_envs, state)
     return observation
+
+
+def capture_native(envs: GlimpseVectorEnv) -> State:
+    """What decides the scenes that come next."""
+    return {
+        "scene_order": {
+            "generator": json.dumps(envs.np_random.bit_generator.state),
+            "pass": torch.from_numpy(envs._sampler._pass.copy()),
+        }
+    }
+
+
+def restore_native(envs: GlimpseVectorEnv, state: State) -> None:
+    """Of environments that were reset before."""
+    envs.np_random.bit_generator.state = json.loads(state["scene_order"]["generator"])
+    envs._sampler._pass = state["scene_order"]["pass"].numpy().copy()
 
 
 def glimpse_env(env: VecEnv) -> GlimpseVecEnv:

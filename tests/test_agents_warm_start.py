@@ -38,7 +38,7 @@ def make_policy(config: EnvConfig, **kwargs: Any) -> ViewpointPolicy:
 
 def warmed(policy: ViewpointPolicy, config: EnvConfig = CONFIG, **options: Any) -> list[dict[str, float]]:
     given: dict[str, Any] = {"states": 64, "round_states": 32, "candidates": 4, "epochs": 2} | options
-    return warm_start(policy, config=config, options=WarmStart(**given), returns_of=RETURNS, num_envs=8)
+    return warm_start(policy.plain, config=config, options=WarmStart(**given), returns_of=RETURNS, num_envs=8)
 
 
 @pytest.mark.parametrize("objective", ["regression", "ranking"])

@@ -64,7 +64,7 @@ def warmed_up(
     assert isinstance(model.policy, ViewpointPolicy)
     with preserved_random_state():
         return warm_start(
-            model.policy,
+            model.policy.plain,
             config=config,
             options=options,
             returns_of=partial(

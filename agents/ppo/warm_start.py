@@ -28,16 +28,16 @@ from tqdm import tqdm
 
 from agents.finite import require_finite
 from agents.normalize import clipped
-from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.heads import TableHead
 from canvit_gym.policies.lookahead import outcomes_after
+from canvit_gym.policies.networks import ViewpointNetwork
 from canvit_gym.rewards import REWARDS, step_reward
 from canvit_gym.vector_env import GlimpseVectorEnv
 
-Objective = Literal["regression", "ranking"]
+Objective = Literal["regression", "ranking", "cloning"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class WarmStart:
     """Of the first round; falls linearly towards 0, so that of n rounds the last has an n-th of it."""
     temperature: float = 0.25
     objective: Objective = "regression"
-    """regression: squared error of gains; ranking: cross-entropy to softmax(gain / (temperature * sigma))."""
+    """regression: squared error of gains; ranking: cross-entropy to softmax(gain / (temperature * sigma)); cloning:
+    cross-entropy to the one of the tried viewpoints that gains most."""
     vf_coef: float = 0.5
 
     def __post_init__(self) -> None:
@@ -73,7 +74,7 @@ class WarmStart:
 
 
 @dataclass(frozen=True)
-class _Tried:
+class Tried:
     """S states: what the policy saw, what it might have gained, and what it did gain until the episode's end."""
 
     observations: dict[str, Tensor]  # [S, ...] each, maps in float16
@@ -81,13 +82,21 @@ class _Tried:
     gains: Tensor  # [S, K]
     rewards: NDArray[np.float64]  # [S / T, T]: the states of an episode stand together
 
-    def and_then(self, other: "_Tried") -> "_Tried":
-        return _Tried(
+    def and_then(self, other: "Tried") -> "Tried":
+        return Tried(
             observations={k: torch.cat([v, other.observations[k]]) for k, v in self.observations.items()},
             chosen=torch.cat([self.chosen, other.chosen]),
             gains=torch.cat([self.gains, other.gains]),
             rewards=np.concatenate([self.rewards, other.rewards]),
         )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and dicts of them."""
+        return {**vars(self), "rewards": torch.from_numpy(self.rewards)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "Tried":
+        return cls(**{**state, "rewards": state["rewards"].numpy()})
 
 
 ReturnsOf = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -116,7 +125,7 @@ def discounted_returns(
 
 
 def warm_start(
-    policy: ViewpointPolicy,
+    network: ViewpointNetwork,
     *,
     config: EnvConfig,
     options: WarmStart,
@@ -125,7 +134,7 @@ def warm_start(
     seed: int = 0,
     progress: bool = False,
 ) -> list[dict[str, float]]:
-    """Train `policy` in place; one dict per round. A function of its arguments: it seeds the global generators.
+    """Train `network` in place; one dict per round. A function of its arguments: it seeds the global generators.
 
     `explained` is the share of the gains' variance within states that the actor predicted before it learned from the
     round (0: nothing, 1: all, luck included); `sigma` is in the reward's units.
@@ -145,23 +154,23 @@ def warm_start(
             "(--warm-start-states 0)"
         )
     rng = np.random.default_rng(seed)
-    optimizer = torch.optim.Adam(policy.parameters(), lr=options.learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
     sizes = [
         min(options.round_states, options.states - done) for done in range(0, options.states, options.round_states)
     ]
     history: list[dict[str, float]] = []
-    tried: _Tried | None = None
+    tried: Tried | None = None
     bar = tqdm(total=options.states, desc="Warm start", unit="state", disable=None if progress else True)
     envs.reset(seed=seed)
     with bar:
         for number, size in enumerate(sizes):
-            found = _collect(policy, envs, actions, options, size, rng, explores=number == 0, advance=bar.update)
-            explained = _explained(policy, found, options)
+            found = collect(network, envs, actions, options, size, rng, explores=number == 0, advance=bar.update)
+            explained = explained_share(network, found, options)
             tried = found if tried is None else tried.and_then(found)
             returns = torch.from_numpy(returns_of(tried.rewards).reshape(-1)).float()
             optimizer.param_groups[0]["lr"] = options.learning_rate * (1 - number / len(sizes))
             try:
-                record = {"explained": explained, **_learn(policy, optimizer, tried, returns, options)}
+                record = {"explained": explained, **learn(network, optimizer, tried, returns, options)}
             except FloatingPointError as error:
                 raise FloatingPointError(
                     f"the warm start stopped in round {number + 1} of {len(sizes)}: {error}. A smaller learning_rate "
@@ -174,8 +183,8 @@ def warm_start(
 
 
 @torch.no_grad()
-def _collect(
-    policy: ViewpointPolicy,
+def collect(
+    network: ViewpointNetwork,
     envs: GlimpseVectorEnv,
     actions: DiscreteActions,
     options: WarmStart,
@@ -184,9 +193,9 @@ def _collect(
     *,
     explores: bool,
     advance: Callable[[int], Any],
-) -> _Tried:
+) -> Tried:
     """At least `size` states, in whole batches of whole episodes."""
-    policy.set_training_mode(False)
+    network.eval()
     table, reward, cost = actions.viewpoints, envs.config.reward, envs.config.glimpse_cost
     seen: list[dict[str, Tensor]] = []  # one per episode batch, [N * T, ...]
     chosen, gains, rewards = [], [], []
@@ -204,7 +213,7 @@ def _collect(
             if actions.allow_stop:  # to stop gains nothing and costs nothing
                 tried, gain = np.append(tried, len(table)), np.pad(gain, ((0, 0), (0, 1)))
             looks = (
-                rng.integers(len(table), size=envs.num_envs) if explores else _sampled(policy, observation, len(table))
+                rng.integers(len(table), size=envs.num_envs) if explores else _sampled(network, observation, len(table))
             )
             _, paid, ended, _, _ = envs.step(looks)
             for column, value in zip(of_episode, (np.tile(tried, (envs.num_envs, 1)), gain, paid), strict=True):
@@ -216,7 +225,7 @@ def _collect(
         rewards.append(paid_at)
         count += paid_at.size
         advance(paid_at.size)
-    return _Tried(
+    return Tried(
         observations={k: torch.cat([part[k] for part in seen]) for k in seen[0]},
         chosen=torch.from_numpy(np.concatenate(chosen)),
         gains=torch.from_numpy(np.concatenate(gains)).float(),
@@ -235,45 +244,51 @@ def _gains(reward: str, episodes: EpisodeBatch, candidates: NDArray[np.float32])
     return step_reward(kind, np.broadcast_to(before, after.shape), after)
 
 
-def _sampled(policy: ViewpointPolicy, observation: dict[str, Tensor], num_viewpoints: int) -> NDArray[np.int64]:
+def device_of(network: torch.nn.Module) -> torch.device:
+    return next(network.parameters()).device
+
+
+def _sampled(network: ViewpointNetwork, observation: dict[str, Tensor], num_viewpoints: int) -> NDArray[np.int64]:
     """[N] viewpoints drawn from the policy; never a stop, so that episodes stay together."""
-    given = {key: value.to(policy.device) for key, value in observation.items()}
-    probabilities = policy.get_distribution(given).distribution.probs[:, :num_viewpoints]  # type: ignore[union-attr]
+    given = {key: value.to(device_of(network)) for key, value in observation.items()}
+    probabilities = network.distribution(given).probs[:, :num_viewpoints]  # type: ignore[attr-defined]
     return torch.multinomial(probabilities, 1).squeeze(1).cpu().numpy()
 
 
-def _learn(
-    policy: ViewpointPolicy, optimizer: torch.optim.Optimizer, data: _Tried, returns: Tensor, options: WarmStart
+def learn(
+    network: ViewpointNetwork, optimizer: torch.optim.Optimizer, data: Tried, returns: Tensor, options: WarmStart
 ) -> dict[str, float]:
-    device = policy.device
+    device = device_of(network)
     targets, sigma = _targets(data, options)
-    policy.set_training_mode(True)
+    network.train()
     losses: list[Tensor] = []
     for epoch in range(options.epochs):
         for rows in torch.randperm(len(targets)).split(options.batch_size):
-            scores, values = _scores(policy, data, rows)
+            scores, values = _scores(network, data, rows)
             wanted = targets[rows].to(device)
-            if options.objective == "ranking":
+            if options.objective == "cloning":
+                loss = F.cross_entropy(scores, wanted.argmax(dim=1))
+            elif options.objective == "ranking":
                 loss = F.cross_entropy(scores, wanted.softmax(dim=1))
             else:
                 loss = F.mse_loss(scores, wanted)
             total = loss + options.vf_coef * F.mse_loss(values, returns[rows].to(device))
             optimizer.zero_grad()
             total.backward()
-            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             require_finite({f"the loss in epoch {epoch + 1}": total.detach(), "its gradient": norm})
             optimizer.step()
             losses.append(loss.detach())
-    policy.set_training_mode(False)
+    network.eval()
     loss = torch.stack(losses)
-    require_finite({name: value.detach() for name, value in policy.named_parameters()})
+    require_finite({name: value.detach() for name, value in network.named_parameters()})
     return {
         "sigma": sigma.item(),
         "loss": loss[-len(loss) // options.epochs :].mean().item(),
     }
 
 
-def _targets(data: _Tried, options: WarmStart) -> tuple[Tensor, Tensor]:
+def _targets(data: Tried, options: WarmStart) -> tuple[Tensor, Tensor]:
     """(what the tried actions' scores shall be [S, K], the gains' standard deviation within states)."""
     centered = data.gains - data.gains.mean(dim=1, keepdim=True)
     sigma = centered.square().mean().sqrt().clamp(min=1e-9)
@@ -281,17 +296,19 @@ def _targets(data: _Tried, options: WarmStart) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _explained(policy: ViewpointPolicy, data: _Tried, options: WarmStart) -> float:
+def explained_share(network: ViewpointNetwork, data: Tried, options: WarmStart) -> float:
     targets, _ = _targets(data, options)
-    predicted = [_scores(policy, data, rows)[0].cpu() for rows in torch.arange(len(targets)).split(options.batch_size)]
+    predicted = [_scores(network, data, rows)[0].cpu() for rows in torch.arange(len(targets)).split(options.batch_size)]
     return float(1 - (torch.cat(predicted) - targets).square().mean() / targets.square().mean())
 
 
-def _scores(policy: ViewpointPolicy, data: _Tried, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _scores(network: ViewpointNetwork, data: Tried, rows: Tensor) -> tuple[Tensor, Tensor]:
     """(the tried actions' scores [n, K], centered; values [n])."""
-    observation = {k: v[rows.to(v.device)].to(policy.device) for k, v in data.observations.items()}
-    features: Any = policy.extract_features(observation)
-    head = policy.action_net
+    observation = {k: v[rows.to(v.device)].to(device_of(network)) for k, v in data.observations.items()}
+    features = network.features(observation)
+    head = network.action_net
     assert isinstance(head, TableHead)
-    scores = head.scores(features.map).gather(1, data.chosen[rows].to(policy.device))  # seen or not: a gain is a gain
-    return scores - scores.mean(dim=1, keepdim=True), policy.value_net(features).flatten()
+    scores = head.scores(features.map).gather(
+        1, data.chosen[rows].to(device_of(network))
+    )  # seen or not: a gain is a gain
+    return scores - scores.mean(dim=1, keepdim=True), network.value_net(features).flatten()

@@ -1,0 +1,1 @@
+"""Behaviour cloning of the greedy oracle, which sees the labels, on training scenes (DAgger)."""

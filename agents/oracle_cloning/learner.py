@@ -1,0 +1,179 @@
+"""Imitate a greedy oracle: look where, of some viewpoints tried with the labels at hand, most is gained.
+
+In every state the oracle tries `candidates` viewpoints of the table, each with one forward of the backbone, and the
+network learns to give the best of them the highest score (cross-entropy over those tried). States are collected in
+rounds, the first with random viewpoints, the others with those that the network samples by then, and after every round
+it learns from all states so far (Ross et al. 2011, DAgger): a cheap upper baseline for learners that are told less.
+A decision here is a state in which the oracle was asked; it costs candidates + 1 forwards.
+"""
+
+import ast
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.utils import set_random_seed
+from torch import nn
+
+from agents.algorithms import Algorithm
+from agents.checks import check_number, check_policy_kwargs, check_whole
+from agents.learner import Monitoring, State
+from agents.ppo.warm_start import Tried, WarmStart, collect, explained_share, learn
+from agents.settings import Plan
+from agents.training_state import capture_native, random_state, restore_native, set_random_state
+from canvit_gym.actions import DiscreteActions
+from canvit_gym.assembly import build_actions
+from canvit_gym.backbone.load import resolve_device
+from canvit_gym.config import EnvConfig
+from canvit_gym.policies.networks import ViewpointNetwork, action_options
+from canvit_gym.vector_env import GlimpseVectorEnv
+
+
+@dataclass(frozen=True)
+class CloningHyperparameters:
+    """One entry of agents/hyperparameters/oracle_cloning.yml; see there for what they mean."""
+
+    total_timesteps: int
+    env_kwargs: dict[str, Any]
+    n_envs: int
+    candidates: int
+    round_states: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    policy_kwargs: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("total_timesteps", 1), ("n_envs", 1), ("candidates", 2), ("round_states", 1), ("epochs", 1),
+            ("batch_size", 2),
+        ):  # fmt: skip
+            check_whole(name, getattr(self, name), low=low)
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_policy_kwargs(self.policy_kwargs, leave_out=("distribution", "log_std_init"))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def check_fit(self, config: EnvConfig) -> None:
+        actions = build_actions(config)
+        if not isinstance(actions, DiscreteActions) or len(actions.viewpoints) < self.candidates:
+            raise ValueError(
+                f"the oracle tries {self.candidates} viewpoints of a table in every state, but the actions are "
+                f"{actions.space}: use action='grid' or 'quadtree', or fewer candidates"
+            )
+
+
+class OracleCloning:
+    """A ViewpointNetwork that imitates the oracle."""
+
+    network_class = "ViewpointNetwork"
+    captures_every_update = False  # a state holds all that the oracle was asked so far
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.hyper: CloningHyperparameters = plan.hyper
+        hyper = self.hyper
+        set_random_seed(plan.settings.seed)
+        self.envs = GlimpseVectorEnv(hyper.n_envs, autoreset_mode="disabled", **vars(plan.env))
+        actions = self.envs.actions
+        assert isinstance(actions, DiscreteActions)  # check_fit
+        self._actions = actions
+        self._network = ViewpointNetwork(
+            self.envs.single_observation_space,  # type: ignore[arg-type]
+            self.envs.single_action_space,
+            **action_options(actions),
+            **hyper.policy_kwargs,
+        ).to(resolve_device(plan.env.device))
+        self.optimizer = torch.optim.Adam(self._network.parameters(), lr=hyper.learning_rate)
+        self._options = WarmStart(
+            states=hyper.total_timesteps,
+            candidates=hyper.candidates,
+            round_states=hyper.round_states,
+            epochs=hyper.epochs,
+            batch_size=hyper.batch_size,
+            objective="cloning",
+            vf_coef=0.0,
+        )
+        self.num_timesteps = 0
+        self._rng = np.random.default_rng(plan.settings.seed)
+        self._tried: Tried | None = None
+        self._logger = Logger(None, [])
+        self._found: dict[str, float] = {}
+
+    @property
+    def network(self) -> nn.Module:
+        return self._network
+
+    @property
+    def network_options(self) -> dict[str, Any]:
+        return self.hyper.policy_kwargs
+
+    @property
+    def status(self) -> dict[str, float | None]:
+        return {**self._found}
+
+    def set_logger(self, logger: Logger) -> None:
+        self._logger = logger
+
+    def begin(self, *, progress: bool) -> list[dict[str, float]]:
+        self.envs.reset(seed=self.plan.settings.seed)
+        return []
+
+    def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
+        if callbacks:
+            raise TypeError("callbacks are Stable-Baselines3's, on which oracle_cloning is not built: leave them out")
+        while self.num_timesteps < total:
+            monitor.between_updates()
+            size = min(self.hyper.round_states, total - self.num_timesteps)
+            found = collect(
+                self._network, self.envs, self._actions, self._options, size, self._rng,
+                explores=self._tried is None, advance=monitor.stepped,
+            )  # fmt: skip
+            explained = explained_share(self._network, found, self._options)
+            self._tried = found if self._tried is None else self._tried.and_then(found)
+            remaining = 1 - self.num_timesteps / total
+            self.optimizer.param_groups[0]["lr"] = self.hyper.learning_rate * remaining
+            no_returns = torch.zeros(len(self._tried.gains))
+            self._found = learn(self._network, self.optimizer, self._tried, no_returns, self._options)
+            self.num_timesteps += len(found.gains)
+            for name, value in (self._found | {"explained": explained}).items():
+                self._logger.record(f"train/{name}", value)
+            self._logger.dump(self.num_timesteps)
+        return True
+
+    def capture(self) -> State:
+        tried = self._tried
+        return {
+            "num_timesteps": self.num_timesteps,
+            "policy": {k: v.detach().clone() for k, v in self._network.state_dict().items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "tried": {} if tried is None else tried.state_dict(),
+            "candidates": str(self._rng.bit_generator.state),
+            "random": random_state(),
+            **capture_native(self.envs),
+        }
+
+    def restore(self, state: State) -> None:
+        self.num_timesteps = state["num_timesteps"]
+        self.restore_network(state)
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self._tried = Tried.from_state_dict(state["tried"]) if state["tried"] else None
+        self._rng.bit_generator.state = ast.literal_eval(state["candidates"])
+        self.envs.reset(seed=0)
+        restore_native(self.envs, state)
+        set_random_state(state["random"])
+
+    def restore_network(self, state: State) -> None:
+        self._network.load_state_dict(state["policy"])
+
+    def close(self) -> None:
+        self.envs.close()
+
+
+ALGORITHM = Algorithm(title="Oracle cloning", hyperparameters=CloningHyperparameters, make=OracleCloning)
