@@ -44,7 +44,7 @@ CORNERS = ((-0.5, -0.5, 0.5), (0.5, 0.5, 0.5), (0.75, -0.75, 0.25), (0.0, 0.0, 0
 def new_game(
     env_id: str = "CanViT/FashionSegmentation-v0", *, on_played: Callable[[Played], None] | None = None, **kwargs: Any
 ) -> Game:
-    env = make_game_env(env_id, split="test", **SMALL, **kwargs)
+    env = make_game_env(env_id, split="test", **{**SMALL, **kwargs})
     rivals = make_rivals(("center",), env.envs.config)
     return Game(env, rivals=rivals, scenes=cycle(range(16)), on_played=on_played)
 
@@ -73,6 +73,7 @@ def test_a_game_scores_what_the_environment_scores(env_id: str) -> None:
     assert game.outcome()["curve"] == pytest.approx(info["score_curve"], abs=1e-6)
     rival = game.rival(game.rivals()[0])
     assert len(rival["curve"]) == len(rival["viewpoints"]) == len(rival["readings"]) == budget
+    assert rival["curve"][0] == pytest.approx(game.outcome()["curve"][0], abs=1e-5)  # of the same goal, if there is one
     json.dumps([game.hello(), view, game.outcome(), rival, game.settle()], allow_nan=False)
 
 
