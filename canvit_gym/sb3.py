@@ -26,6 +26,8 @@ from canvit_gym.vector_env import GlimpseVectorEnv, Observation
 
 # What a single environment calls by these names.
 _SINGLE = {"action_space": "single_action_space", "observation_space": "single_observation_space"}
+_METHODS_BY_ROW = ("render", "action_masks")
+"""Of a vector environment, with a result per environment."""
 _WHOLE_BATCH_METHODS = ("reset", "step", "close")
 
 TensorPrecision = Literal["float32", "float16"]
@@ -198,7 +200,7 @@ class GlimpseVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """`render` gives every index its frame; any other method runs once, for all indices."""
+        """`render` and `action_masks` give every index its own row; any other method runs once, for all indices."""
         if method_name in _WHOLE_BATCH_METHODS:
             raise ValueError(
                 f"env_method({method_name!r}) would {method_name} single environments, but these advance "
@@ -206,7 +208,7 @@ class GlimpseVecEnv(VecEnv):
                 f"call {method_name}() of the VecEnv"
             )
         result = getattr(self._holding(method_name), method_name)(*method_args, **method_kwargs)
-        if method_name == "render" and result is not None:  # None: a window shows the frames
+        if method_name in _METHODS_BY_ROW and result is not None:  # None: a window shows the frames
             return [result[i] for i in self._get_indices(indices)]
         return [result for _ in self._get_indices(indices)]
 
