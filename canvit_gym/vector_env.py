@@ -224,13 +224,19 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     @property
     def spec(self) -> EnvSpec | None:
-        """As make_vec notes it, with the autoreset mode by name: an enum is no JSON."""
+        """As make_vec notes it, in what JSON holds: no enum and none of numpy's numbers."""
         return self._spec
 
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        if spec is not None and "autoreset_mode" in spec.kwargs:
-            spec = replace(spec, kwargs={**spec.kwargs, "autoreset_mode": self.autoreset_mode.name.lower()})
+        if spec is not None:
+            plain = {**self.config.to_json(), "num_envs": self.num_envs}
+            kwargs = {
+                k: plain.get(k, v) if isinstance(v, np.generic | np.ndarray) else v for k, v in spec.kwargs.items()
+            }
+            if "autoreset_mode" in kwargs:
+                kwargs["autoreset_mode"] = self.autoreset_mode.name.lower()
+            spec = replace(spec, kwargs=kwargs)
         self._spec = spec
 
     @property

@@ -76,9 +76,9 @@ NAN = float("nan")
 CONSTRUCTOR: dict[str, Case] = {
     "unknown keyword": (lambda: make(buget=5), TypeError, "unknown environment keyword buget; there are: .*budget"),
     "unknown keyword, single": (lambda: single(grid_scale=1), TypeError, "unknown environment keyword grid_scale"),
-    "no environments": (lambda: make(0), ValueError, "num_envs must be a whole number >= 1, got 0"),
-    "half an environment": (lambda: make(1.5), ValueError, r"num_envs must be a whole number >= 1, got 1\.5"),
-    "true environments": (lambda: make(True), ValueError, "num_envs must be a whole number >= 1, got True"),
+    "no environments": (lambda: make(0), ValueError, r"num_envs must be a whole number .an int. >= 1, got 0"),
+    "half an environment": (lambda: make(1.5), ValueError, r"num_envs must be a whole number .an int. >= 1, got 1\.5"),
+    "true environments": (lambda: make(True), ValueError, r"num_envs must be a whole number .an int. >= 1, got True"),
     "dataset": (lambda: make(dataset="imagenet"), ValueError, "unknown dataset 'imagenet'; choose one of fashion-seg"),
     "split": (
         lambda: make(split="train"),
