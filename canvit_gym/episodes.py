@@ -17,18 +17,21 @@ from torch import Tensor
 
 from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import Backbone
+from canvit_gym.device_step import CompiledStep, DeviceStep, RecordedStep, StepResult
 from canvit_gym.dtypes import float32_by_default
-from canvit_gym.observations import ObservationLayout, StepTensors, Taken, pooled_canvas, to_uint8
+from canvit_gym.observations import ObservationLayout, Taken, to_uint8
 from canvit_gym.scenes.source import SceneBatch, SceneSource, load_scenes
-from canvit_gym.states import Rows, States, index_of
+from canvit_gym.states import FixedStates, Rows, States, index_of
 from canvit_gym.tasks.goals import Goals, choose_goals, require_available, scene_uniforms
 from canvit_gym.tasks.metric import Metric
 from canvit_gym.tasks.pictures import TaskPicture
 from canvit_gym.tasks.task import Task, Truth
 from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
-READING_BYTES = 1 << 20
-"""Of canvas read at once on a CPU, about: what stays in a core's cache between the operations on it."""
+
+def stays_in_place(device: torch.device) -> bool:
+    """Whether compiled steps are of all rows and on tensors that never move, as CUDA graphs need it."""
+    return device.type == "cuda"
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,6 @@ class EpisodeView:
     """How reading and truth are drawn."""
     goal: str = ""
     """The name of what is asked for, in goal-conditioned tasks."""
-
-
-def _assign(target: Tensor | None, rows: Rows, value: Tensor, num: int) -> Tensor:
-    """`target` with `value` at `rows`; the value itself where it covers every row."""
-    if target is None or len(rows) == num:
-        return value
-    target[index_of(rows, target)] = value
-    return target
 
 
 class _RowsOf(Mapping[str, Tensor]):
@@ -91,89 +86,6 @@ def to_host(tensors: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What a step makes of n rows, on the device."""
-
-    state: RecurrentState
-    logits: Tensor
-    measured: Tensor | None  # [number of potentials, n]
-    kept: dict[str, Tensor]  # of the observation's DeviceKeys, [n, ...] each
-
-
-class DeviceStep:
-    """All that a step does on the device once its glimpses are sampled: a pure function of tensors."""
-
-    def __init__(self, *, backbone: Backbone, task: Task, layout: ObservationLayout, potentials: Sequence[str]) -> None:
-        self.backbone = backbone
-        self.task = task
-        self.layout = layout
-        self._keys = layout.device_keys
-        self._measures = [task.potentials[name].measure for name in potentials]
-        self._pools = any(key.reads_canvas for key in self._keys.values())
-        self._shows_uncertainty = any(key.reads_uncertainty for key in self._keys.values())
-
-    def __call__(
-        self, glimpse: Tensor, where: Viewpoint, state: RecurrentState, truth: Truth, before: Mapping[str, Tensor]
-    ) -> StepResult:
-        """Glimpses [n, 3, px, px] at viewpoints `where`, and states before them -> what follows.
-
-        before: what the keys that accumulate have kept.
-        """
-        state = self.backbone.step(glimpse, state, where)
-        step = self._read(state, glimpse, where)
-        kept = {
-            name: key.update(before[name] if key.accumulates else None, step, self.layout)
-            for name, key in self._keys.items()
-        }
-        return StepResult(state=state, logits=step.logits, measured=self.measure(step.logits, truth), kept=kept)
-
-    def start(self, num: int, *, read: bool) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """(logits, kept) of `num` scenes that have not been looked at; without `read`, only what needs no reading."""
-        kept = {name: key.start(self.layout, num, self.backbone.device) for name, key in self._keys.items()}
-        if not read:
-            return None, {name: value for name, value in kept.items() if value is not None}
-        # One empty canvas is read for all of them.
-        empty = self._read(self.backbone.init_state(1), None, None)
-        for name, key in self._keys.items():
-            if kept[name] is None:
-                kept[name] = _repeated(key.update(None, empty, self.layout), num)
-        return _repeated(empty.logits, num), {name: value for name, value in kept.items() if value is not None}
-
-    def measure(self, logits: Tensor, truth: Truth) -> Tensor | None:
-        """[number of potentials, n]"""
-        return torch.stack([measure(logits, truth) for measure in self._measures]) if self._measures else None
-
-    def _read(self, state: RecurrentState, glimpse: Tensor | None, where: Viewpoint | None) -> StepTensors:
-        logits, pooled = self._decode(state)
-        shown = self.task.uncertainty(logits, map_size=self.layout.map_size) if self._shows_uncertainty else None
-        return StepTensors(
-            state=state, logits=logits, pooled_canvas=pooled, uncertainty=shown, glimpse=glimpse, viewpoint=where
-        )
-
-    def _decode(self, state: RecurrentState) -> tuple[Tensor, Tensor | None]:
-        """(logits, pooled canvas where it is observed) of states."""
-        if not (self._pools or self.task.reads_canvas):
-            return self.task.read(state, None), None
-        scene_bytes = state.canvas[0].numel() * state.canvas.element_size()
-        at_once = -(-READING_BYTES // scene_bytes) if state.canvas.device.type == "cpu" else len(state.canvas)
-        logits, pooled = [], []
-        for canvas, recurrent_cls in zip(state.canvas.split(at_once), state.recurrent_cls.split(at_once), strict=True):
-            part = RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls)
-            canvas_norm = normalized_canvas(self.backbone, part)
-            logits.append(self.task.read(part, canvas_norm))
-            if self._pools:
-                pooled.append(pooled_canvas(canvas_norm, size=self.layout.canvas_size))
-        if len(logits) == 1:
-            return logits[0], pooled[0] if self._pools else None
-        return torch.cat(logits), torch.cat(pooled) if self._pools else None
-
-
-def _repeated(row: Tensor, num: int) -> Tensor:
-    """[1, ...] -> [num, ...], each row in memory of its own."""
-    return row.expand(num, *row.shape[1:]).contiguous()
-
-
-@dataclass(frozen=True)
 class _Measured:
     """Potentials of rows after so many glimpses: on their way to the host."""
 
@@ -198,9 +110,11 @@ class EpisodeBatch:
         budget: int,
         potentials: Sequence[str] = ("loss",),
         counted: bool = False,
+        compiles: bool = True,
     ) -> None:
         """potentials: the names of those to measure after every reading; no others are. counted: whether the task's
-        `count` will be called after every glimpse, and is to be prepared for."""
+        `count` will be called after every glimpse, and is to be prepared for. compiles: False for a batch that is too
+        short-lived to compile for, whatever the backbone's `compile` says."""
         for name in potentials:
             task.require_potential(name, wanted_by="this batch of episodes")
         self.num = num
@@ -212,6 +126,12 @@ class EpisodeBatch:
         self.measured = tuple(potentials)
         self._counted = counted
         self._device_step = DeviceStep(backbone=backbone, task=task, layout=layout, potentials=self.measured)
+        self._compiled_step: CompiledStep | None = None
+        self._recorded_step: RecordedStep | None = None
+        if backbone.compile and compiles:
+            self._compiled_step = CompiledStep(self._device_step)
+            if stays_in_place(backbone.device):
+                self._recorded_step = RecordedStep(self._compiled_step, num)
         self.all_rows: Rows = np.arange(num)
         self._mean, self._std = (
             torch.tensor(values, device=backbone.device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
@@ -227,7 +147,7 @@ class EpisodeBatch:
 
         self.images: Tensor | None = None  # [N, 3, H, W], ImageNet-normalized
         self.truth: dict[str, Tensor] = {}
-        self._states = States(num, backbone.init_state)
+        self._states = (States if self._recorded_step is None else FixedStates)(num, backbone.init_state)
         self.logits: Tensor | None = None
         self._kept: dict[str, Tensor] = {}  # of the observation's DeviceKeys, [N, ...] each
 
@@ -275,7 +195,7 @@ class EpisodeBatch:
         asked = None if self.goal is None else self.goal[rows]
         truth = self.task.truth(batch, goal=asked, potentials=self.measured, counted=self._counted)
         for name, value in truth.items():
-            self.truth[name] = _assign(self.truth.get(name), rows, value, self.num)
+            self.truth[name] = self._assigned(self.truth.get(name), rows, value)
         self._put_images(rows, batch.images)
         self._states.restart(rows)
 
@@ -287,8 +207,10 @@ class EpisodeBatch:
         logits, kept = self._device_step.start(len(rows), read=read)
         self._keep(rows, kept)
         if logits is not None:
-            self.logits = _assign(self.logits, rows, logits, self.num)
-            self._note(rows, self._device_step.measure(logits, self._truth_of(rows)))
+            self.logits = self._assigned(self.logits, rows, logits)
+            self._note(rows, self._device_step.measure(logits, self._truth_of(rows), self.measured))
+        elif len(rows) == self.num:
+            self.logits = None  # of other scenes
 
     def _goals(
         self,
@@ -312,7 +234,7 @@ class EpisodeBatch:
         device = self.backbone.device
         if device.type != "cpu":
             images = images.to(device, non_blocking=True).float().div_(255).sub_(self._mean).div_(self._std)
-            self.images = _assign(self.images, rows, images, self.num)
+            self.images = self._assigned(self.images, rows, images)
             return
         if self.images is None:
             self.images = torch.empty(self.num, *images.shape[1:])
@@ -324,23 +246,48 @@ class EpisodeBatch:
     def step_rows(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
         assert self.images is not None, "reset_rows() comes first"
-        where = to_viewpoint(viewpoints, self.backbone.device)
-        before = self._kept if len(rows) == self.num else _RowsOf(self._kept, rows)
-        glimpse, state = self._glimpses(rows, where), self._states.take(rows)
-        result = self._device_step(glimpse, where, state, self._truth_of(rows), before)
+        result = self._stepped(rows, viewpoints)
         self._states.put(rows, result.state)
         self.viewpoints[rows, self.glimpses[rows]] = viewpoints
         self.glimpses[rows] += 1
         self._keep(rows, result.kept)
-        self.logits = _assign(self.logits, rows, result.logits, self.num)
+        self.logits = self._assigned(self.logits, rows, result.logits)
         self._note(rows, result.measured)
+
+    def _stepped(self, rows: Rows, viewpoints: NDArray[np.float32]) -> StepResult:
+        assert self.images is not None
+        if self._recorded_step is not None:
+            # All rows, of which those that are not to step look at whatever: other numbers of rows would be other code.
+            everywhere = np.tile(FULL_SCENE, (self.num, 1))
+            everywhere[rows] = viewpoints
+            result = self._recorded_step(self.images, everywhere, self._states.whole(), self.truth, self._kept)
+            return result if len(rows) == self.num else result.rows(index_of(rows, result.logits))
+        if self._compiled_step is not None and len(rows) == 1 < self.num:
+            # Twice the same: code for any number of scenes above one is not code for one.
+            return self._stepped(np.repeat(rows, 2), np.repeat(viewpoints, 2, axis=0)).rows(torch.tensor([0]))
+        where = to_viewpoint(viewpoints, self.backbone.device)
+        state, truth = self._states.take(rows), self._truth_of(rows)
+        before = self._kept if len(rows) == self.num else _RowsOf(self._kept, rows)
+        if self._compiled_step is not None:
+            images = self.images if len(rows) == self.num else self.images[index_of(rows, self.images)]
+            return self._compiled_step(images, where, state, truth, before)
+        return self._device_step(self._glimpses(rows, where), where, state, truth, before)
+
+    def _assigned(self, target: Tensor | None, rows: Rows, value: Tensor) -> Tensor:
+        """`target` with `value` at `rows`: the value itself where it covers every row and nothing has to stay."""
+        if target is None:
+            return value if self._recorded_step is None else value.clone(memory_format=torch.contiguous_format)
+        if len(rows) == self.num:
+            return value if self._recorded_step is None else target.copy_(value)
+        target[index_of(rows, target)] = value
+        return target
 
     def _truth_of(self, rows: Rows) -> Truth:
         return self.truth if len(rows) == self.num else _RowsOf(self.truth, rows)
 
     def _keep(self, rows: Rows, kept: dict[str, Tensor]) -> None:
         for name, value in kept.items():
-            self._kept[name] = _assign(self._kept.get(name), rows, value, self.num)
+            self._kept[name] = self._assigned(self._kept.get(name), rows, value)
 
     def _glimpses(self, rows: Rows, where: Viewpoint) -> Tensor:
         """[len(rows), 3, px, px], ImageNet-normalized."""

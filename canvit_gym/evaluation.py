@@ -40,7 +40,7 @@ from canvit_gym.assembly import (
 from canvit_gym.atomic import replacing
 from canvit_gym.config import EnvConfig
 from canvit_gym.dtypes import float32_by_default
-from canvit_gym.episodes import EpisodeBatch, EpisodeView
+from canvit_gym.episodes import EpisodeBatch, EpisodeView, stays_in_place
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.seen import Seen, window
 from canvit_gym.scenes.files import ScenesOnDisk
@@ -295,16 +295,25 @@ def _roll_out(
     actions = build_actions(config)
     layout = build_layout(replace(config, observations=wanted or ("time",)), backbone, task)
 
+    batches_of: dict[int, EpisodeBatch] = {}
+
     def begun(chosen: NDArray[np.int64]) -> EpisodeBatch:
-        episodes = EpisodeBatch(
-            num=len(chosen),
-            backbone=backbone,
-            task=task,
-            layout=layout,
-            scenes=scenes,
-            budget=num_glimpses,
-            counted=True,
-        )
+        """One batch of episodes for all scenes: what it has recorded stays. Those of another number, of which there are
+        few (the last ones; scenes without labels left out), are not worth compiling for where that is done by number.
+        """
+        num = len(chosen)
+        if num not in batches_of:
+            batches_of[num] = EpisodeBatch(
+                num=num,
+                backbone=backbone,
+                task=task,
+                layout=layout,
+                scenes=scenes,
+                budget=num_glimpses,
+                counted=True,
+                compiles=not batches_of or not stays_in_place(backbone.device),
+            )
+        episodes = batches_of[num]
         episodes.reset_rows(episodes.all_rows, chosen, read=bool(wanted))
         return episodes
 
@@ -331,8 +340,9 @@ def _roll_out(
                 counter.count()
                 if on_glimpse is not None:
                     on_glimpse(t, episodes)
-            goals = () if episodes.goal is None else (episodes.goal,)
-            parts.append(((chosen, episodes.viewpoints, episodes.curves["loss"][:, 1:], *goals), counter.counts()))
+            goals = () if episodes.goal is None else (episodes.goal.copy(),)
+            loss = episodes.curves["loss"][:, 1:].copy()
+            parts.append(((chosen, episodes.viewpoints.copy(), loss, *goals), counter.counts()))
             bar.update(len(chosen))
     if not parts:
         raise ValueError(

@@ -101,5 +101,40 @@ class States:
         return RecurrentState(canvas=second.canvas[index], recurrent_cls=second.recurrent_cls[index])
 
 
+class FixedStates:
+    """As States, in tensors that never move: what a CUDA graph reads."""
+
+    def __init__(self, num: int, init_state: Callable[[int], RecurrentState]) -> None:
+        self._num = num
+        self._init_state = init_state
+        state = _owned(init_state(num))
+        self._state = RecurrentState(canvas=state.canvas.clone(), recurrent_cls=state.recurrent_cls.clone())
+
+    def restart(self, rows: Rows) -> None:
+        """Initial states in rows."""
+        self.put(rows, self._init_state(len(rows)))
+
+    def whole(self) -> RecurrentState:
+        """All states in order: always the same tensors."""
+        return self._state
+
+    def take(self, rows: Rows) -> RecurrentState:
+        """The states of rows [n]."""
+        return _rows_of(self._state, index_of(rows, self._state.canvas))
+
+    def put(self, rows: Rows, state: RecurrentState) -> None:
+        """Copy `state` into rows."""
+        parts = ((self._state.canvas, state.canvas), (self._state.recurrent_cls, state.recurrent_cls))
+        for held, given in parts:
+            if len(rows) == self._num:
+                held.copy_(given)
+            else:
+                held[index_of(rows, held)] = given
+
+
+def _rows_of(state: RecurrentState, index: Tensor) -> RecurrentState:
+    return RecurrentState(canvas=state.canvas[index], recurrent_cls=state.recurrent_cls[index])
+
+
 def _owned(state: RecurrentState) -> RecurrentState:
     return RecurrentState(canvas=state.canvas.contiguous(), recurrent_cls=state.recurrent_cls.contiguous())

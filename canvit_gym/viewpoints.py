@@ -23,11 +23,17 @@ MIN_SCALE = 1e-3
 """Of an action or a first glimpse: less than a pixel of any scene, and far from where float32 loses it."""
 
 
+def cell_grid(*, size: int, device: torch.device) -> Tensor:
+    """canvit_pytorch's grid_coords [size, size, 2] of a size, made once."""
+    if torch.compiler.is_compiling():  # the compiler would not see that it is kept
+        return grid_coords(size=size, device=device)
+    return _kept_grid(size, device)
+
+
 @cache
 @float32_by_default()
-def cell_grid(*, size: int, device: torch.device) -> Tensor:
-    """canvit_pytorch's grid_coords [size, size, 2] of a size, made once. Outside of any inference mode: it is kept."""
-    with torch.inference_mode(False):
+def _kept_grid(size: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # it may be used outside of any
         return grid_coords(size=size, device=device)
 
 

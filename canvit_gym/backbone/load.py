@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -140,6 +141,11 @@ class Backbone:
     def ran(self) -> Counter[Ran]:
         """How often steps ran which way in this process: what `compile` and `precision` came to."""
         return Counter()
+
+    @cached_property
+    def compiled(self) -> dict[Hashable, CompiledFunction]:
+        """Whole steps of environments (canvit_gym.device_step), by what they compute: compiled once per process."""
+        return {}
 
     @cached_property
     def fast_step(self) -> FastStep | ReferenceStep:

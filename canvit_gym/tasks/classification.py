@@ -127,15 +127,15 @@ class ClassificationTask(Task):
         """[B, K] logits."""
         return self.model.classify(state.recurrent_cls)
 
-    @potential("L", "cross-entropy of the class, nats")
+    @potential("L", "cross-entropy of the class, nats", compiles=True)
     def loss(self, logits: Tensor, truth: Truth) -> Tensor:
         return F.cross_entropy(logits, truth["labels"], reduction="none")
 
-    @potential("S", "1 where the most likely class is the scene's, else 0")
+    @potential("S", "1 where the most likely class is the scene's, else 0", compiles=True)
     def score(self, logits: Tensor, truth: Truth) -> Tensor:
         return (logits.argmax(dim=1) == truth["labels"]).float()
 
-    @potential("P", "the probability of the scene's class")
+    @potential("P", "the probability of the scene's class", compiles=True)
     def soft_score(self, logits: Tensor, truth: Truth) -> Tensor:
         return logits.softmax(dim=1).gather(1, truth["labels"].unsqueeze(1)).squeeze(1)
 

@@ -160,7 +160,7 @@ class SegmentationTask(Task):
         logits = torch.baddbmm(self._bias.unsqueeze(1), weight, features.transpose(1, 2))
         return logits.unflatten(2, (grid, grid))
 
-    @potential("L", "cross-entropy between the reading of each cell and its class shares, nats")
+    @potential("L", "cross-entropy between the reading of each cell and its class shares, nats", compiles=True)
     def loss(self, logits: Tensor, truth: Truth) -> Tensor:
         shares = truth["shares"]
         cross_entropy = -(shares * F.log_softmax(logits, dim=1)).sum(dim=(1, 2, 3))
@@ -192,7 +192,7 @@ class SegmentationTask(Task):
         maps = truth["labels"].long()
         return per_image_confusion(self.predict(logits, maps.shape[-1]), maps, len(self.classes))[:2]
 
-    @potential("P", "the mean IoU of probabilities with class shares, over the scene's classes")
+    @potential("P", "the mean IoU of probabilities with class shares, over the scene's classes", compiles=True)
     def soft_score(self, logits: Tensor, truth: Truth) -> Tensor:
         """[B]: soft IoU over cells, sum(s p) / sum(s + p - s p) of class shares s and probabilities p, averaged over
         the scene's own classes (Rahman & Wang 2016). What is not labelled counts in neither sum."""

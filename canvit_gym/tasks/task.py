@@ -10,7 +10,7 @@ method with the decorator `potential`.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -44,16 +44,23 @@ class Potential:
     """In the formulas of the documentation: L, S, P, ..."""
     doc: str
     """What it is, in a few words, with its unit."""
+    compiles: bool = False
+    """Whether `measure` may be part of a compiled step: it reads tensors alone, of shapes that follow from shapes, and
+    waits for nothing. Others are measured after it."""
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Tensor])
 
 
-def potential(symbol: str, doc: str) -> Callable[[_Method], _Method]:
-    """Declares a method `(self, logits, truth) -> [B]` of a Task to be a potential, by the method's name."""
+def potential(symbol: str, doc: str, *, compiles: bool = False) -> Callable[[_Method], _Method]:
+    """Declares a method `(self, logits, truth) -> [B]` of a Task to be a potential, by the method's name.
+
+    compiles: see Potential.
+    """
 
     def declare(method: _Method) -> _Method:
         method.declared = (symbol, doc)  # type: ignore[attr-defined]
+        method.compiles = compiles  # type: ignore[attr-defined]
         return method
 
     return declare
@@ -96,6 +103,12 @@ class Task(ABC):
         return self._source.sha256
 
     @property
+    def key(self) -> Hashable:
+        """Equal for tasks of one backbone that read and measure the same: they share compiled code. A task that has
+        settings of its own adds them."""
+        return type(self), self.probe_sha256, self.classes
+
+    @property
     def record(self) -> dict[str, Any]:
         """JSON values that say which probe reads: see canvit_gym.backbone.hub.Source."""
         return self._source.record
@@ -104,7 +117,7 @@ class Task(ABC):
     def potentials(self) -> dict[str, Potential]:
         """By name, what this task can measure."""
         return {
-            name: Potential(measure=getattr(self, name), symbol=symbol, doc=doc)
+            name: Potential(measure=(measure := getattr(self, name)), symbol=symbol, doc=doc, compiles=measure.compiles)
             for name, (symbol, doc) in declared_potentials(type(self)).items()
         }
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-import canvit_gym.episodes as episodes
+import canvit_gym.device_step as device_step
 import canvit_gym.evaluation as evaluation
+import canvit_gym.observations as observations
 from canvit_gym.backbone.load import Backbone
+from canvit_gym.device_step import DeviceStep
 from canvit_gym.episodes import EpisodeBatch
-from canvit_gym.tasks.classification import ClassificationTask
-from canvit_gym.tasks.segmentation import SegmentationTask
 from canvit_gym.vector_env import GlimpseVectorEnv
 from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import Run
@@ -22,14 +22,14 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "scenes": [(EpisodeBatch, "reset_rows")],
     "glimpse sampling": [(Backbone, "glimpse")],
     "backbone": [(Backbone, "step"), (Backbone, "init_state")],
-    "probe": [(EpisodeBatch, "_decode")],
+    "probe": [(DeviceStep, "_decode")],
     "score": [
-        *((task, name) for task in (SegmentationTask, ClassificationTask) for name in ("loss", "score")),
+        (DeviceStep, "measure"),
         (evaluation._Counter, "count"),
     ],
     "observation": [
-        (episodes, "pooled_canvas"),
-        (episodes, "update_acuity"),
+        (device_step, "pooled_canvas"),
+        (observations, "update_acuity"),
         (EpisodeBatch, "observe"),
         (GlimpseVectorEnv, "_observation"),
     ],
