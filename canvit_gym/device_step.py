@@ -228,7 +228,8 @@ class RecordedStep:
     def __init__(self, compiled: CompiledStep, num: int) -> None:
         device = compiled.step.backbone.device
         self._compiled = compiled
-        self._viewpoints = torch.zeros(num, 3, device=device)
+        with torch.inference_mode():  # as all that steps read and return
+            self._viewpoints = torch.zeros(num, 3, device=device)
         self._graph: RecordedGraph | None = None
         self._records = device.type == "cuda"
 

@@ -107,8 +107,12 @@ class FixedStates:
     def __init__(self, num: int, init_state: Callable[[int], RecurrentState]) -> None:
         self._num = num
         self._init_state = init_state
-        state = _owned(init_state(num))
-        self._state = RecurrentState(canvas=state.canvas.clone(), recurrent_cls=state.recurrent_cls.clone())
+        with torch.inference_mode():  # as what steps return: to a compiler it would be another kind of tensor
+            state = init_state(num)
+            canvas, recurrent_cls = (
+                tensor.clone(memory_format=torch.contiguous_format) for tensor in (state.canvas, state.recurrent_cls)
+            )
+        self._state = RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls)
 
     def restart(self, rows: Rows) -> None:
         """Initial states in rows."""

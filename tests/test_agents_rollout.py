@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecMonitor
 
+from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.policy import ViewpointPolicy
 from agents.ppo.rollout import TensorRolloutBuffer
 from canvit_gym.policies.networks import action_options
@@ -21,10 +22,10 @@ NUM, STEPS = 4, 6
 ENV_KWARGS: dict[str, Any] = dict(num_scenes=14, device="cpu", budget=4, grid_centers=4)
 
 
-def model(tensors: Any, *, action: str = "grid", **changes: Any) -> PPO:
+def model(tensors: Any, *, action: str = "grid", algorithm: type[PPO] = PPO, **changes: Any) -> PPO:
     env = make_sb3_env(SEGMENTATION, NUM, tensors=tensors, action=action, **ENV_KWARGS)
     options: dict[str, Any] = dict(n_steps=STEPS, batch_size=8, n_epochs=2, learning_rate=3e-3, seed=0, device="cpu")
-    made = PPO(
+    made = algorithm(
         ViewpointPolicy,
         VecMonitor(env),
         policy_kwargs=action_options(env.glimpse_envs.actions) | {"channels": 8, "context_dim": 16, "blocks": 1},
@@ -68,6 +69,34 @@ def test_float32_gives_stock_numbers(action: str) -> None:
     for theirs, own in zip(seen[0].returns, seen[1].returns, strict=True):
         for a, b in zip(theirs, own, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize(
+    "changes", [{}, {"clip_range_vf": 0.2, "normalize_advantage": False, "ent_coef": 0.01}], ids=str
+)
+@pytest.mark.parametrize("action", ["grid", "continuous"])
+def test_updates_are_stock_updates(action: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters to the bit, and the same statistics, fetched once."""
+    told: list[dict[str, Any]] = []
+    dumped = Logger.dump
+
+    def dump(self: Logger, step: int = 0) -> None:
+        told[-1] |= self.name_to_value
+        dumped(self, step)
+
+    monkeypatch.setattr(Logger, "dump", dump)
+    made = []
+    for algorithm in (PPO, GlimpsePPO):
+        told.append({})
+        options = dict(action=action, algorithm=algorithm, batch_size=10, learning_rate=lambda _: 3e-3, **changes)
+        made.append(model("float32", **options).learn(2 * STEPS * NUM))
+    stock, ours = made
+    for name, value in stock.policy.state_dict().items():
+        assert torch.equal(value, ours.policy.state_dict()[name]), name
+    statistics = [{k: v for k, v in each.items() if k.startswith("train/")} for each in told]
+    assert statistics[0].keys() == statistics[1].keys() and len(statistics[0]) >= 9
+    assert statistics[1] == pytest.approx(statistics[0], rel=1e-5, abs=1e-7)
 
 
 def test_float16_learns_from_exactly_what_it_acted_on() -> None:

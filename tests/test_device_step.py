@@ -82,7 +82,8 @@ def test_rows_that_stop_end_and_begin_again(mode: str, in_place: bool, made: lis
 
 
 @pytest.mark.slow
-def test_a_task_without_maps(in_place: bool, made: list[GlimpseVectorEnv]) -> None:
+def test_a_task_without_maps(monkeypatch: pytest.MonkeyPatch, made: list[GlimpseVectorEnv]) -> None:
+    monkeypatch.setattr(episodes_module, "stays_in_place", lambda device: True)
     eager, compiled = (rollout(made, CLASSIFICATION, compile=value) for value in (False, True))
     assert_alike(compiled, eager, tolerance=1e-4)
     assert Ran("compiled", "float32") in made[-1].backbone.ran
@@ -108,8 +109,9 @@ def test_tensors_of_a_recorded_step_never_move(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.slow
-def test_evaluations_are_unchanged(in_place: bool) -> None:
+def test_evaluations_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches that reuse what the first one recorded, and a last one of another number of scenes."""
+    monkeypatch.setattr(episodes_module, "stays_in_place", lambda device: True)
     results = []
     for compile in (False, True):
         config = EnvConfig(split="validation", num_scenes=11, device="cpu", budget=3, compile=compile)
@@ -165,6 +167,7 @@ def test_a_step_waits_for_nothing_but_its_rewards(made: list[GlimpseVectorEnv]) 
         torch.cuda.set_sync_debug_mode("default")
 
 
+@torch.inference_mode()
 def test_fixed_states_are_states() -> None:
     """Any rows put, restarted and taken: the same as the ones that copy less."""
     backbone, rng = load_backbone("nano", device="cpu"), np.random.default_rng(0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from agents.finite import require_finite
 from agents.ppo.policy import ViewpointPolicy
+from agents.ppo.update import update
 from canvit_gym.policies.networks import action_options
 from canvit_gym.sb3 import GlimpseVecEnv
 
@@ -96,4 +97,7 @@ class GlimpsePPO(PPO):
         assert isinstance(buffer, DictRolloutBuffer)
         names = ("rewards", "values", "log_probs", "advantages", "returns")
         require_finite({f"rollout buffer {name}": getattr(buffer, name) for name in names})
-        super().train()
+        if self.target_kl is None:
+            update(self)
+        else:
+            super().train()
