@@ -350,12 +350,17 @@ def check_keys(keys: Sequence[object]) -> None:
         )
 
 
-@cache
+@torch.compiler.assume_constant_result  # a compiled step holds them
 def sketch_directions(*, dim: int, device: torch.device) -> Tensor:
-    """[SKETCH_CHANNELS, dim] orthonormal rows, the same on every machine. Outside of any inference mode: it is kept."""
+    """[SKETCH_CHANNELS, dim] orthonormal rows, the same on every machine."""
+    return _kept_directions(dim, device)
+
+
+@cache
+def _kept_directions(dim: int, device: torch.device) -> Tensor:
     drawn = np.random.default_rng(0).standard_normal((dim, SKETCH_CHANNELS))
     rows = np.linalg.qr(drawn)[0].T.astype(np.float32)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # they may be used outside of any
         return torch.from_numpy(np.ascontiguousarray(rows)).to(device)
 
 
