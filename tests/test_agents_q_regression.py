@@ -124,6 +124,14 @@ def assert_same_runs(a: Path, b: Path) -> None:
     assert results[0] == results[1]
 
 
+def test_what_the_environment_forbids_is_not_chosen(tmp_path: Path) -> None:
+    """With revisit=False it would raise."""
+    config = tiny(
+        tmp_path / "run", env_kwargs={"revisit": False, "grid_centers": 2, "grid_scales": [0.5], "budget": 4}, n_steps=3
+    )
+    assert not train(replace(config, eval_every=0)).interrupted
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "whole episodes": {"replay_rollouts": 1},
     "replay": {"replay_rollouts": 3},

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import ENV_IDS
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize
 
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
@@ -199,3 +200,25 @@ def test_the_autoreset_mode_is_not_to_be_chosen() -> None:
 
 def test_an_id_may_name_its_module() -> None:
     assert adapter(f"canvit_gym:{SEGMENTATION}").num_envs == NUM
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_maskable_ppo_learns_within_the_masks(native: bool) -> None:
+    """On the native adapter and on SB3's own vectorizer: a masked viewpoint would raise."""
+    contrib = pytest.importorskip("sb3_contrib")
+    kwargs: dict[str, Any] = dict(num_scenes=14, device="cpu", budget=4, grid_scales=(0.5,), grid_centers=2)
+    kwargs |= {"revisit": False, "observations": ("acuity", "time")}
+    env_id = "CanViT/FashionSegmentation-v0"
+    if native:
+        envs: Any = make_sb3_env(env_id, 3, **kwargs)
+        envs.reset()
+        envs.step(np.array([0, 1, 2]))
+        masks = envs.env_method("action_masks")
+        assert [mask.tolist().index(False) for mask in masks] == [0, 1, 2] and all(mask.sum() == 3 for mask in masks)
+        assert [mask.tolist() for mask in envs.env_method("action_masks", indices=[2])] == [masks[2].tolist()]
+    else:
+        envs = make_vec_env(env_id, 3, env_kwargs=kwargs)
+    model = contrib.MaskablePPO("MultiInputPolicy", envs, n_steps=6, batch_size=6, n_epochs=1, device="cpu", seed=0)
+    model.learn(36)
+    assert model.num_timesteps == 36
+    envs.close()

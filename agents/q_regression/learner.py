@@ -145,6 +145,9 @@ class QRegression:
         network = cast(HasValues, self._network)
         values = network.values({key: value.to(self.device) for key, value in observation.items()}).cpu()
         require_finite({"the network's values": values.clamp(-1e30, 1e30)})
+        if not self.plan.env.revisit:
+            allowed = torch.from_numpy(glimpse_env(self.env).glimpse_envs.action_masks())
+            values = values.masked_fill(~allowed, -torch.inf)
         anything = torch.multinomial((values > -torch.inf).float(), 1).squeeze(1)
         greedy = torch.rand(len(values)) < self.hyper.greedy
         return torch.where(greedy, values.argmax(dim=1), anything).numpy()
