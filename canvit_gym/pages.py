@@ -33,9 +33,9 @@ decides where the next glimpse is taken, and is paid for reading better.
 >>> observation, info = env.reset(seed=0)
 >>> terminated = False
 >>> while not terminated:
-...     observation, reward, terminated, truncated, info = env.step(env.action_space.sample())
+...     observation, reward, terminated, truncated, info = env.step($sample)
 >>> int(info["glimpses"]), truncated
-(5, False)
+($budget, False)
 
 ## Action Space
 A viewpoint (row, col, scale): a square crop whose center lies in [-1, 1] x [-1, 1], (-1, -1) being the scene's top
@@ -84,7 +84,7 @@ minus `glimpse_cost`. Of differences of a potential the return is the whole epis
 >>> _, first = env.reset(seed=0)
 >>> rewards, terminated = [], False
 >>> while not terminated:
-...     _, reward, terminated, _, info = env.step(env.action_space.sample())
+...     _, reward, terminated, _, info = env.step($sample)
 ...     rewards.append(reward)
 >>> bool(abs(sum(rewards) - (info["score"] - first["score"])) < 1e-6)
 True
@@ -127,6 +127,9 @@ Every argument is plain JSON, so that `env.spec.to_json()` works.
 """)
 
 
+_MASKED_SAMPLE = 'env.action_space.sample(info["action_mask"])'
+
+
 def page(spec: DatasetSpec) -> str:
     """The page of a data set's environment."""
     own, geometry, task = spec.page, spec.page.geometry, TASKS[spec.task]
@@ -140,6 +143,8 @@ def page(spec: DatasetSpec) -> str:
         arguments=arguments(spec),
         glimpse_px=geometry.glimpse_px,
         grid=geometry.grid,
+        budget=spec.kwargs.get("budget", EnvConfig.budget),
+        sample="env.action_space.sample()" if spec.kwargs.get("revisit", True) else _MASKED_SAMPLE,
         reading=f"{own.classes} from {task.source}",
         default_keys=", ".join(spec.env_defaults.get("observations", DEFAULT_KEYS)),
         observations="\n".join(_observation_rows(spec)),

@@ -143,7 +143,7 @@ def test_specs_survive_json(env_id: str) -> None:
 @pytest.mark.parametrize("mode", ["same_step", AutoresetMode.SAME_STEP])
 @pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_vector_specs_survive_json(env_id: str, mode: str | AutoresetMode) -> None:
-    envs = gym.make_vec(env_id, num_envs=3, autoreset_mode=mode, budget=3, **small(env_id))
+    envs = gym.make_vec(env_id, num_envs=3, autoreset_mode=mode, **{**small(env_id), "budget": 3})
     assert envs.spec is not None and isinstance(envs.unwrapped, GlimpseVectorEnv)
     spec = EnvSpec.from_json(envs.spec.to_json())
     kwargs = dict(spec.kwargs)

@@ -301,7 +301,7 @@ def test_nothing_is_computed_for_keys_not_asked_for(
     ):
         for name in names:
             counted(module, name)
-    reads_canvas = DATASETS[canvit_gym.ENVIRONMENTS[env_id]["dataset"]].task == "segmentation"
+    reads_canvas = make_vec(2, env_id).task.reads_canvas
     for keys in [("time",), ("viewpoint", "cls"), *[(key,) for key in behind]]:
         calls.clear()
         envs = make_vec(2, env_id, observations=keys, autoreset_mode="disabled")

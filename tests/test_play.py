@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import ENV_IDS, SMALL
+from conftest import ENV_IDS, SMALL, small
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from untrained import save_untrained
@@ -44,7 +44,7 @@ CORNERS = ((-0.5, -0.5, 0.5), (0.5, 0.5, 0.5), (0.75, -0.75, 0.25), (0.0, 0.0, 0
 def new_game(
     env_id: str = "CanViT/FashionSegmentation-v0", *, on_played: Callable[[Played], None] | None = None, **kwargs: Any
 ) -> Game:
-    env = make_game_env(env_id, split="test", **{**SMALL, **kwargs})
+    env = make_game_env(env_id, split="test", **{**small(env_id), **kwargs})
     rivals = make_rivals(("center",), env.envs.config)
     return Game(env, rivals=rivals, scenes=cycle(range(16)), on_played=on_played)
 

@@ -36,6 +36,7 @@ from canvit_gym.policies import (
 )
 from canvit_gym.policies.saliency import spectral_residual
 from canvit_gym.policies.windows import Windows
+from canvit_gym.scenes.source import LocatedSource
 
 CONFIG = EnvConfig(split="validation", num_scenes=8, device="cpu")
 CLASSIFICATION = replace(CONFIG, dataset="fashion-classification")
@@ -50,7 +51,7 @@ QUICK = {
 }
 """Instead of the defaults, which search for long."""
 
-CEILINGS = ("greedy_oracle", "jittered_oracle", "box_locator", "window_locator")
+CEILINGS = ("greedy_oracle", "jittered_oracle", "box_locator", "window_locator", "goal_locator")
 STOCHASTIC: list[PolicyName] = ["full_then_random", "random", "coarse_to_fine", "fine_to_coarse"]
 
 
@@ -88,7 +89,9 @@ def test_every_policy_keeps_the_protocol(name: str, config: EnvConfig) -> None:
     assert info.name == name and info.description and info.paper_name
     assert info.uses_labels == (name in CEILINGS)
     flops = policy.flops_per_decision(window(policy.info, episodes_of(config, np.arange(1))))
-    assert (flops > 0) == (info.needs_segmentation_probe or "oracle" in name or name == "saliency")
+    assert (flops > 0) == (
+        info.needs_segmentation_probe or "oracle" in name or name in ("saliency", "item_probability")
+    )
 
 
 @pytest.mark.parametrize("name", ["entropy_coarse_to_fine", "entropy_greedy", "quadtree_beam", "saliency", *STOCHASTIC])
@@ -335,3 +338,20 @@ def test_budgets_longer_than_a_policy_was_made_for(name: str) -> None:
     assert looked_at(policy, num_glimpses=2).shape == (8, 2, 3)
     with pytest.raises(ValueError, match="num_glimpses must be at least 1, got 0"):
         make_policy(name, config=CONFIG, num_glimpses=0)
+
+
+@pytest.mark.parametrize("config", [CONFIG, CLASSIFICATION], ids=["segmentation", "classification"])
+def test_item_probability_looks_at_items(config: EnvConfig) -> None:
+    """More often than a window in the middle of the scene does, whatever the task reads."""
+    config = replace(config, num_scenes=16)
+    scenes = build_scenes(config)
+    assert isinstance(scenes, LocatedSource)
+    hits = {}
+    for spec in ("item_probability(scale=0.25)", "center(scale=0.25)"):
+        found = evaluate(make_policy(spec, config=config, num_glimpses=2), config=config, num_glimpses=2)
+        row, col, scale = found.viewpoints[:, 1].T
+        hits[spec] = sum(
+            any(max(abs(item.row - r), abs(item.col - c)) < s for item in scenes.items(index))
+            for index, r, c, s in zip(found.scene.tolist(), row, col, scale, strict=True)
+        )
+    assert hits["item_probability(scale=0.25)"] >= 10 > hits["center(scale=0.25)"]

@@ -14,7 +14,7 @@ from unittest.mock import MagicMock
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import ENV_IDS
+from conftest import ENV_IDS, small
 from PIL import Image, ImageDraw
 
 from canvit_gym.benchmark.gaze_picture import draw_gaze
@@ -71,7 +71,7 @@ def view_of(*, dense: bool, taken: int = 2, budget: int = 5, seed: int = 0) -> E
 @pytest.mark.parametrize("env_id", ENV_IDS)
 @pytest.mark.parametrize("action", ["grid", "continuous", "quadtree"])
 def test_single_frames_follow_the_glimpses(env_id: str, action: str) -> None:
-    env = gym.make(env_id, action=action, render_mode="rgb_array", **KWARGS)
+    env = gym.make(env_id, **{**small(env_id), "action": action, "render_mode": "rgb_array", **KWARGS})
     env.reset(seed=0)
     env.action_space.seed(0)
     frames = [np.asarray(env.render())]
@@ -89,8 +89,9 @@ def test_single_frames_follow_the_glimpses(env_id: str, action: str) -> None:
 @pytest.mark.parametrize("env_id", ENV_IDS)
 @pytest.mark.parametrize("action", ["grid", "continuous", "quadtree"])
 def test_vector_frames_are_those_of_single_environments(env_id: str, action: str) -> None:
-    envs = gym.make_vec(env_id, 2, action=action, render_mode="rgb_array", first_glimpse=None, **KWARGS)
-    envs.reset(options={"scene": np.array([5, 2])})
+    kwargs = {**small(env_id), "action": action, "render_mode": "rgb_array", "first_glimpse": None, **KWARGS}
+    envs = gym.make_vec(env_id, 2, **kwargs)
+    _, info = envs.reset(options={"scene": np.array([5, 2])})
     before: Any = envs.render()
     envs.action_space.seed(0)
     actions = envs.action_space.sample()
@@ -100,8 +101,9 @@ def test_vector_frames_are_those_of_single_environments(env_id: str, action: str
     assert {(f.dtype.name, f.shape) for f in (*before, *frames)} == {("uint8", frames[0].shape)}
     assert all((a != b).any() for a, b in zip(before, frames, strict=True))
 
-    env = gym.make(env_id, action=action, render_mode="rgb_array", first_glimpse=None, **KWARGS)
-    env.reset(options={"scene": 2})
+    env = gym.make(env_id, **kwargs)
+    asked = {"goal": int(info["goal"][1])} if "goal" in info else {}
+    env.reset(options={"scene": 2, **asked})
     env.step(actions[1])
     assert np.abs(np.asarray(env.render()).astype(int) - frames[1]).mean() < 0.1, "the second one's frame"
     env.close()

@@ -85,9 +85,10 @@ def soft_score(envs: GlimpseVectorEnv) -> np.ndarray:
             scores.append(probabilities[int(truth["labels"][row])])
             continue
         shares = truth["shares"][row].double().numpy()
+        asked = truth["goal"][row : row + 1].tolist() if "goal" in truth else np.flatnonzero(shares.sum(axis=(1, 2)))
         ious = [
             (shares[c] * probabilities[c]).sum() / (shares[c] + probabilities[c] - shares[c] * probabilities[c]).sum()
-            for c in np.flatnonzero(shares.sum(axis=(1, 2)))
+            for c in asked
         ]
         scores.append(np.mean(ious))
     return np.array(scores)

@@ -18,6 +18,15 @@ from canvit_gym.policies import dependency, learned_order
 from canvit_gym.policies.dependency import build_dependency_rank
 from canvit_gym.policies.entropy import EntropyGreedy, QuadtreeBeam, build_entropy_greedy, build_quadtree_beam
 from canvit_gym.policies.fixed_sequence import BestFixedSequence, build_best_fixed_sequence
+from canvit_gym.policies.goal import (
+    GoalEntropy,
+    GoalLocator,
+    GoalProbability,
+    build_goal_entropy,
+    build_goal_locator,
+    build_goal_probability,
+)
+from canvit_gym.policies.item_probability import ItemProbability, build_item_probability
 from canvit_gym.policies.learned_order import build_learned_order
 from canvit_gym.policies.locator import BoxLocator, WindowLocator, build_box_locator, build_window_locator
 from canvit_gym.policies.oracle import GreedyOracle, build_greedy_oracle, build_jittered_oracle, jittered_oracle
@@ -43,7 +52,11 @@ POLICY_SPECS: dict[str, PolicySpec] = {
     "best_fixed_sequence": PolicySpec(BestFixedSequence.info, build_best_fixed_sequence),
     "saliency": PolicySpec(SpectralResidualSaliency.info, build_saliency),
     "entropy_greedy": PolicySpec(EntropyGreedy.info, build_entropy_greedy),
+    "item_probability": PolicySpec(ItemProbability.info, build_item_probability, by_default=False),
     "quadtree_beam": PolicySpec(QuadtreeBeam.info, build_quadtree_beam),
+    "goal_probability": PolicySpec(GoalProbability.info, build_goal_probability, by_default=False),
+    "goal_entropy": PolicySpec(GoalEntropy.info, build_goal_entropy, by_default=False),
+    "goal_locator": PolicySpec(GoalLocator.info, build_goal_locator, by_default=False),
     "raster_order": PolicySpec(RASTER, build_raster_order, by_default=False),
     "center_out": PolicySpec(CENTER_OUT, build_center_out, by_default=False),
     "random_order": PolicySpec(RandomOrder.info, build_random_order, by_default=False),

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import PaperPolicy
 from canvit_gym.probes.card import card
-from canvit_gym.probes.heads import ClassificationHead, Head, SegmentationHead
+from canvit_gym.probes.heads import ClassificationHead, Head, RecurrentClsHead, SegmentationHead
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.seeding import seeded
@@ -95,6 +95,9 @@ class ProbeConfig:
     class_balance: float | None = None
     """Classes weigh frequency^-class_balance. None: 0.5 in segmentation, where mIoU counts rare classes as much as
     common ones (FashionSegmentation: item_weight and item_bonus), 0 in classification."""
+    reads: Literal["teacher_cls", "recurrent_cls"] = "teacher_cls"
+    """Of a classification: the teacher's CLS token as pretraining predicts it, or the recurrent CLS token itself, which
+    also holds what no teacher was asked for, such as how many items of a class were seen."""
     validate_every: int = 100
     patience: int = 5
     """Validations without a new best after which the fit ends."""
@@ -205,6 +208,8 @@ def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: S
     with seeded(config.seed, backbone.device):
         if dense:
             return SegmentationHead(backbone, weights, bonus=config.item_bonus if favours_items else 0.0)
+        if config.reads == "recurrent_cls":
+            return RecurrentClsHead(backbone, weights)
         return ClassificationHead(backbone, weights, reads_log_odds=env.dataset == "fashion-classification")
 
 

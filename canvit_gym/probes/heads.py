@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from canvit_gym.backbone.hub import WEIGHTS
 from canvit_gym.backbone.load import Backbone
+from canvit_gym.tasks.classification import RECURRENT_CLS
 from canvit_gym.tasks.segmentation import class_shares
 
 
@@ -107,3 +108,34 @@ class ClassificationHead:
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {"weight": weight.float().cpu().contiguous(), "bias": bias.float().cpu()}
         save_file({key: value.detach() for key, value in tensors.items()}, directory / WEIGHTS)
+
+
+class RecurrentClsHead:
+    """Cross-entropy of a linear map of the recurrent CLS token itself, after a LayerNorm without affine part.
+
+    For what the teacher's CLS token does not tell: see canvit_gym.tasks.classification.
+    """
+
+    def __init__(self, backbone: Backbone, weights: Tensor) -> None:
+        self._device = backbone.device
+        self._weights = weights.to(backbone.device)
+        self.module = nn.Linear(backbone.canvit.backbone_dim, len(weights)).to(backbone.device)
+        with torch.no_grad():
+            self.module.weight.zero_()
+            self.module.bias.zero_()
+
+    def features(self, state: RecurrentState) -> Tensor:
+        token = state.recurrent_cls[:, 0].float()
+        return F.layer_norm(token, token.shape[-1:])
+
+    def target(self, labels: Tensor) -> Tensor:
+        return labels.to(self._device).long()
+
+    def loss(self, features: Tensor, target: Tensor) -> Tensor:
+        labels = target.repeat(len(features) // len(target))
+        return F.cross_entropy(self.module(features), labels, weight=self._weights)
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        tensors = {RECURRENT_CLS + key: value.detach().cpu() for key, value in self.module.state_dict().items()}
+        save_file(tensors, directory / WEIGHTS)

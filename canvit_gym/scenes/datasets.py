@@ -209,6 +209,33 @@ _BUILT_IN = (
         ),
     ),
     DatasetSpec(
+        name="fashion-search",
+        env_id="CanViT/FashionSearch-v0",
+        task="search",
+        splits=_FASHION_SPLITS,
+        make_scenes=_fashion("search"),
+        default_probe=_nano_probe("nano-segmentation-probe"),
+        probe_cure=_NANO_CURE,
+        env_defaults={
+            "budget": 4,
+            "grid_scales": [0.34, 0.24],
+            "observations": ["canvas", "uncertainty", "acuity", "viewpoint", "time", "goal"],
+        },
+        page=DatasetPage(
+            headline="A garment is named: find it among others and outline it.",
+            scenes="""
+                A scene of 128 x 128 px holds seven to nine (rarely fewer) Fashion-MNIST items of 20 to 28 px, all of
+                different classes, none overlapping, over fragments of other items. One of the classes in the scene is
+                the goal: it is drawn with the scene, from the same seed, or given by options={"goal": ...}, a class
+                index, which a scene without that class refuses. At the first glimpse an item is 5 to 7 px wide: there
+                are many places where the goal may be, and glimpses for three of them.
+                """,
+            classes="eleven classes (background and ten garments)",
+            example={"num_scenes": 16},
+            arguments=_FASHION_COUNT,
+        ),
+    ),
+    DatasetSpec(
         name="fashion-crowd",
         env_id="CanViT/FashionCrowd-v0",
         task="segmentation",
@@ -248,6 +275,71 @@ _BUILT_IN = (
                 its reading stays uncertain, and whoever looks where the reading is uncertain looks there.
                 """,
             classes="eleven classes (background and ten garments)",
+            example={"num_scenes": 16},
+            arguments=_FASHION_COUNT,
+        ),
+    ),
+    DatasetSpec(
+        name="fashion-odd",
+        env_id="CanViT/FashionOdd-v0",
+        task="classification",
+        splits=_FASHION_SPLITS,
+        make_scenes=_fashion("odd"),
+        default_probe=_nano_probe("nano-odd-probe"),
+        probe_cure=_NANO_CURE,
+        env_defaults={"grid_scales": [0.34, 0.24]},
+        page=DatasetPage(
+            headline="Find the class that is there twice: no single glimpse tells.",
+            scenes="""
+                A scene of 128 x 128 px holds four (rarely three) Fashion-MNIST items of 26 to 34 px, two of them of one
+                class and the others of two more, among six to ten fragments. The class that is there twice is the
+                label. Each item has to be looked at and compared with what was seen before it; the shipped probe reads
+                the recurrent CLS token, which holds what was seen.
+                """,
+            classes="one of ten classes",
+            example={"num_scenes": 16},
+            arguments=_FASHION_COUNT,
+        ),
+    ),
+    DatasetSpec(
+        name="fashion-order",
+        env_id="CanViT/FashionOrder-v0",
+        task="segmentation",
+        splits=_FASHION_SPLITS,
+        make_scenes=_fashion("distractors"),
+        default_probe=_nano_probe("nano-segmentation-probe"),
+        probe_cure=_NANO_CURE,
+        env_defaults={"grid_scales": [0.25], "grid_centers": 4, "revisit": False, "reward": "score_area"},
+        page=DatasetPage(
+            headline="Sixteen tiles, each at most once: only the order of looking counts.",
+            scenes="""
+                The scenes are those of FashionDistractors: one or two Fashion-MNIST items of 22 to 32 px among six to
+                nine look-alikes, which are background. The viewpoints are the 4 x 4 tiles of the scene, at full
+                resolution and each allowed once; what pays is the area under the curve of the score, so that what
+                tells most has to be seen first. A budget of more than the first glimpse and sixteen tiles is refused.
+                """,
+            classes="eleven classes (background and ten garments)",
+            example={"num_scenes": 16},
+            arguments=_FASHION_COUNT,
+        ),
+    ),
+    DatasetSpec(
+        name="fashion-stop",
+        env_id="CanViT/FashionStop-v0",
+        task="classification",
+        splits=_FASHION_SPLITS,
+        make_scenes=_fashion("classification"),
+        default_probe=_nano_probe("nano-classification-probe"),
+        probe_cure=_NANO_CURE,
+        env_defaults={"budget": 9, "allow_stop": True, "glimpse_cost": 0.02, "reward": "soft_score_gain"},
+        page=DatasetPage(
+            headline="Every glimpse has its price: name the garment, and stop in time.",
+            scenes="""
+                The scenes are those of FashionClassification: one whole Fashion-MNIST item of 26 to 44 px among eight
+                to twelve fragments of others. A glimpse costs two points of accuracy; an episode ends when the agent
+                stops it, after nine glimpses at the latest. Some scenes are read after one glimpse, some never are.
+                """,
+            classes="one of ten classes",
             example={"num_scenes": 16},
             arguments=_FASHION_COUNT,
         ),

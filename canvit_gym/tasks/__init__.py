@@ -11,6 +11,7 @@ from canvit_gym.backbone.load import Backbone
 from canvit_gym.config import EnvConfig
 from canvit_gym.tasks.classification import ClassificationTask, build_classification
 from canvit_gym.tasks.metric import Metric
+from canvit_gym.tasks.search import SearchTask, build_search
 from canvit_gym.tasks.segmentation import SegmentationTask, build_segmentation
 from canvit_gym.tasks.task import Task, declared_potentials
 
@@ -54,6 +55,12 @@ TASKS: dict[str, TaskSpec] = {
             build=build_classification,
             source="the recurrent CLS token",
             doc="Name what the scene shows.",
+        ),
+        TaskSpec(
+            kind=SearchTask,
+            build=build_search,
+            source="every cell",
+            doc="Outline the items of the class that is asked for.",
         ),
     )
 }

@@ -10,6 +10,7 @@ from canvit_pytorch import CanViTForImageClassification, CanViTForPretraining, R
 from canvit_pytorch.flops import linear_flops
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from canvit_gym.backbone.hub import WEIGHTS, Source, locate, mark_used
@@ -23,6 +24,10 @@ from canvit_gym.tasks.default_probe import default_probe
 from canvit_gym.tasks.metric import AccuracyMetric
 from canvit_gym.tasks.pictures import ClassPicture
 from canvit_gym.tasks.task import Task, Truth, check_probe, potential
+
+RECURRENT_CLS = "recurrent_cls."
+"""Before the names of weight [classes, backbone_dim] and bias [classes] in the file of a probe that reads the recurrent
+CLS token itself, layer-normalized, instead of the teacher's CLS token as pretraining predicts it."""
 
 
 def load_classifier(
@@ -48,24 +53,27 @@ def load_classifier(
         return model, source
     assert name is not None, "a pretrained backbone has no classifier of its own"
     source = locate("probe", name, files=(WEIGHTS,))
-    weight, _ = _shapes(source, backbone.model, backbone.name)
+    weight, reads_recurrent_cls = _weight_shape(source, backbone.pretrained, backbone.name)
     what = f"probe {name!r}"
     check_probe(what, source.directory, backbone=backbone, num_classes=weight[0], classes=classes)
-    return _fused(source, backbone.source, backbone.model), source
+    if reads_recurrent_cls:
+        return _with_readout(source, backbone.pretrained), source
+    return _fused(source, backbone.source, backbone.pretrained), source
 
 
-def _shapes(source: Source, model: CanViTForPretraining, checkpoint: str) -> tuple[list[int], list[int]]:
-    """Of the probe's weight and bias, read from the file's header."""
+def _weight_shape(source: Source, model: CanViTForPretraining, checkpoint: str) -> tuple[list[int], bool]:
+    """(shape of the probe's weight, whether it reads the recurrent CLS token itself), from the file's header."""
     try:
         with safe_open(source.directory / WEIGHTS, framework="pt") as file:
             found = {key: list(file.get_slice(key).get_shape()) for key in list(file.keys())}
     except SafetensorError as error:
         raise _misfit(source, checkpoint, model.teacher_dim, str(error)) from error
-    weight, bias = found.get("weight", []), found.get("bias", [])
-    if len(weight) != 2 or weight[1] != model.teacher_dim or bias != weight[:1]:
-        shown = ", ".join(f"{key} {shape}" for key, shape in sorted(found.items())[:3])
-        raise _misfit(source, checkpoint, model.teacher_dim, f"it holds {shown}")
-    return weight, bias
+    for prefix, width in (("", model.teacher_dim), (RECURRENT_CLS, model.canvit.backbone_dim)):
+        weight, bias = (found.get(prefix + key, []) for key in ("weight", "bias"))
+        if len(weight) == 2 and weight[1] == width and bias == weight[:1]:
+            return weight, prefix == RECURRENT_CLS
+    shown = ", ".join(f"{key} {shape}" for key, shape in sorted(found.items())[:3])
+    raise _misfit(source, checkpoint, model.teacher_dim, f"it holds {shown}")
 
 
 def _misfit(source: Source, checkpoint: str, teacher_dim: int, why: str) -> ValueError:
@@ -86,6 +94,23 @@ def _fused(probe: Source, checkpoint: Source, model: CanViTForPretraining) -> Ca
         require_finite(fused)
     except LOADING_ERRORS as error:
         raise _misfit(probe, checkpoint.name, model.teacher_dim, str(error)) from error
+    mark_used(probe)
+    fused = fused.to(next(model.parameters()).device).eval().requires_grad_(False)
+    fused.canvit = model.canvit  # the same weights, once in memory
+    return fused
+
+
+@cache
+def _with_readout(probe: Source, model: CanViTForPretraining) -> CanViTForImageClassification:
+    """canvit-pytorch's classifier with the probe's linear map behind a LayerNorm without affine part."""
+    tensors = load_file(probe.directory / WEIGHTS)
+    weight, bias = (tensors[RECURRENT_CLS + key] for key in ("weight", "bias"))
+    fused = CanViTForImageClassification(canvit_config=model.canvit.config, n_classes=len(bias))
+    with torch.no_grad():
+        fused.readout.norm.weight.fill_(1)
+        fused.readout.norm.bias.zero_()
+        fused.readout.proj.weight.copy_(weight)
+        fused.readout.proj.bias.copy_(bias)
     mark_used(probe)
     fused = fused.to(next(model.parameters()).device).eval().requires_grad_(False)
     fused.canvit = model.canvit  # the same weights, once in memory

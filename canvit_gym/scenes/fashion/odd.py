@@ -1,16 +1,19 @@
-"""Flavour "odd": every class in sight is there twice, but for one; which?"""
+"""Flavour "odd": one class is there twice, the others once; which?"""
 
 from canvit_gym.scenes.fashion.drawing import Drawing, FashionScene
 
 ITEM_SIZES_PX = tuple(range(26, 35, 2))
-NUM_PAIRS = 1
 
 
 def draw(drawing: Drawing) -> FashionScene:
-    """Two items of every paired class and one of the odd class, over 3 to 7 fragments. The scene's class is the odd."""
-    for _ in range(drawing.draws.between(3, 7)):
+    """Two items of one class, then one of each of two others (where they find room), over 6 to 10 fragments.
+
+    The scene's class is the one that is there twice.
+    """
+    draws = drawing.draws
+    for _ in range(draws.between(6, 10)):
         drawing.add_fragment()
-    odd, *paired = drawing.draws.distinct(1 + NUM_PAIRS, 10)
-    for label in (odd, *paired, *paired):
+    twice, *once = draws.distinct(3, 10)
+    for label in (twice, twice, *once):
         drawing.add_item(label, drawing.draw_sprite_of(label), ITEM_SIZES_PX)
-    return drawing.scene(class_index=odd)
+    return drawing.scene(class_index=twice)

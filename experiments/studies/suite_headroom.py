@@ -1,0 +1,371 @@
+"""Is there anything to learn? Per embedded environment, a ceiling minus the best hand-coded policy without labels.
+
+    python -m experiments.studies.suite_headroom                                   # every environment
+    python -m experiments.studies.suite_headroom --envs CanViT/FashionCrowd-v0
+
+A ceiling is told something that no policy could know: where the items lie (box_locator, window_locator), where the
+reading is wrong, or, for stopping, when it is right. It is not told how a glimpse will be read, as an oracle that tries
+all viewpoints is, so that its lead is not luck.
+
+On --tuning-scenes training scenes every candidate is tried, and the best opponent and the best ceiling are chosen. The
+two, and policies for reference, then look at --num-scenes validation scenes: headroom is the difference there, with a
+95% interval over scenes. An environment passes where the interval is clear of zero; 5 points are the aim.
+
+What pays depends on the environment: the score after the last glimpse; where the order is all there is (revisit=False),
+the area under its curve; where glimpses have a price (allow_stop=True), the score where the episode stops minus the
+price of the glimpses taken. There a policy stops as soon as the reading's confidence reaches a threshold, tuned on the
+training scenes; the ceiling stops where the reading is right, as early as it is, and at once where it never is.
+
+Evaluations are kept in --run-dir, so that an interrupted study goes on; results are one JSON and one Markdown file per
+environment, and a table of all of them.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from canvit_gym.atomic import replacing, write_json, write_text
+from canvit_gym.command_line import GOES_ON, env_config, run_command
+from canvit_gym.config import EnvConfig
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
+from canvit_gym.policies import make_policy
+from canvit_gym.provenance import plain, provenance
+from canvit_gym.statistics import Mean, Statistic, area_under_curve, bootstrap_interval
+
+_NO_MAP = (
+    "coarse_to_fine", "fine_to_coarse", "saliency(scale=0.5)", "saliency(scale=0.4)", "saliency(scale=0.3)",
+    "saliency(scale=(0.4, 0.3))",
+)  # fmt: skip
+_ITEMS = tuple(f"item_probability(scale={scale})" for scale in ("(0.5, 0.25)", "0.4", "(0.34, 0.24)", "0.3"))
+_ENTROPY = tuple(f"entropy_greedy(scale={scale})" for scale in ("(0.5, 0.25)", "0.5", "0.4", "(0.34, 0.24)", "0.25"))
+_BOXES = tuple(
+    f"box_locator(factor={factor}, jitter={jitter})"
+    for factor, jitter in ((1.0, 0.0), (1.0, 0.2), (1.25, 0.2), (1.5, 0.2))
+)
+_WINDOWS = ("window_locator(scale=(0.5, 0.4, 0.3))", "window_locator(scale=0.4)", "window_locator(scale=(0.34, 0.24))")
+
+CONFIDENCES = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.1)
+"""Thresholds that stopping is tried with; at 0 an episode ends after its first glimpse, above 1 never early."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Who looks at an environment."""
+
+    opponents: tuple[str, ...]
+    """Hand-coded policies that use no labels."""
+    ceilings: tuple[str, ...]
+    """Those that are told where to look."""
+    reference: tuple[str, ...] = ("random",)
+    """Measured beside the two."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Of the environment, where the study's differ from the id's."""
+
+
+STUDIES: dict[str, Compared] = {
+    "CanViT/FashionSegmentation-v0": Compared((*_NO_MAP, *_ITEMS, *_ENTROPY), (*_BOXES, *_WINDOWS)),
+    "CanViT/FashionClassification-v0": Compared((*_NO_MAP, *_ITEMS), _BOXES),
+    "CanViT/FashionSearch-v0": Compared(
+        (
+            *(f"goal_{of}(scale={s})" for of in ("probability", "entropy") for s in ("0.34", "(0.34, 0.24)", "0.25")),
+            "item_probability(scale=(0.34, 0.24))",
+            "coarse_to_fine",
+            "saliency(scale=0.4)",
+        ),
+        tuple(box.replace("box_locator", "goal_locator") for box in _BOXES),
+    ),
+    "CanViT/FashionCrowd-v0": Compared(
+        (*_NO_MAP, *_ITEMS, *_ENTROPY, "entropy_greedy(scale=0.18)", "item_probability(scale=0.18)"),
+        (*_BOXES, "box_locator(factor=0.8, jitter=0.2)", *_WINDOWS),
+    ),
+    "CanViT/FashionDistractors-v0": Compared((*_NO_MAP, *_ITEMS, *_ENTROPY), (*_BOXES, *_WINDOWS)),
+    "CanViT/FashionOdd-v0": Compared((*_NO_MAP, *_ITEMS), _BOXES),
+    "CanViT/FashionOrder-v0": Compared(
+        (
+            "entropy_greedy",
+            "item_probability",
+            "saliency",
+            "raster_order",
+            "center_out",
+            "dependency_rank",
+            "learned_order",
+        ),
+        ("window_locator",),
+        reference=("random_order",),
+    ),
+    "CanViT/FashionStop-v0": Compared(
+        ("saliency(scale=0.4)", "saliency(scale=0.3)", *_ITEMS, "coarse_to_fine"), _BOXES, reference=()
+    ),
+}
+
+
+@dataclass(frozen=True)
+class SuiteHeadroomConfig:
+    envs: tuple[str, ...] = tuple(STUDIES)
+    """Environment ids."""
+    num_scenes: int = 1000
+    """Validation scenes."""
+    tuning_scenes: int = 300
+    """Training scenes that choose among candidates."""
+    run_dir: Path = Path("runs/suite_headroom")
+    """Evaluations so far."""
+    results_dir: Path = Path("experiments/results/suite_headroom")
+
+
+@dataclass(frozen=True)
+class Look:
+    """One policy on some scenes, and how confident the reading was: [N, T], the most likely class's probability."""
+
+    evaluation: Evaluation
+    confidence: NDArray[np.float32] | None
+
+
+Pays = Callable[[Look], Statistic]
+"""[1, N, T] observations -> a statistic whose last entry is what the environment is about."""
+
+
+def look(spec: str, env: EnvConfig, directory: Path, *, confidence: bool) -> Look:
+    """Evaluated now, or read from `directory` where it was before."""
+    slug = re.sub(r"[^\w.]+", "-", spec).strip("-")
+    path = directory / f"{slug}-{env.split}-{env.num_scenes}.npz"
+    kept = path.with_suffix(".confidence.npy")
+    if path.is_file() and (kept.is_file() or not confidence):
+        return Look(Evaluation.load(path), np.load(kept) if confidence else None)
+    confidences: list[list[NDArray[np.float32]]] = [[] for _ in range(env.budget)]
+
+    def measure(t: int, episodes: EpisodeBatch) -> None:
+        assert episodes.logits is not None
+        if confidence:
+            confidences[t].append(episodes.logits.softmax(dim=1).amax(dim=1).cpu().numpy())
+
+    policy = make_policy(spec, config=env, num_glimpses=env.budget)
+    found = evaluate(policy, config=env, progress=f"{spec}, {env.split}", on_glimpse=measure)
+    directory.mkdir(parents=True, exist_ok=True)
+    values = np.stack([np.concatenate(parts) for parts in confidences], axis=1) if confidence else None
+    if values is not None:
+        with replacing(kept) as partial, partial.open("wb") as file:
+            np.save(file, values)
+    found.save(path)
+    return Look(found, values)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What an environment pays, as a number of an evaluation."""
+
+    name: str
+    statistic: Pays
+    of: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+    """[..., T] -> [..., 1]"""
+
+    def value(self, found: Look) -> float:
+        return float(bootstrap_interval(self.statistic(found), of=self.of, resamples=2).value[-1])
+
+
+def _last(curve: NDArray[np.float64]) -> NDArray[np.float64]:
+    return curve[..., -1:]
+
+
+def stops_at_confidence(found: Look, threshold: float) -> NDArray[np.int64]:
+    """[N] glimpses taken when the confidence first reaches the threshold, at most all."""
+    assert found.confidence is not None
+    sure = found.confidence >= threshold
+    sure[:, -1] = True
+    return sure.argmax(axis=1) + 1
+
+
+def stops_when_right(found: Look) -> NDArray[np.int64]:
+    """[N] glimpses taken when the reading is first right; 1 where it never is."""
+    right = found.evaluation.scene_score() > 0.5
+    return right.argmax(axis=1) + 1
+
+
+def stopped_return(found: Look, stops: NDArray[np.int64], price: float) -> NDArray[np.float64]:
+    """[N]: the score where an episode stops, minus the price of the glimpses after the first."""
+    scores = found.evaluation.scene_score()
+    return scores[np.arange(len(scores)), stops - 1] - price * (stops - 1)
+
+
+def measure_of(env: EnvConfig) -> Measure:
+    """What the id pays, without stopping."""
+
+    def score(found: Look) -> Statistic:
+        return score_statistic((found.evaluation,))
+
+    if not env.revisit:
+        return Measure("area under the score's curve", score, lambda curve: area_under_curve(curve)[..., None])
+    return Measure("score after the last glimpse", score, _last)
+
+
+def best(values: dict[str, float]) -> str:
+    return max(values, key=lambda name: values[name])
+
+
+def study(env_id: str, config: SuiteHeadroomConfig) -> dict[str, Any]:
+    """One environment, as JSON values; scores are fractions."""
+    who = STUDIES[env_id]
+    env = env_config(env_id, {"device": "cpu", **who.kwargs})
+    directory = config.run_dir / env_id.rpartition("/")[2]
+    tuning = replace(env, split="training", num_scenes=config.tuning_scenes)
+    measured = replace(env, split="validation", num_scenes=config.num_scenes)
+    common = {
+        "env": env_id,
+        "budget": env.budget,
+        "num_scenes": config.num_scenes,
+        "tuning_scenes": config.tuning_scenes,
+        "provenance": provenance(),
+    }
+    if env.allow_stop:
+        return common | _stopping(who, tuning, measured, directory)
+    measure = measure_of(env)
+    tried = {
+        role: {spec: measure.value(look(spec, tuning, directory, confidence=False)) for spec in specs}
+        for role, specs in (("opponents", who.opponents), ("ceilings", who.ceilings))
+    }
+    chosen = {role: best(values) for role, values in tried.items()}
+    looks = {spec: look(spec, measured, directory, confidence=False) for spec in {*chosen.values(), *who.reference}}
+    rows = {spec: bootstrap_interval(measure.statistic(found), of=measure.of).at(-1) for spec, found in looks.items()}
+    pair = [measure.statistic(looks[chosen[role]]) for role in ("ceilings", "opponents")]
+    headroom = bootstrap_interval(*pair, of=lambda one, other: measure.of(one) - measure.of(other)).at(-1)
+    return common | {
+        "pays": measure.name,
+        "metric": next(iter(looks.values())).evaluation.metric,
+        "opponent": chosen["opponents"],
+        "ceiling": chosen["ceilings"],
+        "on_training_scenes": tried,
+        "policies": rows,
+        "headroom": headroom,
+    }
+
+
+def _stopping(who: Compared, tuning: EnvConfig, measured: EnvConfig, directory: Path) -> dict[str, Any]:
+    price = tuning.glimpse_cost
+
+    def tuned(spec: str) -> tuple[float, float]:
+        """(return, threshold) of the best threshold on the training scenes."""
+        found = look(spec, tuning, directory, confidence=True)
+        returns = [(float(stopped_return(found, stops_at_confidence(found, c), price).mean()), c) for c in CONFIDENCES]
+        return max(returns)
+
+    tried = {
+        role: {spec: tuned(spec) for spec in specs}
+        for role, specs in (("opponents", who.opponents), ("ceilings", who.ceilings))
+    }
+    opponent, locator = (max(tried[role], key=lambda s, r=role: tried[r][s]) for role in ("opponents", "ceilings"))
+    values, glimpses = {}, {}
+    for spec, role in ((opponent, "opponents"), (locator, "ceilings")):
+        found = look(spec, measured, directory, confidence=True)
+        stops = stops_at_confidence(found, tried[role][spec][1])
+        name = f"{spec}, stops at confidence {tried[role][spec][1]:g}"
+        values[name], glimpses[name] = stopped_return(found, stops, price), float(stops.mean())
+        if role == "opponents":
+            told = stops_when_right(found)
+            name = f"{spec}, told when the reading is right"
+            values[name], glimpses[name] = stopped_return(found, told, price), float(told.mean())
+    names = list(values)
+    statistics = {name: Mean(value[None, :, None]) for name, value in values.items()}
+    rows = {name: bootstrap_interval(one).at(-1) | {"glimpses": glimpses[name]} for name, one in statistics.items()}
+    stopping, ceiling, placed = names[0], names[1], names[2]
+    return {
+        "pays": f"score where the episode stops, minus {price:g} a glimpse",
+        "metric": "top-1",
+        "opponent": stopping,
+        "ceiling": ceiling,
+        "on_training_scenes": {role: {s: list(v) for s, v in found.items()} for role, found in tried.items()},
+        "policies": rows,
+        "headroom": bootstrap_interval(statistics[ceiling], statistics[stopping], of=np.subtract).at(-1),
+        "headroom_of_place": bootstrap_interval(statistics[placed], statistics[stopping], of=np.subtract).at(-1),
+    }
+
+
+def _with_interval(estimate: dict[str, float], *, signed: bool = False) -> str:
+    form = "{:+.1f}" if signed else "{:.1f}"
+    value, low, high = (form.format(100 * estimate[key]) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def passes(result: dict[str, Any]) -> bool:
+    return result["headroom"]["low"] > 0
+
+
+def verdict(result: dict[str, Any]) -> str:
+    if not passes(result):
+        return "no: the interval is not clear of zero"
+    return "yes" if result["headroom"]["value"] >= 0.05 else "yes, but less than 5 points"
+
+
+def page(result: dict[str, Any]) -> str:
+    """Markdown of one environment."""
+    lines = [
+        f"# Headroom of {result['env']}",
+        "",
+        f"{result['num_scenes']:,} validation scenes, {result['budget']} glimpses; {result['metric']} in %, "
+        f"{result['pays']}; 95% intervals over scenes.",
+        "",
+        "| policy | | value |",
+        "| --- | --- | --- |",
+    ]
+    roles = {result["opponent"]: "best without labels", result["ceiling"]: "ceiling"}
+    for name, row in sorted(result["policies"].items(), key=lambda item: -item[1]["value"]):
+        shown = f", {row['glimpses']:.1f} glimpses" if "glimpses" in row else ""
+        lines.append(f"| {name} | {roles.get(name, '')} | {_with_interval(row)}{shown} |")
+    lines += ["", f"Headroom: {_with_interval(result['headroom'], signed=True)} points. Passes: {verdict(result)}."]
+    if "headroom_of_place" in result:
+        lead = _with_interval(result["headroom_of_place"], signed=True)
+        lines.append(f"A locator that stops by its confidence: {lead} points.")
+    for role, title in (("opponents", "without labels"), ("ceilings", "that are told where to look")):
+        tried = result["on_training_scenes"][role]
+        values = {spec: v[0] if isinstance(v, list) else v for spec, v in tried.items()}
+        shown = ", ".join(f"{s} {100 * v:.1f}" for s, v in sorted(values.items(), key=lambda item: -item[1]))
+        lines += ["", f"Policies {title}, on {result['tuning_scenes']} training scenes: {shown}."]
+    return "\n".join(lines) + "\n"
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown of all environments."""
+    lines = [
+        "# Headroom of the embedded environments",
+        "",
+        "A ceiling that is told where to look (or when to stop) minus the best hand-coded policy without labels, on "
+        f"{results[0]['num_scenes']:,} validation scenes, in points, with 95% intervals. Written by",
+        "",
+        "    python -m experiments.studies.suite_headroom",
+        "",
+        "| environment | glimpses | metric, % | best without labels | | ceiling | | headroom | passes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        rows = result["policies"]
+        one, other = result["opponent"], result["ceiling"]
+        cells = (
+            result["env"].rpartition("/")[2], str(result["budget"]), f"{result['metric']}, {result['pays']}", one,
+            f"{100 * rows[one]['value']:.1f}", other, f"{100 * rows[other]['value']:.1f}",
+            _with_interval(result["headroom"], signed=True), verdict(result),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(config: SuiteHeadroomConfig) -> None:
+    if unknown := sorted(set(config.envs) - set(STUDIES)):
+        raise ValueError(f"no study of {', '.join(unknown)}; there are: {', '.join(STUDIES)}")
+    for env_id in config.envs:
+        result = study(env_id, config)
+        name = env_id.rpartition("/")[2]
+        write_json(config.results_dir / f"{name}.json", plain(result))
+        write_text(config.results_dir / f"{name}.md", page(result))
+        print(page(result), flush=True)
+    paths = [config.results_dir / f"{env_id.rpartition('/')[2]}.json" for env_id in STUDIES]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    write_text(config.results_dir / "README.md", table(found))
+
+
+if __name__ == "__main__":
+    run_command(main, SuiteHeadroomConfig, description=__doc__, if_interrupted=GOES_ON)
