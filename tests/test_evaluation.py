@@ -226,7 +226,7 @@ def test_observations_are_computed_for_those_who_ask(monkeypatch: pytest.MonkeyP
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("computed for nobody")
 
-    behind = ("episodes.pooled_canvas", "observations.update_acuity", "tasks.segmentation.predictive_uncertainty")
+    behind = ("device_step.pooled_canvas", "observations.update_acuity", "tasks.segmentation.predictive_uncertainty")
     for name in behind:
         monkeypatch.setattr(f"canvit_gym.{name}", refuse)
     evaluate(Fixed(), config=CONFIG, num_glimpses=2)
