@@ -24,6 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.learner import State
 from canvit_gym.atomic import replacing
 from canvit_gym.config import EnvConfig
+from canvit_gym.observations import GAZE_LENGTH
 from canvit_gym.sb3 import GlimpseVecEnv
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -124,6 +125,20 @@ def ends_with_rollouts(config: EnvConfig) -> bool:
     the scene alone.
     """
     return not config.allow_stop and config.first_glimpse != "random"
+
+
+def check_revisits(config: EnvConfig, *, inhibition: float | None = None) -> None:
+    """Raise ValueError where the environment forbids to look twice and the learner would not know.
+
+    inhibition: the network's, which masks the viewpoints that `gaze` shows.
+    """
+    masked = inhibition is not None and "gaze" in config.observations and num_decisions(config) <= GAZE_LENGTH
+    if not config.revisit and not masked:
+        raise ValueError(
+            "with revisit=False the environment refuses viewpoints that were taken, which this learner does not know: "
+            f"use --algo q_regression, or ppo with policy_kwargs inhibition 0.0, 'gaze' among the observations and a "
+            f"budget of at most {GAZE_LENGTH} decisions (got {num_decisions(config)})"
+        )
 
 
 def check_whole_episodes(config: EnvConfig, n_steps: int, *, name: str = "n_steps") -> None:

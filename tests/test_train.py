@@ -454,6 +454,11 @@ def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, where: str, mon
         ({"env_kwargs": {"colour": 1}}, TypeError, "unknown environment keyword colour; there are: "),
         ({"env_kwargs": {"split": "test"}}, ValueError, "agents train on split='training'"),
         ({"env_kwargs": {"budget": 4}}, ValueError, "n_steps must be a multiple of the 3 decisions"),
+        (
+            {"env_kwargs": {"revisit": False}, "hyper": {"policy_kwargs": {"inhibition": None}}},
+            ValueError,
+            "with revisit=False the environment refuses viewpoints that were taken",
+        ),
         ({"hyper": {"n_epoch": 1}}, ValueError, "unknown hyperparameter 'n_epoch'; there are: "),
         ({"hyper": {"learning_rate": "quick"}}, ValueError, "learning_rate must be a number > 0"),
         ({"total_timesteps": 0}, ValueError, "total_timesteps must be at least 1, got 0"),

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from agents.checks import check_choice, check_number, check_schedule, check_whole
-from agents.training_state import check_whole_episodes
+from agents.training_state import check_revisits, check_whole_episodes
 from canvit_gym.config import EnvConfig
 
 
@@ -52,6 +52,7 @@ class OffPolicyHyperparameters:
 
     def check_fit(self, config: EnvConfig) -> None:
         check_whole_episodes(config, self.train_freq, name="train_freq")
+        check_revisits(config)
 
 
 class OfTables(OffPolicyHyperparameters):

@@ -25,7 +25,7 @@ from agents.checks import check_number, check_policy_kwargs, check_whole
 from agents.learner import Monitoring, State
 from agents.ppo.warm_start import Tried, WarmStart, collect, explained_share, learn
 from agents.settings import Plan
-from agents.training_state import capture_native, random_state, restore_native, set_random_state
+from agents.training_state import capture_native, check_revisits, random_state, restore_native, set_random_state
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.backbone.load import resolve_device
@@ -61,6 +61,7 @@ class CloningHyperparameters:
         return asdict(self)
 
     def check_fit(self, config: EnvConfig) -> None:
+        check_revisits(config, inhibition=None)
         actions = build_actions(config)
         if not isinstance(actions, DiscreteActions) or len(actions.viewpoints) < self.candidates:
             raise ValueError(

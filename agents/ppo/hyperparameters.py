@@ -6,7 +6,7 @@ from typing import Any, Literal
 from agents.checks import check_choice, check_number, check_policy_kwargs, check_schedule, check_whole, is_number
 from agents.ppo.callbacks import EntropyFloor
 from agents.ppo.warm_start import WarmStart
-from agents.training_state import check_whole_episodes
+from agents.training_state import check_revisits, check_whole_episodes
 from canvit_gym.config import EnvConfig
 
 ENTROPY_FLOOR = ("start", "end", "low", "high", "rate")
@@ -79,3 +79,4 @@ class Hyperparameters:
     def check_fit(self, config: EnvConfig) -> None:
         """Raise ValueError where rollouts would end in the middle of episodes."""
         check_whole_episodes(config, self.n_steps)
+        check_revisits(config, inhibition=self.policy_kwargs.get("inhibition"))
