@@ -221,7 +221,8 @@ def test_a_scene_alone_equals_the_scene_in_a_batch(make_vec: MakeVec, env_id: st
     alone = make_vec(1, env_id, budget=BUDGET, split="test", autoreset_mode="disabled", track_score=True)
     batch.action_space.seed(0)
     actions = [batch.action_space.sample() for _ in range(BUDGET - 1)]
-    together = [batch.reset(seed=0)[0]]
+    first, begun = batch.reset(seed=0)
+    together = [first]
     states, losses = [clone(batch.state)], []
     for action in actions:
         observation, *_, info = batch.step(action)
@@ -229,7 +230,8 @@ def test_a_scene_alone_equals_the_scene_in_a_batch(make_vec: MakeVec, env_id: st
         states.append(clone(batch.state))
         losses.append(info["loss"])
     for row in (0, 5):
-        observation, _ = alone.reset(options={"scene": row})
+        asked = {"goal": begun["goal"][row : row + 1]} if "goal" in begun else {}
+        observation, _ = alone.reset(options={"scene": row, **asked})
         for t in range(BUDGET):
             torch.testing.assert_close(alone.state.canvas[0], states[t].canvas[row], atol=1e-4, rtol=1e-4)
             for key, value in observation.items():

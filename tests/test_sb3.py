@@ -33,7 +33,9 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize("env_id", ENV_IDS)
-@pytest.mark.parametrize("kwargs", [{}, {"action": "continuous", "allow_stop": True}], ids=["grid", "stop"])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"action": "continuous", "allow_stop": True, "revisit": True}], ids=["grid", "stop"]
+)
 def test_steps_are_those_of_the_vector_env(env_id: str, kwargs: dict[str, Any]) -> None:
     ours, theirs = adapter(env_id, **kwargs), vector(env_id, **kwargs)
     ours.seed(5)
