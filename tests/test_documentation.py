@@ -14,8 +14,9 @@ BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
-def test_examples_of_a_page_run(page: Path) -> None:
+def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
     program = "\n".join(BLOCK.findall(page.read_text(encoding="utf-8")))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
