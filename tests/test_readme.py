@@ -23,6 +23,7 @@ from canvit_gym import cli, command_line
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 CARD = (ROOT / "canvit_gym/assets/nano/README.md").read_text()
+DOCS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
@@ -59,6 +60,10 @@ def shell_blocks(page: str) -> list[str]:
     return [block for block in (*fenced, *indented, *quoted) if SHOWN.search(block)]
 
 
+def takes_options(name: str) -> bool:
+    return "tyro" in cli.COMMANDS[name].needs
+
+
 def commands(page: str) -> list[tuple[str, ...]]:
     """(module, argument, ...) of all that a page's commands run, as a shell passes them. None that ends in dots."""
     calls: list[list[str]] = []
@@ -67,7 +72,7 @@ def commands(page: str) -> list[tuple[str, ...]]:
         done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=False)
         assert done.returncode in (0, NOT_FOUND), f"{block}\n{done.stderr}"
         calls += [line.split("\0")[:-1] for line in done.stdout.split("\n")]
-    ours = ("agents.", "experiments.", "canvit-gym ")
+    ours = ("agents.", "experiments.", *(f"canvit-gym {name}" for name in cli.COMMANDS if takes_options(name)))
     calls = [call[1:] for call in calls if call[:1] == ["-m"] and call[1].startswith(ours)]
     return list(dict.fromkeys(tuple(call) for call in calls if call[-1] != "..."))
 
@@ -81,13 +86,13 @@ def descriptions() -> dict[str, str]:
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
             found[name] = f"{ast.get_docstring(ast.parse(source))}\n"
     for name, command in cli.COMMANDS.items():
-        if "tyro" in command.needs:
+        if takes_options(name):
             found[f"canvit-gym {name}"] = f"{importlib.import_module(command.module).__doc__}\n"
     return found
 
 
 DESCRIPTIONS = descriptions()
-PAGES = (README, CARD, *DESCRIPTIONS.values())
+PAGES = (README, CARD, *DOCS, *DESCRIPTIONS.values())
 
 
 def run_as_main(module: str, run_command: Callable[..., None], *arguments: str) -> None:
@@ -121,7 +126,8 @@ def parse(module: str, *arguments: str) -> Any:
 def options(module: str) -> set[str]:
     configs: list[type[Any]] = []
     run_as_main(module, lambda main, config, **rest: configs.append(config))
-    return {f"--{field.name.replace('_', '-')}" for field in fields(configs[0])}
+    names = [field.name.replace("_", "-") for field in fields(configs[0])]
+    return {f"--{name}" for name in names} | {f"--no-{name}" for name in names}  # the latter of booleans
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
@@ -131,8 +137,12 @@ def test_python_block_runs(block: str) -> None:
     assert done.stdout.strip(), "a README example shows something"
 
 
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
 def test_readme_has_the_quick_start() -> None:
-    assert len(BLOCKS) >= 3 and 'gym.make("CanViT/' in BLOCKS[0]
+    assert len(BLOCKS) >= 2 and 'gym.make("CanViT/' in BLOCKS[0]
 
 
 def test_commands_are_found_as_a_shell_passes_them() -> None:
@@ -170,10 +180,13 @@ Beside them `experiments.studies.scaling
 
 
 def test_every_command_shown_is_found() -> None:
-    assert len(SHOWN.findall(README)) > 20 and not SHOWN.search(QUOTED.sub("", prose(README)))
-    assert {module for module, *_ in commands(README)} >= set(
-        re.findall(r"python -m ((?:agents|experiments)\.[\w.]*\w)", README)
-    )
+    pages = (README, *DOCS)
+    assert sum(len(SHOWN.findall(page)) for page in pages) > 20
+    for page in pages:
+        assert not SHOWN.search(QUOTED.sub("", prose(page)))
+        assert {module for module, *_ in commands(page)} >= set(
+            re.findall(r"python -m ((?:agents|experiments)\.[\w.]*\w)", page)
+        )
 
 
 of_modules_run_twice = pytest.mark.filterwarnings("ignore:.*found in sys.modules after import:RuntimeWarning")
