@@ -208,8 +208,9 @@ class _PlainStep:
     def __call__(
         self, images: Tensor, viewpoints: Tensor, canvas: Tensor, recurrent_cls: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
-        truth = dict(zip(self._truth_names, rest, strict=False))
-        before = dict(zip(self._accumulating, rest[len(truth) :], strict=True))
+        num = len(self._truth_names)  # cut to length: PyTorch 2.9 compiles no zip of different ones
+        truth = dict(zip(self._truth_names, rest[:num], strict=True))
+        before = dict(zip(self._accumulating, rest[num:], strict=True))
         where = Viewpoint(centers=viewpoints[:, :2].contiguous(), scales=viewpoints[:, 2].contiguous())
         glimpse = self._take.sample(images, where.centers, where.scales)
         with self._step.backbone.autocast():
