@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from agents.finite import require_finite
 from agents.training_state import num_decisions
 from canvit_gym.config import EnvConfig
-from canvit_gym.wrappers import RunningMoments
+from canvit_gym.running_moments import RunningMoments
 
 
 def clipped(rewards: NDArray[np.float64], most: float | None) -> NDArray[np.float64]:

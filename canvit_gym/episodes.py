@@ -246,6 +246,8 @@ class EpisodeBatch:
     def step_rows(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
         assert self.images is not None, "reset_rows() comes first"
+        if self._recorded_step is None and len(rows) == self.num:
+            self.logits = None  # the readings before make room for those to come
         result = self._stepped(rows, viewpoints)
         self._states.put(rows, result.state)
         self.viewpoints[rows, self.glimpses[rows]] = viewpoints

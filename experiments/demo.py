@@ -40,9 +40,10 @@ OPPONENTS = (
     "fine_to_coarse",
     "center(scale=0.55)",
     "saliency(scale=0.4)",
+    "item_probability(scale=(0.34, 0.24))",
 )
-"""Of the paper, and the strongest others; the scale of saliency is the best of eight on validation scenes, by
-experiments.studies.headroom."""
+"""Of the paper, and the strongest others, their scales tuned: by experiments.studies.headroom (saliency) and
+experiments.studies.suite_headroom. The last one reads the canvas with the segmentation probe as well."""
 AGENT, SAMPLED = "PPO agent", "PPO agent, sampled"
 
 

@@ -23,7 +23,6 @@ from canvit_gym.scenes.fashion import generate_scene
 from canvit_gym.scenes.prepared import FashionScenes
 from canvit_gym.scenes.sampler import SceneSampler
 from canvit_gym.vector_env import GlimpseVectorEnv
-from canvit_gym.wrappers import NormalizeRewardPerStep
 
 Case = tuple[Callable[[], object], type[Exception], str]
 
@@ -203,7 +202,11 @@ CONSTRUCTOR: dict[str, Case] = {
 }
 
 RESET: dict[str, Case] = {
-    "unknown option": (reset({"scenes": 3}), ValueError, "unknown reset option scenes; there are: scene, reset_mask"),
+    "unknown option": (
+        reset({"scenes": 3}),
+        ValueError,
+        "unknown reset option scenes; there are: scene, goal, reset_mask",
+    ),
     "options no dict": (reset(["scene"]), TypeError, r"options must be a dict .* got \['scene'\]"),
     "scene out of range": (reset({"scene": 16}), ValueError, r"must lie in \[0, 15\], got 16"),
     "scene negative": (reset({"scene": [0, -1]}), ValueError, r"must lie in \[0, 15\], got \[0, -1\]"),
@@ -274,7 +277,6 @@ OTHERS: dict[str, Case] = {
         "nan.* does not lie inside the scene",
     ),
     "encode one viewpoint": (lambda: ContinuousActions().encode(np.zeros(3)), ValueError, r"\[N, 3\].* got .*\(3,\)"),
-    "epsilon": (lambda: NormalizeRewardPerStep(make(), epsilon=0.0), ValueError, "finite number > 0, got 0.0"),
     "scene index": (lambda: generate_scene("segmentation", "test", -1), ValueError, r"\[0, 2\^63\), got -1"),
     "scenes of no split": (
         lambda: FashionScenes("segmentation", "train", 4),  # pyright: ignore[reportArgumentType]

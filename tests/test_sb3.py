@@ -6,12 +6,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import ENV_IDS
-from gymnasium.wrappers.vector import RecordEpisodeStatistics
+from gymnasium.wrappers.vector import NormalizeReward, RecordEpisodeStatistics
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor, VecNormalize
 
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
-from canvit_gym.wrappers import NormalizeRewardPerStep
 
 SEGMENTATION = "CanViT/FashionSegmentation-v0"
 KWARGS: dict[str, Any] = {"num_scenes": 16, "device": "cpu", "budget": 3}
@@ -118,7 +117,7 @@ def test_attributes_methods_and_options() -> None:
 
 
 def test_around_gymnasiums_wrappers() -> None:
-    frozen = NormalizeRewardPerStep(vector())
+    frozen = NormalizeReward(vector())
     envs = GlimpseVecEnv(RecordEpisodeStatistics(frozen))
     envs.reset()
     returns = np.zeros(NUM)
@@ -129,10 +128,9 @@ def test_around_gymnasiums_wrappers() -> None:
     for row, info in enumerate(infos):
         assert info["episode"]["l"] == 2 and info["episode"]["r"] == pytest.approx(returns[row], abs=1e-5)
         assert "scene" in info and "terminal_observation" in info
-    assert [list(count) for count in envs.get_attr("count", indices=0)] == [[NUM, NUM]]
-    envs.set_attr("update_statistics", False)
-    assert frozen.update_statistics is False and envs.get_attr("update_statistics", indices=0) == [False]
-    assert "update_statistics" not in vars(envs.glimpse_envs)
+    envs.set_attr("update_running_mean", False)
+    assert frozen.update_running_mean is False and envs.get_attr("update_running_mean", indices=0) == [False]
+    assert "update_running_mean" not in vars(envs.glimpse_envs)
     assert envs.env_is_wrapped(RecordEpisodeStatistics) == [True] * NUM  # type: ignore[arg-type]
     assert [config.budget for config in envs.get_attr("config")] == [3] * NUM
 

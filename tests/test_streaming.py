@@ -216,8 +216,8 @@ class TestOrder:
     @pytest.mark.parametrize("first_glimpse", ["full", "random"])
     def test_workers_change_nothing(self, first_glimpse: str) -> None:
         def rollout(workers: int) -> list[Any]:
-            kwargs = {**small(SEGMENTATION), "workers": workers, "first_glimpse": first_glimpse}
-            envs = GlimpseVectorEnv(3, dataset="segmentation-folder", allow_stop=True, budget=3, **kwargs)
+            own = {"workers": workers, "first_glimpse": first_glimpse, "allow_stop": True, "budget": 3}
+            envs = GlimpseVectorEnv(3, dataset="segmentation-folder", **small(SEGMENTATION) | own)
             envs.action_space.seed(1)
             results: list[Any] = [envs.reset(seed=7)[1]["scene"].tolist()]
             for step in range(12):

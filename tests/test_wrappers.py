@@ -1,4 +1,4 @@
-"""Gymnasium's wrappers around our environments, single and vector, and our own NormalizeRewardPerStep."""
+"""Gymnasium's wrappers around our environments, single and vector."""
 
 import copy
 from collections.abc import Callable
@@ -11,12 +11,10 @@ import pytest
 import torch
 from conftest import ENV_IDS
 from gymnasium import wrappers
-from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.wrappers import vector as vector_wrappers
 
 from canvit_gym.testing import check_vector_env
 from canvit_gym.vector_env import GlimpseVectorEnv
-from canvit_gym.wrappers import NormalizeRewardPerStep
 
 MakeOne = Callable[..., gym.Env[Any, Any]]
 MakeVec = Callable[..., GlimpseVectorEnv]
@@ -152,75 +150,3 @@ def test_vector_clip_and_transform_reward(make_vec: MakeVec) -> None:
     envs = vector_wrappers.TransformReward(make_vec(2), lambda reward: reward * 0)
     envs.reset(seed=0)
     assert not envs.step(np.array([1, 2]))[1].any()
-
-
-class TestNormalizeRewardPerStep:
-    KWARGS: dict[str, Any] = {"action": "quadtree", "quadtree_levels": 1, "budget": 4}
-
-    @pytest.mark.parametrize("stop", [False, True])
-    @pytest.mark.parametrize("mode", MODES)
-    def test_statistics_are_those_of_every_reward_so_far(self, make_vec: MakeVec, mode: str, stop: bool) -> None:
-        """Against mean and variance over lists kept by hand, one list for each step of the episode."""
-        kwargs = {**self.KWARGS, "autoreset_mode": mode, "allow_stop": stop}
-        plain = run(make_vec(5, **kwargs), mode, 15)
-        envs = NormalizeRewardPerStep(make_vec(5, **kwargs))
-        wrapped = run(envs, mode, 15)
-        lists: list[list[float]] = [[], [], []]
-        step, previous = np.zeros(5, dtype=int), np.zeros(5, dtype=bool)
-        for (_, reward, terminated, _, _), (_, scaled, _, _, _) in zip(plain[1:], wrapped[1:], strict=True):
-            acted = ~previous if mode == "next_step" else np.ones(5, dtype=bool)
-            for row in np.flatnonzero(acted):
-                lists[step[row]].append(float(reward[row]))
-            for row in range(5):
-                if not acted[row]:
-                    assert scaled[row] == 0
-                elif len(kept := lists[step[row]]) >= 2:
-                    expected = (reward[row] - np.mean(kept)) / np.sqrt(np.var(kept) + 1e-8)
-                    assert scaled[row] == pytest.approx(expected, rel=1e-6, abs=1e-9)
-                else:
-                    assert scaled[row] == reward[row]
-            step = np.where(acted, step + 1, 0)
-            step[terminated], previous = 0, terminated
-        for i, kept in enumerate(lists):
-            assert envs.count[i] == len(kept)
-            assert envs.mean[i] == pytest.approx(np.mean(kept))
-            assert envs.var[i] == pytest.approx(np.var(kept))
-
-    def test_every_step_ends_up_standardized(self, make_vec: MakeVec) -> None:
-        envs = NormalizeRewardPerStep(make_vec(8, autoreset_mode="same_step", **self.KWARGS))
-        rewards = np.stack([result[1] for result in run(envs, "same_step", 60)[1:]])
-        late = rewards[30:].reshape(-1, 3, 8)
-        np.testing.assert_allclose(late.mean(axis=(0, 2)), 0, atol=0.35)
-        np.testing.assert_allclose(late.std(axis=(0, 2)), 1, atol=0.25)
-
-    def test_without_centering_signs_stay(self, make_vec: MakeVec) -> None:
-        kwargs: dict[str, Any] = {"autoreset_mode": "same_step", **self.KWARGS}
-        plain, scaled = make_vec(8, **kwargs), NormalizeRewardPerStep(make_vec(8, **kwargs), center=False)
-        for one, other in zip(run(plain, "same_step", 9)[1:], run(scaled, "same_step", 9)[1:], strict=True):
-            np.testing.assert_array_equal(np.sign(one[1]), np.sign(other[1]))
-
-    def test_frozen_statistics_stay(self, make_vec: MakeVec) -> None:
-        envs = NormalizeRewardPerStep(make_vec(4, autoreset_mode="same_step", **self.KWARGS))
-        run(envs, "same_step", 6)
-        before = (envs.count.copy(), envs.mean.copy(), envs.var.copy())
-        envs.update_statistics = False
-        run(envs, "same_step", 6)
-        assert data_equivalence(before, (envs.count, envs.mean, envs.var), exact=True)
-
-    @pytest.mark.parametrize("mode", MODES)
-    def test_it_keeps_the_vector_contract(self, make_vec: MakeVec, mode: str) -> None:
-        """With frozen statistics, for otherwise the same reward is scaled differently the second time."""
-        envs = NormalizeRewardPerStep(make_vec(3, autoreset_mode=mode, **self.KWARGS))
-        run(envs, mode, 6)
-        envs.update_statistics = False
-        check_vector_env(envs)
-
-    def test_gymnasiums_environments_too(self) -> None:
-        for mode in gym.vector.AutoresetMode:
-            envs = gym.make_vec(
-                "CartPole-v1", num_envs=3, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}
-            )
-            envs = NormalizeRewardPerStep(envs)
-            run(envs, "disabled" if mode.name == "DISABLED" else "", 80)
-            assert (envs.mean == 1).all() and (envs.var == 0).all() and (np.diff(envs.count) <= 0).all()
-            envs.close()

@@ -42,8 +42,8 @@ from agents.training_state import (
 )
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.policies.networks import NETWORK_CLASSES, HasValues, ViewpointQNetwork, action_options
+from canvit_gym.running_moments import RunningMoments
 from canvit_gym.sb3 import make_sb3_env
-from canvit_gym.wrappers import RunningMoments
 
 EPISODES_SHOWN = 256
 """Whose returns the progress bar averages."""

@@ -129,7 +129,9 @@ def find_repository(kind: Kind, repo: str, files: tuple[str, ...]) -> Path:
     root = Path(hub_root())
     directory = root / repo if root.is_dir() else _download(kind, repo, repo, files, None)[0]
     if missing := [file for file in files if not (directory / file).is_file()]:
-        raise FileNotFoundError(f"{kind} {repo!r}: {directory} has no {' and no '.join(missing)}")
+        raise FileNotFoundError(
+            f"{kind} {repo!r}: there is no directory {repo} here, and {directory} has no {' and no '.join(missing)}"
+        )
     return directory
 
 

@@ -1,0 +1,38 @@
+"""Running count, mean and spread of numbers that come in groups: rewards by the step of the episode, say."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class RunningMoments:
+    """Count, mean and spread of all values so far, by group 0, 1, ...; there are as many groups as were seen.
+
+    Attributes:
+        count, mean, squares: [groups] each; `squares` sums the squared deviations from the mean.
+    """
+
+    def __init__(self, num_groups: int = 0) -> None:
+        self.count = np.zeros(num_groups, dtype=np.int64)
+        self.mean = np.zeros(num_groups)
+        self.squares = np.zeros(num_groups)
+
+    @property
+    def var(self) -> NDArray[np.float64]:
+        """[groups] population variances; 0 for a group without values."""
+        return self.squares / np.maximum(self.count, 1)
+
+    def update(self, groups: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Merge values [N] of groups [N] (Chan et al. 1979)."""
+        if (missing := int(groups.max(initial=-1)) + 1 - len(self.count)) > 0:
+            self.count = np.concatenate([self.count, np.zeros(missing, dtype=np.int64)])
+            self.mean = np.concatenate([self.mean, np.zeros(missing)])
+            self.squares = np.concatenate([self.squares, np.zeros(missing)])
+        for group in np.unique(groups):
+            new = values[groups == group].astype(np.float64)
+            old, total = self.count[group], self.count[group] + len(new)
+            delta = new.mean() - self.mean[group]
+            self.mean[group] += delta * len(new) / total
+            self.squares[group] += ((new - new.mean()) ** 2).sum() + delta**2 * old * len(new) / total
+            self.count[group] = total
