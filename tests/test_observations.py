@@ -16,7 +16,7 @@ from conftest import ENV_IDS
 from torch.utils.flop_counter import FlopCounterMode
 
 import canvit_gym
-from canvit_gym import episodes as episodes_module
+from canvit_gym import device_step as device_step_module
 from canvit_gym import observations as observations_module
 from canvit_gym import viewpoints as viewpoints_module
 from canvit_gym.config import EnvConfig
@@ -294,7 +294,7 @@ def test_nothing_is_computed_for_keys_not_asked_for(
         "glimpse": "to_uint8",
     }
     for module, names in (
-        (episodes_module, ("pooled_canvas", "normalized_canvas")),
+        (device_step_module, ("pooled_canvas", "normalized_canvas")),
         (observations_module, ("update_acuity", "to_uint8")),
         (segmentation, ("predictive_uncertainty",)),
         (classification, ("predictive_uncertainty",)),

@@ -109,8 +109,8 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 def build(config: dict[str, Any]) -> GlimpseVectorEnv:
     config = dict(config)
     env_id = config.pop("env_id")
-    kwargs: dict[str, Any] = {**canvit_gym.ENVIRONMENTS[env_id], **config}
-    return GlimpseVectorEnv(**kwargs, allow_stop=True, num_scenes=16, device="cpu")
+    own = {"allow_stop": True, "revisit": True, "num_scenes": 16, "device": "cpu"}
+    return GlimpseVectorEnv(**{**canvit_gym.ENVIRONMENTS[env_id], **config, **own})
 
 
 def with_stops(envs: GlimpseVectorEnv, stops: np.ndarray) -> np.ndarray:
