@@ -5,11 +5,9 @@ Run by mkdocs-gen-files (`make docs`). Needs nothing that is not in the package:
 """
 
 import io
-import json
 import re
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any
 
 import mkdocs_gen_files
 from PIL import Image
@@ -17,7 +15,7 @@ from PIL import Image
 import canvit_gym.env
 from canvit_gym.config import config_from_kwargs
 from canvit_gym.evaluation import record_views
-from canvit_gym.policies import make_policy
+from canvit_gym.policies import make_policy, policies_table
 from canvit_gym.rendering import draw_frame
 from canvit_gym.scenes.datasets import DATASETS, DatasetSpec
 
@@ -48,23 +46,12 @@ def animation(spec: DatasetSpec) -> bytes:
 
 
 def baselines(spec: DatasetSpec) -> str:
-    """The table of the committed headroom study, if there is one."""
-    path = RESULTS / "headroom" / f"{spec.env_id.rpartition('/')[2]}.json"
+    """What the committed study of the room to learn says of the environment, if it does."""
+    path = RESULTS / "suite_headroom" / f"{spec.env_id.rpartition('/')[2]}.md"
     if not path.is_file():
         return ""
-    study: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    rows = [f"| policy | {study['metric']} % after the last glimpse |", "| --- | --- |"]
-    for name, found in study["policies"].items():
-        if found["num_scenes"] == study["num_scenes"]:
-            score = found["score"]
-            value, low, high = (100 * score[key] for key in ("value", "low", "high"))
-            rows.append(f"| {name} | {value:.1f} [{low:.1f}, {high:.1f}] |")
-    command = study["provenance"]["command"]
-    return (
-        f"\n## Baseline numbers\n\n{study['num_scenes']} test scenes, 95 % intervals.\n\n"
-        + "\n".join(rows)
-        + f"\n\nWritten by:\n\n```sh\n{command}\n```\n"
-    )
+    _, _, text = path.read_text(encoding="utf-8").partition("\n\n")
+    return f"\n## Baseline numbers\n\nWritten by `python -m experiments.studies.suite_headroom`.\n\n{text}"
 
 
 def main() -> None:
@@ -86,6 +73,8 @@ def main() -> None:
     card = (ROOT / "canvit_gym" / "assets" / "nano" / "README.md").read_text(encoding="utf-8")
     with mkdocs_gen_files.open("nano.md", "w") as file:
         file.write(card)
+    with mkdocs_gen_files.open("policies.md", "w") as file:
+        file.write(f"# Hand-coded policies\n\n{policies_table()}\n")
     with mkdocs_gen_files.open("environments/index.md", "w") as file:
         file.write("\n".join(table) + "\n")
 
