@@ -18,7 +18,7 @@ from agents.validation import Headroom, fixation_picture, gaze_strips, headroom
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies.learned import LearnedPolicy, save_policy
-from canvit_gym.policies.record import PolicyRecord
+from canvit_gym.policies.policy_record import PolicyRecord
 
 HEADROOM, WARM_START = "headroom.json", "warm_start"
 

@@ -34,7 +34,7 @@ from agents.settings import Plan, Settings, TrainConfig, prepare
 from canvit_gym.atomic import write_json
 from canvit_gym.command_line import INTERRUPTED, run_command
 from canvit_gym.policies.learned import load_record
-from canvit_gym.policies.record import PolicyRecord, describe_inputs, require_same
+from canvit_gym.policies.policy_record import PolicyRecord, describe_inputs, require_same
 from canvit_gym.provenance import provenance
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi
 from canvit_gym.backbone.hub import WEIGHTS
 from canvit_gym.policies.learned import RECORD, policy_directory
 from canvit_gym.policies.learned import WEIGHTS as POLICY_WEIGHTS
-from canvit_gym.policies.record import PolicyRecord
+from canvit_gym.policies.policy_record import PolicyRecord
 
 CARD = "README.md"
 

@@ -32,7 +32,7 @@ from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.policies.learned import save_policy
 from canvit_gym.policies.networks import ViewpointNetwork, action_options
-from canvit_gym.policies.record import PolicyRecord, describe_inputs
+from canvit_gym.policies.policy_record import PolicyRecord, describe_inputs
 
 NETWORK: dict[str, Any] = {"network": "window", "channels": 32, "context_dim": 64, "blocks": 3, "inhibition": 0.06}
 KEYS = ["canvas", "uncertainty", "acuity", "viewpoint", "gaze", "time"]

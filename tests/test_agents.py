@@ -27,7 +27,7 @@ from canvit_gym.observations import ObservationLayout
 from canvit_gym.policies.heads import ViewpointHead, interpolation_matrix, window_matrix
 from canvit_gym.policies.learned import LearnedPolicy, load_policy, save_policy
 from canvit_gym.policies.networks import ViewpointNetwork, action_options
-from canvit_gym.policies.record import PolicyRecord, describe_inputs
+from canvit_gym.policies.policy_record import PolicyRecord, describe_inputs
 from canvit_gym.policies.trunks import Features
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 

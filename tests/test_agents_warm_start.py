@@ -21,7 +21,7 @@ from canvit_gym.observations import ObservationLayout
 from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.networks import action_options
-from canvit_gym.policies.record import describe_inputs
+from canvit_gym.policies.policy_record import describe_inputs
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 CONFIG = EnvConfig(num_scenes=16, device="cpu", budget=3, grid_scales=(0.5,), grid_centers=3)

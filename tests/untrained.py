@@ -10,7 +10,7 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.observations import ObservationLayout
 from canvit_gym.policies.learned import save_policy
 from canvit_gym.policies.networks import ViewpointNetwork, action_options
-from canvit_gym.policies.record import PolicyRecord, describe_inputs
+from canvit_gym.policies.policy_record import PolicyRecord, describe_inputs
 
 NETWORK: dict[str, Any] = {"channels": 8, "context_dim": 16, "blocks": 1}
 

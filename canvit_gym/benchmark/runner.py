@@ -60,7 +60,7 @@ from canvit_gym.policies import (
     supported_tasks,
 )
 from canvit_gym.policies.learned import WEIGHTS, load_policy, load_record, policy_directory
-from canvit_gym.policies.record import TRAINED_WITH, as_trained
+from canvit_gym.policies.policy_record import TRAINED_WITH, as_trained
 from canvit_gym.provenance import provenance
 
 DEFAULT_POLICIES = (

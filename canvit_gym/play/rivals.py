@@ -15,7 +15,7 @@ from canvit_gym.play.messages import reading_message
 from canvit_gym.play.pictures import numbers, picture_uri, seen_picture
 from canvit_gym.policies import GlimpsePolicy, load_policy, make_policy
 from canvit_gym.policies.learned import load_record
-from canvit_gym.policies.record import as_trained
+from canvit_gym.policies.policy_record import as_trained
 
 KEPT_SCENES = 64
 

@@ -37,8 +37,8 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.observations import ObservationLayout
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.networks import NETWORK_CLASSES, HasDistribution, HasValues, action_options
+from canvit_gym.policies.policy_record import Inputs, PolicyRecord, describe_inputs, describe_layout, require_same
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
-from canvit_gym.policies.record import Inputs, PolicyRecord, describe_inputs, describe_layout, require_same
 from canvit_gym.policies.released import CONFIG, is_released, load_released, require_same_table
 from canvit_gym.policies.released import WEIGHTS as RELEASED_WEIGHTS
 from canvit_gym.policies.seen import Seen

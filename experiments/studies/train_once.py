@@ -11,7 +11,7 @@ from agents.settings import DEFAULT_ENV, TrainConfig
 from agents.train import train
 from canvit_gym.command_line import json_object
 from canvit_gym.policies.learned import load_record
-from canvit_gym.policies.record import describe_inputs, require_same
+from canvit_gym.policies.policy_record import describe_inputs, require_same
 
 
 def complete(config: TrainConfig) -> bool:
