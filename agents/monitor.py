@@ -12,20 +12,20 @@ from tqdm import tqdm
 from agents.learner import Learner, State
 from agents.run_directory import STATE
 from agents.settings import Plan
-from agents.stopping import Stops, stops
 from agents.training_state import preserved_random_state, save_state
 from agents.validation import Headroom, fixation_picture, gaze_strips, headroom
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies.learned import LearnedPolicy, save_policy
 from canvit_gym.policies.policy_record import PolicyRecord
+from canvit_gym.stopping import Stops, stops
 
 HEADROOM, WARM_START = "headroom.json", "warm_start"
 
 
 def merit(evaluation: dict[str, Any]) -> float:
     """What the best policy has most of: minus the loss after the last glimpse or, of an agent that may stop, the worth
-    of where it stops (agents.stopping.Stops.worth).
+    of where it stops (canvit_gym.stopping.Stops.worth).
     """
     return evaluation["at_stop"]["worth"] if "at_stop" in evaluation else -evaluation["loss"][-1]
 

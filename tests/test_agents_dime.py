@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from agents.dime.learner import Dime
 from agents.settings import TrainConfig, prepare
-from agents.stopping import stops
 from agents.train import train
 from canvit_gym.actions import DiscreteActions, grid_viewpoints
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.policies.networks import GainNetwork, action_options
+from canvit_gym.stopping import stops
 
 ROLLOUT = 16
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from agents.settings import TrainConfig
-from agents.stopping import stops
 from agents.train import train
 from canvit_gym.policies.learned import load_policy
+from canvit_gym.stopping import stops
 from experiments.studies.stopping import StoppingConfig, interpolated, row, run_one, study
 from experiments.studies.train_once import complete
 

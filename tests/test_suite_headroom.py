@@ -8,16 +8,14 @@ import pytest
 
 from canvit_gym.command_line import env_config
 from canvit_gym.evaluation import Evaluation
+from canvit_gym.stopping import stopped_return, stops_when_right
 from experiments.studies import suite_headroom
 from experiments.studies.suite_headroom import (
     Compared,
-    Look,
     SuiteHeadroomConfig,
     look,
     main,
-    stopped_return,
     stops_at_confidence,
-    stops_when_right,
     study,
 )
 
@@ -68,9 +66,9 @@ def test_stopping(tmp_path: Path) -> None:
     assert np.array_equal(found.confidence, again.confidence) and found.confidence.shape == (8, env.budget)
     assert (stops_at_confidence(found, 0.0) == 1).all() and (stops_at_confidence(found, 1.1) == env.budget).all()
     right = found.evaluation.scene_score()
-    stops = stops_when_right(found)
+    stops = stops_when_right(right)
     for scene, stop in enumerate(stops):
         before = right[scene, : stop - 1]
         assert not before.any() and (right[scene, stop - 1] or (stop == 1 and not right[scene].any()))
-    paid = stopped_return(Look(found.evaluation, None), stops, 0.1)
+    paid = stopped_return(right, stops, 0.1)
     assert paid == pytest.approx(right.max(axis=1) - 0.1 * (stops - 1))

@@ -21,7 +21,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.run_directory import claimed
 from agents.settings import TrainConfig
-from agents.stopping import stops
 from agents.train import main, train
 from agents.training_state import load_state
 from agents.validation import Headroom, fixation_maps, fixation_picture
@@ -29,6 +28,7 @@ from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import provenance
 from canvit_gym.sb3 import GlimpseVecEnv
+from canvit_gym.stopping import stops
 from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_throughput
 
 ENV_KWARGS: dict[str, Any] = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 4}

@@ -38,6 +38,8 @@ from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
 from canvit_gym.policies import make_policy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, Statistic, area_under_curve, bootstrap_interval
+from canvit_gym.stopping import confidence as confidence_now
+from canvit_gym.stopping import stopped_return, stops_when_right
 
 _NO_MAP = (
     "coarse_to_fine", "fine_to_coarse", "saliency(scale=0.5)", "saliency(scale=0.4)", "saliency(scale=0.3)",
@@ -141,9 +143,8 @@ def look(spec: str, env: EnvConfig, directory: Path, *, confidence: bool) -> Loo
     confidences: list[list[NDArray[np.float32]]] = [[] for _ in range(env.budget)]
 
     def measure(t: int, episodes: EpisodeBatch) -> None:
-        assert episodes.logits is not None
         if confidence:
-            confidences[t].append(episodes.logits.softmax(dim=1).amax(dim=1).cpu().numpy())
+            confidences[t].append(confidence_now(episodes))
 
     policy = make_policy(spec, config=env, num_glimpses=env.budget)
     found = evaluate(policy, config=env, progress=f"{spec}, {env.split}", on_glimpse=measure)
@@ -181,16 +182,8 @@ def stops_at_confidence(found: Look, threshold: float) -> NDArray[np.int64]:
     return sure.argmax(axis=1) + 1
 
 
-def stops_when_right(found: Look) -> NDArray[np.int64]:
-    """[N] glimpses taken when the reading is first right; 1 where it never is."""
-    right = found.evaluation.scene_score() > 0.5
-    return right.argmax(axis=1) + 1
-
-
-def stopped_return(found: Look, stops: NDArray[np.int64], price: float) -> NDArray[np.float64]:
-    """[N]: the score where an episode stops, minus the price of the glimpses after the first."""
-    scores = found.evaluation.scene_score()
-    return scores[np.arange(len(scores)), stops - 1] - price * (stops - 1)
+def _return(found: Look, stops: NDArray[np.int64], price: float) -> NDArray[np.float64]:
+    return stopped_return(found.evaluation.scene_score(), stops, price)
 
 
 def measure_of(env: EnvConfig) -> Measure:
@@ -251,7 +244,7 @@ def _stopping(who: Compared, tuning: EnvConfig, measured: EnvConfig, directory: 
     def tuned(spec: str) -> tuple[float, float]:
         """(return, threshold) of the best threshold on the training scenes."""
         found = look(spec, tuning, directory, confidence=True)
-        returns = [(float(stopped_return(found, stops_at_confidence(found, c), price).mean()), c) for c in CONFIDENCES]
+        returns = [(float(_return(found, stops_at_confidence(found, c), price).mean()), c) for c in CONFIDENCES]
         return max(returns)
 
     tried = {
@@ -264,11 +257,11 @@ def _stopping(who: Compared, tuning: EnvConfig, measured: EnvConfig, directory: 
         found = look(spec, measured, directory, confidence=True)
         stops = stops_at_confidence(found, tried[role][spec][1])
         name = f"{spec}, stops at confidence {tried[role][spec][1]:g}"
-        values[name], glimpses[name] = stopped_return(found, stops, price), float(stops.mean())
+        values[name], glimpses[name] = _return(found, stops, price), float(stops.mean())
         if role == "opponents":
-            told = stops_when_right(found)
+            told = stops_when_right(found.evaluation.scene_score())
             name = f"{spec}, told when the reading is right"
-            values[name], glimpses[name] = stopped_return(found, told, price), float(told.mean())
+            values[name], glimpses[name] = _return(found, told, price), float(told.mean())
     names = list(values)
     statistics = {name: Mean(value[None, :, None]) for name, value in values.items()}
     rows = {name: bootstrap_interval(one).at(-1) | {"glimpses": glimpses[name]} for name, one in statistics.items()}
