@@ -140,6 +140,9 @@ class EpisodeBatch:
         self.scene = np.full(num, -1, dtype=np.int64)
         self.glimpses = np.zeros(num, dtype=np.int64)
         self.viewpoints = np.zeros((num, budget, 3), dtype=np.float32)
+        self.targets = self.viewpoints
+        """[N, budget, 3] where glimpses were meant to be taken: an array of its own only where some miss
+        (canvit_gym.perturbations). Action masks follow it."""
         self.goal: NDArray[np.int64] | None = None if task.goals is None else np.zeros(num, dtype=np.int64)
         self._potentials = {name: np.zeros(num, dtype=np.float32) for name in self.measured}
         self._curves = {name: np.full((num, budget + 1), np.nan, dtype=np.float32) for name in self.measured}
@@ -305,6 +308,11 @@ class EpisodeBatch:
         everywhere.centers[index], everywhere.scales[index] = where.centers, where.scales
         return self.backbone.glimpse(self.images, everywhere)[index]
 
+    @torch.no_grad()
+    def taken_glimpses(self, rows: Rows, t: NDArray[np.int64]) -> Tensor:
+        """[len(rows), 3, px, px], ImageNet-normalized: what glimpse t [len(rows)] (0-based) of each row showed."""
+        return self._glimpses(rows, to_viewpoint(self.viewpoints[rows, t], self.backbone.device))
+
     def _note(self, rows: Rows, values: Tensor | None) -> None:
         """Potentials [number of them, len(rows)] of the current readings are on their way to the host."""
         self._settle()
@@ -378,17 +386,16 @@ class EpisodeBatch:
         )
         truth = self._truth_of(np.array([row]))
         taken = int(self.glimpses[row])
-        image = self.images[row : row + 1]
         glimpse = np.zeros((self.layout.glimpse_size_px, self.layout.glimpse_size_px, 3), dtype=np.uint8)
         if taken:
-            viewpoint = to_viewpoint(self.viewpoints[row, taken - 1 : taken], self.backbone.device)
-            glimpse = to_uint8(self.backbone.glimpse(image, viewpoint))[0].permute(1, 2, 0).cpu().numpy()
+            pixels = self.taken_glimpses(np.array([row]), np.array([taken - 1]))
+            glimpse = to_uint8(pixels)[0].permute(1, 2, 0).cpu().numpy()
         loss_curve, score_curve = self._curve("loss", row), self._curve("score", row)
         score_curve[taken] = self.task.potentials["score"].measure(logits, truth).item()
         goals = self.task.goals
         grid = self.backbone.canvas_grid
         return EpisodeView(
-            image=to_uint8(image)[0].permute(1, 2, 0).cpu().numpy(),
+            image=to_uint8(self.images[row : row + 1])[0].permute(1, 2, 0).cpu().numpy(),
             glimpse=glimpse,
             viewpoints=self.viewpoints[row, :taken].copy(),
             canvas=normalized_canvas(self.backbone, state)[0].view(grid, grid, -1).cpu().numpy(),

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from canvit_gym.atomic import replacing
 from canvit_gym.config import EnvConfig
 from canvit_gym.dtypes import float32_by_default
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, stays_in_place
+from canvit_gym.perturbations import Perturbation, PerturbedEpisodes
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.seen import Seen, window
 from canvit_gym.scenes.files import ScenesOnDisk
@@ -221,13 +222,15 @@ def evaluate(
     seed: int = 0,
     progress: str | None = None,
     on_glimpse: Callable[[int, EpisodeBatch], None] | None = None,
+    perturbations: Sequence[Perturbation] = (),
 ) -> Evaluation:
     """Roll `policy` out on every scene of `config.split` (of `config.shard`), num_glimpses each (default: the budget).
 
     The policy chooses every viewpoint, the first included. PyTorch's global generator (of a GPU also
     its own) is seeded for the rollouts and restored afterwards. `on_glimpse(t, episodes)` is called after every
-    glimpse; `progress` names a progress bar. Of a data set on disk with unreadable="skip", scenes that cannot be read
-    are left out.
+    glimpse; `progress` names a progress bar. `perturbations` act on scenes and glimpses, as those of
+    canvit_gym.perturbations.Perturb do. Of a data set on disk with unreadable="skip", scenes that cannot be read are
+    left out.
 
     Raises:
         TypeError: no policy, but its name, say.
@@ -252,6 +255,7 @@ def evaluate(
         seed=seed,
         progress=progress,
         on_glimpse=on_glimpse,
+        perturbations=perturbations,
     )
 
 
@@ -276,6 +280,7 @@ def _roll_out(
     seed: int,
     progress: str | None,
     on_glimpse: Callable[[int, EpisodeBatch], None] | None,
+    perturbations: Sequence[Perturbation] = (),
 ) -> Evaluation:
     """The scenes `order` of the config's, in this order."""
     if batch_size < 1 or num_glimpses < 1:
@@ -295,6 +300,7 @@ def _roll_out(
     actions = build_actions(config)
     layout = build_layout(replace(config, observations=wanted or ("time",)), backbone, task)
 
+    make_episodes = partial(PerturbedEpisodes, perturbations=perturbations) if perturbations else EpisodeBatch
     batches_of: dict[int, EpisodeBatch] = {}
 
     def begun(chosen: NDArray[np.int64]) -> EpisodeBatch:
@@ -303,7 +309,7 @@ def _roll_out(
         """
         num = len(chosen)
         if num not in batches_of:
-            batches_of[num] = EpisodeBatch(
+            batches_of[num] = make_episodes(
                 num=num,
                 backbone=backbone,
                 task=task,
@@ -365,6 +371,7 @@ def _roll_out(
                     "policy": asdict(policy.info),
                     "config": config.to_json(),
                     "scenes": scenes.name,
+                    **({"perturbations": [p.record() for p in perturbations]} if perturbations else {}),
                     **({"scenes_sha256": scenes.content_sha256} if isinstance(scenes, ScenesOnDisk) else {}),
                     "classes": task.classes,
                     "checkpoint": backbone.record,

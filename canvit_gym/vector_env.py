@@ -336,6 +336,13 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         assert observation is not None
         return observation, rewards, terminated, truncated, info
 
+    def replace_episodes(self, episodes: EpisodeBatch) -> None:
+        """Go on with another batch of as many episodes, in which none has begun: reset() comes next."""
+        self._require_open()
+        assert episodes.num == self.num_envs, (episodes.num, self.num_envs)
+        self.episodes = episodes
+        self._started = False
+
     def render(self) -> tuple[NDArray[np.uint8], ...] | None:  # type: ignore[override]
         """One RGB frame per environment for "rgb_array"; "human" shows them at every reset and step."""
         if self.render_mode is None:
@@ -394,7 +401,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
                 f"action masks are of discrete actions, and these are {self.config.action!r}: use action='grid' or "
                 "'quadtree'"
             )
-        return self.actions.mask(self.episodes.viewpoints, self.episodes.glimpses)
+        return self.actions.mask(self.episodes.targets, self.episodes.glimpses)
 
     def _reset_options(
         self, options: dict[str, Any]
@@ -479,7 +486,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             values["goal"] = episodes.goal.copy()
         if isinstance(self.actions, DiscreteActions):
             # int8, as Gymnasium's action_space.sample(mask) wants it.
-            values["action_mask"] = self.actions.mask(episodes.viewpoints, episodes.glimpses).astype(np.int8)
+            values["action_mask"] = self.actions.mask(episodes.targets, episodes.glimpses).astype(np.int8)
         masks = dict.fromkeys(values, mask)
         if ended is not None and ended.any():
             for name in self.tracked:

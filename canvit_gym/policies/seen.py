@@ -25,7 +25,6 @@ from canvit_gym.observations import ObservationLayout
 from canvit_gym.policies.lookahead import Measure, outcomes_after
 from canvit_gym.scenes.source import Item, LocatedSource
 from canvit_gym.tasks.task import Task
-from canvit_gym.viewpoints import to_viewpoint
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -97,7 +96,7 @@ class Seen:
         actions = self._actions
         if not isinstance(actions, DiscreteActions) or actions.revisit:
             return np.ones((self.num, len(candidates)), dtype=np.bool_)
-        allowed = actions.allowed(self._episodes.viewpoints, self._episodes.glimpses)
+        allowed = actions.allowed(self._episodes.targets, self._episodes.glimpses)
         if candidates is actions.viewpoints:
             return allowed
         same = (candidates[:, None] == actions.viewpoints).all(axis=2)  # [A, table]
@@ -162,8 +161,7 @@ class Seen:
         fewest = int(self.taken.min())
         if not 0 <= t < fewest:
             raise ValueError(f"glimpse {t} was not taken: {fewest} were")
-        assert self._episodes.images is not None
-        return self.backbone.glimpse(self._episodes.images, to_viewpoint(self._episodes.viewpoints[:, t], self.device))
+        return self._episodes.taken_glimpses(self._episodes.all_rows, np.full(self.num, t))
 
 
 class SeenWithTruth(Seen):
