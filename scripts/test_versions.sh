@@ -8,9 +8,11 @@
 #     torch-lowest   the compile tests, PyTorch alone at the lowest version declared
 #     torch-2.11     the compile tests
 #     newest         the compile tests, everything at the newest version that the range allows
+#     suite          the whole suite, everything at the newest version: with PYTHON=python3.13, say
 #
 # A job's virtual environment and log are kept under $VERSIONS_DIR (default: .versions). $PYTHON makes it (default: what
-# scripts/find_python.sh finds). A GPU, where PyTorch sees one, is used by the tests marked `gpu`.
+# scripts/find_python.sh finds). $ARGS goes to pytest (default: -n 2). A GPU, where PyTorch sees one, is used by the tests
+# marked `gpu`.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,6 +20,7 @@ dir=${VERSIONS_DIR:-.versions}
 python=${PYTHON:-$(sh scripts/find_python.sh)} || exit 1
 compile_tests="tests/test_compile.py tests/test_fast_step.py"
 mkdir -p "$dir"
+dir=$(cd "$dir" && pwd) # tests run programs in other directories
 
 # Print `name==version` of the lowest version of every direct dependency, extras included; with an argument, of that alone.
 lowest_versions() {
@@ -43,13 +46,14 @@ run_job() {
         torch-lowest) lowest_versions torch >"$constraints" ;;
         torch-2.11) echo "torch==2.11.*" >"$constraints" ;;
         newest) ;;
-        *) echo "unknown job $job; there are: lowest torch-lowest torch-2.11 newest" >&2; return 2 ;;
+        suite) tests=tests ;;
+        *) echo "unknown job $job; there are: lowest torch-lowest torch-2.11 newest suite" >&2; return 2 ;;
     esac
     {
         "$python" -m venv --clear "$dir/$job" &&
         "$dir/$job/bin/python" -m pip install --disable-pip-version-check -e '.[dev]' -c "$constraints" &&
         "$dir/$job/bin/python" -m pip list --disable-pip-version-check &&
-        TORCHINDUCTOR_CACHE_DIR="$dir/$job/inductor" "$dir/$job/bin/python" -m pytest -q -n 2 $tests
+        TORCHINDUCTOR_CACHE_DIR="$dir/$job/inductor" "$dir/$job/bin/python" -m pytest -q ${ARGS:--n 2} $tests
     } >"$dir/$job.log" 2>&1
     local status=$?
     rm -f "$constraints"
