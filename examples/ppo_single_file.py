@@ -23,54 +23,76 @@ from torch.distributions import Categorical
 
 import canvit_gym  # noqa: F401  (registers the ids)
 
-KEYS = ("canvas", "uncertainty", "acuity", "gaze", "time")
+KEYS = ("canvas", "uncertainty", "acuity", "viewpoint", "gaze", "time")
+UPSAMPLE = 2
+"""The map of scores is so many times finer than the canvas that is observed."""
+
+
+def initialized(layer: nn.Linear | nn.Conv2d, *, gain: float = 2**0.5) -> nn.Linear | nn.Conv2d:
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class Network(nn.Module):
     """Observation -> logits of every viewpoint of the action table, and a value.
 
-    A small convolutional network makes one feature map of 16 x 16 cells; the logit of a viewpoint is the average of a
-    score map over the window that it would look at, so that windows which overlap share what they learn.
+    A small convolutional network makes one feature map with a cell per cell of the canvas. From it comes a finer map of
+    what each place is worth; the logit of a viewpoint is the sum over the window that it would look at, so that windows
+    which overlap share what they learn.
     """
 
     def __init__(self, space: gym.spaces.Dict, table: np.ndarray, *, channels: int = 32, inhibition: float = 0.06):
         super().__init__()
         shapes = {key: box.shape or () for key, box in space.items()}
-        self.side, self.inhibition = 16, inhibition
+        self.grid, self.inhibition = shapes["canvas"][-1], inhibition
         self.maps = [key for key, shape in shapes.items() if len(shape) == 3]
         self.vectors = [key for key, shape in shapes.items() if len(shape) == 1]
-        self.project = nn.Conv2d(sum(shapes[key][0] for key in self.maps) + 2, channels, 1)
-        self.context = nn.Sequential(nn.Linear(sum(shapes[key][0] for key in self.vectors) + channels, 64), nn.ReLU())
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
-        self.modulate = nn.ModuleList(nn.Linear(64, 2 * channels) for _ in range(3))
-        self.score = nn.Conv2d(channels, len(np.unique(table[:, 2])), 1)
-        self.value = nn.Sequential(nn.Linear(channels + 64, 64), nn.ReLU(), nn.Linear(64, 1))
-        nn.init.normal_(self.score.weight, std=0.01)
-        centers = torch.linspace(-1 + 1 / self.side, 1 - 1 / self.side, self.side)
-        self.register_buffer("cells", torch.stack(torch.meshgrid(centers, centers, indexing="ij")))  # [2, s, s]
+        folded = sum(shapes[key][0] * (shapes[key][-1] // self.grid) ** 2 for key in self.maps)
+        self.project = initialized(nn.Conv2d(folded + 2, channels, 3, padding=1))
+        vectors = sum(shapes[key][0] for key in self.vectors)
+        self.context = nn.Sequential(initialized(nn.Linear(vectors + channels, 64)), nn.ReLU())
+        self.convs = nn.ModuleList(initialized(nn.Conv2d(channels, channels, 3, padding=1)) for _ in range(3))
+        self.modulate = nn.ModuleList(initialized(nn.Linear(64, 2 * channels), gain=0.1) for _ in range(3))
+        scales, group = np.unique(table[:, 2], return_inverse=True)
+        self.score = initialized(nn.Conv2d(channels, len(scales) * UPSAMPLE**2, 1), gain=0.01)
+        self.scale_bias = initialized(nn.Linear(channels, len(scales)), gain=0.01)
+        self.value = nn.Sequential(initialized(nn.Linear(channels, 64)), nn.ReLU(), initialized(nn.Linear(64, 1)))
         self.register_buffer("table", torch.from_numpy(table))  # [A, 3]: row, col, scale
-        offset = (self.cells.flatten(1).T[None] - self.table[:, None, :2]).abs().amax(dim=2)  # [A, s * s]
-        inside = (offset <= self.table[:, 2:]).float()
-        self.register_buffer("windows", inside / inside.sum(dim=1, keepdim=True).clamp(min=1) ** 0.5)
-        self.register_buffer("group", torch.from_numpy(np.unique(table[:, 2], return_inverse=True)[1]))
+        self.register_buffer("group", torch.from_numpy(group))  # [A]: which scale
+        self.register_buffer("windows", self.window_sums(UPSAMPLE * self.grid))  # [A, side * side]
+        centers = self.centers(self.grid)
+        self.register_buffer("cells", torch.stack(torch.meshgrid(centers, centers, indexing="ij")))  # [2, g, g]
+
+    @staticmethod
+    def centers(side: int) -> Tensor:
+        return torch.linspace(-1 + 1 / side, 1 - 1 / side, side)
+
+    def window_sums(self, side: int) -> Tensor:
+        """Row a sums a flat map over window a, cells that it covers in part counting in part."""
+        half, centers = 1 / side, self.centers(side)
+        low, high = self.table[:, :2] - self.table[:, 2:], self.table[:, :2] + self.table[:, 2:]  # [A, 2]
+        overlap = torch.minimum(centers + half, high[..., None]) - torch.maximum(centers - half, low[..., None])
+        rows, cols = (overlap.clamp(min=0) / (2 * half)).unbind(dim=1)  # [A, side] each
+        return (rows[:, :, None] * cols[:, None, :]).flatten(1) / (side / 2)
 
     def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        num = len(observation[self.vectors[0]])
-        maps = [F.interpolate(observation[key], size=(self.side, self.side), mode="bilinear") for key in self.maps]
-        x = F.relu(self.project(torch.cat([*maps, self.cells.expand(num, -1, -1, -1)], dim=1)))
+        maps = [F.pixel_unshuffle(observation[key], observation[key].shape[-1] // self.grid) for key in self.maps]
+        x = F.relu(self.project(torch.cat([*maps, self.cells.expand(len(maps[0]), -1, -1, -1)], dim=1)))
         context = self.context(torch.cat([*(observation[key] for key in self.vectors), x.mean(dim=(2, 3))], dim=1))
         for conv, modulate in zip(self.convs, self.modulate, strict=True):
             gain, shift = modulate(context)[:, :, None, None].chunk(2, dim=1)
             x = x + F.relu(conv(x) * (1 + gain) + shift)
-        scores = self.score(x).flatten(2)  # [B, scales, s * s]
-        logits = (scores[:, self.group] * self.windows).sum(dim=2)
+        pooled = x.mean(dim=(2, 3))
+        scores = F.pixel_shuffle(self.score(x), UPSAMPLE).flatten(2) @ self.windows.T  # [B, scales, A]
+        logits = (scores + self.scale_bias(pooled)[:, :, None])[:, self.group, torch.arange(len(self.group))]
         logits = logits.masked_fill(self.taken(observation["gaze"]), -1e8)
-        return logits, self.value(torch.cat([x.mean(dim=(2, 3)), context], dim=1)).squeeze(1)
+        return logits, self.value(pooled).squeeze(1)
 
     def taken(self, gaze: Tensor) -> Tensor:
         """[B, A]: viewpoints of the same scale within `inhibition` of one that was taken."""
         near = (self.table - gaze.unflatten(1, (-1, 3))[:, :, None]).abs()  # [B, n, A, 3]
-        return ((near[..., :2].amax(dim=3) <= self.inhibition) & (near[..., 2] <= 1e-3)).any(dim=1)
+        return ((near[..., :2].amax(dim=3) <= self.inhibition + 1e-3) & (near[..., 2] <= 1e-3)).any(dim=1)
 
 
 def make(args: argparse.Namespace, num_envs: int, **kwargs: object) -> gym.vector.VectorEnv:
@@ -108,7 +130,7 @@ def evaluate(network: Network, args: argparse.Namespace, *, split: str, num_scen
     return float(np.concatenate(scores).mean()), float(np.concatenate(losses).mean())
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="CanViT/FashionClassification-v0")
     parser.add_argument("--decisions", type=int, default=81_920, help="glimpses that the agent chooses, in all")
@@ -120,13 +142,15 @@ def main() -> None:
     parser.add_argument("--gamma", type=float, default=0.5)
     parser.add_argument("--gae-lambda", type=float, default=0.95)
     parser.add_argument("--clip", type=float, default=0.2)
-    parser.add_argument("--entropy", type=float, default=0.003)
+    parser.add_argument("--entropy", type=float, default=0.003, help="at the beginning; falls by a tenth per update")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test", help="evaluated at the end")
     parser.add_argument("--num-scenes", type=int, default=1000, help="evaluated at the end")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    return parser.parse_args(arguments)
 
+
+def train(args: argparse.Namespace) -> Network:
     torch.manual_seed(args.seed)
     envs = make(args, args.num_envs)
     table = envs.unwrapped.actions.viewpoints
@@ -135,7 +159,8 @@ def main() -> None:
     observation, _ = envs.reset(seed=args.seed)
     current = tensors(observation, args.device)
 
-    decisions, spread, began = 0, 1.0, time.perf_counter()
+    decisions, entropy, began = 0, args.entropy, time.perf_counter()
+    every_reward: list[Tensor] = []
     while decisions < args.decisions:
         optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - decisions / args.decisions)
         # A rollout of whole episodes: every environment begins and ends together, since all spend the same budget.
@@ -163,10 +188,8 @@ def main() -> None:
                 current = tensors(observation, args.device)
 
         stacked = {key: torch.stack([step[key] for step in steps]) for key in steps[0]}  # [T, N]
-        spread = (
-            0.9 * spread + 0.1 * float(stacked["reward"].std()) if decisions > 2048 else float(stacked["reward"].std())
-        )
-        reward_scaled = (stacked["reward"] / max(spread, 1e-6)).clamp(-5, 5)
+        every_reward.append(stacked["reward"])
+        reward_scaled = (stacked["reward"] / (torch.cat(every_reward).std() + 1e-8)).clamp(-5, 5)
         advantage, following, next_value = torch.zeros_like(reward_scaled), 0.0, 0.0
         for t in reversed(range(len(steps))):
             going_on = (~stacked["done"][t]).float()
@@ -185,15 +208,22 @@ def main() -> None:
                 gain = advantage[index]
                 gain = (gain - gain.mean()) / (gain.std() + 1e-8)
                 surrogate = torch.minimum(ratio * gain, ratio.clamp(1 - args.clip, 1 + args.clip) * gain).mean()
-                loss = -surrogate + 0.5 * F.mse_loss(value, returns[index]) - args.entropy * choice.entropy().mean()
+                loss = -surrogate + 0.5 * F.mse_loss(value, returns[index]) - entropy * choice.entropy().mean()
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 0.5)
                 optimizer.step()
+        entropy = max(entropy / 1.1, 1e-4)
         rate = decisions / (time.perf_counter() - began)
         print(f"{decisions:7,} decisions, loss after the last glimpse {np.mean(losses):.4f}, {rate:,.0f} decisions/s")
 
     envs.close()
+    return network
+
+
+def main() -> None:
+    args = parse()
+    network = train(args)
     score, loss = evaluate(network, args, split=args.split, num_scenes=args.num_scenes)
     print(f"{args.split}: score {100 * score:.1f} %, loss {loss:.4f} on {args.num_scenes} scenes")
 
