@@ -15,4 +15,5 @@ check() { # name, tests, packages
 }
 
 check torchrl tests/libraries/test_torchrl.py torchrl
+check minari tests/libraries/test_minari.py 'minari[create,hdf5]>=0.5.4,<1'
 check rllib tests/libraries/test_rllib.py 'ray[rllib]>=2.60,<3'

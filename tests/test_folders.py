@@ -222,6 +222,14 @@ class TestOrientation:
         with pytest.raises(ValueError, match=r"a\.jpg is \d\d x \d\d px, but its mask .*a\.png is 17 x 90 px"):
             decoder.decode(tmp_path / "a.jpg", tmp_path / "a.png")
 
+    @pytest.mark.parametrize("orientation", [2, 3, 4])
+    def test_in_the_layout_of_ade20k_where_both_fit(self, tmp_path: Path, orientation: int) -> None:
+        picture, mask = self.pair((40, 30))
+        self.save(picture, tmp_path / "a.jpg", orientation)
+        mask.point(lambda value: value + 1).save(tmp_path / "a.png")
+        with pytest.raises(ValueError, match=rf"\(EXIF orientation {orientation}\).*cannot be told.*auto-orient"):
+            SqueezedADE20K(64).decode(tmp_path / "a.jpg", tmp_path / "a.png")
+
     def test_a_damaged_exif_block_is_none(self, tmp_path: Path) -> None:
         picture, mask = self.pair((40, 30))
         picture.save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\xff", quality=95)

@@ -358,7 +358,8 @@ _BUILT_IN = (
             scenes="""
                 A scene is an image of ADEChallengeData2016 squeezed to the checkpoint's scene size, 512 x 512 px,
                 without cropping, as the CanViT paper evaluates. Unlabeled pixels count neither in the loss nor in the
-                score. Images are read and resized by canvit-pytorch's own transforms, to the same pixels.
+                score. Images are read and resized by canvit-pytorch's own transforms, to the same pixels. An image that
+                fits its annotation turned as its EXIF orientation says, and unturned as well, is refused.
                 """,
             classes="150 classes",
             geometry=CANVIT_B_GEOMETRY,

@@ -7,7 +7,7 @@ which the environment applies on the device in the same order. Images are read a
 dropped). Grey images of 16 or 32 bits are refused: that conversion makes every value above 255 white.
 
 An EXIF orientation is not applied, with one exception: where an image has a mask and only the turned image fits it.
-Where image and mask fit turned or not, a segmentation folder's scene is refused, and one of ADE20K is read as stored.
+Where image and mask fit turned or not, the scene is refused.
 
 A file's content decides how it is read, not its name, and only the decoders in FORMATS run: Pillow hands PostScript
 to Ghostscript, whatever the file is called.
@@ -355,7 +355,7 @@ class SqueezedADE20K:
 
     size_px: int
     is_dense = True
-    geometry = "squeezed, ADE20K annotations, v2"
+    geometry = "squeezed, ADE20K annotations, v3"
 
     @cached_property
     def _transforms(self) -> tuple[transforms.Compose, EvaluationTransform]:
@@ -378,8 +378,7 @@ class SqueezedADE20K:
                 f"annotation {mask} holds the value {highest}, but those of ADEChallengeData2016 are 0 (unlabeled) to "
                 f"{NUM_CLASSES}: use that data set's own annotations"
             )
-        # Where the sizes agree as they are, canvit-pytorch's evaluation has them so, whatever an EXIF tag says.
-        if photo.size != label_map.size and _must_turn(_Stored.of(photo, image), _Stored.of(label_map, mask)):
+        if _must_turn(_Stored.of(photo, image), _Stored.of(label_map, mask)):
             photo, label_map = _upright(photo), _upright(label_map)
         labels = cast(Tensor, transform.label_transform(label_map)).squeeze(0)
         return cast(Tensor, pixels(photo)), decode_annotation(labels).to(torch.uint8)
