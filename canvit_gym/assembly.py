@@ -89,4 +89,6 @@ def build_layout(config: EnvConfig, backbone: Backbone, task: Task) -> Observati
         glimpse_size_px=backbone.glimpse_size_px,
         uncertainty_shape=task.uncertainty_shape(map_size),
         goal_shape=None if task.goals is None else task.goals.shape,
+        # Only where it is shown: the layouts of other policies stay as they were recorded.
+        num_classes=len(task.classes) if "reading" in config.observations else None,
     )

@@ -65,6 +65,8 @@ class ObservationLayout:
     """Of one environment; None where the task's readings have no uncertainty."""
     goal_shape: tuple[int, ...] | None = None
     """Of one environment; None where the task has no goals."""
+    num_classes: int | None = None
+    """Of the task's readings; None where `reading` is not among the keys."""
 
     def __post_init__(self) -> None:
         check_keys(self.keys)
@@ -225,6 +227,28 @@ class UncertaintyKey(DeviceKey):
         return step.uncertainty
 
 
+class Reading(DeviceKey):
+    shape, range = "[K, m, m], or [K] where a reading is of the whole scene", "[0, 1]"
+    meaning = "the probe's probabilities of the K classes"
+
+    def space(self, layout: ObservationLayout) -> spaces.Box:
+        assert layout.num_classes is not None and layout.uncertainty_shape is not None
+        return layout.box(0, 1, layout.num_classes, *layout.uncertainty_shape[1:])
+
+    def require_possible(self, layout: ObservationLayout) -> None:
+        if layout.uncertainty_shape is None:
+            raise ValueError(
+                "observations hold 'reading', but the readings of this environment's task are no probabilities: "
+                "leave it out"
+            )
+
+    def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:
+        probabilities = step.logits.softmax(dim=1)
+        if probabilities.ndim == 2 or probabilities.shape[-1] == layout.map_size:
+            return probabilities
+        return _pooled(probabilities, size=layout.map_size)
+
+
 class Acuity(DeviceKey):
     shape, range = "[1, m, m]", "[0, 1]"
     meaning = "the finest scale at which each cell has been seen, 0 where never"
@@ -327,6 +351,7 @@ OBSERVATIONS: dict[ObservationKey, DeviceKey | HostKey] = {
     "canvas": Canvas(),
     "sketch": Sketch(),
     "uncertainty": UncertaintyKey(),
+    "reading": Reading(),
     "acuity": Acuity(),
     "cls": Cls(),
     "viewpoint": LastViewpoint(),

@@ -175,12 +175,16 @@ def _observation_rows(spec: DatasetSpec) -> list[str]:
     )
     rows = []
     for name, key in OBSERVATIONS.items():
-        if name == "goal":  # its size is that of the task's goals, which are not known before there are classes
+        # Sizes of these two follow from the classes, which are not known before there are scenes.
+        if name == "goal":
             rows += [f'| "goal" | {key.shape} | {key.range} | {key.meaning} |'] if name in shown else []
             continue
         try:
             key.require_possible(layout)
         except ValueError:
+            continue
+        if name == "reading":
+            rows.append(f'| "reading" | {key.shape} | {key.range} | {key.meaning} |')
             continue
         box = key.space(layout)
         dtype = "" if box.dtype == np.float32 else f", {box.dtype}"

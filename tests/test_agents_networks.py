@@ -45,6 +45,21 @@ def distribution(name: str) -> Any:
     return TanhGaussian(torch.tensor([[0.3, -1.2]]), torch.tensor([-0.7, 0.2]))
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_map_of_the_goal_is_seen(network: str) -> None:
+    """With reading maps that are swapped and a goal that names the other one, viewpoints are scored alike."""
+    space = spaces.Dict({"goal": spaces.Box(0, 1, (2,)), "reading": spaces.Box(0, 1, (2, 8, 8))})
+    trunk = NETWORKS[network][0](space, channels=8, context_dim=16, blocks=1)
+    assert trunk.reads_goal and not NETWORKS[network][0](SPACE).reads_goal
+    trunk.from_maps.weight.data[:, :2] = 0  # nothing of the maps of both classes
+    next(trunk.context.parameters()).data[:, :2] = 0  # nor of the goal itself
+    first, second = torch.rand(2, 1, 8, 8)
+    seen = trunk({"goal": torch.tensor([[1.0, 0.0]]), "reading": torch.cat([first, second])[None]}).map
+    swapped = trunk({"goal": torch.tensor([[0.0, 1.0]]), "reading": torch.cat([second, first])[None]}).map
+    other = trunk({"goal": torch.tensor([[0.0, 1.0]]), "reading": torch.cat([first, second])[None]}).map
+    assert torch.equal(seen, swapped) and not torch.equal(seen, other)
+
+
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_densities_integrate_to_one_and_give_the_entropy(name: str) -> None:
     """Against numerical integration over the square."""

@@ -21,7 +21,7 @@ from canvit_gym.states import FixedStates, States
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 NUM = 4
-KEYS = ("canvas", "sketch", "uncertainty", "acuity", "cls", "viewpoint", "gaze", "time", "glimpse")
+KEYS = ("canvas", "sketch", "uncertainty", "reading", "acuity", "cls", "viewpoint", "gaze", "time", "glimpse")
 SEGMENTATION, CLASSIFICATION = "CanViT/FashionSegmentation-v0", "CanViT/FashionClassification-v0"
 
 

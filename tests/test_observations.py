@@ -388,6 +388,21 @@ class TestCompact:
         expected = np.einsum("kd,dij->kij", directions, observation["canvas"])
         np.testing.assert_allclose(observation["sketch"], expected, atol=1e-4)
 
+    @pytest.mark.parametrize("size", [16, 8])
+    def test_a_reading_is_what_the_probe_thinks_of_every_class(self, make_vec: MakeVec, size: int) -> None:
+        envs = make_vec(2, ENV_IDS[0], observations=["reading"], map_size=size)
+        reading = envs.reset(seed=0)[0]["reading"]
+        probabilities = envs.episodes.logits.softmax(dim=1)
+        expected = F.avg_pool2d(probabilities, 16 // size).numpy()
+        np.testing.assert_allclose(reading, expected, atol=1e-6)
+        np.testing.assert_allclose(reading.sum(axis=1), 1, atol=1e-5)
+
+    def test_a_reading_of_the_whole_scene_is_a_vector(self, make_vec: MakeVec) -> None:
+        envs = make_vec(2, ENV_IDS[1], observations=["reading"])
+        reading = envs.reset(seed=0)[0]["reading"]
+        assert reading.shape == (2, 10)
+        np.testing.assert_allclose(reading, envs.episodes.logits.softmax(dim=1).numpy(), atol=1e-6)
+
     def test_a_preset_and_something_else_is_refused(self) -> None:
         with pytest.raises(ValueError, match="observation_preset='compact' sets canvas_size, but it is given as 4"):
             EnvConfig(observation_preset="compact", canvas_size=4)

@@ -1,8 +1,9 @@
 """Trunks: everything observed, fused into one feature map of the scene.
 
 Maps are [B, C, g, g], row 0 at the top of the scene. `canvas` comes in through a pointwise projection, the finer maps
-(`uncertainty`, `acuity`) are folded to the canvas's size (space to depth, so nothing is averaged away), cell
-coordinates are added, and the vectors (`viewpoint`, `time`, `cls`, ...) act by feature-wise modulation.
+(`uncertainty`, `acuity`, ...) are folded to the canvas's size (space to depth, so nothing is averaged away), cell
+coordinates are added, and the vectors (`viewpoint`, `time`, `cls`, ...) act by feature-wise modulation. Where a class
+is asked for (`goal`) and the probe's reading is a map (`reading`), the map of that class is one more.
 """
 
 from typing import NamedTuple
@@ -97,10 +98,9 @@ class MapTrunk(nn.Module):
         self.features_dim = channels * self.grid**2
         self.map_keys = [key for key in _spatial_keys(observation_space) if key != "canvas"]
         self.vector_keys = [key for key, shape in shapes.items() if len(shape) == 1]
-        folded = 0
-        for key in self.map_keys:
-            size = shapes[key][-1]
-            folded += shapes[key][0] * ((size // self.grid) ** 2 if self._folds(size) else 1)
+        self.reads_goal = "goal" in shapes and shapes["goal"] == shapes.get("reading", ())[:-2]
+        maps = [shapes[key] for key in self.map_keys] + ([(1, *shapes["reading"][1:])] if self.reads_goal else [])
+        folded = sum(count * ((side // self.grid) ** 2 if self._folds(side) else 1) for count, side, _ in maps)
         self.from_canvas = nn.Conv2d(shapes["canvas"][0], channels, 1) if "canvas" in shapes else None
         self.from_maps = nn.Conv2d(folded + 2, channels, 3, padding=1)
         vector_dim = sum(shapes[key][0] for key in self.vector_keys)
@@ -130,7 +130,11 @@ class MapTrunk(nn.Module):
     def forward(self, observations: dict[str, Tensor]) -> Features:  # type: ignore[override]
         batch = next(iter(observations.values())).shape[0]
         coordinates = self.get_buffer("coordinates").expand(batch, -1, -1, -1)
-        x = self.from_maps(torch.cat([self._folded(observations[key]) for key in self.map_keys] + [coordinates], dim=1))
+        maps = [self._folded(observations[key]) for key in self.map_keys]
+        if self.reads_goal:
+            of_goal = torch.einsum("bk,bkij->bij", observations["goal"], observations["reading"])
+            maps.append(self._folded(of_goal[:, None]))
+        x = self.from_maps(torch.cat([*maps, coordinates], dim=1))
         if self.from_canvas is not None:
             x = x + self.from_canvas(self._fitted_canvas(observations["canvas"]))
         x = F.relu(x)
