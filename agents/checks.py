@@ -1,60 +1,48 @@
-"""Checks of hyperparameters: each names the value and what it may be."""
+"""Checks of hyperparameters: each error names the value and what it may be.
+
+Single values are checked by canvit_gym.checks; here is what only hyperparameters have, options of the policy's network
+and schedules.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-POLICY_KWARGS = (
-    "network", "channels", "context_dim", "blocks", "separable", "upsample", "mask_seen", "inhibition", "distribution",
-    "log_std_init",
-)  # fmt: skip
-"""Options of canvit_gym.policies.networks.ViewpointNetwork that are a hyperparameter."""
+from canvit_gym.checks import Check, integer
+from canvit_gym.policies.networks import NETWORK_OPTIONS
+
+ENVIRONMENT_OPTIONS = ("viewpoints", "allow_stop")
+"""Options of the network that the environment's actions decide."""
 
 
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def check_fields(hyper: object, check: Check, *names: str) -> None:
+    """Raise ValueError unless these fields of a dataclass of hyperparameters pass the check."""
+    for name in names:
+        check(f"hyperparameter {name}", getattr(hyper, name))
 
 
-def check_whole(name: str, value: Any, *, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"hyperparameter {name} must be a whole number >= {low}, got {value!r}")
+def mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} must be an object of options, got {value!r}")
+    return value
 
 
-def check_number(
-    name: str, value: Any, *, low: float | None = None, above: float | None = None, high: float | None = None
-) -> None:
-    """A finite number, within bounds where they are given."""
-    lowest = low if low is not None else above
-    within = is_number(value) and abs(value) < float("inf")
-    within = within and (low is None or value >= low) and (above is None or value > above)
-    if not within or (high is not None and value > high):
-        if high is not None:
-            raise ValueError(f"hyperparameter {name} must lie in [{lowest}, {high}], got {value!r}")
-        sign = ">" if above is not None else ">="
-        raise ValueError(f"hyperparameter {name} must be a finite number {sign} {lowest}, got {value!r}")
+def network_options(*, leave_out: Sequence[str] = ()) -> Check:
+    """The policy_kwargs of a learner whose network has the options of ViewpointNetwork, except for `leave_out`."""
+    known = [name for name in NETWORK_OPTIONS if name not in (*ENVIRONMENT_OPTIONS, *leave_out)]
+
+    def check(name: str, value: Any) -> dict[str, Any]:
+        options = mapping(name, value)
+        for option, low in (("channels", 1), ("context_dim", 1), ("upsample", 1), ("blocks", 0)):
+            if option in options:
+                integer(low)(f"{name} {option}", options[option])
+        if unknown := sorted(set(options) - set(known)):
+            raise ValueError(f"unknown {name} {', '.join(unknown)}; there are: {', '.join(known)}")
+        return options
+
+    return check
 
 
-def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
-    if value not in choices:
-        raise ValueError(f"hyperparameter {name} must be one of {tuple(choices)}, got {value!r}")
-
-
-def check_policy_kwargs(options: Any, *, leave_out: Sequence[str] = ()) -> None:
-    known = [name for name in POLICY_KWARGS if name not in leave_out]
-    if not isinstance(options, dict):
-        raise ValueError(f"hyperparameter policy_kwargs must be an object of options, got {options!r}")
-    for name, least in (("channels", 1), ("context_dim", 1), ("upsample", 1), ("blocks", 0)):
-        value = options.get(name, 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"policy_kwargs {name} must be a whole number >= {least}, got {value!r}")
-    if unknown := sorted(set(options) - set(known)):
-        raise ValueError(f"unknown policy_kwargs {', '.join(unknown)}; there are: {', '.join(known)}")
-
-
-def check_schedule(name: str, value: Any) -> None:
-    schedule(value, name=name)
-
-
-def schedule(value: float | str, *, name: str) -> Callable[[float], float]:
+def schedule(name: str, value: float | str) -> Callable[[float], float]:
     """A constant, or "lin_x": x at the beginning (progress remaining 1), 0 at the end.
 
     SB3's progress remaining falls below 0 where the last rollout goes beyond the total; a rate never does.
@@ -65,5 +53,5 @@ def schedule(value: float | str, *, name: str) -> Callable[[float], float]:
     except (TypeError, ValueError):
         number = -1.0
     if (isinstance(value, str) and not linear) or not 0 < number < float("inf"):
-        raise ValueError(f'hyperparameter {name} must be a number > 0 or "lin_" and one, got {value!r}')
+        raise ValueError(f'{name} must be a number > 0 or "lin_" followed by one ("lin_3e-4"), got {value!r}')
     return (lambda remaining: number * max(remaining, 0.0)) if linear else (lambda _: number)

@@ -8,6 +8,7 @@ from typing import Any
 from agents.algorithms import DEFAULT, Algorithm, find_algorithm, load_hyperparameters
 from agents.run_directory import CONFIG, RESULT, STATE
 from agents.training_state import State, load_state
+from canvit_gym.checks import integer, optional
 from canvit_gym.command_line import env_config, json_object
 from canvit_gym.config import EnvConfig
 
@@ -111,9 +112,7 @@ def prepare(config: TrainConfig) -> Plan:
         "gaze_scenes": 0, "warm_start_states": 0,
     }  # fmt: skip
     for name, least in least_values.items():
-        value = getattr(config, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+        optional(integer(least))(name, getattr(config, name))
     run_dir = config.run_dir.expanduser()
     begun, finished = (run_dir / CONFIG).exists(), (run_dir / RESULT).exists()
     if not config.resume:

@@ -20,10 +20,10 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
-def whole(low: int) -> Check:
+def integer(low: int) -> Check:
     """An integer >= low.
 
-    >>> whole(1)("budget", np.int64(5))
+    >>> integer(1)("budget", np.int64(5))
     5
     """
 
@@ -33,7 +33,7 @@ def whole(low: int) -> Check:
         except TypeError:
             number = None
         if number is None or number < low:
-            raise ValueError(f"{name} must be a whole number (an int) >= {low}, got {value!r}")
+            raise ValueError(f"{name} must be an integer >= {low}, got {value!r}")
         return number
 
     return check
@@ -46,12 +46,24 @@ def number(name: str, value: Any) -> float:
     return value if isinstance(value, int) else float(value)
 
 
-def number_at_least(low: float) -> Check:
-    """A finite number >= low."""
+def finite(*, low: float = -math.inf, above: float = -math.inf, high: float = math.inf) -> Check:
+    """A finite number in [low, high] and above `above`.
+
+    >>> finite(low=0, high=1)("gamma", 0.5)
+    0.5
+    """
+    bounds = [
+        f">= {low:g}" * (low > -math.inf),
+        f"> {above:g}" * (above > -math.inf),
+        f"<= {high:g}" * (high < math.inf),
+    ]
+    allowed = " and ".join(filter(None, bounds))
+    if -math.inf < low and high < math.inf:
+        allowed = f"in [{low:g}, {high:g}]"
 
     def check(name: str, value: Any) -> float:
-        if not low <= number(name, value) < math.inf:
-            raise ValueError(f"{name} must be a finite number >= {low:g}, got {value}")
+        if not is_number(value) or not math.isfinite(value) or not (low <= value <= high and above < value):
+            raise ValueError(f"{name} must be a finite number {allowed}, got {value!r}")
         return number(name, value)
 
     return check

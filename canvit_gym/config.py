@@ -12,9 +12,9 @@ from typing import Any, get_args
 
 from canvit_gym.actions import ActionKind, DiscreteActions, make_actions
 from canvit_gym.backbone.load import Precision
-from canvit_gym.checks import Check, boolean, is_number, number, number_at_least, one_of, optional, several, text, whole
+from canvit_gym.checks import Check, boolean, finite, integer, is_number, number, one_of, optional, several, text
 from canvit_gym.observations import COMPACT_KEYS, DEFAULT_KEYS, FloatDtype, ObservationKey, check_keys
-from canvit_gym.rewards import check_reward
+from canvit_gym.rewards import REWARDS
 from canvit_gym.scenes.datasets import DATASETS, Unreadable, check_scene_arguments
 from canvit_gym.scenes.sampler import check_shard
 from canvit_gym.viewpoints import MIN_SCALE, FirstGlimpse
@@ -70,11 +70,6 @@ def _keys(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
-def _reward(name: str, value: Any) -> Any:
-    check_reward(value, 0.0)
-    return value
-
-
 @dataclass(frozen=True, kw_only=True)
 class SceneConfig:
     """Scenes: which images are looked at."""
@@ -90,7 +85,7 @@ class SceneConfig:
         '"training" comes in shuffled passes without replacement, every other split in order',
     )
     num_scenes: int | None = option(
-        None, optional(whole(1)), "at most so many of the split's scenes, evenly spread over it; None: all of them"
+        None, optional(integer(1)), "at most so many of the split's scenes, evenly spread over it; None: all of them"
     )
     shard: tuple[int, int] = option(
         (0, 1), _shard, "(i, n) takes every n-th scene from the i-th, so that n processes see disjoint scenes"
@@ -98,14 +93,14 @@ class SceneConfig:
     root: str | None = option(None, optional(text), "the directory of the data set", on_disk=True)
     tuning_scenes: int = option(
         0,
-        whole(0),
+        integer(0),
         'so many training scenes, evenly spread, are left out of the training split and are the split "tuning": to '
         "choose hyperparameters on",
         on_disk=True,
     )
     workers: int | None = option(
         None,
-        optional(whole(0)),
+        optional(integer(0)),
         "processes that decode and resize scenes ahead of need; the scenes do not depend on it. None: one per CPU core "
         "but one, at most 8, and none for a single environment",
         on_disk=True,
@@ -155,10 +150,10 @@ class ModelConfig:
         None, optional(text), "a directory, or the name of a probe; None: the checkpoint's own for this data set"
     )
     canvas_grid: int | None = option(
-        None, optional(whole(1)), "cells of the canvas on a side; None: as many as in pretraining"
+        None, optional(integer(1)), "cells of the canvas on a side; None: as many as in pretraining"
     )
     scene_size_px: int | None = option(
-        None, optional(whole(1)), "pixels of the scene on a side; None: as many as in pretraining"
+        None, optional(integer(1)), "pixels of the scene on a side; None: as many as in pretraining"
     )
     device: str = option("auto", text, '"auto" (CUDA where there is one), "cpu" or "cuda"')
     precision: Precision = option(
@@ -176,7 +171,7 @@ class ModelConfig:
 class EpisodeConfig:
     """Episode: how many glimpses, and who takes the first."""
 
-    budget: int = option(5, whole(1), "glimpses per episode, the first one included")
+    budget: int = option(5, integer(1), "glimpses per episode, the first one included")
     first_glimpse: FirstGlimpse | None = option(
         "full", _whatever, '"full" (the whole scene), "random", (row, col, scale), or None (the agent takes it)'
     )
@@ -207,8 +202,8 @@ class ActionConfig:
     )
     min_scale: float = option(0.125, number, "the finest scale of continuous actions")
     grid_scales: tuple[float, ...] = option((0.5, 0.25), several(number, "numbers"), "the scales of grid actions")
-    grid_centers: int = option(16, whole(1), "centers of grid actions along each axis, per scale")
-    quadtree_levels: int = option(2, whole(0), "the finest level of quadtree actions: tiles of scale 1 / 2^level")
+    grid_centers: int = option(16, integer(1), "centers of grid actions along each axis, per scale")
+    quadtree_levels: int = option(2, integer(0), "the finest level of quadtree actions: tiles of scale 1 / 2^level")
     allow_stop: bool = option(False, boolean, "whether the agent may end an episode early")
     revisit: bool = option(
         True,
@@ -231,8 +226,8 @@ class ActionConfig:
 class RewardConfig:
     """Rewards: what a glimpse pays and costs. See canvit_gym.rewards."""
 
-    reward: str = option("loss_reduction", _reward, "what a glimpse pays: see Rewards")
-    glimpse_cost: float = option(0.0, number_at_least(0), "taken off the reward for every glimpse the agent takes")
+    reward: str = option("loss_reduction", one_of(lambda: REWARDS), "what a glimpse pays: see Rewards")
+    glimpse_cost: float = option(0.0, finite(low=0), "taken off the reward for every glimpse the agent takes")
     track_score: bool = option(False, boolean, "whether every info holds the score")
 
 
@@ -241,9 +236,9 @@ class ObservationConfig:
     """Observations: what the agent is shown. See canvit_gym.observations."""
 
     observations: tuple[ObservationKey, ...] = option(DEFAULT_KEYS, _keys, "the keys: see Observation Space")
-    canvas_size: int = option(8, whole(1), 'cells on a side of "canvas", pooled from the canvas')
+    canvas_size: int = option(8, integer(1), 'cells on a side of "canvas", pooled from the canvas')
     map_size: int | None = option(
-        None, optional(whole(1)), 'cells on a side of "uncertainty" and "acuity"; None: as many as the canvas has'
+        None, optional(integer(1)), 'cells on a side of "uncertainty" and "acuity"; None: as many as the canvas has'
     )
     observation_preset: str | None = option(
         None,

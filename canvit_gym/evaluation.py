@@ -38,6 +38,7 @@ from canvit_gym.assembly import (
     require_scene_size,
 )
 from canvit_gym.atomic import replacing
+from canvit_gym.checks import integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.dtypes import float32_by_default
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, stays_in_place
@@ -283,10 +284,8 @@ def _roll_out(
     perturbations: Sequence[Perturbation] = (),
 ) -> Evaluation:
     """The scenes `order` of the config's, in this order."""
-    if batch_size < 1 or num_glimpses < 1:
-        raise ValueError(f"batch_size and num_glimpses must be at least 1, got {batch_size} and {num_glimpses}")
-    if seed < 0:
-        raise ValueError(f"seed must be a whole number >= 0, got {seed}")
+    for name, value, low in (("batch_size", batch_size, 1), ("num_glimpses", num_glimpses, 1), ("seed", seed, 0)):
+        integer(low)(name, value)
     backbone = build_backbone(config)
     require_scene_size(config, backbone, scenes)
     task = build_task(config, backbone, scenes.classes)

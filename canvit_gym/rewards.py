@@ -72,14 +72,6 @@ REWARDS: dict[str, Reward] = {
 so that no scene read wrongly with confidence outweighs many others."""
 
 
-def check_reward(reward: str, glimpse_cost: float) -> None:
-    """Raise ValueError for an unknown reward or a cost that is no finite number >= 0."""
-    if not isinstance(reward, str) or reward not in REWARDS:
-        raise ValueError(f"unknown reward {reward!r}; choose one of {', '.join(REWARDS)}")
-    if not 0 <= glimpse_cost < float("inf"):
-        raise ValueError(f"glimpse_cost must be a finite number >= 0, got {glimpse_cost}")
-
-
 def step_reward(
     reward: str,
     before: NDArray[np.floating],

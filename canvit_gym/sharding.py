@@ -13,6 +13,8 @@ from weakref import WeakSet
 
 import gymnasium as gym
 
+from canvit_gym.checks import integer
+
 if TYPE_CHECKING:
     from canvit_gym.config import EnvConfig
     from canvit_gym.env import GlimpseEnv
@@ -35,8 +37,7 @@ def env_fns(env_id: str, num_envs: int, **kwargs: Any) -> list[Callable[[], gym.
     [0, 1, 2]
     >>> envs.close()
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    integer(1)("num_envs", num_envs)
     first, count = kwargs.pop("shard", (0, 1))
     # A spawned process has not imported this package: Gymnasium does so for ids of this form.
     name = f"canvit_gym:{env_id}" if env_id.startswith("CanViT/") else env_id

@@ -1,7 +1,7 @@
-"""Where a policy stops, and what the reading is worth there.
+"""Where a policy stops, and how good the reading is there.
 
-An evaluation takes as many glimpses of every scene as the budget has. Up to where a policy would have stopped, an
-episode that is made to go on is the episode itself: one evaluation tells both.
+Evaluations go on to the budget in every scene. Until a policy's stop such an episode is the same as one that ends
+there, so that a single evaluation measures every stopping rule.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,8 @@ class Stops:
     """An evaluation in which every scene went on to the budget, and where each would have stopped."""
 
     evaluation: Evaluation
-    glimpses: NDArray[np.int64]  # [N] taken at the stop; the budget where there was none
+    glimpses: NDArray[np.int64]  # [N] taken at the stop; the budget where the policy did not stop
+    gain: NDArray[np.float32]  # [N, T] the potential of the environment's reward, negated where less is better
 
     @property
     def mean_glimpses(self) -> float:
@@ -35,7 +36,7 @@ class Stops:
         return values[np.arange(len(self.glimpses)), self.glimpses - 1]
 
     def score(self) -> float:
-        """The data set's score of the readings at the stops."""
+        """The metric over all scenes, of the readings at the stops."""
         counts = {name: self.at_stop(values)[:, None] for name, values in self.evaluation.counts.items()}
         return float(self.evaluation.measure.score(counts)[0])
 
@@ -43,14 +44,11 @@ class Stops:
         return float(self.at_stop(self.evaluation.loss).mean())
 
     def worth(self, config: EnvConfig) -> float:
-        """The reward's potential at the stops, on average, less what the glimpses cost.
+        """The mean potential at the stops, minus what the glimpses cost.
 
-        Of loss_reduction and score_gain this is the mean return, up to a constant of the scenes. A soft score is stood
-        for by the score, a relative loss by the loss.
+        For rewards that are differences of the potential this is the mean return, up to a constant of the scenes.
         """
-        by_loss = REWARDS[config.reward].potential == "loss"
-        potential = -self.loss() if by_loss else self.at_stop(self.evaluation.scene_score()).mean()
-        return float(potential - config.glimpse_cost * self.mean_glimpses)
+        return float(self.at_stop(self.gain).mean() - config.glimpse_cost * self.mean_glimpses)
 
 
 StopRule = Callable[[int, EpisodeBatch], NDArray[np.bool_]]
@@ -110,10 +108,20 @@ class StopRecorder:
 
 
 def stops(policy: LearnedPolicy, config: EnvConfig, *, seed: int = 0) -> Stops:
-    """Of the policy's most likely actions."""
+    """Where the policy's most likely actions stop."""
     recorder = StopRecorder(own_stop(policy, config))
-    evaluation = evaluate(policy, config=config, seed=seed, on_glimpse=recorder)
-    return Stops(evaluation=evaluation, glimpses=recorder.glimpses())
+    gains: list[list[NDArray[np.float32]]] = [[] for _ in range(config.budget)]
+
+    def after_glimpse(t: int, episodes: EpisodeBatch) -> None:
+        recorder(t, episodes)
+        assert episodes.logits is not None
+        potential = episodes.task.potentials[REWARDS[config.reward].potential]
+        measured = potential.measure(episodes.logits, episodes.truth).float().cpu().numpy()
+        gains[t].append(-measured if potential.less_is_better else measured)
+
+    evaluation = evaluate(policy, config=config, seed=seed, on_glimpse=after_glimpse)
+    gain = np.stack([np.concatenate(batches) for batches in gains], axis=1)
+    return Stops(evaluation=evaluation, glimpses=recorder.glimpses(), gain=gain)
 
 
 def stops_when_right(scene_score: NDArray[np.float64]) -> NDArray[np.int64]:

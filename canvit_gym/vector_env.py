@@ -21,7 +21,7 @@ from canvit_gym.assembly import (
     build_task,
     require_scene_size,
 )
-from canvit_gym.checks import optional, whole
+from canvit_gym.checks import integer, optional
 from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows, to_host
 from canvit_gym.pages import arguments
@@ -174,8 +174,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         max_episode_steps: int | None = None,
         **kwargs: Any,
     ) -> None:
-        self.num_envs = num_envs = whole(1)("num_envs", num_envs)
-        self.max_episode_steps = optional(whole(1))("max_episode_steps", max_episode_steps)
+        self.num_envs = num_envs = integer(1)("num_envs", num_envs)
+        self.max_episode_steps = optional(integer(1))("max_episode_steps", max_episode_steps)
         if render_mode is not None and render_mode not in _RENDER_MODES:
             raise ValueError(f"unknown render_mode {render_mode!r}; choose one of {', '.join(_RENDER_MODES)}")
         self.config: EnvConfig = config_from_kwargs(kwargs)

@@ -251,7 +251,7 @@ def test_ppo_finds_the_marked_cell() -> None:
 def test_every_update_of_a_linear_schedule_learns(total: int, progress: list[float]) -> None:
     """Rollouts of 128 decisions: also where the total is less than one, or no multiple of them."""
     env = MarkedCell(32)
-    model = ppo(env, DiscreteActions(env.table), learning_rate=schedule("lin_0.01", name="learning_rate"))
+    model = ppo(env, DiscreteActions(env.table), learning_rate=schedule("learning_rate", "lin_0.01"))
     rates: list[float] = []
     optimizer = model.policy.optimizer
     optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
@@ -442,13 +442,13 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
     [
         ({"max_grad_norm": -1}, "max_grad_norm must be a finite number >= 0, got -1"),
         ({"ent_coef": -1}, "ent_coef must be a finite number >= 0, got -1"),
-        ({"target_kl": "x"}, "target_kl must be a number > 0 or null, got 'x'"),
-        ({"clip_reward": 0}, "clip_reward must be a number > 0 or null, got 0"),
-        ({"policy_kwargs": {"blocks": "x"}}, "policy_kwargs blocks must be a whole number >= 0, got 'x'"),
-        ({"gamma": "x"}, r"gamma must lie in \[0, 1\], got 'x'"),
-        ({"gae_lambda": 1.5}, r"gae_lambda must lie in \[0, 1\], got 1.5"),
+        ({"target_kl": "x"}, "target_kl must be a finite number > 0, got 'x'"),
+        ({"clip_reward": 0}, "clip_reward must be a finite number > 0, got 0"),
+        ({"policy_kwargs": {"blocks": "x"}}, "policy_kwargs blocks must be an integer >= 0, got 'x'"),
+        ({"gamma": "x"}, r"gamma must be a finite number in \[0, 1\], got 'x'"),
+        ({"gae_lambda": 1.5}, r"gae_lambda must be a finite number in \[0, 1\], got 1.5"),
         ({"warm_start": None}, "warm_start must be an object of options, got None"),
-        ({"policy_kwargs": {"channels": 0}}, "policy_kwargs channels must be a whole number >= 1, got 0"),
+        ({"policy_kwargs": {"channels": 0}}, "policy_kwargs channels must be an integer >= 1, got 0"),
     ],
 )
 def test_bad_hyperparameters_are_named(overrides: dict[str, Any], told: str) -> None:
@@ -461,7 +461,7 @@ def test_hyperparameters() -> None:
     assert hyper.n_epochs == 7
     own = {"network": "window", "channels": 32, "context_dim": 64, "upsample": 2, "inhibition": 0.06}
     assert hyper.policy_kwargs == own | {"blocks": 1}
-    assert [schedule("lin_2e-3", name="x")(p) for p in (1.0, 0.5, 0.0, -0.2)] == [2e-3, 1e-3, 0, 0]
+    assert [schedule("x", "lin_2e-3")(p) for p in (1.0, 0.5, 0.0, -0.2)] == [2e-3, 1e-3, 0, 0]
     with pytest.raises(ValueError, match=r"unknown hyperparameter 'n_epoch'; there are: .*n_epochs"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epoch": 7})
     with pytest.raises(ValueError, match="batch_size must be at least 2 and divide"):

@@ -68,7 +68,7 @@ def test_masked_viewpoints_have_no_value_and_are_predicted_still() -> None:
 def test_continuous_actions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the actions are continuous: use action='grid' or 'quadtree'"):
         prepare(tiny(tmp_path / "run", env_kwargs={"action": "continuous"}))
-    with pytest.raises(ValueError, match=r"greedy must lie in \[0, 1\], got 2"):
+    with pytest.raises(ValueError, match=r"greedy must be a finite number in \[0, 1\], got 2"):
         prepare(tiny(tmp_path / "run", greedy=2))
 
 

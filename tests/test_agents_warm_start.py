@@ -152,9 +152,9 @@ def test_returns_are_of_clipped_rewards() -> None:
 
 
 def test_bad_options_are_named() -> None:
-    with pytest.raises(ValueError, match="warm_start candidates must be a whole number >= 2, got 1"):
+    with pytest.raises(ValueError, match="warm_start candidates must be an integer >= 2, got 1"):
         WarmStart(states=8, candidates=1)
-    with pytest.raises(ValueError, match="objective must be one of regression, ranking"):
+    with pytest.raises(ValueError, match="unknown warm_start objective 'hope'; choose one of regression, ranking"):
         WarmStart(objective="hope")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="tries 4 viewpoints of a table"):
         warmed(make_policy(replace(CONFIG, action="continuous")), replace(CONFIG, action="continuous"))

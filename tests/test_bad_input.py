@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.load import load_backbone
+from canvit_gym.config import EnvConfig
 from canvit_gym.env import GlimpseEnv
-from canvit_gym.rewards import check_reward
 from canvit_gym.scenes.fashion import generate_scene
 from canvit_gym.scenes.prepared import FashionScenes
 from canvit_gym.scenes.sampler import SceneSampler
@@ -75,9 +75,9 @@ NAN = float("nan")
 CONSTRUCTOR: dict[str, Case] = {
     "unknown keyword": (lambda: make(buget=5), TypeError, "unknown environment keyword buget; there are: .*budget"),
     "unknown keyword, single": (lambda: single(grid_scale=1), TypeError, "unknown environment keyword grid_scale"),
-    "no environments": (lambda: make(0), ValueError, r"num_envs must be a whole number .an int. >= 1, got 0"),
-    "half an environment": (lambda: make(1.5), ValueError, r"num_envs must be a whole number .an int. >= 1, got 1\.5"),
-    "true environments": (lambda: make(True), ValueError, r"num_envs must be a whole number .an int. >= 1, got True"),
+    "no environments": (lambda: make(0), ValueError, r"num_envs must be an integer >= 1, got 0"),
+    "half an environment": (lambda: make(1.5), ValueError, r"num_envs must be an integer >= 1, got 1\.5"),
+    "true environments": (lambda: make(True), ValueError, r"num_envs must be an integer >= 1, got True"),
     "dataset": (lambda: make(dataset="imagenet"), ValueError, "unknown dataset 'imagenet'; choose one of fashion-seg"),
     "split": (
         lambda: make(split="train"),
@@ -104,10 +104,10 @@ CONSTRUCTOR: dict[str, Case] = {
         ValueError,
         "'dinov3-vitb16-in1k' is a classification probe",
     ),
-    "num_scenes zero": (lambda: make(num_scenes=0), ValueError, "num_scenes must be a whole number .* >= 1, got 0"),
-    "num_scenes string": (lambda: make(num_scenes="16"), ValueError, "num_scenes must be a whole number .* got '16'"),
-    "budget zero": (lambda: make(budget=0), ValueError, "budget must be a whole number .* >= 1, got 0"),
-    "budget float": (lambda: make(budget=5.0), ValueError, r"budget must be a whole number .* got 5\.0"),
+    "num_scenes zero": (lambda: make(num_scenes=0), ValueError, "num_scenes must be an integer >= 1, got 0"),
+    "num_scenes string": (lambda: make(num_scenes="16"), ValueError, "num_scenes must be an integer >= .* got '16'"),
+    "budget zero": (lambda: make(budget=0), ValueError, "budget must be an integer >= 1, got 0"),
+    "budget float": (lambda: make(budget=5.0), ValueError, r"budget must be an integer >= .* got 5\.0"),
     "budget spent at once": (lambda: make(budget=1), ValueError, "use budget >= 2 or first_glimpse=None"),
     "shard outside": (lambda: make(shard=(2, 2)), ValueError, r"shard must be \(i, n\).* got \(2, 2\)"),
     "shard one number": (lambda: make(shard=3), ValueError, r"shard must be \(i, n\).* got 3"),
@@ -142,7 +142,7 @@ CONSTRUCTOR: dict[str, Case] = {
         ValueError,
         "grid_scales must be a list of numbers, got 0.5",
     ),
-    "grid_centers": (lambda: make(grid_centers=0), ValueError, "grid_centers must be a whole number .* got 0"),
+    "grid_centers": (lambda: make(grid_centers=0), ValueError, "grid_centers must be an integer >= .* got 0"),
     "quadtree_levels": (lambda: make(quadtree_levels=7), ValueError, r"quadtree_levels must lie in \[0, 6\], got 7"),
     "allow_stop": (lambda: make(allow_stop="no"), ValueError, "allow_stop must be True or False, got 'no'"),
     "glimpse_cost negative": (
@@ -163,8 +163,8 @@ CONSTRUCTOR: dict[str, Case] = {
     "no observation": (lambda: make(observations=[]), ValueError, r"at least one; got \[\]"),
     "observations a word": (lambda: make(observations="canvas"), ValueError, "must be a list of keys, got 'canvas'"),
     "canvas_size": (lambda: make(canvas_size=17), ValueError, r"canvas_size must lie in \[1, 16\].* got 17"),
-    "canvas_size zero": (lambda: make(canvas_size=0), ValueError, "canvas_size must be a whole number .* got 0"),
-    "map_size zero": (lambda: make(map_size=0), ValueError, "map_size must be a whole number .* >= 1, got 0"),
+    "canvas_size zero": (lambda: make(canvas_size=0), ValueError, "canvas_size must be an integer >= .* got 0"),
+    "map_size zero": (lambda: make(map_size=0), ValueError, "map_size must be an integer >= 1, got 0"),
     "map_size": (lambda: make(map_size=32), ValueError, r"map_size must lie in \[1, 16\].* got 32"),
     "observation_dtype": (lambda: make(observation_dtype="float64"), ValueError, "float32, float16"),
     "precision": (lambda: make(precision="float16"), ValueError, "unknown precision 'float16'; choose one of float32"),
@@ -288,13 +288,17 @@ OTHERS: dict[str, Case] = {
         ValueError,
         "unknown flavour 'detection'; choose one of segmentation",
     ),
-    "no scenes": (lambda: FashionScenes("segmentation", "test", 0), ValueError, "num_scenes must be at least 1, got 0"),
+    "no scenes": (
+        lambda: FashionScenes("segmentation", "test", 0),
+        ValueError,
+        "num_scenes must be an integer >= 1, got 0",
+    ),
     "order of no shard": (
         lambda: SceneSampler(num_scenes=4, shard=(0, 0), shuffle=True),
         ValueError,
         r"shard must be \(i, n\)",
     ),
-    "reward": (lambda: check_reward("iou", 0), ValueError, "unknown reward 'iou'"),
+    "reward": (lambda: EnvConfig(reward="iou"), ValueError, "unknown reward 'iou'"),
     "unknown id": (lambda: gym.make("CanViT/FashionDetection-v0"), gym.error.NameNotFound, "FashionDetection"),
     "unknown version": (lambda: gym.make("CanViT/FashionSegmentation-v9"), gym.error.VersionNotFound, "v0"),
     "precision": (

@@ -555,7 +555,7 @@ def test_views_for_pictures_are_those_scenes_after_every_glimpse() -> None:
 
 @pytest.mark.parametrize("bad", [dict(batch_size=0), dict(num_glimpses=0), dict(seed=-1)])
 def test_bad_numbers_are_named(bad: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"at least 1, got|seed must be a whole number >= 0, got -1"):
+    with pytest.raises(ValueError, match=r"must be an integer >= 1, got|seed must be an integer >= 0, got -1"):
         evaluate(PaperPolicy("random", num_glimpses=5), config=CONFIG, **bad)  # type: ignore[arg-type]
 
 

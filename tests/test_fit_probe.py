@@ -188,7 +188,7 @@ def test_what_a_fit_is_told_wrong(tmp_path: Path) -> None:
     for changes, message in (
         ({"env": "CanViT/Nothing-v0"}, "unknown environment 'CanViT/Nothing-v0'; there are: CanViT/Fashion"),
         ({"env_kwargs": "[]"}, "--env-kwargs must be a JSON object"),
-        ({"steps": 0}, "--steps must be at least 1, got 0"),
+        ({"steps": 0}, "--steps must be an integer >= 1, got 0"),
         ({"root": None}, "pass root=directory"),
     ):
         changed = replace(config, **changes)

@@ -291,20 +291,20 @@ def test_saliency_sees_only_the_first_glimpse_and_moves_on() -> None:
         ("center(scale=1e-9)", r"scale must be a number in \[0.001, 1\].*got 1e-09"),
         ("raster(scale=1e-5)", r"scale must be a number in \[0.001, 1\].*got 1e-05"),
         ("entropy_greedy(scale=(0.5, 0.5))", r"scale must be .* tuple of distinct ones, got \(0.5, 0.5\)"),
-        ("entropy_greedy(centers=1.5)", r"^centers must be a whole number >= 1, got 1.5"),
-        ("saliency(centers=0)", r"^centers must be a whole number >= 1, got 0"),
-        ("quadtree_beam(width=True)", r"width must be a whole number >= 1, got True"),
+        ("entropy_greedy(centers=1.5)", r"^centers must be an integer >= 1, got 1.5"),
+        ("saliency(centers=0)", r"^centers must be an integer >= 1, got 0"),
+        ("quadtree_beam(width=True)", r"width must be an integer >= 1, got True"),
         ("center(scale='big')", r"scale must be a number"),
         ("raster(scale=())", r"scale must be a number"),
         ("saliency(scale=1.0)", r"scales must be below 1"),
-        ("quadtree_beam(width=0)", r"width must be a whole number >= 1, got 0"),
+        ("quadtree_beam(width=0)", r"width must be an integer >= 1, got 0"),
         ("random(random_stream='x')", r"random_stream must be one of scene, batch, got 'x'"),
-        ("greedy_oracle(max_candidates=0)", r"max_candidates must be a whole number >= 1, got 0"),
-        ("greedy_oracle(max_candidates='x')", r"max_candidates must be a whole number >= 1, got 'x'"),
+        ("greedy_oracle(max_candidates=0)", r"max_candidates must be an integer >= 1, got 0"),
+        ("greedy_oracle(max_candidates='x')", r"max_candidates must be an integer >= 1, got 'x'"),
         ("greedy_oracle(candidates='all')", r"candidates must be 'default' or 'actions', got 'all'"),
         ("greedy_oracle(half='left')", r"half must be one of even, odd, got 'left'"),
-        ("greedy_oracle(half='odd', block=0)", r"block must be a whole number of canvas cells >= 1, got 0"),
-        ("best_fixed_sequence(num_scenes=0)", r"num_scenes must be a whole number .*>= 1, got 0"),
+        ("greedy_oracle(half='odd', block=0)", r"block must be an integer >= 1, got 0"),
+        ("best_fixed_sequence(num_scenes=0)", r"num_scenes must be an integer >= 1, got 0"),
         ("best_fixed_sequence(path='nowhere.json')", r"no fixed sequence at nowhere.json"),
     ],
 )
@@ -336,7 +336,7 @@ def test_budgets_longer_than_a_policy_was_made_for(name: str) -> None:
     with pytest.raises(ValueError, match=r"num_glimpses=4"):
         evaluate(policy, config=CONFIG, num_glimpses=4)
     assert looked_at(policy, num_glimpses=2).shape == (8, 2, 3)
-    with pytest.raises(ValueError, match="num_glimpses must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_glimpses must be an integer >= 1, got 0"):
         make_policy(name, config=CONFIG, num_glimpses=0)
 
 

@@ -89,7 +89,7 @@ def test_jitter_moves_glimpses_a_little_and_keeps_them_inside() -> None:
     moved = off[:, 1:] - steady[:, 1:]
     assert (moved[..., 0] >= 0).all() and (moved[..., 1] <= 0).all()  # out of the corner, never out of the scene
     assert 0.03 < abs(moved[..., :2]).max() <= 0.5 * 2 / 16 + 1e-6 and (moved[..., 2] == 0).all()
-    with pytest.raises(ValueError, match="cells must be a finite number of canvas cells >= 0, got -1"):
+    with pytest.raises(ValueError, match="cells must be a finite number >= 0, got -1"):
         Jittered(fixed(corner), cells=-1)
 
 

@@ -203,7 +203,7 @@ def test_targets_are_mirrored_with_their_scenes(teacher_dir: Path) -> None:
     scenes = teacher.MixedScenes(
         num_segmentation=32, num_classification=16, batch_size=8, seed=3, classification_share=0.5
     )
-    network = load_nano_teacher(teacher_dir / "teacher.safetensors", torch.device("cpu"))
+    network = load_nano_teacher(teacher_dir / "model.safetensors", torch.device("cpu"))
     prepared = finishing.FinishScenes(scenes, teacher=network, device=torch.device("cpu"))
     mirrored = set()
     for step in range(8):

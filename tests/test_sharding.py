@@ -100,7 +100,7 @@ def test_in_a_worker_process() -> None:
 
 
 def test_no_environment() -> None:
-    with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_envs must be an integer >= 1, got 0"):
         canvit_gym.env_fns(ENV_IDS[0], 0)
 
 

@@ -56,7 +56,7 @@ class Find(SegmentationTask):
         assert goal is not None
         return super().truth(scenes) | {"goal": torch.from_numpy(goal).to(self.backbone.device)}
 
-    @potential("L", "cross-entropy of the goal's cells, nats")
+    @potential("L", "cross-entropy of the goal's cells, nats", less_is_better=True)
     def loss(self, logits: Tensor, truth: Truth) -> Tensor:
         shares = self._of_goal(truth["shares"], truth)
         return -(shares * self._of_goal(F.log_softmax(logits, dim=1), truth)).sum(dim=(1, 2)) / shares.sum(dim=(1, 2))

@@ -461,9 +461,9 @@ def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, where: str, mon
         ),
         ({"hyper": {"n_epoch": 1}}, ValueError, "unknown hyperparameter 'n_epoch'; there are: "),
         ({"hyper": {"learning_rate": "quick"}}, ValueError, "learning_rate must be a number > 0"),
-        ({"total_timesteps": 0}, ValueError, "total_timesteps must be at least 1, got 0"),
-        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be at least 1, got 0"),
-        ({"eval_scenes": 0}, ValueError, "eval_scenes must be at least 1, got 0"),
+        ({"total_timesteps": 0}, ValueError, "total_timesteps must be an integer >= 1, got 0"),
+        ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be an integer >= 1, got 0"),
+        ({"eval_scenes": 0}, ValueError, "eval_scenes must be an integer >= 1, got 0"),
     ],
 )  # fmt: skip
 def test_bad_input(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:

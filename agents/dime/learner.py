@@ -14,10 +14,11 @@ from typing import Any, cast
 from torch import Tensor
 
 from agents.algorithms import Algorithm
-from agents.checks import check_number
+from agents.checks import check_fields
 from agents.q_regression.hyperparameters import QHyperparameters
 from agents.q_regression.learner import QRegression
 from agents.q_regression.replay import Samples
+from canvit_gym.checks import finite, optional
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies.networks import GainNetwork
 
@@ -31,10 +32,8 @@ class DimeHyperparameters(QHyperparameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.price is not None:
-            check_number("price", self.price, low=0)
-        if self.confidence is not None:
-            check_number("confidence", self.confidence, low=0, high=1)
+        check_fields(self, optional(finite(low=0)), "price")
+        check_fields(self, optional(finite(low=0, high=1)), "confidence")
 
     def check_fit(self, config: EnvConfig) -> None:
         if config.reward != "loss_reduction":

@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from agents.checks import check_choice, check_number, check_schedule, check_whole
+from agents.checks import check_fields, mapping, schedule
 from agents.training_state import check_revisits, check_whole_episodes
+from canvit_gym.checks import finite, integer, one_of, optional
 from canvit_gym.config import EnvConfig
 
 
@@ -29,23 +30,19 @@ class OffPolicyHyperparameters:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in (
-            "total_timesteps", "n_envs", "train_freq", "gradient_steps", "buffer_size", "batch_size",
-        ):  # fmt: skip
-            check_whole(name, getattr(self, name), low=1)
-        check_whole("learning_starts", self.learning_starts, low=0)
-        check_number("gamma", self.gamma, low=0, high=1)
-        if self.clip_reward is not None:
-            check_number("clip_reward", self.clip_reward, above=0)
-        check_schedule("learning_rate", self.learning_rate)
-        check_choice("normalize_reward", self.normalize_reward, ("per_step", "pooled", None))
-        for name in ("env_kwargs", "encoder", "options"):
-            if not isinstance(value := getattr(self, name), dict):
-                raise ValueError(f"hyperparameter {name} must be an object of options, got {value!r}")
+        check_fields(
+            self, integer(1), "total_timesteps", "n_envs", "train_freq", "gradient_steps", "buffer_size", "batch_size"
+        )
+        check_fields(self, integer(0), "learning_starts")
+        check_fields(self, finite(low=0, high=1), "gamma")
+        check_fields(self, optional(finite(above=0)), "clip_reward")
+        check_fields(self, schedule, "learning_rate")
+        check_fields(self, optional(one_of(lambda: ("per_step", "pooled"))), "normalize_reward")
+        check_fields(self, mapping, "env_kwargs", "encoder", "options")
         if not self.net_arch:
             raise ValueError("hyperparameter net_arch must be a list of at least one width, such as [256]")
         for width in self.net_arch:
-            check_whole("net_arch", width, low=1)
+            integer(1)("hyperparameter net_arch", width)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

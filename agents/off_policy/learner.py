@@ -76,7 +76,7 @@ class OffPolicyLearner:
         self.model = model_class(
             "MlpPolicy" if flat else "MultiInputPolicy",
             self.env,
-            learning_rate=schedule(hyper.learning_rate, name="learning_rate"),
+            learning_rate=schedule("learning_rate", hyper.learning_rate),
             buffer_size=hyper.buffer_size,
             learning_starts=hyper.learning_starts,
             batch_size=hyper.batch_size,

@@ -8,7 +8,6 @@ A decision here is a state in which the oracle was asked; it costs candidates + 
 """
 
 import ast
-import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,19 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
-from torch import nn
 
 from agents.algorithms import Algorithm
-from agents.checks import check_number, check_policy_kwargs, check_whole
+from agents.checks import check_fields, network_options
 from agents.learner import Monitoring, State
 from agents.ppo.warm_start import Tried, WarmStart, collect, explained_share, learn
 from agents.settings import Plan
+from agents.torch_learner import TorchLearner
 from agents.training_state import capture_native, check_revisits, random_state, restore_native, set_random_state
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.backbone.load import resolve_device
+from canvit_gym.checks import finite, integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies.networks import ViewpointNetwork, action_options
 from canvit_gym.vector_env import GlimpseVectorEnv
@@ -49,13 +48,10 @@ class CloningHyperparameters:
     policy_kwargs: dict[str, Any]
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("total_timesteps", 1), ("n_envs", 1), ("candidates", 2), ("round_states", 1), ("epochs", 1),
-            ("batch_size", 2),
-        ):  # fmt: skip
-            check_whole(name, getattr(self, name), low=low)
-        check_number("learning_rate", self.learning_rate, above=0)
-        check_policy_kwargs(self.policy_kwargs, leave_out=("distribution", "log_std_init"))
+        check_fields(self, integer(1), "total_timesteps", "n_envs", "round_states", "epochs")
+        check_fields(self, integer(2), "candidates", "batch_size")
+        check_fields(self, finite(above=0), "learning_rate")
+        check_fields(self, network_options(leave_out=("distribution", "log_std_init")), "policy_kwargs")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,14 +66,14 @@ class CloningHyperparameters:
             )
 
 
-class OracleCloning:
+class OracleCloning(TorchLearner[ViewpointNetwork]):
     """A ViewpointNetwork that imitates the oracle."""
 
     network_class = "ViewpointNetwork"
     captures_every_update = False  # a state holds all that the oracle was asked so far
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+        super().__init__(plan)
         self.hyper: CloningHyperparameters = plan.hyper
         hyper = self.hyper
         set_random_seed(plan.settings.seed)
@@ -101,34 +97,20 @@ class OracleCloning:
             objective="cloning",
             vf_coef=0.0,
         )
-        self.num_timesteps = 0
         self._rng = np.random.default_rng(plan.settings.seed)
         self._tried: Tried | None = None
-        self._logger = Logger(None, [])
         self._found: dict[str, float] = {}
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
-
-    @property
-    def network_options(self) -> dict[str, Any]:
-        return self.hyper.policy_kwargs
 
     @property
     def status(self) -> dict[str, float | None]:
         return {**self._found}
-
-    def set_logger(self, logger: Logger) -> None:
-        self._logger = logger
 
     def begin(self, *, progress: bool) -> list[dict[str, float]]:
         self.envs.reset(seed=self.plan.settings.seed)
         return []
 
     def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
-        if callbacks:
-            raise TypeError("callbacks are Stable-Baselines3's, on which oracle_cloning is not built: leave them out")
+        self._refuse_callbacks(callbacks)
         while self.num_timesteps < total:
             monitor.between_updates()
             size = min(self.hyper.round_states, total - self.num_timesteps)
@@ -150,10 +132,7 @@ class OracleCloning:
 
     def capture(self) -> State:
         tried = self._tried
-        return {
-            "num_timesteps": self.num_timesteps,
-            "policy": {k: v.detach().clone() for k, v in self._network.state_dict().items()},
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+        return super().capture() | {
             "tried": {} if tried is None else tried.state_dict(),
             "candidates": str(self._rng.bit_generator.state),
             "random": random_state(),
@@ -161,17 +140,12 @@ class OracleCloning:
         }
 
     def restore(self, state: State) -> None:
-        self.num_timesteps = state["num_timesteps"]
-        self.restore_network(state)
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        super().restore(state)
         self._tried = Tried.from_state_dict(state["tried"]) if state["tried"] else None
         self._rng.bit_generator.state = ast.literal_eval(state["candidates"])
         self.envs.reset(seed=0)
         restore_native(self.envs, state)
         set_random_state(state["random"])
-
-    def restore_network(self, state: State) -> None:
-        self._network.load_state_dict(state["policy"])
 
     def close(self) -> None:
         self.envs.close()

@@ -3,10 +3,11 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from agents.checks import check_choice, check_number, check_policy_kwargs, check_schedule, check_whole, is_number
+from agents.checks import check_fields, mapping, network_options, schedule
 from agents.ppo.callbacks import EntropyFloor
 from agents.ppo.warm_start import WarmStart
 from agents.training_state import check_revisits, check_whole_episodes
+from canvit_gym.checks import finite, integer, one_of, optional
 from canvit_gym.config import EnvConfig
 
 ENTROPY_FLOOR = ("start", "end", "low", "high", "rate")
@@ -39,24 +40,15 @@ class Hyperparameters:
     warm_start: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("total_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs"):
-            check_whole(name, getattr(self, name), low=1)
-        for name in ("env_kwargs", "warm_start"):
-            if not isinstance(value := getattr(self, name), dict):
-                raise ValueError(f"hyperparameter {name} must be an object of options, got {value!r}")
-        for name in ("gamma", "gae_lambda"):
-            check_number(name, getattr(self, name), low=0, high=1)
-        for name in ("ent_coef", "vf_coef", "max_grad_norm"):
-            check_number(name, getattr(self, name), low=0)
-        for name in ("clip_reward", "target_kl"):
-            value = getattr(self, name)
-            if value is not None and not (is_number(value) and 0 < value < float("inf")):
-                raise ValueError(f"hyperparameter {name} must be a number > 0 or null, got {value!r}")
-        check_policy_kwargs(self.policy_kwargs)
-        for name in ("learning_rate", "clip_range"):
-            check_schedule(name, getattr(self, name))
-        check_choice("rollout_tensors", self.rollout_tensors, ("float16", "float32", None))
-        check_choice("normalize_reward", self.normalize_reward, ("per_step", "pooled", None))
+        check_fields(self, integer(1), "total_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs")
+        check_fields(self, mapping, "env_kwargs", "warm_start")
+        check_fields(self, finite(low=0, high=1), "gamma", "gae_lambda")
+        check_fields(self, finite(low=0), "ent_coef", "vf_coef", "max_grad_norm")
+        check_fields(self, optional(finite(above=0)), "clip_reward", "target_kl")
+        check_fields(self, network_options(), "policy_kwargs")
+        check_fields(self, schedule, "learning_rate", "clip_range")
+        check_fields(self, optional(one_of(lambda: ("float16", "float32"))), "rollout_tensors")
+        check_fields(self, optional(one_of(lambda: ("per_step", "pooled"))), "normalize_reward")
         if unknown := sorted(set(self.warm_start) - {option.name for option in fields(WarmStart)}):
             options = ", ".join(option.name for option in fields(WarmStart))
             raise ValueError(f"unknown warm_start options {', '.join(unknown)}; there are: {options}")

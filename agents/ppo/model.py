@@ -27,13 +27,13 @@ def make_training_env(env_id: str, config: EnvConfig, hyper: Hyperparameters, en
 def ppo_arguments(hyper: Hyperparameters) -> dict[str, Any]:
     """Stable-Baselines3's own: those that have nothing to do with networks, rollouts or devices."""
     return dict(
-        learning_rate=schedule(hyper.learning_rate, name="learning_rate"),
+        learning_rate=schedule("learning_rate", hyper.learning_rate),
         n_steps=hyper.n_steps,
         batch_size=hyper.batch_size,
         n_epochs=hyper.n_epochs,
         gamma=hyper.gamma,
         gae_lambda=hyper.gae_lambda,
-        clip_range=schedule(hyper.clip_range, name="clip_range"),
+        clip_range=schedule("clip_range", hyper.clip_range),
         normalize_advantage=hyper.normalize_advantage,
         ent_coef=hyper.ent_coef,
         vf_coef=hyper.vf_coef,

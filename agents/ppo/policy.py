@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.finite import require_finite
 from agents.ppo.distributions import ContinuousDistribution
-from canvit_gym.policies.networks import NETWORKS, ViewpointNetwork
+from canvit_gym.policies.networks import NETWORK_OPTIONS, NETWORKS, ViewpointNetwork
 from canvit_gym.policies.trunks import Features, MapTrunk
 
 _DECIDED_HERE: dict[str, tuple[Any, ...]] = {
@@ -30,9 +29,9 @@ _DECIDED_HERE: dict[str, tuple[Any, ...]] = {
 class ViewpointPolicy(MultiInputActorCriticPolicy):
     """PPO("MultiInputPolicy", ...) with a map where that has one long vector.
 
-    The layers are those of canvit_gym.policies.networks.ViewpointNetwork, whose keyword arguments these are (`network`
-    to `log_std_init`); `plain` is that network, without SB3. The rest of the keyword arguments are SB3's, but for those
-    that choose what is chosen here (layers, initialization, noise), which are refused.
+    It takes the keyword arguments of canvit_gym.policies.networks.ViewpointNetwork, whose layers it has, and SB3's,
+    except for those that choose layers, initialization or noise, which ViewpointNetwork decides. `plain` is the network
+    itself, without SB3.
     """
 
     def __init__(
@@ -40,19 +39,6 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
         observation_space: spaces.Dict,
         action_space: spaces.Space,
         lr_schedule: Schedule,
-        *,
-        viewpoints: NDArray[np.float32] | None = None,
-        allow_stop: bool = False,
-        network: str = "conv",
-        channels: int = 32,
-        context_dim: int = 64,
-        blocks: int = 3,
-        separable: bool = False,
-        upsample: int = 2,
-        mask_seen: bool = False,
-        inhibition: float | None = None,
-        distribution: str = "gaussian",
-        log_std_init: float = 0.0,
         **kwargs: Any,
     ) -> None:
         for name, own in _DECIDED_HERE.items():
@@ -61,24 +47,11 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
                     f"{name}={kwargs[name]!r} has no effect on ViewpointPolicy, whose layers are those of `network` "
                     "and whose noise is its distribution's: leave it out"
                 )
-        self._options: dict[str, Any] = dict(
-            viewpoints=viewpoints,
-            allow_stop=allow_stop,
-            network=network,
-            channels=channels,
-            context_dim=context_dim,
-            blocks=blocks,
-            separable=separable,
-            upsample=upsample,
-            mask_seen=mask_seen,
-            inhibition=inhibition,
-            distribution=distribution,
-            log_std_init=log_std_init,
-        )
+        self._options = {name: kwargs.pop(name, default) for name, default in NETWORK_OPTIONS.items()}
         kwargs |= dict(
-            features_extractor_class=NETWORKS.get(network, (MapTrunk,))[0],
+            features_extractor_class=NETWORKS.get(self._options["network"], (MapTrunk,))[0],
             net_arch=[],  # the latent of actor and critic is what the trunk gives
-            log_std_init=log_std_init,
+            log_std_init=self._options["log_std_init"],
         )
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 

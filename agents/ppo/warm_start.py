@@ -29,6 +29,7 @@ from tqdm import tqdm
 from agents.finite import require_finite
 from agents.normalize import clipped
 from canvit_gym.actions import DiscreteActions
+from canvit_gym.checks import finite, integer, one_of
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.heads import TableHead
@@ -61,16 +62,10 @@ class WarmStart:
 
     def __post_init__(self) -> None:
         for name, low in (("states", 0), ("candidates", 2), ("round_states", 1), ("epochs", 1), ("batch_size", 2)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low:
-                raise ValueError(f"warm_start {name} must be a whole number >= {low}, got {value!r}")
+            integer(low)(f"warm_start {name}", getattr(self, name))
         for name in ("learning_rate", "temperature"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"warm_start {name} must be a number > 0, got {getattr(self, name)!r}")
-        if self.objective not in get_args(Objective):
-            raise ValueError(
-                f"warm_start objective must be one of {', '.join(get_args(Objective))}, got {self.objective!r}"
-            )
+            finite(above=0)(f"warm_start {name}", getattr(self, name))
+        one_of(lambda: get_args(Objective))("warm_start objective", self.objective)
 
 
 @dataclass(frozen=True)

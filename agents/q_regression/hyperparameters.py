@@ -3,8 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from agents.checks import check_choice, check_number, check_policy_kwargs, check_schedule, check_whole
+from agents.checks import check_fields, network_options, schedule
 from agents.training_state import check_whole_episodes
+from canvit_gym.checks import finite, integer, one_of, optional
 from canvit_gym.config import EnvConfig
 
 
@@ -27,15 +28,15 @@ class QHyperparameters:
     rollout_tensors: Literal["float16", "float32"]
 
     def __post_init__(self) -> None:
-        for name in ("total_timesteps", "n_envs", "n_steps", "replay_rollouts", "batch_size", "n_epochs"):
-            check_whole(name, getattr(self, name), low=1)
-        check_number("max_grad_norm", self.max_grad_norm, low=0)
-        check_number("greedy", self.greedy, low=0, high=1)
-        if self.clip_reward is not None:
-            check_number("clip_reward", self.clip_reward, above=0)
-        check_schedule("learning_rate", self.learning_rate)
-        check_choice("rollout_tensors", self.rollout_tensors, ("float16", "float32"))
-        check_policy_kwargs(self.policy_kwargs, leave_out=("distribution", "log_std_init"))
+        check_fields(
+            self, integer(1), "total_timesteps", "n_envs", "n_steps", "replay_rollouts", "batch_size", "n_epochs"
+        )
+        check_fields(self, finite(low=0), "max_grad_norm")
+        check_fields(self, finite(low=0, high=1), "greedy")
+        check_fields(self, optional(finite(above=0)), "clip_reward")
+        check_fields(self, schedule, "learning_rate")
+        check_fields(self, one_of(lambda: ("float16", "float32")), "rollout_tensors")
+        check_fields(self, network_options(leave_out=("distribution", "log_std_init")), "policy_kwargs")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

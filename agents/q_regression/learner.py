@@ -8,7 +8,6 @@ error. A share of the steps (half by default) takes the best viewpoint, the othe
 those that the policy comes to. Since targets do not depend on the policy, the last rollouts may be learned from again.
 """
 
-import copy
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
@@ -30,6 +28,7 @@ from agents.learner import Monitoring, State
 from agents.q_regression.hyperparameters import QHyperparameters
 from agents.q_regression.replay import Replay, Samples
 from agents.settings import Plan
+from agents.torch_learner import TorchLearner
 from agents.training_state import (
     begin_episodes,
     capture_environments,
@@ -49,13 +48,13 @@ EPISODES_SHOWN = 256
 """Whose returns the progress bar averages."""
 
 
-class QRegression:
+class QRegression(TorchLearner[nn.Module]):
     """A ViewpointQNetwork that learns from rollouts."""
 
     network_class = "ViewpointQNetwork"
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+        super().__init__(plan)
         self.hyper: QHyperparameters = plan.hyper
         hyper, device = self.hyper, resolve_device(plan.env.device)
         set_random_seed(plan.settings.seed)
@@ -70,24 +69,14 @@ class QRegression:
             **action_options(envs.glimpse_envs.actions),
             **self.network_options,
         ).to(device)
-        self._rate = schedule(hyper.learning_rate, name="learning_rate")
+        self._rate = schedule("learning_rate", hyper.learning_rate)
         self.optimizer = torch.optim.Adam(self._network.parameters(), lr=self._rate(1.0), eps=1e-5)
         self.moments = RunningMoments(num_decisions(plan.env))
         self.replay = Replay(num_rollouts=hyper.replay_rollouts, rows=hyper.n_steps * hyper.n_envs)
-        self.num_timesteps = 0
-        self._logger = Logger(None, [])
         self._returns: deque[float] = deque(maxlen=EPISODES_SHOWN)
         self._loss: float | None = None
         self._observation: dict[str, Tensor] = {}
         self._depth = np.zeros(hyper.n_envs, dtype=np.int64)
-
-    @property
-    def network(self) -> nn.Module:
-        return self._network
-
-    @property
-    def network_options(self) -> dict[str, Any]:
-        return self.hyper.policy_kwargs
 
     @property
     def captures_every_update(self) -> bool:
@@ -96,9 +85,6 @@ class QRegression:
     @property
     def status(self) -> dict[str, float | None]:
         return {"reward": float(np.mean(self._returns)) if self._returns else None, "loss": self._loss}
-
-    def set_logger(self, logger: Logger) -> None:
-        self._logger = logger
 
     def begin(self, *, progress: bool) -> list[dict[str, float]]:
         self._begin_episodes()
@@ -109,8 +95,7 @@ class QRegression:
         self._depth[:] = 0
 
     def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
-        if callbacks:
-            raise TypeError("callbacks are Stable-Baselines3's, on which q_regression is not built: leave them out")
+        self._refuse_callbacks(callbacks)
         cut = not ends_with_rollouts(self.plan.env)
         while self.num_timesteps < total:
             monitor.between_updates()
@@ -189,10 +174,7 @@ class QRegression:
         return values.gather(1, batch.actions.to(self.device)[:, None]).squeeze(1), wanted.to(self.device)
 
     def capture(self) -> State:
-        return {
-            "num_timesteps": self.num_timesteps,
-            "policy": {k: v.detach().clone() for k, v in self._network.state_dict().items()},
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+        return super().capture() | {
             "moments": {
                 name: torch.from_numpy(getattr(self.moments, name).copy()) for name in ("count", "mean", "squares")
             },
@@ -202,18 +184,13 @@ class QRegression:
         }
 
     def restore(self, state: State) -> None:
-        self.num_timesteps = state["num_timesteps"]
-        self.restore_network(state)
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        super().restore(state)
         for name, value in state["moments"].items():
             setattr(self.moments, name, value.numpy().copy())
         if state["replay"]:
             self.replay.load_state_dict(state["replay"])
         self._begin_episodes(restore_environments(self.env, state))
         set_random_state(state["random"])
-
-    def restore_network(self, state: State) -> None:
-        self._network.load_state_dict(state["policy"])
 
     def close(self) -> None:
         self.env.close()

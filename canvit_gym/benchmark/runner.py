@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
@@ -35,6 +35,7 @@ from canvit_gym.atomic import write_json
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.benchmark.comparison import run_warnings
 from canvit_gym.benchmark.gallery import draw_gallery
+from canvit_gym.benchmark.options import EvaluationOptions
 from canvit_gym.benchmark.people import is_people, keep_people, read_people
 from canvit_gym.benchmark.records import (
     MANIFEST,
@@ -45,7 +46,8 @@ from canvit_gym.benchmark.records import (
     load_benchmark,
 )
 from canvit_gym.benchmark.report import write_report
-from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, output_directory, run_command
+from canvit_gym.checks import integer
+from canvit_gym.command_line import GOES_ON, PROGRAM, output_directory, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.escaping import visible
@@ -73,12 +75,10 @@ NOT_IDENTIFYING = ("device", "workers", "cache", "observations", "reward", "glim
 """Fields of the configuration that change no hand-coded policy's numbers; learned ones bring their own."""
 
 
-@dataclass(frozen=True)
-class BenchmarkConfig:
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkConfig(EvaluationOptions):
     output: Path
     """Directory of the records and the report."""
-    env: str = "CanViT/FashionSegmentation-v0"
-    """Environment id."""
     policies: tuple[str, ...] | None = None
     """Hand-coded policies, with arguments where they take some: "center(scale=0.55)"; or run directories, each a
     learned policy by itself. None: all hand-coded ones that support the environment."""
@@ -88,25 +88,15 @@ class BenchmarkConfig:
     learned: tuple[str, ...] = ()
     """Learned policies with several training runs, as name=directory,directory,...; each is evaluated with its most
     likely viewpoints and with sampled ones."""
-    budget: int = 5
-    """Glimpses per scene, the first included."""
     seeds: int = 5
     """Seeds of policies that draw random numbers. Sampled learned policies share them among their training runs."""
     reference: str = "coarse_to_fine"
     """The policy that the others are compared with, as named in policies."""
-    split: Literal["training", "validation", "test"] = "test"
-    num_scenes: int | None = None
-    """None: all of the split."""
     oracle_scenes: int = 200
     """Scenes for policies that use labels."""
     gallery_policy: str | None = None
     """Whose best, median and worst scenes against the reference the gallery shows, by its label in the tables. None:
     the best learned policy, else the best that uses no labels."""
-    env_kwargs: str | None = None
-    """Further keyword arguments of the environment, as JSON."""
-    batch_size: int = 64
-    device: str = "auto"
-    progress: bool = True
 
 
 @dataclass(frozen=True)
@@ -408,16 +398,9 @@ def _advance(bar: "tqdm[Any]") -> Callable[[int, EpisodeBatch], None]:
 
 def benchmark(config: BenchmarkConfig) -> Path:
     """Do what is missing, then write the report; returns its path."""
-    for name in ("seeds", "oracle_scenes", "batch_size"):
-        if (value := getattr(config, name)) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    env = replace(
-        env_config(config.env, json_object(config.env_kwargs, option="--env-kwargs")),
-        split=config.split,
-        num_scenes=config.num_scenes,
-        budget=config.budget,
-        device=config.device,
-    )
+    integer(1)("--seeds", config.seeds)
+    integer(1)("--oracle-scenes", config.oracle_scenes)
+    env = config.env_config()
     config = replace(config, output=output_directory(config.output, option="--output"))
     shared = identity(env, config.env)
     check_identity(config.output, shared)

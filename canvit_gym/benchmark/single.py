@@ -7,38 +7,26 @@ To compare policies, use `canvit-gym benchmark`: it pairs them scene by scene.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from canvit_gym.benchmark.options import EvaluationOptions
 from canvit_gym.benchmark.runner import evaluable
-from canvit_gym.command_line import PROGRAM, env_config, json_object, output_directory, run_command
+from canvit_gym.command_line import PROGRAM, output_directory, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.statistics import Statistic, bootstrap_interval
 
 
-@dataclass(frozen=True)
-class EvaluateConfig:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(EvaluationOptions):
     policy: str
     """A hand-coded policy, with arguments where it takes some: "center(scale=0.55)"; or the directory of a training
     run."""
-    env: str = "CanViT/FashionSegmentation-v0"
-    """Environment id; `canvit-gym envs` lists them."""
-    budget: int = 5
-    """Glimpses per scene, the first included."""
-    split: Literal["training", "validation", "test"] = "test"
-    num_scenes: int | None = None
-    """At most so many scenes. None means all of the split."""
     sampled: bool = False
     """Sample the viewpoints of a learned policy in place of taking the most likely ones."""
-    env_kwargs: str | None = None
-    """Further keyword arguments of the environment, as JSON."""
     output: Path | None = None
     """Save the evaluation there, as canvit_gym.evaluation.Evaluation.load reads it."""
     seed: int = 0
-    batch_size: int = 64
-    device: str = "auto"
-    progress: bool = True
 
 
 def _row(name: str, statistic: Statistic, *, factor: float, digits: int) -> str:
@@ -66,15 +54,7 @@ def table(evaluation: Evaluation) -> str:
 
 def main(config: EvaluateConfig) -> Evaluation:
     """Evaluate, print the table, and save what was asked for."""
-    if config.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {config.batch_size}")
-    env = replace(
-        env_config(config.env, json_object(config.env_kwargs, option="--env-kwargs")),
-        split=config.split,
-        num_scenes=config.num_scenes,
-        budget=config.budget,
-        device=config.device,
-    )
+    env = config.env_config()
     output = config.output and config.output.expanduser()
     if output is not None:
         output_directory(output.parent, option="--output")

@@ -26,6 +26,7 @@ from PIL import Image
 from canvit_gym import escaping
 from canvit_gym.assembly import build_backbone, build_scenes
 from canvit_gym.benchmark.records import MANIFEST, load_benchmark
+from canvit_gym.checks import integer
 from canvit_gym.command_line import PROGRAM, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeView
@@ -142,8 +143,7 @@ def _require_same(found: Sequence[Explored]) -> None:
 
 def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | None = None) -> dict[str, Any]:
     """All that the page shows, as JSON values."""
-    if num_scenes < 1:
-        raise ValueError(f"--num-scenes must be at least 1, got {num_scenes}")
+    integer(1)("--num-scenes", num_scenes)
     most = max(found, key=lambda explored: len(explored.evaluation.scene))
     config = EnvConfig(**most.evaluation.record["config"])
     config = replace(config, device="auto", shard=(0, 1), **({"root": str(root)} if root else {}))

@@ -20,6 +20,7 @@ import torch
 from canvit_pytorch import RecurrentState
 from numpy.typing import NDArray
 
+from canvit_gym.checks import integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.fixed_sequence import (
@@ -31,7 +32,6 @@ from canvit_gym.policies.fixed_sequence import (
 )
 from canvit_gym.policies.orders import required_table, with_first
 from canvit_gym.policies.protocol import PolicyInfo
-from canvit_gym.policies.sequences import check_count
 from canvit_gym.policies.spec import Context
 from canvit_gym.policies.table import takes_first_glimpse
 from canvit_gym.viewpoints import to_viewpoint
@@ -55,7 +55,7 @@ INFO = PolicyInfo(
 
 def build_dependency_rank(context: Context, *, num_scenes: int = 256) -> BestFixedSequence:
     """From the cache; else ranked now and cached."""
-    check_count("num_scenes", num_scenes)
+    integer(1)("num_scenes", num_scenes)
     config = context.config
     table = required_table(config, INFO.name)
     settings = [METHOD, COMPONENTS, RIDGE, DAMPING, config.first_glimpse is None]

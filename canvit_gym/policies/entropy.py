@@ -7,11 +7,12 @@ from canvit_pytorch.policies.quadtree import levels_covering, quadtree_level
 from numpy.typing import NDArray
 from torch import Tensor
 
+from canvit_gym.checks import integer
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.greedy_windows import GreedyWindows, windows_of
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.seen import Seen
-from canvit_gym.policies.sequences import Scales, check_count
+from canvit_gym.policies.sequences import Scales
 from canvit_gym.policies.spec import Context
 from canvit_gym.viewpoints import FULL_SCENE
 
@@ -60,7 +61,7 @@ class QuadtreeBeam:
     def __init__(self, *, num_glimpses: int, width: int = 2, levels: int = 2) -> None:
         """levels: below the full scene; more are added where num_glimpses exceeds their tiles."""
         for name, value in (("num_glimpses", num_glimpses), ("width", width), ("levels", levels)):
-            check_count(name, value)
+            integer(1)(name, value)
         self._num_glimpses = num_glimpses
         self._num_levels = max(levels, levels_covering(num_glimpses) - 1)
         self._schedule = _beam_schedule(num_levels=self._num_levels, width=width)[: num_glimpses - 1]

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task, require_scene_size
 from canvit_gym.atomic import write_text
 from canvit_gym.backbone.load import Backbone
+from canvit_gym.checks import integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.lookahead import outcomes_after
@@ -218,8 +219,7 @@ def search_fixed_sequence(
         ValueError: sizes below 1, more glimpses than viewpoints, or `known` is of another search.
     """
     for name, value in (("num_glimpses", num_glimpses), ("num_scenes", num_scenes)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        integer(1)(name, value)
     table = fixed_table(config)
     if candidates is None:
         candidates = oracle_candidates() if table is None else table

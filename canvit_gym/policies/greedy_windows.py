@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from canvit_gym.actions import grid_viewpoints
+from canvit_gym.checks import integer
 from canvit_gym.observations import update_acuity
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.seen import Seen
-from canvit_gym.policies.sequences import Scales, check_count, checked_scales
+from canvit_gym.policies.sequences import Scales, checked_scales
 from canvit_gym.policies.spec import Context
 from canvit_gym.policies.table import best_allowed, fixed_table
 from canvit_gym.policies.windows import Windows, sums_flops
@@ -35,7 +36,7 @@ class GreedyWindows(ABC):
     def __init__(
         self, *, scale: Scales = (0.5, 0.25), centers: int = 16, table: NDArray[np.float32] | None = None
     ) -> None:
-        check_count("centers", centers)
+        integer(1)("centers", centers)
         scales = checked_scales(scale)
         self.candidates = grid_viewpoints(scales=scales, centers=centers) if table is None else table
 

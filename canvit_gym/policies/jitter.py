@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from canvit_gym.checks import finite
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.streams import scene_displacements
@@ -36,8 +37,7 @@ class Jittered:
     """
 
     def __init__(self, policy: GlimpsePolicy, *, cells: float = 0.5) -> None:
-        if not 0 <= cells < float("inf"):
-            raise ValueError(f"cells must be a finite number of canvas cells >= 0, got {cells!r}")
+        finite(low=0)("cells", cells)
         self._policy, self._cells = policy, cells
         self.info = replace(
             policy.info,

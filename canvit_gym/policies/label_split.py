@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from canvit_gym.checks import integer
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.seen import SeenWithTruth
 
@@ -33,8 +34,7 @@ Half = Literal["even", "odd"]
 def check_half(half: str, block: int) -> None:
     if half not in get_args(Half):
         raise ValueError(f"half must be one of {', '.join(get_args(Half))}, got {half!r}")
-    if not isinstance(block, int) or block < 1:
-        raise ValueError(f"block must be a whole number of canvas cells >= 1, got {block!r}")
+    integer(1)("block", block)
 
 
 def half_truth(episodes: EpisodeBatch | SeenWithTruth, half: Half, *, block: int = 1) -> dict[str, Tensor]:

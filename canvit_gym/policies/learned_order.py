@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from canvit_gym.checks import integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.dependency import dependencies, pagerank, tile_features
@@ -33,7 +34,6 @@ from canvit_gym.policies.fixed_sequence import (
 )
 from canvit_gym.policies.orders import center_out, raster_order, required_table, with_first
 from canvit_gym.policies.protocol import PolicyInfo
-from canvit_gym.policies.sequences import check_count
 from canvit_gym.policies.spec import Context
 from canvit_gym.policies.table import takes_first_glimpse
 
@@ -55,8 +55,8 @@ INFO = PolicyInfo(
 
 def build_learned_order(context: Context, *, num_scenes: int = 256, updates: int = 100) -> BestFixedSequence:
     """From the cache; else learned now and cached."""
-    check_count("num_scenes", num_scenes)
-    check_count("updates", updates)
+    integer(1)("num_scenes", num_scenes)
+    integer(1)("updates", updates)
     config = context.config
     table = required_table(config, INFO.name)
     settings = [METHOD, updates, context.num_glimpses, config.first_glimpse is None]

@@ -11,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from canvit_gym.actions import grid_viewpoints
+from canvit_gym.checks import finite, integer
 from canvit_gym.observations import update_acuity
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.seen import Seen, with_truth
-from canvit_gym.policies.sequences import Scales, check_count, checked_scales
+from canvit_gym.policies.sequences import Scales, checked_scales
 from canvit_gym.policies.spec import Context
 from canvit_gym.policies.streams import scene_displacements
 from canvit_gym.policies.table import best_allowed, fixed_table
@@ -40,8 +41,7 @@ class BoxLocator:
 
     def __init__(self, *, factor: float = 1.25, jitter: float = 0.0) -> None:
         for name, value in (("factor", factor), ("jitter", jitter)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+            finite(low=0)(name, value)
         if factor == 0:
             raise ValueError("factor must be above 0: a glimpse has a size")
         self.info = replace(self.info, deterministic=jitter == 0)
@@ -84,7 +84,7 @@ class WindowLocator:
     )
 
     def __init__(self, *, scale: Scales = 0.5, centers: int = 8, table: NDArray[np.float32] | None = None) -> None:
-        check_count("centers", centers)
+        integer(1)("centers", centers)
         scales = checked_scales(scale)
         self.candidates = grid_viewpoints(scales=scales, centers=centers) if table is None else table
 

@@ -9,6 +9,7 @@ where anything is.
 """
 
 from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
 from itertools import pairwise
 from typing import Any, Protocol, cast
 
@@ -181,6 +182,14 @@ class ViewpointNetwork(nn.Module):
 
     def distribution(self, observation: dict[str, Tensor]) -> ActionDistribution:
         return self.of_features(self.features(observation))
+
+
+NETWORK_OPTIONS = {
+    name: parameter.default
+    for name, parameter in signature(ViewpointNetwork).parameters.items()
+    if parameter.kind is Parameter.KEYWORD_ONLY
+}
+"""The options of ViewpointNetwork, and their defaults."""
 
 
 def _check_options(

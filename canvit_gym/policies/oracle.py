@@ -10,12 +10,12 @@ from tqdm import tqdm
 
 from canvit_gym.actions import DiscreteActions, grid_viewpoints
 from canvit_gym.assembly import build_actions
+from canvit_gym.checks import integer
 from canvit_gym.policies.flops import trial_flops
 from canvit_gym.policies.jitter import Jittered
 from canvit_gym.policies.label_split import Half, check_half, half_truth
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.seen import Seen, with_truth
-from canvit_gym.policies.sequences import check_count
 from canvit_gym.policies.spec import Context
 from canvit_gym.policies.table import best_allowed, fixed_table
 from canvit_gym.viewpoints import FULL_SCENE
@@ -50,7 +50,7 @@ class GreedyOracle:
     ) -> None:
         candidates = oracle_candidates() if candidates is None else candidates
         if max_candidates is not None:
-            check_count("max_candidates", max_candidates)
+            integer(1)("max_candidates", max_candidates)
             if max_candidates < len(candidates):
                 chosen = np.random.default_rng(0).choice(len(candidates), max_candidates, replace=False)
                 candidates = candidates[np.sort(chosen)]
@@ -81,6 +81,7 @@ class GreedyOracle:
     def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         if t == 0:
             return np.tile(FULL_SCENE, (seen.num, 1))
+        potential = seen.task.potentials[self._potential]
         bar = tqdm(
             total=len(self.candidates),
             desc=f"{self.info.name}, {seen.num} scenes, glimpse {t + 1} of {seen.budget}",
@@ -90,12 +91,9 @@ class GreedyOracle:
         )
         with bar:
             found = with_truth(seen).outcomes_after(
-                self.candidates,
-                measure=seen.task.potentials[self._potential].measure,
-                truth=self._truth,
-                progress=bar,
+                self.candidates, measure=potential.measure, truth=self._truth, progress=bar
             )
-        worth = -found.T if self._potential == "loss" else found.T
+        worth = -found.T if potential.less_is_better else found.T
         return self.candidates[best_allowed(torch.from_numpy(worth), self.candidates, seen)]
 
     def flops_per_decision(self, seen: Seen) -> int:

@@ -1,21 +1,19 @@
 """The six policies of the CanViT paper, through canvit-pytorch's own make_policy."""
 
-from collections.abc import Callable
-from typing import Any, Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from canvit_pytorch.policies import POLICIES, FixedSequence, Policy, PolicyName, make_policy
 from numpy.typing import NDArray
-from torch import Tensor
 
+from canvit_gym.checks import integer
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.spec import Context
 from canvit_gym.policies.streams import scene_seeds
 from canvit_gym.seeding import seeded
-from canvit_gym.tasks.segmentation import SegmentationTask
 from canvit_gym.viewpoints import to_rows
 
 RandomStream = Literal["scene", "batch"]
@@ -35,8 +33,7 @@ class PaperPolicy:
             raise ValueError(f"unknown policy {name!r} of the CanViT paper; there are: {', '.join(POLICIES)}")
         if random_stream not in get_args(RandomStream):
             raise ValueError(f"random_stream must be one of {', '.join(get_args(RandomStream))}, got {random_stream!r}")
-        if num_glimpses < 1:
-            raise ValueError(f"num_glimpses must be at least 1, got {num_glimpses}")
+        integer(1)("num_glimpses", num_glimpses)
         self.info = paper_info(name)
         self._name: PolicyName = name
         self._num_glimpses = num_glimpses
@@ -83,7 +80,7 @@ class PaperPolicy:
             device=device,
             num_glimpses=self._num_glimpses,
             canvas_grid_size=seen.canvas_grid,
-            canvas_logits=canvas_logits(seen) if self.info.needs_segmentation_probe else None,
+            canvas_logits=seen.task.canvas_logits if self.info.needs_segmentation_probe else None,
         )
 
 
@@ -101,9 +98,3 @@ def paper_info(name: PolicyName) -> PolicyInfo:
         needs_segmentation_probe=spec.needs_segmentation_probe,
         canvas_grids="power of two" if spec.needs_segmentation_probe else "any",
     )
-
-
-def canvas_logits(seen: Seen) -> Callable[[Tensor], Tensor]:
-    """Canvas [B, n_tokens, canvas_dim] -> segmentation logits [B, K, G, G], as canvit-pytorch decodes it."""
-    assert isinstance(seen.task, SegmentationTask), seen.task.name
-    return cast(Any, seen.task.model.logits)

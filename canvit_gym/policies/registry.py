@@ -13,6 +13,7 @@ from typing import Any, get_args
 from canvit_pytorch.policies import PolicyName
 
 from canvit_gym.assembly import build_backbone, task_kind
+from canvit_gym.checks import integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies import dependency, learned_order
 from canvit_gym.policies.dependency import build_dependency_rank
@@ -132,8 +133,7 @@ def make_policy(spec: str, *, config: EnvConfig, num_glimpses: int, progress: bo
     'The full scene, then central crops of scale 0.4 again and again.'
     """
     name, arguments = parse_spec(spec)
-    if num_glimpses < 1:
-        raise ValueError(f"num_glimpses must be at least 1, got {num_glimpses}")
+    integer(1)("num_glimpses", num_glimpses)
     policy_spec = POLICY_SPECS[name]
     task, canvas_grid = task_kind(config.dataset), build_backbone(config).canvas_grid
     check_supported(policy_spec.info, task, canvas_grid)

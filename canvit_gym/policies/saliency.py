@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from canvit_gym.actions import grid_viewpoints
+from canvit_gym.checks import integer
 from canvit_gym.policies.protocol import PolicyInfo
 from canvit_gym.policies.seen import Seen
-from canvit_gym.policies.sequences import Scales, check_count, checked_scales
+from canvit_gym.policies.sequences import Scales, checked_scales
 from canvit_gym.policies.spec import Context
 from canvit_gym.policies.table import best_allowed, fixed_table
 from canvit_gym.policies.windows import Windows, sums_flops
@@ -45,7 +46,7 @@ class SpectralResidualSaliency:
         scales = checked_scales(scale)
         if 1 in scales:
             raise ValueError(f"saliency looks closer than the full scene: scales must be below 1, got {scales}")
-        check_count("centers", centers)
+        integer(1)("centers", centers)
         self.candidates = grid_viewpoints(scales=scales, centers=centers) if table is None else table
 
     def reset(self, seen: Seen, *, seed: int) -> None:

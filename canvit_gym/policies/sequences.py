@@ -78,11 +78,5 @@ def checked_scales(scale: Scales) -> tuple[float, ...]:
     return tuple(float(s) for s in scales)
 
 
-def check_count(name: str, value: object) -> None:
-    """Raise ValueError unless a policy's argument is a whole number >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-
-
 def _listed(scales: tuple[float, ...]) -> str:
     return ", ".join(f"{s:g}" for s in scales)

@@ -38,6 +38,7 @@ from canvit_gym.assembly import build_backbone, build_scenes, task_kind
 from canvit_gym.atomic import replacing, write_text
 from canvit_gym.backbone.hub import CHECKPOINTS
 from canvit_gym.backbone.load import Backbone
+from canvit_gym.checks import integer
 from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, output_directory, run_command
 from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.evaluation import Evaluation, evaluate
@@ -333,8 +334,7 @@ def environment_of(config: ProbeConfig, env_id: str) -> EnvConfig:
 def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
     """Fit the probe of an environment into `directory`, measure it on validation scenes, and write its card."""
     for name in ("steps", "batch_size", "num_glimpses", "validate_every", "patience", "validation_scenes"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+        integer(1)(f"--{name.replace('_', '-')}", getattr(config, name))
     env = environment_of(config, env_id)
     directory = output_directory(directory, option="--output-dir")
     held_out = replace(env, split="tuning" if env.tuning_scenes else "validation", num_scenes=None)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from canvit_gym.atomic import replacing
+from canvit_gym.checks import integer
 from canvit_gym.scenes.datasets import SceneRequest
 from canvit_gym.scenes.fashion import (
     FLAVOURS,
@@ -147,8 +148,7 @@ class FashionScenes:
     _records: Records = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.num_scenes < 1:
-            raise ValueError(f"num_scenes must be at least 1, got {self.num_scenes}")
+        integer(1)("num_scenes", self.num_scenes)
         for name, value, choices in (
             ("flavour", self.flavour, tuple(FLAVOURS)),
             ("split", self.split, get_args(Split)),

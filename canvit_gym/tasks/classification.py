@@ -152,7 +152,7 @@ class ClassificationTask(Task):
         """[B, K] logits."""
         return self.model.classify(state.recurrent_cls)
 
-    @potential("L", "cross-entropy of the class, nats", compiles=True)
+    @potential("L", "cross-entropy of the class, nats", compiles=True, less_is_better=True)
     def loss(self, logits: Tensor, truth: Truth) -> Tensor:
         return F.cross_entropy(logits, truth["labels"], reduction="none")
 

@@ -47,7 +47,11 @@ class SearchTask(SegmentationTask):
         truth = super().truth(scenes)
         return truth | {"goal": torch.from_numpy(goal.copy()).to(self.backbone.device)}
 
-    @potential("L", "cross-entropy of whether cells are of the goal's class, items and the rest of equal weight, nats")
+    @potential(
+        "L",
+        "cross-entropy of whether cells are of the goal's class, items and the rest of equal weight, nats",
+        less_is_better=True,
+    )
     def loss(self, logits: Tensor, truth: Truth) -> Tensor:
         log_goal = _of_goal(logits.log_softmax(dim=1), truth)
         others = logits.clone().scatter_(1, _index(logits, truth), -torch.inf)

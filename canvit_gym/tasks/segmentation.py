@@ -160,7 +160,16 @@ class SegmentationTask(Task):
         logits = torch.baddbmm(self._bias.unsqueeze(1), weight, features.transpose(1, 2))
         return logits.unflatten(2, (grid, grid))
 
-    @potential("L", "cross-entropy between the reading of each cell and its class shares, nats", compiles=True)
+    def canvas_logits(self, canvas: Tensor) -> Tensor:
+        """As canvit-pytorch decodes it, to the bit."""
+        return self.model.logits(canvas)
+
+    @potential(
+        "L",
+        "cross-entropy between the reading of each cell and its class shares, nats",
+        compiles=True,
+        less_is_better=True,
+    )
     def loss(self, logits: Tensor, truth: Truth) -> Tensor:
         shares = truth["shares"]
         cross_entropy = -(shares * F.log_softmax(logits, dim=1)).sum(dim=(1, 2, 3))

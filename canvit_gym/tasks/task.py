@@ -45,22 +45,26 @@ class Potential:
     doc: str
     """What it is, in a few words, with its unit."""
     compiles: bool = False
-    """Whether `measure` may be part of a compiled step: it reads tensors alone, of shapes that follow from shapes, and
-    waits for nothing. Others are measured after it."""
+    """Whether `measure` may be part of a compiled step: it uses only tensors, whose shapes follow from its inputs'
+    shapes, and never synchronizes with the device. Others are measured after the step."""
+    less_is_better: bool = False
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Tensor])
 
 
-def potential(symbol: str, doc: str, *, compiles: bool = False) -> Callable[[_Method], _Method]:
-    """Declares a method `(self, logits, truth) -> [B]` of a Task to be a potential, by the method's name.
+def potential(
+    symbol: str, doc: str, *, compiles: bool = False, less_is_better: bool = False
+) -> Callable[[_Method], _Method]:
+    """Declare a method `(self, logits, truth) -> [B]` of a Task to be a potential, named after the method.
 
-    compiles: see Potential.
+    Args: see Potential.
     """
 
     def declare(method: _Method) -> _Method:
         method.declared = (symbol, doc)  # type: ignore[attr-defined]
         method.compiles = compiles  # type: ignore[attr-defined]
+        method.less_is_better = less_is_better  # type: ignore[attr-defined]
         return method
 
     return declare
@@ -117,7 +121,13 @@ class Task(ABC):
     def potentials(self) -> dict[str, Potential]:
         """By name, what this task can measure."""
         return {
-            name: Potential(measure=(measure := getattr(self, name)), symbol=symbol, doc=doc, compiles=measure.compiles)
+            name: Potential(
+                measure=(measure := getattr(self, name)),
+                symbol=symbol,
+                doc=doc,
+                compiles=measure.compiles,
+                less_is_better=measure.less_is_better,
+            )
             for name, (symbol, doc) in declared_potentials(type(self)).items()
         }
 
@@ -159,6 +169,14 @@ class Task(ABC):
 
         canvas_norm: the canvas patches [B, G*G, D] after a LayerNorm without affine, if the caller has them.
         """
+
+    def canvas_logits(self, canvas: Tensor) -> Tensor:
+        """Class logits [B, K, G, G] of a canvas [B, n_tokens, canvas_dim], for canvit-pytorch's own policies.
+
+        Raises:
+            NotImplementedError: the task does not read classes of canvas cells.
+        """
+        raise NotImplementedError(f"the task {self.name} does not read class logits from canvas cells")
 
     @abstractmethod
     def count(self, logits: Tensor, truth: Truth) -> dict[str, Tensor]:

@@ -47,7 +47,7 @@ from tqdm import tqdm
 from canvit_gym.atomic import replacing
 from canvit_gym.backbone.memory import keep_freed_memory
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX, nano_config
-from canvit_gym.backbone.nano_teacher import TEACHER_DIM, PassiveTeacher, load_nano_teacher
+from canvit_gym.backbone.nano_teacher import TEACHER_DIM, TEACHER_WEIGHTS, PassiveTeacher, load_nano_teacher
 from canvit_gym.command_line import GOES_ON, run_command
 from canvit_gym.provenance import plain
 from canvit_gym.scenes.prepared import FashionScenes
@@ -64,7 +64,7 @@ class PretrainingConfig:
     run_dir: Path
     """Checkpoints, TensorBoard log and the final model go here."""
     teacher_dir: Path
-    """Run directory of experiments.nano.teacher."""
+    """Run directory of experiments.nano.teacher, or canvit_gym/assets/nano-teacher."""
     init_from: Path | None = None
     """Begin with this model directory's weights, such as canvit_gym/assets/nano, instead of from scratch; they have
     learned their tokens, so that --token-steps must be 0."""
@@ -310,7 +310,7 @@ def train(config: PretrainingConfig) -> None:
         batch_size=config.batch_size,
         seed=config.seed + 1,
     )
-    teacher = load_nano_teacher(config.teacher_dir / "teacher.safetensors", device).to(
+    teacher = load_nano_teacher(config.teacher_dir / TEACHER_WEIGHTS, device).to(
         memory_format=cast(Any, torch.channels_last)
     )
     finish_scenes = None

@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from canvit_gym.atomic import replacing
-from canvit_gym.backbone.nano_teacher import CELL_PX, TEACHER_DIM, PassiveTeacher
+from canvit_gym.backbone.nano_teacher import CELL_PX, TEACHER_DIM, TEACHER_WEIGHTS, PassiveTeacher
 from canvit_gym.command_line import run_command
 from canvit_gym.provenance import plain
 from canvit_gym.scenes.fashion import Split
@@ -195,7 +195,7 @@ def train(config: TeacherConfig) -> dict[str, float]:
             log.info("step %d: %s", step + 1, metrics)
             for name, value in metrics.items():
                 writer.add_scalar(f"teacher/validation_{name}", value, step + 1)
-    save_file({k: v.contiguous() for k, v in teacher.state_dict().items()}, config.run_dir / "teacher.safetensors")
+    save_file({k: v.contiguous() for k, v in teacher.state_dict().items()}, config.run_dir / TEACHER_WEIGHTS)
     test = evaluate(teacher, split="test", num_scenes=config.test_scenes, device=device)
     metrics = {f"test_{k}": v for k, v in test.items()}
     record = dict(config=plain(asdict(config)), seconds=seconds, **metrics)

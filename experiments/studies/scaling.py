@@ -23,7 +23,8 @@ from canvit_gym.backbone.load import resolve_device
 from canvit_gym.command_line import run_command
 from canvit_gym.provenance import plain, provenance
 from experiments.throughput.clock import synchronize
-from experiments.throughput.contestants import CONTESTANTS, Job
+from experiments.throughput.contestants import CONTESTANTS
+from experiments.throughput.options import MeasurementOptions
 from experiments.throughput.workers import busy_note
 
 LINEAR = 1.05
@@ -53,15 +54,10 @@ AXES = (
 )
 
 
-@dataclass(frozen=True)
-class ScalingConfig:
+@dataclass(frozen=True, kw_only=True)
+class ScalingConfig(MeasurementOptions):
     num_envs: int = 32
-    budget: int = 5
-    num_scenes: int = 512
     repeats: int = 7
-    device: str = "auto"
-    threads: int | None = None
-    """PyTorch's threads. None: as it finds them."""
     largest: int | None = None
     """No sizes above this along any axis. None: all of them."""
     output: Path | None = None
@@ -71,14 +67,7 @@ class ScalingConfig:
 def measure(axis: Axis, config: ScalingConfig) -> dict[str, Any]:
     """Milliseconds by size, and the exponent."""
     device = resolve_device(config.device)
-    base = Job(
-        contestant="vector env",
-        num_envs=config.num_envs,
-        budget=config.budget,
-        num_scenes=config.num_scenes,
-        rounds=1,
-        device=config.device,
-    )
+    base = config.job("vector env", rounds=1)
     values = [value for value in axis.values if config.largest is None or value <= config.largest]
     runs: dict[int, Callable[[], int]] = {}
     steps: dict[int, int] = {}

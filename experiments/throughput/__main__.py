@@ -33,6 +33,7 @@ from canvit_gym.scenes.prepared import FashionScenes
 from experiments.throughput.agreement import agreement
 from experiments.throughput.contestants import Job
 from experiments.throughput.models import SHARED_DIRECTORY, ModelSize, env_kwargs_of
+from experiments.throughput.options import MeasurementOptions
 from experiments.throughput.what_ran import fallback, label
 from experiments.throughput.workers import busy_note, in_turns, ratio, started
 
@@ -45,18 +46,10 @@ SIZES: dict[ModelSize, int] = {"nano": 16, "CanViT-S": 4, "CanViT-B": 2}
 """Scenes a batch on a CPU; 64 on a GPU."""
 
 
-@dataclass(frozen=True)
-class ThroughputConfig:
-    num_envs: int = 64
-    budget: int = 5
-    num_scenes: int = 512
-    """Of the validation split; prepared before the clock starts."""
-    repeats: int = 9
+@dataclass(frozen=True, kw_only=True)
+class ThroughputConfig(MeasurementOptions):
     rounds: int = 2
     """Passes over all environments in a run, `budget` glimpses each."""
-    device: str = "auto"
-    threads: int | None = None
-    """PyTorch's threads. None: as it finds them."""
     quick: bool = False
     """Three turns of the main layers only."""
     ap_gym_python: Path | None = None
@@ -66,15 +59,7 @@ class ThroughputConfig:
 
 
 def layers(config: ThroughputConfig) -> dict[str, Job]:
-    job = Job(
-        contestant=REFERENCE,
-        num_envs=config.num_envs,
-        budget=config.budget,
-        num_scenes=config.num_scenes,
-        rounds=config.rounds,
-        device=config.device,
-        threads=config.threads,
-    )
+    job = config.job(REFERENCE, rounds=config.rounds)
     names = [REFERENCE, "Backbone.step loop", VECTOR_ENV, "vector env, early stops", "SB3 adapter", "exact evaluation"]
     jobs = {AS_PUBLISHED: replace(job, own_memory=False), **{name: replace(job, contestant=name) for name in names}}
     if config.quick:

@@ -1,0 +1,40 @@
+"""The options that every command that evaluates policies has."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from canvit_gym.checks import integer
+from canvit_gym.command_line import env_config, json_object
+from canvit_gym.config import EnvConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """The environment and its scenes, and how they are evaluated."""
+
+    env: str = "CanViT/FashionSegmentation-v0"
+    """Environment id; `canvit-gym envs` lists them."""
+    env_kwargs: str | None = None
+    """Further keyword arguments of the environment, as JSON."""
+    budget: int = 5
+    """Glimpses per scene, the first one included."""
+    split: Literal["training", "validation", "test"] = "test"
+    num_scenes: int | None = None
+    """The largest number of scenes to use. None: the whole split."""
+    batch_size: int = 64
+    device: str = "auto"
+    progress: bool = True
+
+    def env_config(self) -> EnvConfig:
+        """
+        Raises:
+            ValueError: an unknown id, or a bad value. TypeError: an unknown keyword.
+        """
+        integer(1)("--batch-size", self.batch_size)
+        return replace(
+            env_config(self.env, json_object(self.env_kwargs, option="--env-kwargs")),
+            split=self.split,
+            num_scenes=self.num_scenes,
+            budget=self.budget,
+            device=self.device,
+        )
