@@ -51,6 +51,12 @@ class Hyperparameters(Protocol):
 
     def to_json(self) -> dict[str, Any]: ...
 
+    def glimpses(self, decisions: int) -> int:
+        """That so many decisions of training take, those tried with the labels at hand included; an episode's first
+        glimpse, which nobody chooses, is not counted.
+        """
+        ...
+
     def check_fit(self, config: EnvConfig) -> None:
         """Raise ValueError where the algorithm cannot learn in this environment."""
         ...

@@ -9,6 +9,7 @@ from stable_baselines3.common.logger import Image as TensorBoardImage
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
+from agents.clock import RunClock
 from agents.learner import Learner, State
 from agents.run_directory import STATE
 from agents.settings import Plan
@@ -18,23 +19,26 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies.learned import LearnedPolicy, save_policy
 from canvit_gym.policies.policy_record import PolicyRecord
+from canvit_gym.statistics import area_under_curve
 from canvit_gym.stopping import Stops, stops
 
 HEADROOM, WARM_START = "headroom.json", "warm_start"
 
 
-def merit(evaluation: dict[str, Any]) -> float:
-    """What the best policy has most of: minus the loss after the last glimpse or, of an agent that may stop, the worth
-    of where it stops (canvit_gym.stopping.Stops.worth).
+def merit(evaluation: dict[str, Any], env: EnvConfig) -> float:
+    """What the best policy has most of: minus the loss after the last glimpse; where the order is all that counts,
+    minus the area under its curve; of an agent that may stop, the worth of its stops (Stops.worth).
     """
-    return evaluation["at_stop"]["worth"] if "at_stop" in evaluation else -evaluation["loss"][-1]
+    if "at_stop" in evaluation:
+        return evaluation["at_stop"]["worth"]
+    return -evaluation["loss"][-1] if env.revisit else -float(area_under_curve(evaluation["loss"]))
 
 
 class Monitor:
     """What happens between updates: evaluation, snapshots, checkpoints. And the progress bar."""
 
-    def __init__(self, plan: Plan, learner: Learner, record: PolicyRecord, logger: Logger) -> None:
-        self.plan, self.learner, self.record, self.logger = plan, learner, record, logger
+    def __init__(self, plan: Plan, learner: Learner, record: PolicyRecord, logger: Logger, clock: RunClock) -> None:
+        self.plan, self.learner, self.record, self.logger, self.clock = plan, learner, record, logger, clock
         self.settings, self.env, self.run_dir = plan.settings, plan.env, plan.run_dir
         self.evaluations: list[dict[str, Any]] = []
         self.warm_start: list[dict[str, float]] = []
@@ -49,6 +53,7 @@ class Monitor:
         self.evaluations = json.loads(state["evaluations"])
         self.warm_start = json.loads(state.get("warm_start", "[]"))
         self.snapshot, self.saved_at = state, state["num_timesteps"]
+        self.clock.resume_at(self.saved_at)
 
     def open_bar(self) -> None:
         self.bar = tqdm(
@@ -93,6 +98,7 @@ class Monitor:
         if self.saved_at < 0:  # a warm start took minutes: before anything else can fail
             self.save()
         if every and ((warm and not self.evaluations) or now // every > last // every or (finished and now > last)):
+            self.clock.note(now)
             self._evaluate()
             self._note_evaluations()
             self._unsaved_evaluation = True
@@ -139,7 +145,7 @@ class Monitor:
             self._show_gaze(learned, validation, result)
             self._record_headroom(validation, result)
         entry = self._entry(result, found)
-        is_best = all(merit(entry) > merit(other) for other in self.evaluations)
+        is_best = all(merit(entry, self.env) > merit(other, self.env) for other in self.evaluations)
         self.evaluations.append(entry)
         self._tell(entry)
         if is_best:

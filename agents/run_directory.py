@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from canvit_gym.atomic import write_json
 
 CONFIG, STATE, RESULT, PROVENANCE = "config.json", "training_state.pt", "result.json", "provenance.json"
+CLOCK, FAILED = "clock.json", "failed.json"
 LOCK, OWNER = "run.lock", "owner.json"
 
 

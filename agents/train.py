@@ -5,9 +5,10 @@
 
 A run directory holds best/, last/ and, where there was a warm start, warm_start/ (policies, which
 canvit_gym.policies.load_policy loads), config.json, provenance.json (one entry per start), training_state.pt (what
---resume goes on from), tensorboard/, headroom.json where that is asked for and, once finished, result.json. The best
-policy is the one with the least validation loss after the last glimpse; of agents that may stop, the one whose stops
-are worth most, the cost of glimpses included.
+--resume goes on from), clock.json (how long it took), tensorboard/, headroom.json where that is asked for and, once
+finished, result.json. The best policy is the one with the least validation loss after the last glimpse; where the order
+is all that counts (revisit=False), averaged over the glimpses; of agents that may stop, the one whose stops are worth
+most, the cost of glimpses included.
 
 Ctrl-C saves the state after the last complete update. A resumed run equals an uninterrupted one, to the bit on the
 CPU with as many threads. Numbers of decisions count one per environment and step: a rollout of 64 environments and 8
@@ -28,6 +29,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.clock import RunClock
 from agents.monitor import Monitor
 from agents.run_directory import CONFIG, PROVENANCE, RESULT, STATE, claimed, writing_to
 from agents.settings import Plan, Settings, TrainConfig, prepare
@@ -69,6 +71,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
 
 def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
     settings, run_dir, state = plan.settings, plan.run_dir, plan.state
+    clock = RunClock(run_dir)
     inputs = describe_inputs(plan.env)
     if state is not None:
         begun = load_record(run_dir / "last").inputs
@@ -94,7 +97,7 @@ def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
     _begin_run_dir(run_dir, settings, record.provenance)
     logger = _logger(run_dir, purge_from=None if state is None else learner.num_timesteps + 1)
     learner.set_logger(logger)
-    monitor = Monitor(plan, learner, record, logger)
+    monitor = Monitor(plan, learner, record, logger, clock)
     monitor.warm_start = warm_start
     if state is not None:
         monitor.resume_from(state)

@@ -51,6 +51,7 @@ def policy_card(record: PolicyRecord, repo: str) -> str:
     env_id = record.env_id
     recipe = json.dumps(record.hyperparameters, indent=1)
     training = json.dumps(record.training, indent=1)
+    versions = ", ".join(f"{name} {version}" for name, version in record.provenance.get("versions", {}).items())
     return f"""---
 library_name: canvit-gym
 tags:
@@ -91,6 +92,8 @@ action, _ = policy.predict(observation)
 ```json
 {recipe}
 ```
+
+Versions: {versions or "not recorded"}.
 """
 
 

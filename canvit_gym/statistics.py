@@ -219,6 +219,61 @@ class Together:
         return np.concatenate([statistic(rows, scenes) for statistic in self.statistics], axis=1)
 
 
+@dataclass(frozen=True)
+class Transformed:
+    """What a function [R, T] -> [R, T'] makes of a statistic.
+
+    >>> area = Transformed(Mean([[[0.0, 1.0]], [[0.5, 0.5]]]), lambda curves: area_under_curve(curves)[:, None])
+    >>> bootstrap_interval(area).value.tolist()
+    [0.5]
+    """
+
+    statistic: Statistic
+    function: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+    @property
+    def run(self) -> NDArray[np.int64]:
+        return self.statistic.run
+
+    @property
+    def num_scenes(self) -> int:
+        return self.statistic.num_scenes
+
+    def __call__(self, rows: NDArray[np.float64], scenes: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.function(self.statistic(rows, scenes))
+
+
+class OverRuns:
+    """The interquartile mean over runs of a number of each: rliable's aggregate, of one task.
+
+    `runs` are statistics of one run each, all on the same scenes.
+
+    >>> seeds = OverRuns([Mean([[[score]]]) for score in (0.1, 0.5, 0.6, 0.7, 0.9)])
+    >>> round(float(bootstrap_interval(seeds).value[0]), 3)
+    0.6
+    """
+
+    def __init__(self, runs: Sequence[Statistic]) -> None:
+        if not runs or any(len(one.run) != 1 for one in runs):
+            raise ValueError(f"runs must be statistics of one run each, got {[len(one.run) for one in runs]} runs")
+        self._runs, self.run, self.num_scenes = tuple(runs), np.arange(len(runs)), runs[0].num_scenes
+
+    def of_runs(self, scenes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Multiplicities [R, N] -> [R, S, T]"""
+        alone = np.ones((len(scenes), 1))
+        return np.stack([one(alone, scenes) for one in self._runs], axis=1)
+
+    def __call__(self, rows: NDArray[np.float64], scenes: NDArray[np.float64]) -> NDArray[np.float64]:
+        values = self.of_runs(scenes)
+        order = np.argsort(values, axis=1, kind="stable")
+        weights = np.take_along_axis(np.broadcast_to(rows[:, :, None], values.shape), order, axis=1)
+        total = rows.sum(axis=1)[:, None, None]
+        cut = total // 4
+        within = np.clip(weights.cumsum(axis=1), cut, total - cut)  # as in InterquartileMean
+        places = np.diff(within, axis=1, prepend=cut)
+        return (places * np.take_along_axis(values, order, axis=1)).sum(axis=1) / places.sum(axis=1)
+
+
 def _over_rows(rows: NDArray[np.float64], of_rows: NDArray[np.float64]) -> NDArray[np.float64]:
     """Multiplicities [R, S] and values [R, S, T] -> their mean [R, T]."""
     return np.einsum("rs,rst->rt", rows, of_rows) / rows.sum(axis=1, keepdims=True)
@@ -302,6 +357,25 @@ def improvement_interval(
         return np.einsum("ri,rj,rijt->rt", mine, theirs, of_pairs, optimize=True)
 
     return _bootstrap(compute, statistics, resamples=resamples, confidence=confidence, seed=seed)
+
+
+def run_improvement_interval(
+    one: OverRuns, other: OverRuns, *, resamples: int = RESAMPLES, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """[T] the probability that a run of `one` is better than a run of `other` on the same scenes, ties counted half.
+
+    >>> one, other = (OverRuns([Mean([[[score]]]) for score in scores]) for scores in ((0.4, 0.6), (0.5, 0.3)))
+    >>> float(run_improvement_interval(one, other).value[0])
+    0.75
+    """
+
+    def compute(scenes: NDArray[np.float64], rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+        mine, theirs = (statistic.of_runs(scenes) for statistic in (one, other))  # [R, S, T], [R, S', T]
+        pairs = _pairs(np.moveaxis(mine, 0, 1), np.moveaxis(theirs, 0, 1))  # [S, S', R, T]
+        weights = [r / r.sum(axis=1, keepdims=True) for r in rows]
+        return np.einsum("ri,rj,ijrt->rt", *weights, pairs, optimize=True)
+
+    return _bootstrap(compute, (one, other), resamples=resamples, confidence=confidence, seed=seed)
 
 
 def _bootstrap(

@@ -56,12 +56,14 @@ StopRule = Callable[[int, EpisodeBatch], NDArray[np.bool_]]
 
 
 def own_stop(policy: LearnedPolicy, config: EnvConfig) -> StopRule:
-    """Where "stop" is likelier than every viewpoint of a policy that was trained with a stop action."""
+    """Where "stop" is likelier than every viewpoint of a policy that was trained with a stop action; of a policy whose
+    viewpoints are sampled, where "stop" is drawn (apart from where it looks if it goes on).
+    """
     actions = build_actions(config)
 
     def wants_to(t: int, episodes: EpisodeBatch) -> NDArray[np.bool_]:
         observation = {key: value.to(policy.device) for key, value in episodes.observe().items()}
-        return actions.decode(policy.act(observation))[1]
+        return actions.decode(policy.act(observation, deterministic=policy.deterministic))[1]
 
     return wants_to
 
@@ -108,7 +110,7 @@ class StopRecorder:
 
 
 def stops(policy: LearnedPolicy, config: EnvConfig, *, seed: int = 0) -> Stops:
-    """Where the policy's most likely actions stop."""
+    """Where the policy's most likely actions stop, or its sampled ones."""
     recorder = StopRecorder(own_stop(policy, config))
     gains: list[list[NDArray[np.float32]]] = [[] for _ in range(config.budget)]
 

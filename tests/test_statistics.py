@@ -12,6 +12,8 @@ from canvit_gym.statistics import (
     InterquartileMean,
     Mean,
     MeanIoU,
+    OverRuns,
+    Transformed,
     area_under_curve,
     bootstrap_interval,
     improvement_interval,
@@ -20,6 +22,7 @@ from canvit_gym.statistics import (
     multiplicities,
     paired_difference,
     probability_of_improvement,
+    run_improvement_interval,
 )
 
 
@@ -237,3 +240,22 @@ def test_degenerate_observations(shape: tuple[int, int, int]) -> None:
 def test_bad_input_is_named(call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_over_runs_is_the_trimmed_mean_of_what_the_runs_have() -> None:
+    values = np.random.default_rng(3).random((7, 40))
+    runs = OverRuns([Mean(of_run[None, :, None]) for of_run in values])
+    scenes, rows = np.ones((1, 40)), np.array([[2, 0, 1, 1, 3, 0, 0]], dtype=np.float64)
+    drawn = np.repeat(values.mean(axis=1), rows[0].astype(int))
+    assert runs(rows, scenes)[0, 0] == pytest.approx(stats.trim_mean(drawn, 0.25))
+    doubled = bootstrap_interval(Transformed(runs, lambda curves: 2 * curves))
+    assert doubled.value[0] == pytest.approx(2 * stats.trim_mean(values.mean(axis=1), 0.25))
+    assert doubled.low[0] < doubled.value[0] < doubled.high[0]
+
+
+def test_run_improvement_compares_runs_on_the_same_scenes() -> None:
+    hard = np.linspace(0, 1, 50)[None, :, None]
+    better, worse = OverRuns([Mean(hard + 0.1)] * 3), OverRuns([Mean(hard)])
+    found = run_improvement_interval(better, worse)
+    assert (found.low[0], found.value[0], found.high[0]) == (1, 1, 1)  # what scenes have in common cancels
+    assert run_improvement_interval(worse, worse).value[0] == 0.5

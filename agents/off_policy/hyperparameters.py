@@ -47,6 +47,9 @@ class OffPolicyHyperparameters:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def glimpses(self, decisions: int) -> int:
+        return decisions
+
     def check_fit(self, config: EnvConfig) -> None:
         check_whole_episodes(config, self.train_freq, name="train_freq")
         check_revisits(config)

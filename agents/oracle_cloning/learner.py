@@ -56,6 +56,9 @@ class CloningHyperparameters:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def glimpses(self, decisions: int) -> int:
+        return decisions * (self.candidates + 1)
+
     def check_fit(self, config: EnvConfig) -> None:
         check_revisits(config, inhibition=None)
         actions = build_actions(config)

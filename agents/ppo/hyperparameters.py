@@ -68,6 +68,10 @@ class Hyperparameters:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def glimpses(self, decisions: int) -> int:
+        options = WarmStart(**self.warm_start)
+        return decisions + options.states * (options.candidates + 1)
+
     def check_fit(self, config: EnvConfig) -> None:
         """Raise ValueError where rollouts would end in the middle of episodes."""
         check_whole_episodes(config, self.n_steps)

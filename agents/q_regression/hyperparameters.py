@@ -41,6 +41,9 @@ class QHyperparameters:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def glimpses(self, decisions: int) -> int:
+        return decisions
+
     def check_fit(self, config: EnvConfig) -> None:
         if config.action == "continuous":
             raise ValueError(

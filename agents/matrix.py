@@ -1,0 +1,163 @@
+"""Train algorithms x environments x seeds at equal budgets of glimpses, and evaluate each on the test scenes.
+
+    python -m agents.matrix --algos ppo q_regression --envs CanViT/FashionSearch-v0 --seeds 0 1 2 --run-dir runs/matrix
+    python -m agents.report --run-dir runs/matrix
+
+Runs are those of `python -m agents.train`, in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED: one that is finished is left alone,
+one that was interrupted goes on, and one that another process trains is passed over. A budget is what PPO's entry for
+the environment takes, a warm start's glimpses included; whoever tries more glimpses per decision makes fewer of them.
+An algorithm that does not fit an environment, or whose numbers stop being finite, is recorded as that, and the others
+go on. Beside every run, test/ holds the evaluation of its best policy (by validation) on the whole test split, with its
+most likely viewpoints and, of policies that have probabilities, with sampled ones.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agents.algorithms import ALGORITHMS, find_algorithm, load_hyperparameters
+from agents.outcomes import Outcome, of_learned
+from agents.run_directory import CONFIG, FAILED, RESULT
+from agents.settings import TrainConfig
+from agents.train import train
+from canvit_gym.atomic import write_json
+from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
+from canvit_gym.config import EnvConfig
+from canvit_gym.policies.learned import LearnedPolicy, load_policy
+from canvit_gym.policies.policy_record import as_trained
+from canvit_gym.provenance import provenance
+from canvit_gym.scenes.datasets import DATASETS
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = tuple(spec.env_id for spec in DATASETS.values() if spec.env_id.startswith("CanViT/Fashion"))
+EVALUATIONS = 8
+"""During a run, where --eval-every says nothing else."""
+TEST = "test"
+"""The directory of a run that holds its evaluations on the test split."""
+
+
+@dataclass(frozen=True)
+class MatrixConfig:
+    run_dir: Path
+    """A directory per algorithm, with one per environment and seed."""
+    algos: tuple[str, ...] = ALGORITHMS
+    envs: tuple[str, ...] = EMBEDDED
+    seeds: tuple[int, ...] = (0, 1, 2)
+    total_timesteps: int | None = None
+    """Decisions of every run, whatever the algorithm. None: what its budget of glimpses allows."""
+    hyper: str | None = None
+    """Overrides of the hyperparameters of all algorithms, as JSON."""
+    env_kwargs: str | None = None
+    """Keyword arguments of the environments, as JSON; what is tested has the id's own, but for observations and
+    actions."""
+    eval_every: int | None = None
+    """Decisions between validations. None: an eighth of the run."""
+    eval_scenes: int | None = None
+    """Validation scenes. None: all."""
+    checkpoint_every: int | None = None
+    """Decisions between saved training states. None: as agents.train has it."""
+    test_scenes: int | None = None
+    """None: all."""
+    progress: bool = True
+
+
+def run_directory(root: Path, algo: str, env_id: str, seed: int) -> Path:
+    return root / algo / env_id.rpartition("/")[2] / f"seed-{seed}"
+
+
+def decisions(algo: str, env_id: str, overrides: dict[str, Any]) -> int:
+    """How many decisions of an algorithm take the glimpses that PPO's entry for the environment takes.
+
+    Raises:
+        ValueError: the budget is used up by a warm start.
+    """
+    own, reference = load_hyperparameters(env_id, overrides, algo=algo), load_hyperparameters(env_id)
+    budget = reference.glimpses(reference.total_timesteps)
+    before, each = own.glimpses(0), own.glimpses(1) - own.glimpses(0)
+    if budget <= before:
+        raise ValueError(
+            f"the warm start of {algo} takes {before:,} glimpses, and the budget of {env_id} is {budget:,}"
+        )
+    return (budget - before) // each
+
+
+def environment_to_test(env_id: str, policy: LearnedPolicy, num_scenes: int | None) -> EnvConfig:
+    """The id as it is registered, on test scenes, seen and acted in as the policy was trained."""
+    return replace(as_trained(env_config(env_id, {}), policy.record), split="test", num_scenes=num_scenes)
+
+
+def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Outcome]:
+    """A finished run's best policy on the test scenes: "deterministic" and, where it has probabilities, "sampled"."""
+    policy = load_policy(run_dir / "best")
+    env = environment_to_test(policy.record.env_id, policy, num_scenes)
+    policies = {"deterministic": policy}
+    if hasattr(policy.network, "distribution"):
+        policies["sampled"] = policy.sampling()
+    weights = (policy.record.weights_sha256 or "")[:12]  # an extended run may have another best policy
+    of = f"{weights}-{num_scenes or 'all'}"
+    return {name: of_learned(p, env, path=run_dir / TEST / f"{name}-{of}.npz") for name, p in policies.items()}
+
+
+def _trained(config: MatrixConfig, algo: str, env_id: str, seed: int) -> bool:
+    """Whether the run is finished; it is trained where it is not."""
+    run_dir = run_directory(config.run_dir, algo, env_id, seed)
+    if (run_dir / RESULT).exists():
+        return True
+    overrides = json_object(config.hyper, option="--hyper")
+    total = decisions(algo, env_id, overrides) if config.total_timesteps is None else config.total_timesteps
+    common: dict[str, Any] = {"run_dir": run_dir, "progress": config.progress}
+    if (run_dir / CONFIG).exists():
+        result = train(TrainConfig(**common, resume=True))
+    else:
+        result = train(
+            TrainConfig(
+                **common,
+                algo=algo,
+                env=env_id,
+                env_kwargs=config.env_kwargs,
+                total_timesteps=total,
+                seed=seed,
+                hyper=config.hyper,
+                eval_every=max(1, total // EVALUATIONS) if config.eval_every is None else config.eval_every,
+                eval_scenes=config.eval_scenes,
+                checkpoint_every=config.checkpoint_every,
+                gaze_scenes=0,
+            )
+        )
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return True
+
+
+def main(config: MatrixConfig) -> None:
+    config = replace(config, run_dir=config.run_dir.expanduser())
+    for algo in config.algos:
+        find_algorithm(algo)
+    for env_id in config.envs:
+        env_config(env_id, {})
+    for seed in config.seeds:
+        for env_id in config.envs:
+            for algo in config.algos:
+                _one(config, algo, env_id, seed)
+
+
+def _one(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
+    run_dir = run_directory(config.run_dir, algo, env_id, seed)
+    log.info("%s", run_dir)
+    try:
+        _trained(config, algo, env_id, seed)
+        tested(run_dir, num_scenes=config.test_scenes)
+    except BlockingIOError as error:
+        log.info("passed over: %s", error)
+    except (ValueError, FloatingPointError) as error:
+        log.info("failed: %s", error)
+        write_json(run_dir / FAILED, {"algo": algo, "env": env_id, "error": str(error), "provenance": provenance()})
+    else:
+        (run_dir / FAILED).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_command(main, MatrixConfig, description=__doc__, if_interrupted=GOES_ON)

@@ -1,0 +1,383 @@
+"""What trained policies are worth on the test scenes: tables of algorithms x environments, and their numbers as JSON.
+
+    python -m agents.report --run-dir runs/matrix
+
+reads the finished runs of RUN_DIR/ALGO/ENVIRONMENT/seed-SEED, those of `python -m agents.train` among them, evaluates
+what `python -m agents.matrix` has not, and writes agents/trained/ENVIRONMENT.json and, of all such files,
+agents/trained/README.md. Numbers of an environment whose runs are not in RUN_DIR stay as they are.
+
+Per run, the best policy by validation is what counts, and what its environment pays (agents.outcomes) is what is
+counted. An algorithm's value is the interquartile mean over its runs; a 95% interval resamples runs and test scenes
+(canvit_gym.statistics), together with those that it is compared to. The opponent and the ceiling are those that
+experiments.studies.suite_headroom chose on training scenes, with their scales, measured here on the same test scenes.
+"""
+
+import json
+import logging
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from agents.algorithms import DEFAULT, find_algorithm
+from agents.clock import read_times
+from agents.matrix import tested
+from agents.outcomes import Outcome, of_hand_coded, pays, pays_of_curve, statistic, value
+from agents.run_directory import CLOCK, CONFIG, FAILED, PROVENANCE, RESULT
+from canvit_gym.atomic import write_json, write_text
+from canvit_gym.command_line import GOES_ON, env_config, run_command
+from canvit_gym.config import EnvConfig
+from canvit_gym.policies.learned import load_record
+from canvit_gym.provenance import provenance
+from canvit_gym.statistics import Estimate, OverRuns, bootstrap_interval, run_improvement_interval
+
+log = logging.getLogger(__name__)
+
+TRAINED = Path(__file__).with_name("trained")
+REACHED = 0.9
+"""The share of its final gain over random viewpoints after which an algorithm counts as having learned."""
+_FAR = 1e9
+"""A share where there is no way to go."""
+HAND_CODED = "hand_coded"
+"""The directory beside the algorithms' that holds evaluations of hand-coded policies."""
+
+
+INTRODUCTION = """# Trained policies
+
+What learned policies are worth on test scenes that no training, tuning or choice has seen. Written by
+
+    python -m agents.report --run-dir RUN_DIR
+
+from runs of `python -m agents.train` and `python -m agents.matrix`. Every number, and the commands, versions and
+machine of every run, are in the JSON files beside this page.
+
+- **Value**: what the environment pays, of the best policy by validation of each run, with its most likely viewpoints
+  (or *sampled* ones); the interquartile mean over seeds. 95% intervals resample seeds and scenes; differences are
+  paired by scene.
+- **Better than**: the probability that a run is better than the best hand-coded policy without labels, or than a run of
+  PPO, on the same scenes.
+- **Share**: how much of the way from that hand-coded policy to the ceiling, which is told where to look, was gone.
+  Where the way is short, the interval is wide.
+- **90%**: when validation first reached 90% of the run's final gain over random viewpoints, in decisions and in minutes
+  of processor time, validations included; medians over seeds.
+- **Glimpses**: those of training, with those that a warm start or an oracle tried with the labels at hand.
+
+"""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    run_dir: Path
+    """What agents.matrix or agents.train left: ALGO/ENVIRONMENT/seed-SEED."""
+    output_dir: Path = TRAINED
+    headroom_dir: Path = Path("experiments/results/suite_headroom")
+    """A JSON per environment that names its opponent and its ceiling."""
+    test_scenes: int | None = None
+    """None: all."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    directory: Path
+    seed: int
+    config: dict[str, Any]
+    result: dict[str, Any]
+    outcomes: dict[str, Outcome]
+
+
+def find_runs(
+    root: Path, num_scenes: int | None, *, algo: str = "*", name: str = "*"
+) -> dict[str, dict[str, list[Run]]]:
+    """Environment -> algorithm's directory -> finished runs, by seed; evaluated where they were not.
+
+    Raises:
+        ValueError: runs of one algorithm that differ in more than their seed.
+    """
+    found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(root.glob(f"{algo}/{name}/seed-*/{RESULT}")):
+        directory = path.parent
+        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        log.info("%s", directory)
+        run = Run(
+            directory=directory,
+            seed=config["seed"],
+            config=config,
+            result=json.loads(path.read_text(encoding="utf-8")),
+            outcomes=tested(directory, num_scenes=num_scenes),
+        )
+        found[config["env"]][directory.parents[1].name].append(run)
+    for env_id, of_algorithms in found.items():
+        for name, runs in of_algorithms.items():
+            runs.sort(key=lambda run: run.seed)
+            _require_alike(env_id, name, runs)
+    return found
+
+
+def _require_alike(env_id: str, name: str, runs: list[Run]) -> None:
+    seeds = [run.seed for run in runs]
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{name} on {env_id} has seeds {seeds}: every seed may be there once")
+    for key in ("algo", "env_kwargs", "hyperparameters", "total_timesteps"):
+        first = runs[0].config[key]
+        for run in runs[1:]:
+            if run.config[key] != first:
+                raise ValueError(
+                    f"{runs[0].directory} and {run.directory} differ in {key}: {first!r} and {run.config[key]!r}. Runs "
+                    "that are averaged must be alike but for their seeds; move one of them to a directory of its own"
+                )
+
+
+def learning(env: EnvConfig, run: Run, start: float) -> dict[str, Any]:
+    """When validation first reached REACHED of the run's final gain over `start`; None where there was no gain."""
+    evaluations = run.result["evaluations"]
+    values = [pays_of_curve(env, entry) for entry in evaluations]
+    decisions = [entry["num_timesteps"] for entry in evaluations]
+    total = run.result["num_timesteps"]
+    times = read_times(run.directory / CLOCK)
+    minutes = None if times is None else times["processor_seconds"][-1] / 60
+    told: dict[str, Any] = {
+        "validation": {"decisions": decisions, "values": values},
+        "decisions": total,
+        "minutes": minutes,
+        "wall_minutes": (run.result["seconds"] if times is None else times["seconds"][-1]) / 60,
+        "decisions_to_90": None,
+        "minutes_to_90": None,
+    }
+    if not values or max(values) <= start:
+        return told
+    place = next(i for i, v in enumerate(values) if v >= start + REACHED * (max(values) - start))
+    told["decisions_to_90"] = decisions[place]
+    if times is not None and decisions[place] in times["num_timesteps"]:
+        told["minutes_to_90"] = times["processor_seconds"][times["num_timesteps"].index(decisions[place])] / 60
+    return told
+
+
+def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig) -> dict[str, Any]:
+    """All numbers of one environment, as JSON values; scores are fractions."""
+    name = env_id.rpartition("/")[2]
+    chosen = json.loads((config.headroom_dir / f"{name}.json").read_text(encoding="utf-8"))
+    env = replace(env_config(env_id, {}), split="test", num_scenes=config.test_scenes)
+    names = {"opponent": chosen["opponent"], "ceiling": _ceiling(chosen)}
+    kept = config.run_dir / HAND_CODED / name
+    hand_coded = {role: of_hand_coded(spec, env, directory=kept) for role, spec in names.items()}
+    opponent, ceiling = (OverRuns([statistic(env, one)]) for one in hand_coded.values())
+    start = value(env, of_hand_coded(_random(env), replace(env, split="validation", num_scenes=None), directory=kept))
+    algorithms = {
+        algo: OverRuns([statistic(env, run.outcomes["deterministic"]) for run in of_algo])
+        for algo, of_algo in runs.items()
+    }
+    entries, origin = {}, provenance()
+    for algo, of_algo in runs.items():
+        mine = algorithms[algo]
+        sampled = [statistic(env, run.outcomes["sampled"]) for run in of_algo if "sampled" in run.outcomes]
+        entries[algo] = {
+            **_recipe(of_algo),
+            "value": _at(bootstrap_interval(mine)),
+            "sampled": _at(bootstrap_interval(OverRuns(sampled))) if sampled else None,
+            "minus_opponent": _at(bootstrap_interval(mine, opponent, of=np.subtract)),
+            "better_than_opponent": _at(run_improvement_interval(mine, opponent)),
+            "better_than_ppo": _at(run_improvement_interval(mine, algorithms[DEFAULT]))
+            if DEFAULT in algorithms and algo != DEFAULT
+            else None,
+            "share_of_headroom": _at(bootstrap_interval(mine, opponent, ceiling, of=_share)),
+            "runs": [_run(env, run, start, config.run_dir) for run in of_algo],
+        }
+    return {
+        "env": env_id,
+        "budget": env.budget,
+        "metric": next(iter(hand_coded.values())).evaluation.metric,
+        "pays": pays(env),
+        "test_scenes": opponent.num_scenes,
+        "random_on_validation": start,
+        "opponent": {"name": names["opponent"], "value": _at(bootstrap_interval(opponent))},
+        "ceiling": {"name": names["ceiling"], "value": _at(bootstrap_interval(ceiling))},
+        "headroom": _at(bootstrap_interval(ceiling, opponent, of=np.subtract)),
+        "algorithms": entries,
+        "failed": _failed(config.run_dir, name),
+        "provenance": origin | {"command": without_root(origin["command"], config.run_dir)},
+    }
+
+
+def _ceiling(chosen: dict[str, Any]) -> str:
+    """A locator's name: where stopping is all there is, that of the one that stops by its confidence."""
+    if "headroom_of_place" not in chosen:
+        return chosen["ceiling"]
+    (locator,) = [name for name in chosen["policies"] if "locator" in name]
+    return locator
+
+
+def _random(env: EnvConfig) -> str:
+    return "random" if env.revisit else "random_order"
+
+
+def _share(mine: Any, opponent: Any, ceiling: Any) -> Any:
+    """How much of the way from the opponent to the ceiling; a resample in which there is no way goes all of it or
+    none, by who is ahead.
+    """
+    way, gone = ceiling - opponent, mine - opponent
+    return np.where(way > 1e-9, gone / np.maximum(way, 1e-9), np.where(gone > 0, _FAR, -_FAR))
+
+
+def _at(estimate: Estimate) -> dict[str, float | None]:
+    """None where there is no bound."""
+    return {name: number if abs(number) < _FAR else None for name, number in estimate.at(0).items()}
+
+
+def _recipe(runs: list[Run]) -> dict[str, Any]:
+    config = runs[0].config
+    algorithm = find_algorithm(config["algo"])
+    hyper = algorithm.hyperparameters(**config["hyperparameters"])
+    record = load_record(runs[0].directory / "best")
+    return {
+        "algo": config["algo"],
+        "title": algorithm.title,
+        "decisions": config["total_timesteps"],
+        "glimpses": hyper.glimpses(config["total_timesteps"]),
+        "env_kwargs": {**hyper.env_kwargs, **config["env_kwargs"]},
+        "hyper": config["hyper"],
+        "hyperparameters": config["hyperparameters"],
+        "provenance": {key: record.provenance[key] for key in ("versions", "git", "machine")},
+    }
+
+
+def without_root(command: str, root: Path) -> str:
+    """A command that names directories of the machine that ran it, as it is told to others."""
+    return command.replace(str(root.resolve()), "runs").replace(str(root), "runs")
+
+
+def _run(env: EnvConfig, run: Run, start: float, root: Path) -> dict[str, Any]:
+    record = load_record(run.directory / "best")
+    commands = json.loads((run.directory / PROVENANCE).read_text(encoding="utf-8"))
+    told: dict[str, Any] = {
+        "seed": run.seed,
+        "commands": [without_root(one["command"], root) for one in commands],
+        "best_at": record.training["num_timesteps"],
+        "weights_sha256": record.weights_sha256,
+        "values": {name: value(env, outcome) for name, outcome in run.outcomes.items()},
+        "score": run.outcomes["deterministic"].evaluation.score().tolist(),
+    }
+    glimpses = run.outcomes["deterministic"].glimpses
+    return told | ({} if glimpses is None else {"glimpses": float(glimpses.mean())}) | learning(env, run, start)
+
+
+def _failed(root: Path, name: str) -> dict[str, str]:
+    """Algorithm -> why it did not finish a single run."""
+    found = {}
+    for path in sorted(root.glob(f"*/{name}/seed-*/{FAILED}")):
+        if not list(path.parents[1].glob(f"seed-*/{RESULT}")):
+            found[path.parents[2].name] = json.loads(path.read_text(encoding="utf-8"))["error"]
+    return found
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """Markdown of all environments."""
+    sections = "\n\n".join("\n".join(section(result)) for result in results)
+    return INTRODUCTION + "\n".join(summary(results)) + f"\n\n{sections}\n"
+
+
+def summary(results: list[dict[str, Any]]) -> list[str]:
+    """A line per environment, of its best algorithm."""
+    lines = [
+        "| environment | best algorithm (seeds) | minus the best hand-coded, points | share of the way to the ceiling "
+        "|",
+        "| --- | --- | --- | --- |",
+    ]
+    for result in results:
+        name, best = max(result["algorithms"].items(), key=lambda item: item[1]["value"]["value"])
+        lead = with_interval(best["minus_opponent"], signed=True)
+        clear = best["minus_opponent"]["low"] > 0
+        lines.append(
+            f"| {result['env'].rpartition('/')[2]} | {_shown(name, best)} ({len(best['runs'])}) | "
+            f"{f'**{lead}**' if clear else lead} | {with_interval(best['share_of_headroom'], digits=0)}% |"
+        )
+    return [*lines, "", "In bold: the interval is clear of zero."]
+
+
+def section(result: dict[str, Any]) -> list[str]:
+    opponent, ceiling = result["opponent"], result["ceiling"]
+    lines = [
+        f"## {result['env'].rpartition('/')[2]}",
+        "",
+        f"{result['test_scenes']:,} test scenes, {result['budget']} glimpses; {result['metric']} in %, "
+        f"{result['pays']}. Best hand-coded without labels: {opponent['name']}, {with_interval(opponent['value'])}. "
+        f"Ceiling: {ceiling['name']}, {with_interval(ceiling['value'])}; headroom "
+        f"{with_interval(result['headroom'], signed=True)}.",
+        "",
+        "| algorithm | seeds | value | sampled | minus hand-coded | better than hand-coded | better than PPO "
+        "| share, % | 90%: decisions, minutes | decisions | glimpses |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, entry in sorted(result["algorithms"].items(), key=lambda item: -item[1]["value"]["value"]):
+        shown = (
+            _shown(name, entry),
+            str(len(entry["runs"])),
+            with_interval(entry["value"]),
+            with_interval(entry["sampled"]),
+            with_interval(entry["minus_opponent"], signed=True),
+            with_interval(entry["better_than_opponent"], digits=2, factor=1),
+            with_interval(entry["better_than_ppo"], digits=2, factor=1),
+            with_interval(entry["share_of_headroom"], digits=0),
+            _reached(entry["runs"]),
+            f"{entry['decisions']:,}",
+            f"{entry['glimpses']:,}",
+        )
+        lines.append(f"| {' | '.join(shown)} |")
+    lines += [f"\n{name}: {error}" for name, error in result["failed"].items()]
+    values = "; ".join(
+        f"{_shown(name, entry)} " + ", ".join(f"{100 * run['values']['deterministic']:.1f}" for run in entry["runs"])
+        for name, entry in result["algorithms"].items()
+    )
+    return [*lines, "", f"Seed by seed: {values}."]
+
+
+def _shown(name: str, entry: dict[str, Any]) -> str:
+    return entry["title"] if name == entry["algo"] else f"{entry['title']} ({name})"
+
+
+def _reached(runs: list[dict[str, Any]]) -> str:
+    """Medians over the runs that gained."""
+    decisions = [run["decisions_to_90"] for run in runs if run["decisions_to_90"] is not None]
+    if not decisions:
+        return "no gain"
+    minutes = [run["minutes_to_90"] for run in runs if run["minutes_to_90"] is not None]
+    return f"{median(decisions):,.0f}" + (f", {median(minutes):.1f}" if minutes else "")
+
+
+def with_interval(
+    estimate: dict[str, float | None] | None, *, signed: bool = False, digits: int = 1, factor: float = 100
+) -> str:
+    if estimate is None:
+        return ""
+    form = f"{{:{'+' if signed else ''}.{digits}f}}"
+    beyond = {"value": "?", "low": "-∞", "high": "∞"}  # JSON has no infinities
+    shown = {
+        name: sign if (number := estimate[name]) is None else form.format(factor * number)
+        for name, sign in beyond.items()
+    }
+    return f"{shown['value']} [{shown['low']}, {shown['high']}]"
+
+
+def main(config: ReportConfig) -> None:
+    config = replace(config, run_dir=config.run_dir.expanduser())
+    found = find_runs(config.run_dir, config.test_scenes)
+    if not found:
+        raise FileNotFoundError(
+            f"{config.run_dir} holds no finished run: train with python -m agents.matrix, or with "
+            f"python -m agents.train --run-dir {config.run_dir}/ppo/FashionSearch-v0/seed-0"
+        )
+    for env_id, runs in found.items():
+        result = of_environment(env_id, runs, config)
+        write_json(config.output_dir / f"{env_id.rpartition('/')[2]}.json", result)
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(config.output_dir.glob("*-v*.json"))]
+    write_text(config.output_dir / "README.md", page(results))
+    print("\n".join(summary(results)))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_command(main, ReportConfig, description=__doc__, if_interrupted=GOES_ON)

@@ -1,0 +1,155 @@
+"""Algorithms x environments x seeds: trained, tested, told and shipped; what is there already is not done again."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_train import tiny
+
+from agents import matrix, report, ship
+from agents.algorithms import load_hyperparameters
+from agents.clock import read_times
+from agents.matrix import MatrixConfig
+from agents.monitor import merit
+from agents.outcomes import of_hand_coded, pays_of_curve, value
+from agents.report import ReportConfig, find_runs
+from agents.ship import ShipConfig
+from agents.train import train
+from canvit_gym.command_line import env_config
+from canvit_gym.policies.learned import load_policy
+from canvit_gym.statistics import area_under_curve
+
+CLASSIFICATION, ORDER, STOP = (f"CanViT/Fashion{name}-v0" for name in ("Classification", "Order", "Stop"))
+HYPER: dict[str, Any] = {
+    "n_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 1,
+    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+}  # fmt: skip
+TEST_SCENES = 12
+
+
+def matrix_config(run_dir: Path, **changes: Any) -> MatrixConfig:
+    defaults: dict[str, Any] = dict(
+        algos=("ppo", "q_regression"), envs=(CLASSIFICATION,), seeds=(0, 1), total_timesteps=64,
+        hyper=json.dumps(HYPER), env_kwargs=json.dumps({"num_scenes": 12, "device": "cpu"}), eval_scenes=6,
+        test_scenes=TEST_SCENES, progress=False,
+    )  # fmt: skip
+    return MatrixConfig(run_dir, **defaults | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("matrix")
+    matrix.main(matrix_config(root))
+    matrix.main(matrix_config(root, algos=("sac",), envs=(ORDER,), seeds=(0,), hyper="{}"))
+    return root
+
+
+def test_runs_are_trained_and_tested_once(trained: Path) -> None:
+    runs = sorted(path.relative_to(trained).parent for path in trained.glob("*/*/*/result.json"))
+    names = [Path(algo) / "FashionClassification-v0" / f"seed-{s}" for algo in ("ppo", "q_regression") for s in (0, 1)]
+    assert runs == names
+    files = {path: path.stat().st_mtime_ns for path in trained.rglob("*.npz")}
+    assert len(files) == 2 * 2 + 2  # values are not sampled from
+    matrix.main(matrix_config(trained))
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*.npz")} == files
+
+
+def test_what_does_not_fit_is_recorded_and_the_others_go_on(trained: Path) -> None:
+    failed = json.loads((trained / "sac/FashionOrder-v0/seed-0/failed.json").read_text())
+    assert "revisit=False" in failed["error"] and failed["algo"] == "sac"
+
+
+def test_budgets_are_of_glimpses() -> None:
+    ppo = load_hyperparameters(CLASSIFICATION)
+    budget = ppo.glimpses(ppo.total_timesteps)
+    assert matrix.decisions("ppo", CLASSIFICATION, {}) == ppo.total_timesteps
+    assert matrix.decisions("q_regression", CLASSIFICATION, {}) == budget
+    cloning = load_hyperparameters(CLASSIFICATION, algo="oracle_cloning")
+    assert matrix.decisions("oracle_cloning", CLASSIFICATION, {}) == budget // (cloning.candidates + 1)
+    with pytest.raises(ValueError, match=r"warm start of ppo takes 900,000 glimpses, and the budget of .* is 81,920"):
+        matrix.decisions("ppo", CLASSIFICATION, {"warm_start": {"states": 100_000, "candidates": 8}})
+
+
+def test_the_report_tells_what_the_files_hold(trained: Path, tmp_path: Path) -> None:
+    config = ReportConfig(trained, output_dir=tmp_path, test_scenes=TEST_SCENES)
+    report.main(config)
+    result = json.loads((tmp_path / "FashionClassification-v0.json").read_text())
+    assert set(result["algorithms"]) == {"ppo", "q_regression"} and result["test_scenes"] == TEST_SCENES
+    runs = find_runs(trained, TEST_SCENES)[CLASSIFICATION]
+    for algo, entry in result["algorithms"].items():
+        scores = [run.outcomes["deterministic"].evaluation.score()[-1] for run in runs[algo]]
+        assert entry["value"]["value"] == pytest.approx(np.mean(scores))  # of two runs none is left out
+        assert [run["values"]["deterministic"] for run in entry["runs"]] == pytest.approx(scores)
+        assert entry["minus_opponent"]["value"] == pytest.approx(np.mean(scores) - result["opponent"]["value"]["value"])
+        assert entry["runs"][0]["validation"]["decisions"] == [32, 64]
+        assert str(trained) not in json.dumps(entry) and "--run-dir" not in entry["provenance"]
+    assert result["algorithms"]["ppo"]["better_than_ppo"] is None
+    text = (tmp_path / "README.md").read_text()
+    assert "| PPO | 2 |" in text and "| Q-regression | 2 |" in text and "item_probability" in text
+    # Numbers of environments whose runs are elsewhere stay.
+    (tmp_path / "FashionAbsent-v0.json").write_text(json.dumps(result | {"env": "CanViT/FashionAbsent-v0"}))
+    report.main(config)
+    assert "## FashionAbsent-v0" in (tmp_path / "README.md").read_text()
+
+
+def test_runs_that_differ_are_not_averaged(trained: Path, tmp_path: Path) -> None:
+    one, other = find_runs(trained, TEST_SCENES, algo="ppo")[CLASSIFICATION]["ppo"]
+    longer = replace(other, config=other.config | {"total_timesteps": 96})
+    with pytest.raises(ValueError, match="differ in total_timesteps: 64 and 96"):
+        report._require_alike(CLASSIFICATION, "ppo", [one, longer])
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+        report.main(ReportConfig(tmp_path))
+
+
+def test_the_best_seed_by_validation_is_shipped(trained: Path, tmp_path: Path) -> None:
+    config = ShipConfig(trained, CLASSIFICATION, output_dir=tmp_path, test_scenes=TEST_SCENES)
+    target = ship.ship(config)
+    assert target == tmp_path / "FashionClassification-v0" / "ppo"
+    policy = load_policy(target)
+    runs = find_runs(trained, TEST_SCENES, algo="ppo")[CLASSIFICATION]["ppo"]
+    merits = [max(merit(e, policy.record.env) for e in run.result["evaluations"]) for run in runs]
+    assert policy.record.training["seed"] == int(np.argmax(merits))
+    tested = policy.record.training["test"]
+    assert tested["seeds"] == [0, 1] and len(tested["sampled"]) == 2
+    card = (target / "README.md").read_text()
+    assert "# PPO on CanViT/FashionClassification-v0" in card and '"sampled"' in card and "torch" in card
+    assert str(trained) not in (target / "policy.json").read_text() + card
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+        ship.ship(replace(config, algo="dqn"))
+
+
+def test_where_stopping_pays_glimpses_cost(tmp_path: Path) -> None:
+    env = replace(env_config(STOP, {"device": "cpu", "budget": 3}), split="test", num_scenes=8)
+    at = "item_probability, stops at confidence 0.4"
+    stopping, always = (
+        of_hand_coded(at, env, directory=tmp_path),
+        of_hand_coded("item_probability", env, directory=tmp_path),
+    )
+    assert stopping.glimpses is not None and always.glimpses is not None and (always.glimpses == 3).all()
+    right = stopping.evaluation.scene_score()[np.arange(8), stopping.glimpses - 1]
+    assert value(env, stopping) == pytest.approx((right - 0.02 * (stopping.glimpses - 1)).mean())
+    again = of_hand_coded(at, env, directory=tmp_path)
+    np.testing.assert_array_equal(again.glimpses, stopping.glimpses)  # read from the files
+    entry = {"score": [0.1, 0.2, 0.3], "at_stop": {"score": 0.25, "glimpses": 2.0}}
+    assert pays_of_curve(env, entry) == pytest.approx(0.23)
+
+
+def test_where_order_pays_the_curve_counts() -> None:
+    env, entry = env_config(ORDER, {}), {"score": [0.1, 0.2, 0.4], "loss": [3.0, 1.0, 1.0]}
+    assert pays_of_curve(env, entry) == pytest.approx(area_under_curve(entry["score"]))
+    assert merit(entry, env) == pytest.approx(-1.5)
+    assert merit(entry, replace(env, revisit=True, reward="loss_reduction")) == -1.0
+
+
+def test_clocks_go_on_where_a_run_does(tmp_path: Path) -> None:
+    train(tiny(tmp_path, updates=2))
+    first = read_times(tmp_path / "clock.json")
+    train(tiny(tmp_path, updates=4, resume=True))
+    times = read_times(tmp_path / "clock.json")
+    assert first is not None and times is not None
+    assert times["num_timesteps"] == [32, 64] and times["seconds"][0] == first["seconds"][0]
+    for name in ("seconds", "processor_seconds"):
+        assert times[name][1] > times[name][0] > 0
