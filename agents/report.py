@@ -225,7 +225,7 @@ def _share(mine: Any, opponent: Any, ceiling: Any) -> Any:
 
 def _at(estimate: Estimate) -> dict[str, float | None]:
     """None where there is no bound."""
-    return {name: number if abs(number) < _FAR else None for name, number in estimate.at(0).items()}
+    return {name: number if abs(number) < _FAR / 1000 else None for name, number in estimate.at(0).items()}
 
 
 def _recipe(runs: list[Run]) -> dict[str, Any]:
