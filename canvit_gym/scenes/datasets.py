@@ -284,17 +284,18 @@ _BUILT_IN = (
         env_id="CanViT/FashionOdd-v0",
         task="classification",
         splits=_FASHION_SPLITS,
-        make_scenes=_fashion("odd"),
+        make_scenes=_fashion("twice"),
         default_probe=_nano_probe("nano-odd-probe"),
         probe_cure=_NANO_CURE,
         env_defaults={"grid_scales": [0.34, 0.24]},
         page=DatasetPage(
             headline="Find the class that is there twice: no single glimpse tells.",
             scenes="""
-                A scene of 128 x 128 px holds four (rarely three) Fashion-MNIST items of 26 to 34 px, two of them of one
-                class and the others of two more, among six to ten fragments. The class that is there twice is the
-                label. Each item has to be looked at and compared with what was seen before it; the shipped probe reads
-                the recurrent CLS token, which holds what was seen.
+                A scene of 128 x 128 px holds four (rarely three) Fashion-MNIST items of 26 to 32 px, two of them of one
+                class and the others of two more, among three or four look-alikes of the same sizes, put together from
+                quarters of four items of different classes. The class that is there twice is the label. Each item has
+                to be found and compared with what was seen before it, and there is a glimpse for each item, if no
+                look-alike takes one; the shipped probe reads the recurrent CLS token, which holds what was seen.
                 """,
             classes="one of ten classes",
             example={"num_scenes": 16},
