@@ -50,6 +50,12 @@ COMMANDS = {
         extra="benchmark",
         needs=("matplotlib", "tyro"),
     ),
+    "suite": Command(
+        module="canvit_gym.suite.command",
+        summary="measure every skill of the suite, with perturbations, shares and a radar plot",
+        extra="benchmark",
+        needs=("matplotlib", "tyro"),
+    ),
     "fit-probe": Command(
         module="canvit_gym.probes.fit",
         summary="fit a linear probe on your own data",

@@ -59,6 +59,7 @@ FORMAT = 1
 
 _PACKAGES = ("canvit-gym", "canvit-pytorch", "torch", "numpy")
 _ARRAYS = ("scene", "viewpoints", "loss", "gflops")
+_OPTIONAL = ("goal", "stops")
 _OF_VERSION_0_1 = ("intersection", "union")
 """Saved of accuracies too, where they say no more than the ranks."""
 
@@ -78,6 +79,9 @@ class Evaluation:
     record: dict[str, Any]
     """JSON values: the policy, the configuration, scenes, checkpoint, probe, class names and versions."""
     goal: NDArray[np.int64] | None = None  # [N] what was asked for, in goal-conditioned tasks
+    stops: NDArray[np.int64] | None = None
+    """[N] glimpses after which the policy would have stopped, where that was recorded (canvit_gym.stopping); every
+    array goes on to the last glimpse all the same."""
 
     @property
     def measure(self) -> Metric:
@@ -92,7 +96,8 @@ class Evaluation:
         """The evaluation of the scenes in these rows."""
         counts = {name: value[rows] for name, value in self.counts.items()}
         arrays = {name: getattr(self, name)[rows] for name in ("scene", "viewpoints", "loss")}
-        return replace(self, **arrays, counts=counts, goal=None if self.goal is None else self.goal[rows])
+        optional = {name: None if (v := getattr(self, name)) is None else v[rows] for name in _OPTIONAL}
+        return replace(self, **arrays, **optional, counts=counts)
 
     def score(self, scenes: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float64]:
         """[T] the metric of the split, or of a choice of its scenes (with repetition)."""
@@ -124,8 +129,7 @@ class Evaluation:
         """A compressed npz of the arrays and a JSON header. An interruption leaves no file, or the whole one."""
         header = {"format": FORMAT, "metric": self.metric, "seed": self.seed, "record": self.record}
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS} | self.counts
-        if self.goal is not None:
-            arrays["goal"] = self.goal
+        arrays |= {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}
         with replacing(path) as partial, partial.open("wb") as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
 
@@ -156,9 +160,10 @@ class Evaluation:
         try:
             del header["format"]
             counts = {name: found[name] for name in metric_named(header["metric"]).counts}
-            if unknown := sorted(set(found) - {*_ARRAYS, *counts, "goal", *_OF_VERSION_0_1}):
+            if unknown := sorted(set(found) - {*_ARRAYS, *counts, *_OPTIONAL, *_OF_VERSION_0_1}):
                 raise ValueError(f"it holds {', '.join(unknown)}")
-            evaluation = cls(counts=counts, goal=found.get("goal"), **{name: found[name] for name in _ARRAYS}, **header)
+            optional = {name: found.get(name) for name in _OPTIONAL}
+            evaluation = cls(counts=counts, **{name: found[name] for name in _ARRAYS}, **optional, **header)
             evaluation._check_shapes()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it and evaluate again") from error

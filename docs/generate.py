@@ -15,9 +15,11 @@ from PIL import Image
 import canvit_gym.env
 from canvit_gym.config import config_from_kwargs
 from canvit_gym.evaluation import record_views
+from canvit_gym.perturbations import perturbations_table
 from canvit_gym.policies import make_policy, policies_table
 from canvit_gym.rendering import draw_frame
 from canvit_gym.scenes.datasets import DATASETS, DatasetSpec
+from canvit_gym.suite.plan import suite_ids
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -54,6 +56,16 @@ def baselines(spec: DatasetSpec) -> str:
     return f"\n## Baseline numbers\n\nWritten by `python -m experiments.studies.suite_headroom`.\n\n{text}"
 
 
+def skills_table() -> str:
+    """The suite's environments with what each is compared with, in Markdown."""
+    lines = ["| environment | skill | baseline | ceiling | hand-coded opponents |", "| --- | --- | --- | --- | --- |"]
+    for env_id, skill in suite_ids().items():
+        opponents = ", ".join(f"`{name}`" for name in skill.opponents)
+        name = env_id.rpartition("/")[2]
+        lines.append(f"| {name} | {skill.name} | `{skill.baseline}` | `{skill.ceiling}` | {opponents} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     table = ["# Environments\n", "| environment | what is asked |", "| --- | --- |"]
     for spec in DATASETS.values():
@@ -75,6 +87,12 @@ def main() -> None:
         file.write(card)
     with mkdocs_gen_files.open("policies.md", "w") as file:
         file.write(f"# Hand-coded policies\n\n{policies_table()}\n")
+    suite = (ROOT / "docs" / "suite.md").read_text(encoding="utf-8")
+    for marker, text in (("skills", skills_table()), ("perturbations", perturbations_table())):
+        assert f"<!-- {marker} -->" in suite, marker
+        suite = suite.replace(f"<!-- {marker} -->", text)
+    with mkdocs_gen_files.open("suite.md", "w") as file:
+        file.write(suite)
     with mkdocs_gen_files.open("environments/index.md", "w") as file:
         file.write("\n".join(table) + "\n")
 

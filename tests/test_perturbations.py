@@ -110,13 +110,14 @@ def test_a_dropped_glimpse_leaves_everything_as_it_was(make_vec: MakeVec) -> Non
         dropped = ~envs.perturbations[0].shows(np.arange(NUM), np.ones(NUM, dtype=np.int64))
         assert dropped.all() if probability == 1 else 0 < dropped.sum() < NUM
         after, reward, *_, info = envs.step(np.full(NUM, 37))
-        assert torch.equal(inner.state.canvas[dropped], canvas[dropped])
+        lost = torch.from_numpy(dropped)
+        assert torch.equal(inner.state.canvas[lost], canvas[lost])
         assert info["glimpses"].tolist() == [2] * NUM and (after["time"] < before["time"]).all()
         for key in ("canvas", "uncertainty", "acuity", "glimpse"):
             np.testing.assert_array_equal(after[key][dropped], before[key][dropped])
         np.testing.assert_array_equal(info["loss"][dropped], loss[dropped])
         assert (reward[dropped] == 0).all() and (reward[~dropped] != 0).all()
-        assert not torch.equal(inner.state.canvas[~dropped], canvas[~dropped]) or dropped.all()
+        assert not torch.equal(inner.state.canvas[~lost], canvas[~lost]) or dropped.all()
         assert (inner.view(int(dropped.argmax())).glimpse == inner.view(int(dropped.argmax())).glimpse[0, 0]).all()
 
 
@@ -215,7 +216,7 @@ class ReadsGlimpses:
     def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         if t:
             self.shown.append(seen.glimpse(t - 1))
-        return np.tile(np.float32([0, 0, 1 if t == 0 else 0.5]), (seen.num, 1))
+        return np.tile(np.array([0, 0, 1 if t == 0 else 0.5], dtype=np.float32), (seen.num, 1))
 
     def flops_per_decision(self, seen: Seen) -> int:
         return 0

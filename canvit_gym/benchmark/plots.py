@@ -87,12 +87,13 @@ def marks(entries: Sequence[Entry], *, reference: str) -> dict[str, Mark]:
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def report_style() -> Iterator[None]:
+    """What is drawn within looks as every figure of a report does."""
     with plt.rc_context(STYLE):
         yield
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
     """The figure as text, closed."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata=NO_METADATA)
@@ -173,7 +174,7 @@ def curves_figure(
     gflops: dict[str, list[float]] | None = None,
 ) -> str:
     """Estimates {"value": [T], "interval": [[T], [T]]} by label, in %, against glimpses or cumulative GFLOPs."""
-    with _style():
+    with report_style():
         figure, axes = plt.subplots(figsize=(7.2, 4.3))
         budget = len(next(iter(curves.values()))["value"])
         ends: dict[str, tuple[float, float]] = {}
@@ -201,7 +202,7 @@ def curves_figure(
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
         _label_ends(axes, ends, drawn, at=1.035)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def panel_title(label: str) -> str:
@@ -212,7 +213,7 @@ def panel_title(label: str) -> str:
 
 def differences_figure(curves: dict[str, dict[str, Any]], drawn: dict[str, Mark], *, y_label: str, zero: str) -> str:
     """A panel per policy: its difference to `zero` in points against glimpses, the other policies' behind it."""
-    with _style():
+    with report_style():
         columns = min(4, len(curves))
         lines = -(-len(curves) // columns)
         figure, panels = plt.subplots(
@@ -252,14 +253,14 @@ def differences_figure(curves: dict[str, dict[str, Any]], drawn: dict[str, Mark]
         figure.supxlabel("glimpses taken", fontsize=9)
         figure.supylabel(visible(y_label), fontsize=9)
         figure.tight_layout(w_pad=0.8, h_pad=0.8)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def intervals_figure(
     panels: Sequence[tuple[str, dict[str, dict[str, Any] | None], float]], drawn: dict[str, Mark], labels: Sequence[str]
 ) -> str:
     """Scalar estimates as dots with 95% bars, one line a label: panels of (title, estimates by label, line at)."""
-    with _style():
+    with report_style():
         height = 0.27 * len(labels) + 0.75
         figure, columns = plt.subplots(1, len(panels), figsize=(8.6, height), sharey=True, squeeze=False)
         for axes, (title, estimates, line) in zip(columns[0], panels, strict=True):
@@ -284,7 +285,7 @@ def intervals_figure(
         columns[0][0].set_yticks(range(len(labels)), labels=[visible(label) for label in labels])
         columns[0][0].set_ylim(len(labels) - 0.4, -0.6)
         figure.tight_layout(w_pad=1.2)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def glimpse_groups(budget: int) -> list[tuple[int, int]]:
@@ -320,14 +321,14 @@ def density_figure(benchmark: Benchmark) -> str:
             density = np.sqrt(fixation_density(viewpoints[:, first - 1 : last].reshape(-1, 3)))
             top, left = line * pitch, column * pitch
             mosaic[top : top + DENSITY_BINS, left : left + DENSITY_BINS] = density / max(density.max(), 1e-12)
-    with _style():
+    with report_style():
         unit = 0.028
         figure = plt.figure(figsize=(mosaic.shape[1] * unit, mosaic.shape[0] * unit))
         axes = figure.add_axes((0, 0, 1, 1))
         colours = plt.get_cmap("cividis").with_extremes(bad=(1, 1, 1, 0))
         axes.imshow(mosaic, cmap=colours, vmin=0, vmax=1, interpolation="none")
         _mosaic_labels(axes, [entry.label for entry in entries], groups, pitch)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def _mosaic_labels(axes: Axes, lines: Sequence[str], groups: Sequence[tuple[int, int]], pitch: int) -> None:
@@ -372,7 +373,7 @@ def scales_figure(benchmark: Benchmark) -> str:
     """Stacked shares of scales of the glimpses after the first, a line per policy; in it the scales, where few."""
     finest = min(float(entry.viewpoints[:, 1:, 2].min(initial=1)) for entry in benchmark.entries)
     halvings = max(1, int(np.ceil(-np.log2(finest) - 0.5)))
-    with _style():
+    with report_style():
         labels = [entry.label for entry in benchmark.entries]
         figure, axes = plt.subplots(figsize=(6.2, 0.27 * len(labels) + 0.8))
         for line, entry in enumerate(benchmark.entries):
@@ -400,4 +401,4 @@ def scales_figure(benchmark: Benchmark) -> str:
             handles=keys, loc="lower left", bbox_to_anchor=(0, 1), ncols=halvings + 1, title="scale of the glimpse",
             handlelength=1, columnspacing=1.2, fontsize=8.5, title_fontsize=8.5, alignment="left",
         )  # fmt: skip
-        return _svg(figure)
+        return svg_text(figure)

@@ -25,7 +25,7 @@ import canvit_gym
 from canvit_gym.evaluation import Evaluation
 
 MANIFEST, RECORDS, RESULTS = "benchmark.json", "records", "results.json"
-NOT_EVALUATING = ("benchmark/", "cli.py", "command_line.py", "listing.py", "play/", "probes/", "sb3.py")
+NOT_EVALUATING = ("benchmark/", "cli.py", "command_line.py", "listing.py", "play/", "probes/", "sb3.py", "suite/")
 """Parts of canvit_gym that change no evaluation."""
 FEW_SCALES, SCALE_DIGITS = 4, 4
 
@@ -53,15 +53,15 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else key).items()}
 
 
-def check_identity(directory: Path, identity: dict[str, Any]) -> None:
+def check_identity(directory: Path, identity: dict[str, Any], *, manifest: str = MANIFEST) -> None:
     """
     Raises:
         ValueError: the directory holds another benchmark; names every field that differs.
     """
-    path = directory / MANIFEST
+    path = directory / manifest
     if not path.exists():
         return
-    ours, theirs = _flat(identity), _flat(read_manifest(directory)["identity"])
+    ours, theirs = _flat(identity), _flat(read_manifest(directory, name=manifest)["identity"])
     if differing := [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]:
         fields = "; ".join(f"{name}: {theirs.get(name)!r} there, {ours.get(name)!r} now" for name in differing)
         raise ValueError(
@@ -70,17 +70,15 @@ def check_identity(directory: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def read_manifest(directory: Path) -> dict[str, Any]:
+def read_manifest(directory: Path, *, name: str = MANIFEST) -> dict[str, Any]:
     """
     Raises:
         FileNotFoundError: no benchmark there.
-        ValueError: benchmark.json is damaged.
+        ValueError: the manifest is damaged.
     """
-    path = directory / MANIFEST
+    path = directory / name
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{directory} has no {MANIFEST}: name a directory that canvit-gym benchmark --output wrote"
-        )
+        raise FileNotFoundError(f"{directory} has no {name}: name a directory that canvit-gym benchmark --output wrote")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -125,11 +125,22 @@ def _seeds(benchmark: Benchmark, *, learned: bool) -> str:
     return f"{listed([str(count) for count in counts])} seed{'s' * (counts != [1])}" if counts else ""
 
 
-def _figure(content: bytes, kind: str, *, alt: str, caption: str) -> str:
+def figure_html(content: bytes, kind: str, *, alt: str, caption: str) -> str:
     """A picture within the page, as the file holds it."""
     data = base64.b64encode(content).decode()
     image = f'<img alt="{html(alt)}" src="data:image/{kind};base64,{data}">'
     return f"<figure>{image}<figcaption>{html(caption)}</figcaption></figure>"
+
+
+def html_document(title: str, parts: Sequence[str]) -> str:
+    """A page in one file that loads nothing; parts are HTML."""
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{html(title)}</title><style>{CSS}</style></head><body><main>"
+        + "\n".join(parts)
+        + "</main></body></html>\n"
+    )
 
 
 def _gain_text(gain: float, metric: str) -> str:
@@ -169,15 +180,27 @@ def _gallery_text(benchmark: Benchmark, numbers: dict[str, Any]) -> str:
     )
 
 
+def origin_rows(origin: dict[str, Any]) -> list[tuple[str, str]]:
+    """What canvit_gym.provenance tells, for a table."""
+    return [
+        ("command", origin["command"]),
+        ("git", json.dumps(origin["git"])),
+        ("versions", ", ".join(f"{k} {v}" for k, v in origin["versions"].items())),
+        ("machine", ", ".join(f"{k} {v}" for k, v in origin["machine"].items())),
+        ("time", origin["time"]),
+    ]
+
+
+def provenance_html(rows: Sequence[tuple[str, str]]) -> str:
+    cells = "".join(f"<tr><th scope=row>{html(name)}</th><td>{html(value)}</td></tr>" for name, value in rows)
+    return f"<div class=scroll><table class=provenance>{cells}</table></div>"
+
+
 def _provenance_rows(benchmark: Benchmark) -> list[tuple[str, str]]:
     manifest = benchmark.manifest
-    identity, where = manifest["identity"], manifest["provenance"]
+    identity = manifest["identity"]
     rows = [
-        ("command", where["command"]),
-        ("git", json.dumps(where["git"])),
-        ("versions", ", ".join(f"{k} {v}" for k, v in where["versions"].items())),
-        ("machine", ", ".join(f"{k} {v}" for k, v in where["machine"].items())),
-        ("time", where["time"]),
+        *origin_rows(manifest["provenance"]),
         ("scenes", identity["scenes"]),
         ("backbone", f"{identity['config']['checkpoint']}, sha256 {identity['backbone_sha256']}"),
         ("probe", f"sha256 {identity['probe_sha256']}"),
@@ -229,26 +252,17 @@ def html_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Section]
         parts += [f"<p>{html(text)}</p>" for text in section.text]
         parts += [table.html() for table in section.tables]
         parts += [
-            _figure(picture.svg.encode(), "svg+xml", alt=picture.alt, caption=picture.caption)
+            figure_html(picture.svg.encode(), "svg+xml", alt=picture.alt, caption=picture.caption)
             for picture in section.pictures
         ]
     if gallery := _gallery(benchmark, numbers):
         parts.append(f"<h2>Gallery</h2><p>{html(_gallery_text(benchmark, numbers))}</p>")
-        parts += [_figure(path.read_bytes(), "webp", alt=caption, caption=caption) for path, caption in gallery]
+        parts += [figure_html(path.read_bytes(), "webp", alt=caption, caption=caption) for path, caption in gallery]
     parts.append(f"<h2>Policies</h2>{policies_table(benchmark, numbers).html()}")
     parts.append("<h2>How it was measured</h2><ul>")
     parts += [f"<li>{html(line)}</li>" for line in _methods(benchmark, numbers)]
-    rows = "".join(
-        f"<tr><th scope=row>{html(name)}</th><td>{html(value)}</td></tr>" for name, value in _provenance_rows(benchmark)
-    )
-    parts.append(f"</ul><h2>Provenance</h2><div class=scroll><table class=provenance>{rows}</table></div>")
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{html(_title(benchmark))}</title><style>{CSS}</style></head><body><main>"
-        + "\n".join(parts)
-        + "</main></body></html>\n"
-    )
+    parts.append(f"</ul><h2>Provenance</h2>{provenance_html(_provenance_rows(benchmark))}")
+    return html_document(_title(benchmark), parts)
 
 
 def markdown_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Section]) -> str:

@@ -171,7 +171,7 @@ def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
         specs, left_out = _supported(DEFAULT_POLICIES, task_name, backbone)
     for spec in (*specs, *(spec for spec in config.also if not is_people(spec))):
         if _is_directory(spec):
-            entries += _learned(_run_name(spec), [spec], config, env)
+            entries += _learned(run_name(spec), [spec], config, env)
         else:
             entries.append(_hand_coded(spec, config, env))
     for group in config.learned:
@@ -201,7 +201,7 @@ def _training_runs(group: str) -> tuple[str, list[str]]:
     return name, [directory for directory in directories.split(",") if directory]
 
 
-def _run_name(directory: str) -> str:
+def run_name(directory: str) -> str:
     """What a run directory is called, or the one that holds a policy's best/ or last/."""
     path = Path(directory)
     return path.parent.name if path.name in ("best", "last") and path.parent.name else path.name
@@ -314,7 +314,7 @@ def _find_reference(name: str, entries: tuple[Planned, ...]) -> Planned:
     raise ValueError(f"reference {name!r} is not among the policies ({names}): add it, or choose another --reference")
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "_", text.lower())[:100].strip("_")
 
 
@@ -326,7 +326,7 @@ def _records(entry: Planned, shared: dict[str, Any], directory: Path) -> list[li
         for seed in entry.seeds:
             key = digest({"identity": shared, "code": code_sha256(), "policy": evaluable.key, "seed": seed})
             run = f"-run{place}" if entry.learned else ""
-            path = directory / RECORDS / f"{_slug(entry.spec)}{run}-seed{seed}-{key[:12]}.npz"
+            path = directory / RECORDS / f"{slug(entry.spec)}{run}-seed{seed}-{key[:12]}.npz"
             label = f"{entry.label}, run {place + 1}" if len(entry.runs) > 1 else entry.label
             of_run.append(PendingEvaluation(path=path, label=label, evaluable=evaluable, seed=seed))
         runs.append(of_run)

@@ -89,7 +89,7 @@ class LearnedPolicy:
             description=f"{what}{trained} on {record.env_id}, {chosen if deterministic else 'sampled viewpoints'}",
             deterministic=deterministic and record.env.first_glimpse != "random",
             needs_segmentation_probe="uncertainty" in keys and len(record.inputs.layout["uncertainty_shape"]) > 1,
-            tasks=_read_alike(task_kind(record.env.dataset)),
+            tasks=read_alike(task_kind(record.env.dataset)),
             observations=keys,
         )
         self._network_flops: int | None = None
@@ -229,7 +229,7 @@ class LearnedPolicy:
         return np.concatenate(rows)
 
 
-def _read_alike(task_name: str) -> tuple[str, ...]:
+def read_alike(task_name: str) -> tuple[str, ...]:
     """The task and all others whose readings have the same shape: where else a policy can be tried."""
     reading = TASKS[task_name].kind.reading_shape
     others = (name for name, task in TASKS.items() if name != task_name and task.kind.reading_shape == reading)

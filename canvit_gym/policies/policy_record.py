@@ -92,10 +92,25 @@ def describe_inputs(config: EnvConfig) -> Inputs:
     )
 
 
+_SHAPES = {"uncertainty_shape": ("uncertainty", "reading"), "goal_shape": ("goal",), "num_classes": ("reading",)}
+"""Of a layout -> the keys that have them."""
+
+
+def used_layout(layout: dict[str, Any]) -> dict[str, Any]:
+    """Without the shapes of keys that are not among its own: one may go where a goal is asked for and not see it."""
+    keys = layout["keys"]
+    return {name: v for name, v in layout.items() if any(key in keys for key in _SHAPES.get(name, keys))}
+
+
+def reads_probe(layout: dict[str, Any]) -> bool:
+    """Whether what a policy sees depends on the probe."""
+    return any(key in layout["keys"] for key in ("uncertainty", "reading"))
+
+
 def require_same(trained: Inputs, found: Inputs, *, who: str, learning: bool = False) -> None:
     """Raise ValueError where a policy trained on `trained` would be given something else.
 
-    The probe counts only where the policy sees it, through `uncertainty`, or where it goes on `learning` from the
+    The probe counts only where the policy sees what it says, or where it goes on `learning` from the
     rewards that the probe decides.
     """
     differences: list[str] = []
@@ -104,15 +119,14 @@ def require_same(trained: Inputs, found: Inputs, *, who: str, learning: bool = F
             f"the backbone: trained on sha256 {trained.backbone_sha256}, found {found.backbone_sha256} "
             "(use that checkpoint, or train a policy on this one)"
         )
-    reads_probe = learning or "uncertainty" in trained.layout["keys"]
-    if reads_probe and trained.probe_sha256 != found.probe_sha256:
+    if (learning or reads_probe(trained.layout)) and trained.probe_sha256 != found.probe_sha256:
         behind = "the rewards" if learning else "`uncertainty`"
         differences.append(
             f"the probe behind {behind}: trained on sha256 {trained.probe_sha256}, found "
             f"{found.probe_sha256} (use that probe, or train a policy on this one)"
         )
     for what, ours, theirs in (
-        ("observation layout", trained.layout, found.layout),
+        ("observation layout", used_layout(trained.layout), used_layout(found.layout)),
         ("action space", trained.actions, found.actions),
     ):
         for name in sorted(set(ours) | set(theirs)):

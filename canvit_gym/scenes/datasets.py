@@ -83,6 +83,28 @@ class OnDisk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Skill:
+    """What an environment of the suite isolates, and whom a policy is compared with there: see canvit_gym.suite.
+
+    Policies are named as `make_policy` takes them. Their scales are those that did best on training scenes
+    (experiments/studies/suite_headroom.py), of every kind of policy.
+    """
+
+    name: str
+    """In a few words: "coverage"."""
+    opponents: tuple[str, ...]
+    """Hand-coded policies that use no labels, the best one on training scenes first."""
+    ceiling: str
+    """The policy that is told where to look, or when to stop."""
+    baseline: str = "random"
+    """The policy without any skill."""
+    stop_confidence: float | None = None
+    """Where episodes can be stopped: opponents stop as soon as a reading is as confident as this."""
+    ceiling_stops_when_right: bool = False
+    """Whether the ceiling is told when the reading is right; else it stops as opponents do."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
     """One data set, and the environment id that looks at it."""
 
@@ -104,6 +126,8 @@ class DatasetSpec:
     """Keyword arguments of the id that differ from EnvConfig's defaults. JSON-able."""
     on_disk: OnDisk | None = None
     """None: scenes are generated."""
+    skill: Skill | None = None
+    """What the suite measures with it; None: it is not part of the suite."""
 
     @property
     def class_name(self) -> str:
@@ -177,6 +201,16 @@ _BUILT_IN = (
         make_scenes=_fashion("segmentation"),
         default_probe=_nano_probe("nano-segmentation-probe"),
         probe_cure=_NANO_CURE,
+        skill=Skill(
+            name="coverage",
+            opponents=(
+                "item_probability(scale=0.3)",
+                "entropy_greedy(scale=(0.5, 0.25))",
+                "saliency(scale=0.5)",
+                "coarse_to_fine",
+            ),
+            ceiling="box_locator(factor=1.25, jitter=0.2)",
+        ),
         page=DatasetPage(
             headline="Find out which pixels of a scene belong to which garment.",
             scenes="""
@@ -197,6 +231,11 @@ _BUILT_IN = (
         make_scenes=_fashion("classification"),
         default_probe=_nano_probe("nano-classification-probe"),
         probe_cure=_NANO_CURE,
+        skill=Skill(
+            name="fine detail",
+            opponents=("item_probability(scale=(0.34, 0.24))", "saliency(scale=0.3)", "coarse_to_fine"),
+            ceiling="box_locator(factor=1.0, jitter=0.2)",
+        ),
         page=DatasetPage(
             headline="Find the one whole garment of a scene and name it.",
             scenes="""
@@ -221,6 +260,17 @@ _BUILT_IN = (
             "grid_scales": [0.34, 0.24],
             "observations": ["canvas", "uncertainty", "acuity", "viewpoint", "time", "goal"],
         },
+        skill=Skill(
+            name="search for a goal",
+            opponents=(
+                "goal_probability(scale=(0.34, 0.24))",
+                "goal_entropy(scale=(0.34, 0.24))",
+                "item_probability(scale=(0.34, 0.24))",
+                "saliency(scale=0.4)",
+                "coarse_to_fine",
+            ),
+            ceiling="goal_locator(factor=1.0, jitter=0.2)",
+        ),
         page=DatasetPage(
             headline="A garment is named: find it among others and outline it.",
             scenes="""
@@ -244,6 +294,16 @@ _BUILT_IN = (
         default_probe=_nano_probe("nano-segmentation-probe"),
         probe_cure=_NANO_CURE,
         env_defaults={"budget": 13, "grid_scales": [0.34, 0.17]},
+        skill=Skill(
+            name="long horizon",
+            opponents=(
+                "item_probability(scale=(0.34, 0.24))",
+                "entropy_greedy(scale=0.18)",
+                "saliency(scale=0.3)",
+                "coarse_to_fine",
+            ),
+            ceiling="box_locator(factor=1.0, jitter=0.2)",
+        ),
         page=DatasetPage(
             headline="Read many small garments in dense clutter, one after the other, over a long episode.",
             scenes="""
@@ -266,6 +326,16 @@ _BUILT_IN = (
         default_probe=_nano_probe("nano-segmentation-probe"),
         probe_cure=_NANO_CURE,
         env_defaults={"grid_scales": [0.34, 0.24]},
+        skill=Skill(
+            name="ignoring what stays uncertain",
+            opponents=(
+                "entropy_greedy(scale=0.4)",
+                "item_probability(scale=0.4)",
+                "saliency(scale=0.5)",
+                "coarse_to_fine",
+            ),
+            ceiling="box_locator(factor=1.0, jitter=0.2)",
+        ),
         page=DatasetPage(
             headline="Read the few whole garments, and leave the look-alikes alone that no glimpse resolves.",
             scenes="""
@@ -288,6 +358,11 @@ _BUILT_IN = (
         default_probe=_nano_probe("nano-odd-probe"),
         probe_cure=_NANO_CURE,
         env_defaults={"grid_scales": [0.34, 0.24]},
+        skill=Skill(
+            name="comparing across glimpses",
+            opponents=("item_probability(scale=0.3)", "saliency(scale=0.3)", "coarse_to_fine"),
+            ceiling="box_locator(factor=1.0, jitter=0.2)",
+        ),
         page=DatasetPage(
             headline="Find the class that is there twice: no single glimpse tells.",
             scenes="""
@@ -311,6 +386,12 @@ _BUILT_IN = (
         default_probe=_nano_probe("nano-segmentation-probe"),
         probe_cure=_NANO_CURE,
         env_defaults={"grid_scales": [0.25], "grid_centers": 4, "revisit": False, "reward": "score_area"},
+        skill=Skill(
+            name="order alone",
+            opponents=("item_probability", "entropy_greedy", "raster_order", "center_out", "dependency_rank"),
+            ceiling="window_locator(scale=0.25, centers=4)",
+            baseline="random_order",
+        ),
         page=DatasetPage(
             headline="Sixteen tiles, each at most once: only the order of looking counts.",
             scenes="""
@@ -333,6 +414,13 @@ _BUILT_IN = (
         default_probe=_nano_probe("nano-classification-probe"),
         probe_cure=_NANO_CURE,
         env_defaults={"budget": 9, "allow_stop": True, "glimpse_cost": 0.02, "reward": "soft_score_gain"},
+        skill=Skill(
+            name="when to stop",
+            opponents=("item_probability(scale=(0.34, 0.24))", "saliency(scale=0.4)", "coarse_to_fine"),
+            ceiling="item_probability(scale=(0.34, 0.24))",
+            stop_confidence=0.6,
+            ceiling_stops_when_right=True,
+        ),
         page=DatasetPage(
             headline="Every glimpse has its price: name the garment, and stop in time.",
             scenes="""

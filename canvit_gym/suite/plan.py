@@ -1,0 +1,314 @@
+"""What a suite evaluates: a line for every policy of every environment, and the evaluations that it is made of.
+
+Of every environment the baseline and the ceiling, since shares lie between the two; the hand-coded opponents that its
+`Skill` names; and trained policies, at home and wherever else they fit.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from canvit_gym.assembly import build_actions, build_backbone
+from canvit_gym.benchmark.records import RECORDS, code_sha256, digest
+from canvit_gym.benchmark.runner import identity, run_name, slug
+from canvit_gym.command_line import env_config
+from canvit_gym.config import EnvConfig
+from canvit_gym.perturbations import PERTURBATIONS, perturbation_named
+from canvit_gym.policies import POLICY_SPECS, check_supported, make_policy, parse_spec
+from canvit_gym.policies.learned import WEIGHTS, load_record, policy_directory, read_alike, shipped_policies
+from canvit_gym.policies.policy_record import (
+    TRAINED_WITH,
+    PolicyRecord,
+    as_trained,
+    describe_actions,
+    describe_inputs,
+    reads_probe,
+    used_layout,
+)
+from canvit_gym.scenes.datasets import DATASETS, Skill
+
+HAND_CODED, TRAINED = "hand-coded", "trained"
+"""What --policies takes besides names: the opponents of each environment, and every policy that this package ships."""
+
+Role = str
+"""Of a policy in an environment: "baseline", "opponent", "ceiling", "trained" (there) or "transfer" (elsewhere)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a policy comes from."""
+
+    text: str
+    """A spec as `make_policy` takes it, or the name or directory of a trained policy."""
+    key: dict[str, Any]
+    """What decides its numbers; JSON values."""
+    record: PolicyRecord | None = None
+    """Of a trained policy."""
+
+    @property
+    def name(self) -> str:
+        """As tables call it: of a run directory, the last part."""
+        if self.record is None or self.text in shipped_policies():
+            return self.text
+        return run_name(self.text)
+
+    @property
+    def family(self) -> str:
+        """The name under which policies of several environments are one: its own without arguments, or the algorithm's
+        as shipped policies are named."""
+        if self.record is None:
+            return parse_spec(self.text)[0]
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation, in words that another process understands."""
+
+    path: Path
+    label: str
+    config: EnvConfig
+    source: str
+    trained: bool
+    seed: int
+    stop: str | None
+    """A rule of canvit_gym.suite.run.stop_rule."""
+    perturbation: str | None
+    """A name in PERTURBATIONS."""
+
+    @property
+    def num_glimpses(self) -> int:
+        return (self.config.num_scenes or 0) * self.config.budget
+
+
+@dataclass(frozen=True)
+class Line:
+    """One policy in one environment."""
+
+    label: str
+    role: Role
+    source: Source
+    stop: str | None
+    jobs: tuple[Job, ...]
+    """One a seed."""
+    perturbed: dict[str, Job] = field(default_factory=dict)
+    """By perturbation, with the first seed on the first scenes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One environment of the suite."""
+
+    env_id: str
+    config: EnvConfig
+    skill: Skill
+    lines: tuple[Line, ...]
+    misfits: dict[str, str]
+    """Trained policies that cannot be used here -> why not."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    parts: tuple[Part, ...]
+    left_out: tuple[str, ...]
+    """Sentences on policies that were asked for and do not fit an environment."""
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [
+            job
+            for part in self.parts
+            for line in part.lines
+            for job in (*line.jobs, *line.perturbed.values())
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is asked of a suite."""
+
+    output: Path
+    envs: tuple[str, ...]
+    policies: tuple[str, ...]
+    perturbations: tuple[str, ...]
+    split: str
+    num_scenes: int
+    perturbed_scenes: int
+    seeds: int
+    device: str
+
+
+def suite_ids() -> dict[str, Skill]:
+    """The ids of the suite, in the order of the data sets."""
+    return {spec.env_id: spec.skill for spec in DATASETS.values() if spec.skill is not None}
+
+
+def check_names(wanted: Wanted) -> None:
+    """Raise ValueError on an environment, a policy or a perturbation that does not exist."""
+    if unknown := [env_id for env_id in wanted.envs if env_id not in suite_ids()]:
+        raise ValueError(f"{', '.join(unknown)} is no environment of the suite; there are: {', '.join(suite_ids())}")
+    for name in wanted.perturbations:
+        perturbation_named(name)
+    for name in wanted.policies:
+        if _is_trained(name):
+            load_record(name)
+        elif name not in (HAND_CODED, TRAINED):
+            parse_spec(name)
+
+
+def make_plan(wanted: Wanted) -> Plan:
+    """
+    Raises:
+        FileNotFoundError: a trained policy that is not there.
+        ValueError: an unknown name, or policies given twice.
+    """
+    check_names(wanted)
+    trained = _trained_sources(wanted.policies)
+    left_out: list[str] = []
+    parts = []
+    for env_id in wanted.envs:
+        config = env_config(
+            env_id, {"split": wanted.split, "num_scenes": wanted.num_scenes, "device": wanted.device}
+        )  # fmt: skip
+        skill = suite_ids()[env_id]
+        lines = _hand_coded_lines(wanted, env_id, config, skill, left_out)
+        misfits = {}
+        for source in trained:
+            assert source.record is not None
+            if (why := misfit(source.record, config)) is not None:
+                misfits[source.name] = why
+                continue
+            home = source.record.env.dataset == config.dataset
+            lines.append(_line(wanted, env_id, config, source, "trained" if home else "transfer", _own_stop(config)))
+        parts.append(Part(env_id=env_id, config=config, skill=skill, lines=tuple(lines), misfits=misfits))
+    return Plan(parts=tuple(parts), left_out=tuple(left_out))
+
+
+def _is_trained(name: str) -> bool:
+    return "(" not in name and ("/" in name or Path(name).expanduser().is_dir())
+
+
+def _trained_sources(policies: Sequence[str]) -> list[Source]:
+    names = [name for name in policies if _is_trained(name)]
+    if TRAINED in policies:
+        names = [
+            *shipped_policies(),
+            *(name for name in names if name.removeprefix("CanViT/") not in shipped_policies()),
+        ]
+    sources = []
+    for name in names:
+        record = load_record(name)
+        weights = hashlib.sha256((policy_directory(name) / WEIGHTS).read_bytes()).hexdigest()
+        trained_with = {field: record.env.to_json()[field] for field in TRAINED_WITH}
+        key = {"weights_sha256": weights, "trained_with": trained_with}
+        sources.append(Source(name.removeprefix("CanViT/"), key, record))
+    called = [source.name for source in sources]
+    if twice := sorted({name for name in called if called.count(name) > 1}):
+        raise ValueError(f"several trained policies are called {', '.join(twice)}: give their directories other names")
+    return sources
+
+
+def _hand_coded_lines(wanted: Wanted, env_id: str, config: EnvConfig, skill: Skill, left_out: list[str]) -> list[Line]:
+    sure = None if skill.stop_confidence is None else f"at confidence {skill.stop_confidence:g}"
+    ceiling_stop = "when right" if skill.ceiling_stops_when_right else sure
+    stops: dict[Role, str | None] = {
+        "baseline": "at random" if config.allow_stop else None,
+        "opponent": sure if config.allow_stop else None,
+        "ceiling": ceiling_stop if config.allow_stop else None,
+    }
+    # A policy that is told when to stop is another than the same policy that is not.
+    ends = (skill.baseline,) if skill.ceiling_stops_when_right else (skill.baseline, skill.ceiling)
+    chosen: list[tuple[str, Role]] = [(skill.baseline, "baseline")]
+    for name in wanted.policies:
+        specs = skill.opponents if name == HAND_CODED else () if name == TRAINED or _is_trained(name) else (name,)
+        chosen += [(spec, "opponent") for spec in specs if (spec, "opponent") not in chosen and spec not in ends]
+    chosen.append((skill.ceiling, "ceiling"))
+    lines = []
+    for spec, role in chosen:
+        name, arguments = parse_spec(spec)
+        task, grid = DATASETS[config.dataset].task, build_backbone(config).canvas_grid
+        try:
+            check_supported(POLICY_SPECS[name].info, task, grid)
+            source = Source(spec, {"policy": name, "arguments": repr(sorted(arguments.items()))})
+            lines.append(_line(wanted, env_id, config, source, role, stops[role]))
+        except ValueError as error:
+            if spec in (skill.baseline, skill.ceiling, *skill.opponents):
+                raise
+            left_out.append(f"{spec} in {env_id}: {error}")
+    return lines
+
+
+def _own_stop(config: EnvConfig) -> str | None:
+    return "by its own action" if config.allow_stop else None
+
+
+def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: Role, stop: str | None) -> Line:
+    label = source.name if stop is None else f"{source.name}, stops {stop}"
+    deterministic = True
+    if source.record is None:
+        deterministic = make_policy(source.text, config=config, num_glimpses=config.budget).info.deterministic
+    seeds = range(1 if deterministic and stop != "at random" else wanted.seeds)
+    fewer = replace(config, num_scenes=min(wanted.perturbed_scenes, wanted.num_scenes))
+
+    def job(seed: int, of: EnvConfig, perturbation: str | None) -> Job:
+        used = of if source.record is None else as_trained(of, source.record)
+        key = digest(
+            {
+                "identity": identity(of, env_id),
+                "code": code_sha256(),
+                "policy": source.key,
+                "seed": seed,
+                "stop": stop,
+                "perturbation": None if perturbation is None else PERTURBATIONS[perturbation].record(),
+            }
+        )
+        under = "" if perturbation is None else f"-{perturbation}"
+        short = env_id.rpartition("/")[2]
+        return Job(
+            path=wanted.output / RECORDS / short / f"{slug(label)}-{role}-seed{seed}{under}-{key[:12]}.npz",
+            label=f"{short}, {label}, seed {seed}" + ("" if perturbation is None else f", {perturbation}"),
+            config=used,
+            source=source.text,
+            trained=source.record is not None,
+            seed=seed,
+            stop=stop,
+            perturbation=perturbation,
+        )
+
+    best = source.text == suite_ids()[env_id].opponents[0]
+    tried = wanted.perturbations if role in ("baseline", "trained") or (role == "opponent" and best) else ()
+    return Line(
+        label=label,
+        role=role,
+        source=source,
+        stop=stop,
+        jobs=tuple(job(seed, config, None) for seed in seeds),
+        perturbed={name: job(0, fewer, name) for name in tried},
+    )
+
+
+def misfit(record: PolicyRecord, config: EnvConfig) -> str | None:
+    """Why a trained policy cannot be used in an environment; None where it can.
+
+    It brings its observations and its table of viewpoints with it, since a viewpoint is one everywhere. Budget, goal,
+    price and probe are the environment's own; so is its table of viewpoints where each may be looked at once.
+    """
+    if config.allow_stop and not record.env.allow_stop:
+        return "it has no stop action"
+    if not config.revisit and describe_actions(build_actions(config)) != record.inputs.actions:
+        return "each viewpoint of a table may be taken once, and the policy has another table"
+    if DATASETS[config.dataset].task not in read_alike(DATASETS[record.env.dataset].task):
+        return "the task is read in another shape"
+    try:
+        found = describe_inputs(as_trained(config, record))
+    except ValueError as error:
+        return str(error)
+    if found.backbone_sha256 != record.inputs.backbone_sha256:
+        return "it was trained on another checkpoint"
+    if used_layout(found.layout) != used_layout(record.inputs.layout):
+        return "its observations have other shapes"
+    if reads_probe(found.layout) and found.probe_sha256 != record.inputs.probe_sha256:
+        return "it sees what another probe reads"
+    return None

@@ -1,0 +1,155 @@
+"""Doing what a suite's plan asks for: every evaluation once, in several processes, each kept as soon as it is done."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from multiprocessing import get_context
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from canvit_gym.backbone.load import resolve_device
+from canvit_gym.config import EnvConfig
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.escaping import visible
+from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.perturbations import PERTURBATIONS
+from canvit_gym.policies import GlimpsePolicy, make_policy
+from canvit_gym.policies.learned import LearnedPolicy, load_policy
+from canvit_gym.policies.streams import scene_uniforms
+from canvit_gym.stopping import StopRecorder, StopRule, confident, own_stop, stops_when_right
+from canvit_gym.suite.plan import Job
+
+MOST_WORKERS = 8
+_AT_RANDOM_STREAM = 1 << 21
+"""Where random numbers of stops begin: policies draw theirs from (seed, scene, t) as well."""
+
+
+def stop_rule(name: str, policy: GlimpsePolicy, config: EnvConfig, *, seed: int) -> StopRule | None:
+    """The rule of a job: "by its own action", "at confidence P", "at random", or None for "when right", which is told
+    afterwards."""
+    if name == "when right":
+        return None
+    if name == "by its own action":
+        assert isinstance(policy, LearnedPolicy), policy
+        return own_stop(policy, config)
+    if name == "at random":
+        return _at_random(seed)
+    return confident(float(name.removeprefix("at confidence ")))
+
+
+def _at_random(seed: int) -> StopRule:
+    """After a number of glimpses that is drawn for every scene, each as likely as the others."""
+
+    def has_come(t: int, episodes: EpisodeBatch) -> NDArray[np.bool_]:
+        drawn = scene_uniforms(seed, episodes.scene, _AT_RANDOM_STREAM)
+        return t >= np.floor(drawn * episodes.budget)
+
+    return has_come
+
+
+def do(job: Job, *, batch_size: int) -> Evaluation:
+    """The evaluation of a job, kept at its path."""
+    config = job.config
+    policy = (
+        load_policy(job.source, config=config)
+        if job.trained
+        else make_policy(job.source, config=config, num_glimpses=config.budget)
+    )
+    rule = None if job.stop is None else stop_rule(job.stop, policy, config, seed=job.seed)
+    recorder = None if rule is None else StopRecorder(rule)
+    found = evaluate(
+        policy,
+        config=config,
+        batch_size=batch_size,
+        seed=job.seed,
+        on_glimpse=recorder,
+        perturbations=() if job.perturbation is None else (PERTURBATIONS[job.perturbation],),
+    )
+    if job.stop is not None:
+        stops = stops_when_right(found.scene_score()) if recorder is None else recorder.glimpses()
+        found = replace(found, stops=stops)
+    found.save(job.path)
+    return found
+
+
+def do_missing(jobs: list[Job], *, batch_size: int, workers: int | None, progress: bool) -> None:
+    """Every job that has no file yet. After Ctrl-C those under way are finished and kept.
+
+    workers: processes; 0 evaluates in this one; None: as many as there are CPU cores, and none on a GPU.
+
+    Raises:
+        OSError: a worker was killed.
+    """
+    missing = [job for job in jobs if not job.path.exists()]
+    if done := len(jobs) - len(missing):
+        print(f"{done} of {len(jobs)} evaluations are there already")
+    if not missing:
+        return
+    if workers is None:
+        workers = _automatic_workers(missing[0].config)
+    run = _in_turn if workers == 0 else _in_processes
+    glimpses = sum(job.num_glimpses for job in missing)
+    with tqdm(total=glimpses, unit="glimpse", disable=None if progress else True, smoothing=0.02) as bar:
+        began = time.monotonic()
+        for place, (job, score) in enumerate(run(missing, batch_size=batch_size, workers=workers)):
+            bar.update(job.num_glimpses)
+            if progress:
+                minutes = (time.monotonic() - began) / 60
+                bar.write(f"{place + 1}/{len(missing)} {visible(job.label)}: {score} ({minutes:.1f} min)")
+
+
+def _automatic_workers(config: EnvConfig) -> int:
+    if resolve_device(config.device).type == "cuda":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
+
+
+def _told(found: Evaluation) -> str:
+    return f"{found.metric} {100 * found.score()[-1]:.1f} %"
+
+
+def _do_and_tell(job: Job, batch_size: int) -> str:
+    return _told(do(job, batch_size=batch_size))
+
+
+def _in_turn(jobs: list[Job], *, batch_size: int, workers: int) -> Iterator[tuple[Job, str]]:
+    for job in jobs:
+        yield job, _do_and_tell(job, batch_size)
+
+
+def _in_processes(jobs: list[Job], *, batch_size: int, workers: int) -> Iterator[tuple[Job, str]]:
+    """In the order in which they are done."""
+    threads = max(1, torch.get_num_threads() // workers)
+    # Spawned: processes forked from one that has computed with several threads are no place to compute in.
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,))
+    running: dict[Future[str], Job] = {}
+    left = iter(jobs)
+    try:
+        while True:
+            while len(running) < 2 * workers and (job := next(left, None)) is not None:
+                running[pool.submit(_do_and_tell, job, batch_size)] = job
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a worker process was killed, perhaps for want of memory: use fewer --workers, or 0; the same command goes "
+            "on from here"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(threads: int) -> None:
+    """In a worker: Ctrl-C is the parent's to heed, which lets evaluations under way come to their end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
