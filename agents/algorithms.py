@@ -32,6 +32,8 @@ _MODULES: dict[str, str] = {  # module:attribute, imported when asked for
     "oracle_cloning": "agents.oracle_cloning.learner:ALGORITHM",
     "dqn": "agents.off_policy.learner:DQN_ALGORITHM",
     "sac": "agents.off_policy.learner:SAC_ALGORITHM",
+    "maskable_ppo": "agents.contrib_ppo.learner:MASKABLE_ALGORITHM",
+    "recurrent_ppo": "agents.contrib_ppo.learner:RECURRENT_ALGORITHM",
     "crossq": "agents.off_policy.contrib:CROSSQ_ALGORITHM",
     "tqc": "agents.off_policy.contrib:TQC_ALGORITHM",
 }

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.buffers import DictRolloutBuffer
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
@@ -45,7 +46,24 @@ class GradientWatch:
             raise FloatingPointError(f"the gradient of {', '.join(bad[:3])} is not finite")
 
 
-class GlimpsePPO(PPO):
+class WholeSchedule(OnPolicyAlgorithm):
+    """An algorithm of rollouts whose schedules every update learns by, the last one too."""
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """As it was when the rollout began: above 0 in the last update too.
+
+        SB3 counts the rollout that is about to be learned from as done, so that a linear schedule makes the last
+        update, which is the only one of a run of one rollout, with a learning rate of 0 or less.
+        """
+        super()._update_current_progress_remaining(num_timesteps - self.n_envs * self.n_steps, total_timesteps)
+
+
+def require_finite_rollout(buffer: RolloutBuffer) -> None:
+    names = ("rewards", "values", "log_probs", "advantages", "returns")
+    require_finite({f"rollout buffer {name}": getattr(buffer, name) for name in names})
+
+
+class GlimpsePPO(WholeSchedule, PPO):
     """Stable-Baselines3's PPO, with checks, and schedules that every update learns by.
 
     `GlimpsePPO("ViewpointPolicy", make_sb3_env(...))` takes the table of viewpoints from the environment.
@@ -84,19 +102,9 @@ class GlimpsePPO(PPO):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_watch"]
 
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """As it was when the rollout began: above 0 in the last update too.
-
-        SB3 counts the rollout that is about to be learned from as done, so that a linear schedule makes the last
-        update, which is the only one of a run of one rollout, with a learning rate of 0 or less.
-        """
-        super()._update_current_progress_remaining(num_timesteps - self.n_envs * self.n_steps, total_timesteps)
-
     def train(self) -> None:
-        buffer = self.rollout_buffer
-        assert isinstance(buffer, DictRolloutBuffer)
-        names = ("rewards", "values", "log_probs", "advantages", "returns")
-        require_finite({f"rollout buffer {name}": getattr(buffer, name) for name in names})
+        assert isinstance(self.rollout_buffer, DictRolloutBuffer)
+        require_finite_rollout(self.rollout_buffer)
         if self.target_kl is None:
             update(self)
         else:

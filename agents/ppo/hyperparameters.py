@@ -45,7 +45,7 @@ class Hyperparameters:
         check_fields(self, finite(low=0, high=1), "gamma", "gae_lambda")
         check_fields(self, finite(low=0), "ent_coef", "vf_coef", "max_grad_norm")
         check_fields(self, optional(finite(above=0)), "clip_reward", "target_kl")
-        check_fields(self, network_options(), "policy_kwargs")
+        self._check_policy_kwargs()
         check_fields(self, schedule, "learning_rate", "clip_range")
         check_fields(self, optional(one_of(lambda: ("float16", "float32"))), "rollout_tensors")
         check_fields(self, optional(one_of(lambda: ("per_step", "pooled"))), "normalize_reward")
@@ -64,6 +64,9 @@ class Hyperparameters:
                 f"batch_size must be at least 2 and divide a rollout of n_envs * n_steps = {self.n_envs} * "
                 f"{self.n_steps} = {self.n_envs * self.n_steps} decisions, got {self.batch_size}"
             )
+
+    def _check_policy_kwargs(self) -> None:
+        check_fields(self, network_options(), "policy_kwargs")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -35,8 +35,16 @@ from canvit_gym.backbone.hub import asset_dir, find_repository, hub_root
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
 from canvit_gym.observations import ObservationLayout
+from canvit_gym.policies.distributions import ActionDistribution
 from canvit_gym.policies.flops import probe_flops
-from canvit_gym.policies.networks import NETWORK_CLASSES, HasDistribution, HasValues, action_options
+from canvit_gym.policies.networks import (
+    NETWORK_CLASSES,
+    HasDistribution,
+    HasMemory,
+    HasValues,
+    Memory,
+    action_options,
+)
 from canvit_gym.policies.policy_record import Inputs, PolicyRecord, describe_inputs, describe_layout, require_same
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.released import CONFIG, is_released, load_released, require_same_table
@@ -93,6 +101,7 @@ class LearnedPolicy:
             observations=keys,
         )
         self._network_flops: int | None = None
+        self._memory: Memory | None = None
 
     def sampling(self) -> "LearnedPolicy":
         """The same policy, its viewpoints sampled."""
@@ -111,7 +120,7 @@ class LearnedPolicy:
             actions=self.record.inputs.actions,
         )
         require_same(self.record.inputs, found, who=f"the policy trained on {self.record.env_id}")
-        self._seed = seed
+        self._seed, self._memory = seed, None
 
     @torch.no_grad()
     def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
@@ -127,32 +136,67 @@ class LearnedPolicy:
             chosen = self._sampled(observation, t, seen)
         return self.actions.decode(chosen)[0]
 
-    @torch.no_grad()
     def act(self, observation: dict[str, Tensor], *, deterministic: bool = True) -> NDArray[Any]:
-        """[B, ...] actions, `stop` among them where the policy has one; samples follow PyTorch's global generator."""
-        if hasattr(self.network, "distribution"):
-            distribution = cast(HasDistribution, self.network).distribution(observation)
-            if isinstance(distribution, Categorical) and deterministic:
-                return distribution.probs.argmax(dim=1).cpu().numpy()
-            chosen = (distribution.mode if deterministic else distribution.sample()).cpu().numpy()
-        elif deterministic:
-            chosen = cast(HasValues, self.network).values(observation).argmax(dim=1).cpu().numpy()
-        else:
-            raise ValueError(f"a policy of {self.record.algorithm} has no distribution: use deterministic=True")
-        return np.clip(chosen, -1, 1) if chosen.dtype.kind == "f" else chosen  # a Gaussian knows no bounds
+        """[B, ...] actions, `stop` among them where the policy has one; samples follow PyTorch's global generator.
+
+        A policy with a memory acts by what it remembers from the viewpoints that it was asked for, and is not changed.
+        """
+        return self._act(observation, self._memory, deterministic=deterministic)[0]
+
+    @torch.no_grad()
+    def _act(
+        self,
+        observation: dict[str, Tensor],
+        memory: Memory | None,
+        *,
+        deterministic: bool,
+        allowed: Tensor | None = None,
+    ) -> tuple[NDArray[Any], Memory | None]:
+        """allowed: [B, A] actions that may be taken; None: all."""
+        if not hasattr(self.network, "distribution"):
+            if not deterministic:
+                raise ValueError(f"a policy of {self.record.algorithm} has no distribution: use deterministic=True")
+            values = cast(HasValues, self.network).values(observation)
+            values = values if allowed is None else values.masked_fill(~allowed, -torch.inf)
+            return values.argmax(dim=1).cpu().numpy(), None
+        distribution, memory = self._distribution(observation, memory)
+        if isinstance(distribution, Categorical):
+            if allowed is not None:
+                distribution = Categorical(logits=distribution.logits.masked_fill(~allowed, -torch.inf))
+            chosen = distribution.probs.argmax(dim=1) if deterministic else distribution.sample()
+            return chosen.cpu().numpy(), memory
+        chosen = distribution.mode if deterministic else distribution.sample()
+        return np.clip(chosen.cpu().numpy(), -1, 1), memory  # a Gaussian knows no bounds
+
+    def _distribution(
+        self, observation: dict[str, Tensor], memory: Memory | None
+    ) -> tuple[ActionDistribution, Memory | None]:
+        """And what is remembered at the next decision; None of a policy without a memory."""
+        if self._remembers:
+            return cast(HasMemory, self.network).remember(observation, memory)
+        return cast(HasDistribution, self.network).distribution(observation), None
+
+    @property
+    def _remembers(self) -> bool:
+        return hasattr(self.network, "remember")
 
     def predict(
         self,
         observation: Observation,
-        state: None = None,
+        state: tuple[NDArray[np.float32], ...] | None = None,
         episode_start: NDArray[np.bool_] | None = None,
         deterministic: bool = True,
-    ) -> tuple[Any, None]:
+        action_masks: NDArray[np.bool_] | None = None,
+    ) -> tuple[Any, tuple[NDArray[np.float32], ...] | None]:
         """The action for an observation of gym.make, or [N, ...] actions for one of gym.make_vec; as SB3's predict.
+
+        Of a policy with a memory, pass the state that the last call returned (None: all episodes begin), and in
+        `episode_start` which episodes have begun since. `action_masks`, as sb3-contrib's: the actions that may be
+        taken, `info["action_mask"]` or `env.unwrapped.action_masks()`, where an environment forbids some.
 
         Raises:
             KeyError: the observation lacks a key that the policy reads.
-            ValueError: a key has another shape than the policy was trained on.
+            ValueError: a key has another shape than the policy was trained on, or masks for continuous actions.
         """
         space = cast(spaces.Dict, self.observation_space)
         if missing := [key for key in space.spaces if key not in observation]:
@@ -170,10 +214,28 @@ class LearnedPolicy:
                     f"observation {key!r} has shape {tuple(value.shape)}, but the policy was trained on "
                     f"{space[key].shape}: make the environment with the keyword arguments of policy.record.env"
                 )
-        actions = self.act(given, deterministic=deterministic)
+        memory = None if state is None else self._memory_of(state, episode_start)
+        allowed = None if action_masks is None else self._allowed(action_masks, len(next(iter(given.values()))))
+        actions, memory = self._act(given, memory, deterministic=deterministic, allowed=allowed)
+        state = None if memory is None else tuple(part.cpu().numpy() for part in memory)
         if not single:
-            return actions, None
-        return actions[0] if actions.ndim > 1 else int(actions[0]), None
+            return actions, state
+        return actions[0] if actions.ndim > 1 else int(actions[0]), state
+
+    def _memory_of(self, state: tuple[NDArray[np.float32], ...], episode_start: NDArray[np.bool_] | None) -> Memory:
+        parts = [torch.as_tensor(part).to(self.device) for part in state]
+        if episode_start is None:
+            return tuple(parts)
+        goes_on = ~torch.as_tensor(np.atleast_1d(episode_start)).bool().to(self.device)
+        return tuple(part * goes_on[:, None] for part in parts)
+
+    def _allowed(self, action_masks: NDArray[np.bool_], num: int) -> Tensor:
+        """[num, A]"""
+        count = self.actions.space.n if isinstance(self.actions.space, spaces.Discrete) else 0
+        masks = np.atleast_2d(np.asarray(action_masks, dtype=np.bool_))
+        if masks.shape != (num, count):
+            raise ValueError(f"action_masks must be [{num}, {count}] for {self.actions.space}, got {masks.shape}")
+        return torch.from_numpy(masks).to(self.device)
 
     @property
     def observation_space(self) -> spaces.Space:
@@ -185,7 +247,7 @@ class LearnedPolicy:
         if self._network_flops is None:
             observation = {key: value[:1].to(self.device) for key, value in seen.observe().items()}
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.act(observation)
+                self._act(observation, None, deterministic=True)
             self._network_flops = counter.get_total_flops()
         reads = "uncertainty" in self.record.inputs.layout["keys"]
         return self._network_flops + (probe_flops(seen) if reads else 0)
@@ -207,7 +269,7 @@ class LearnedPolicy:
         if not hasattr(self.network, "distribution"):
             values = cast(HasValues, self.network).values(observation)[:, :count]
             return values.masked_fill(~allowed, -torch.inf).argmax(dim=1).cpu().numpy()
-        distribution = cast(HasDistribution, self.network).distribution(observation)
+        distribution, self._memory = self._distribution(observation, self._memory)
         assert isinstance(distribution, Categorical), distribution
         if allowed.all():
             probabilities = distribution.probs[:, :count].double().cpu().numpy()

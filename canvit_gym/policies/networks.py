@@ -66,6 +66,18 @@ class HasValues(Protocol):
         ...
 
 
+Memory = tuple[Tensor, ...]
+"""What a recurrent network carries from one decision to the next; its second axis is that of the episodes."""
+
+
+class HasMemory(Protocol):
+    """A network whose distribution depends on what it saw before."""
+
+    def remember(self, observation: dict[str, Tensor], memory: Memory | None) -> tuple[ActionDistribution, Memory]:
+        """As `distribution`, and what to remember at the next decision. None: all episodes begin."""
+        ...
+
+
 PolicyNetwork = HasDistribution | HasValues
 
 
@@ -357,6 +369,55 @@ class EncodedValues(nn.Module):
         return self.head(self.encoder(observation))
 
 
+class EncodedTable(nn.Module):
+    """A distribution over a table's actions by a perceptron on MapEncoder's vector: what MaskablePPO learns.
+
+    Raises:
+        ValueError: continuous actions.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space,
+        *,
+        net_arch: Sequence[int] = (256,),
+        encoder: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if not isinstance(action_space, spaces.Discrete):
+            raise ValueError(f"a distribution over a table needs discrete actions, got {action_space}")
+        self.encoder = MapEncoder(observation_space, **(encoder or {}))
+        self._add_layers(self.encoder.mixed.out_features, net_arch, num_actions=int(action_space.n), **options)
+
+    def _add_layers(self, width: int, net_arch: Sequence[int], *, num_actions: int, **_: Any) -> None:
+        self.latent = nn.Sequential(*_perceptron(width, net_arch))
+        self.logits = nn.Linear([width, *net_arch][-1], num_actions)
+
+    def distribution(self, observation: dict[str, Tensor]) -> ActionDistribution:
+        return categorical(self.logits(self.latent(self.encoder(observation))))
+
+
+class RecurrentTable(EncodedTable):
+    """EncodedTable with an LSTM of `lstm_size` units after the encoder: what RecurrentPPO learns."""
+
+    def _add_layers(
+        self, width: int, net_arch: Sequence[int], *, num_actions: int, lstm_size: int = 64, **_: Any
+    ) -> None:
+        super()._add_layers(lstm_size, net_arch, num_actions=num_actions)
+        self.lstm = nn.LSTM(width, lstm_size)
+
+    def remember(self, observation: dict[str, Tensor], memory: Memory | None) -> tuple[ActionDistribution, Memory]:
+        """`memory`: the LSTM's hidden and cell state, [1, B, lstm_size] each."""
+        output, remembered = self.lstm(self.encoder(observation)[None], memory)
+        return categorical(self.logits(self.latent(output[0]))), remembered
+
+    def distribution(self, observation: dict[str, Tensor]) -> ActionDistribution:
+        """Of episodes that begin."""
+        return self.remember(observation, None)[0]
+
+
 class EncodedActor(nn.Module):
     """A tanh-Gaussian over continuous actions by a perceptron on MapEncoder's vector: the actor of SAC and its kin.
 
@@ -421,5 +482,7 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "GainNetwork": GainNetwork,
     "EncodedValues": EncodedValues,
     "EncodedActor": EncodedActor,
+    "EncodedTable": EncodedTable,
+    "RecurrentTable": RecurrentTable,
 }
 """By the name in a policy's record; called with the spaces, then `action_options` and the record's own as keywords."""

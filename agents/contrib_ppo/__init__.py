@@ -1,0 +1,1 @@
+"""MaskablePPO and RecurrentPPO of sb3-contrib, behind the seam of agents.algorithms."""
