@@ -1,82 +1,56 @@
 """The last phase of nano's pretraining: rollouts on the cross-entropy of the class shares themselves.
 
-Half of a target is the teacher's, half the labels'. canvit-pytorch's own training step has squared errors only;
-those teach the features well but decide slowly which class a cell belongs to.
+A target is part the teacher's, part the labels' (half and half, unless told otherwise). canvit-pytorch's own training
+step has squared errors only; those teach the features well but decide slowly which class a cell belongs to.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from canvit_pytorch import CanViTForPretraining, Viewpoint, sample_at_viewpoint
+from canvit_pytorch import CanViTForPretraining, RecurrentState, Viewpoint, sample_at_viewpoint
 from canvit_pytorch.policies import PolicyName, make_policy, random_viewpoints
 from canvit_pytorch.pretrain.step import sample_rollout_length
 from torch import Tensor
-from tqdm import tqdm
 
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX
-from canvit_gym.backbone.nano_teacher import TEACHER_DIM, PassiveTeacher
-from canvit_gym.scenes.prepared import FashionScenes
-from experiments.nano.teacher import MixedScenes, cell_fractions, normalized, scene_targets
+from experiments.nano.mixture import TrainingBatch
+from experiments.nano.running import Compile, CompiledCall
 
 ITEM_SCALES = (0.2, 0.6)
-"""Scales of glimpses drawn around items, log-uniform: an item is 0.20 to 0.34 of a scene's side."""
+"""Scales of glimpses drawn around items, log-uniform: an item is 0.12 to 0.34 of a scene's side."""
+
+QUADTREE: PolicyName = "coarse_to_fine"
+"""The rollout that keeps its own viewpoints to the end, as it is evaluated."""
 
 
 @dataclass(frozen=True)
-class FinishBatch:
-    images: Tensor  # [B, 3, 128, 128], normalized
-    cells: Tensor  # [B, G*G, TEACHER_DIM], class shares
-    scene: Tensor  # [B, TEACHER_DIM] in [0, 1]: several items, then which classes are present
-    num_classification: int  # the last scenes of the batch hold one item each
+class FinishTargets:
+    cells: Tensor
+    """[B, G*G, TEACHER_DIM], class shares."""
+    scene: Tensor
+    """[B, TEACHER_DIM] in [0, 1]: several classes, then which are present."""
+    weight: Tensor
+    """[B, G*G], of each cell's cross-entropy, 1 on average."""
+    classes: Tensor
+    """[num_single, 10], of the last scenes, which hold one item: probabilities of its class."""
 
-
-@torch.no_grad()
-def _targets(
-    source: FashionScenes, *, several: bool, teacher: PassiveTeacher, device: torch.device, chunk: int = 64
-) -> tuple[Tensor, Tensor]:
-    """(cells [N, G*G, TEACHER_DIM], scene [N, TEACHER_DIM]) of all scenes of a flavour, float16."""
-    # Written in place: small tensors kept between large ones that come and go would leave the heap full of holes.
-    cells = torch.empty(len(source), NANO_CANVAS_GRID**2, TEACHER_DIM, dtype=torch.float16)
-    scene = torch.empty(len(source), TEACHER_DIM, dtype=torch.float16)
-    for start in tqdm(range(0, len(source), chunk), desc=f"targets of {source.flavour}", mininterval=10):
-        rows = slice(start, min(start + chunk, len(source)))
-        images, labels = source.load_with_maps(np.arange(rows.start, rows.stop))
-        features = teacher(normalized(images.to(device)))
-        labels = labels.to(device).long()
-        shares = cell_fractions(labels).flatten(2).transpose(1, 2)
-        present = scene_targets(labels, several=torch.full((len(labels),), several, device=device))
-        cells[rows] = (features.patches.softmax(dim=-1) + shares) / 2
-        scene[rows] = (features.cls.sigmoid() + present) / 2
-    return cells, scene
-
-
-class FinishScenes:
-    """Batches of `scenes` with their targets, which are computed once for all scenes (5.7 kB each).
-
-    A mirrored scene has its own targets mirrored, so that the teacher sees every scene once.
-    """
-
-    def __init__(self, scenes: MixedScenes, *, teacher: PassiveTeacher, device: torch.device) -> None:
-        self._scenes, self._device = scenes, device
-        self._targets = [
-            _targets(source, several=flavour == 0, teacher=teacher, device=device)
-            for flavour, source in enumerate(scenes.sources)
-        ]
-
-    def batch(self, step: int) -> FinishBatch:
-        images, _ = self._scenes.batch(step)
-        *picks, mirrored = self._scenes.picks(step)
-        cells, scene = (
-            torch.cat([target[torch.from_numpy(picked)] for target, picked in zip(flavours, picks, strict=True)])
-            .to(self._device)
-            .float()
-            for flavours in zip(*self._targets, strict=True)
+    @staticmethod
+    def of(batch: TrainingBatch, *, item_weight: float, teacher_share: float) -> "FinishTargets":
+        """`teacher_share` of a target is the teacher's, the rest the labels'. A cell that an item covers weighs
+        `item_weight` times as much as background."""
+        assert batch.teacher is not None, "the teacher has not seen the scenes: call add_teacher first"
+        cells = torch.lerp(batch.shares, batch.teacher.patches.softmax(dim=-1), teacher_share)
+        scene = torch.lerp(batch.present, batch.teacher.cls.sigmoid(), teacher_share)
+        weight = 1 + (item_weight - 1) * (1 - cells[..., 0])
+        single = scene[len(scene) - batch.num_single :, 1:]
+        return FinishTargets(
+            cells=cells,
+            scene=scene,
+            weight=weight / weight.mean(),
+            classes=single / single.sum(dim=1, keepdim=True),
         )
-        if mirrored:
-            cells = cells.unflatten(1, (NANO_CANVAS_GRID, NANO_CANVAS_GRID)).flip(2).flatten(1, 2)
-        return FinishBatch(normalized(images.to(self._device)), cells, scene, self._scenes.num_classification)
 
 
 def item_viewpoints(item_shares: Tensor) -> Viewpoint:
@@ -85,7 +59,8 @@ def item_viewpoints(item_shares: Tensor) -> Viewpoint:
     The center is kept where the crop stays inside the scene.
     """
     batch_size, device = len(item_shares), item_shares.device
-    cell = torch.multinomial(item_shares, 1)[:, 0]
+    # torch.multinomial's own way, without its check of the shares, for which the GPU would be waited for.
+    cell = (item_shares / torch.empty_like(item_shares).exponential_()).argmax(dim=1)
     cells = torch.stack([cell // NANO_CANVAS_GRID, cell % NANO_CANVAS_GRID], dim=1)
     centers = 2 * (cells + torch.rand(batch_size, 2, device=device)) / NANO_CANVAS_GRID - 1
     low, high = ITEM_SCALES
@@ -106,52 +81,104 @@ def mixed_viewpoints(item_shares: Tensor, *, item_share: float) -> Viewpoint:
     )
 
 
+class FinishGlimpse:
+    """One glimpse of a finishing rollout: sampling, forward and losses in one function of tensors, which is compiled.
+
+    ran: see CompiledCall.
+    """
+
+    def __init__(self, model: CanViTForPretraining, *, compile: Compile) -> None:
+        self._model = model
+        self._call = CompiledCall(self._run, name="a glimpse of the finish", compile=compile)
+
+    @property
+    def ran(self) -> str:
+        return self._call.ran
+
+    def __call__(
+        self, images: Tensor, state: RecurrentState, viewpoint: Viewpoint, targets: FinishTargets
+    ) -> tuple[RecurrentState, dict[str, Tensor]]:
+        """(state after, losses by name): means over the scenes."""
+        # Expanded tensors are made whole: strides are part of what is compiled for.
+        state_before = (state.canvas.contiguous(), state.recurrent_cls.contiguous())
+        looked_at = (viewpoint.centers.contiguous(), viewpoint.scales.contiguous())
+        wanted = (targets.cells, targets.scene, targets.weight, targets.classes)
+        canvas, recurrent_cls, cells, scene, one_item = self._call(images, *state_before, *looked_at, *wanted)
+        losses = dict(cells=cells, scene=scene)
+        if len(targets.classes):
+            losses["one_item"] = one_item
+        return RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls), losses
+
+    def _run(
+        self,
+        images: Tensor,
+        canvas: Tensor,
+        recurrent_cls: Tensor,
+        centers: Tensor,
+        scales: Tensor,
+        cells: Tensor,
+        scene: Tensor,
+        weight: Tensor,
+        classes: Tensor,
+    ) -> tuple[Tensor, ...]:
+        model = self._model
+        viewpoint = Viewpoint(centers=centers, scales=scales)
+        glimpse = sample_at_viewpoint(spatial=images, viewpoint=viewpoint, glimpse_size_px=NANO_GLIMPSE_SIZE_PX)
+        before = RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls)
+        state = model(glimpse=glimpse, state=before, viewpoint=viewpoint).state
+        cell_logits = model.teacher_patch_standardizer.destandardize(
+            model.predict_teacher_patches(state.canvas).float()
+        )
+        predicted_cls = model.predict_teacher_cls(state.recurrent_cls).float().unsqueeze(1)
+        scene_logits = model.teacher_cls_standardizer.destandardize(predicted_cls)[:, 0]
+        cell_loss = (-(cells * F.log_softmax(cell_logits, dim=-1)).sum(dim=-1) * weight).mean()
+        scene_loss = F.binary_cross_entropy_with_logits(scene_logits, scene)
+        if len(classes):
+            class_loss = F.cross_entropy(scene_logits[len(scene) - len(classes) :, 1:], classes)
+        else:
+            class_loss = scene_loss.new_zeros(())
+        return state.canvas, state.recurrent_cls, cell_loss, scene_loss, class_loss
+
+
 def finishing_step(
     model: CanViTForPretraining,
-    batch: FinishBatch,
+    batch: TrainingBatch,
     *,
+    look: FinishGlimpse,
     policy_name: PolicyName,
     item_share: float,
     item_weight: float,
     class_weight: float,
+    teacher_share: float,
     chunk_glimpses: int,
     stop_probability: float,
+    autocast: AbstractContextManager,
 ) -> tuple[dict[str, Tensor], int]:
     """One rollout, gradients accumulated over chunks of glimpses. Returns (mean losses per glimpse, glimpses).
 
-    policy_name draws the first glimpse; of the later ones `item_share` show items. A cell that an item covers weighs
-    `item_weight`; scenes of one item add `class_weight` times the cross-entropy of its class, read from the CLS token.
+    policy_name draws the first glimpse; of the later ones `item_share` show items (in a quadtree's rollout none: it
+    keeps its own). A cell that an item covers weighs `item_weight`; scenes of one item add `class_weight` times the
+    cross-entropy of its class, read from the CLS token.
     """
     images, batch_size, device = batch.images, len(batch.images), batch.images.device
     num_glimpses = sample_rollout_length(tbptt_chunk_glimpses=chunk_glimpses, stop_probability=stop_probability)
-    first = make_policy(
+    policy = make_policy(
         policy_name,
         batch_size=batch_size,
         device=device,
         num_glimpses=num_glimpses,
         canvas_grid_size=NANO_CANVAS_GRID,
     )
-    items = 1 - batch.cells[..., 0]
-    weight = 1 + (item_weight - 1) * items
-    weight = weight / weight.mean()
-    single = slice(batch_size - batch.num_classification, None)
-    classes = batch.scene[single, 1:] / batch.scene[single, 1:].sum(dim=1, keepdim=True)
+    targets = FinishTargets.of(batch, item_weight=item_weight, teacher_share=teacher_share)
+    items = 1 - targets.cells[..., 0]
     state = model.init_state(batch_size=batch_size, canvas_grid_size=NANO_CANVAS_GRID)
     chunk_loss = torch.zeros((), device=device)
     totals: dict[str, Tensor] = {}
     for t in range(num_glimpses):
-        viewpoint = first.step(t, state) if t == 0 else mixed_viewpoints(items, item_share=item_share)
-        glimpse = sample_at_viewpoint(spatial=images, viewpoint=viewpoint, glimpse_size_px=NANO_GLIMPSE_SIZE_PX)
-        state = model(glimpse=glimpse, state=state, viewpoint=viewpoint).state
-        cell_logits = model.teacher_patch_standardizer.destandardize(model.predict_teacher_patches(state.canvas))
-        predicted_cls = model.predict_teacher_cls(state.recurrent_cls).unsqueeze(1)
-        scene_logits = model.teacher_cls_standardizer.destandardize(predicted_cls)[:, 0]
-        losses = dict(
-            cells=(-(batch.cells * F.log_softmax(cell_logits, dim=-1)).sum(dim=-1) * weight).mean(),
-            scene=F.binary_cross_entropy_with_logits(scene_logits, batch.scene),
-        )
-        if batch.num_classification:
-            losses["one_item"] = F.cross_entropy(scene_logits[single, 1:], classes)
+        follows = t == 0 or policy_name == QUADTREE
+        viewpoint = policy.step(t, state) if follows else mixed_viewpoints(items, item_share=item_share)
+        with autocast:
+            state, losses = look(images, state, viewpoint, targets)
         chunk_loss = chunk_loss + losses["cells"] + losses["scene"] + class_weight * losses.get("one_item", 0.0)
         for name, loss in losses.items():
             totals[name] = totals.get(name, 0.0) + loss.detach()

@@ -7,25 +7,29 @@ First the glimpse stream learns alone (--token-steps): from single random glimps
 teacher's features under each patch, and the recurrent CLS token those of the scene. That costs no canvas and
 spares the long plateau in which neither what to write nor where to write it is known.
 
-Then each step rolls one viewing policy out (F-IID and R-IID in turn) over a batch of scenes and, after every
+Then each step rolls one viewing policy out (F-IID, R-IID and C2F in turn) over a batch of scenes and, after every
 glimpse, asks the canvas for the teacher's cell features and the recurrent CLS token for its scene features.
 Rollouts grow over the run (the chance to stop after a chunk of two glimpses falls from 1/2 to 1/5), so that
 early updates are many and the final model has seen canvases of 20 glimpses and more, without which reading
-decays as glimpses accumulate.
+decays as glimpses accumulate. A share of the steps (--long-share) has long rollouts throughout.
 
 Last (--finish-steps) the same rollouts are trained on the cross-entropy of the class shares themselves, half of
-them the teacher's and half the labels' (experiments/nano/finishing.py).
+each the teacher's and half the labels' (experiments/nano/finishing.py).
 
-Resumes from the run directory after an interruption, and continues with a larger --finish-steps.
-Batches, rollout lengths and viewpoints are functions of (seed, step): a resumed run equals an
-uninterrupted one.
+The scenes are a mixture of the suite's flavours (experiments/nano/mixture.py).
+
+Resumes from the run directory after an interruption, in any phase, and continues with a larger --finish-steps.
+--minutes ends a start after a time, with a state to go on from. Batches, rollout lengths and viewpoints are functions
+of (seed, step), so that there is no generator's state to save: a resumed run equals an uninterrupted one. (Not with
+--finish-minutes, where the learning rate and the last step follow the clock.)
 """
 
 import json
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -37,26 +41,45 @@ import torch.nn.functional as F
 from canvit_pytorch import CanViTForPretraining, sample_at_viewpoint
 from canvit_pytorch.benchmarks.ade20k import MeanIoU
 from canvit_pytorch.episode import run_episode
+from canvit_pytorch.model.canvit import CanViTOutput, RecurrentState
 from canvit_pytorch.model.readout import LinearReadout
 from canvit_pytorch.policies import PolicyName, make_policy, random_viewpoints
 from canvit_pytorch.pretrain.loss import DistillationTargets
 from canvit_pytorch.pretrain.step import training_step
-from torch.utils.tensorboard import SummaryWriter
+from canvit_pytorch.viewpoint import Viewpoint
+from torch import Tensor
 from tqdm import tqdm
 
-from canvit_gym.atomic import replacing
+from canvit_gym.atomic import replacing, write_text
+from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.memory import keep_freed_memory
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX, nano_config
 from canvit_gym.backbone.nano_teacher import TEACHER_DIM, TEACHER_WEIGHTS, PassiveTeacher, load_nano_teacher
 from canvit_gym.command_line import GOES_ON, run_command
 from canvit_gym.provenance import plain
+from canvit_gym.scenes.fashion import FLAVOURS, Split
 from canvit_gym.scenes.prepared import FashionScenes
-from experiments.nano.finishing import FinishScenes, finishing_step
-from experiments.nano.teacher import MixedScenes, normalized
+from experiments.nano.finishing import FinishGlimpse, finishing_step
+from experiments.nano.mixture import SINGLE, TrainingBatch, TrainingScenes, batch_counts, mixture, normalized
+from experiments.nano.running import (
+    Budget,
+    Compile,
+    CompiledCall,
+    GradientCheck,
+    Precision,
+    Writer,
+    autocast_for,
+    resolve_precision,
+    tensorboard,
+)
 
 log = logging.getLogger(__name__)
 
-ROLLOUTS: tuple[PolicyName, ...] = ("full_then_random", "random")
+ROLLOUTS: tuple[PolicyName, ...] = ("full_then_random", "random", "coarse_to_fine")
+"""In turn."""
+
+LOG_EVERY = 50
+SHIPPED_TEACHER_RECORD = Path(__file__).parents[1] / "results" / "teacher" / "teacher.json"
 
 
 @dataclass(frozen=True)
@@ -77,11 +100,15 @@ class PretrainingConfig:
     finish_steps: int = 1_600
     """Steps on the cross-entropy, over which the learning rate falls linearly."""
     finish_batch_size: int = 48
+    finish_minutes: float | None = None
+    """Training time of the finish over all starts, in place of --finish-steps: the learning rate falls to its end."""
     finish_stop_probability: float = 0.25
-    finish_classification_share: float = 0.25
-    """Of the finish's scenes, those with one item."""
+    finish_classification_share: float | None = None
+    """Of the finish's scenes, those with one item. None: as the mixture declares."""
     finish_item_share: float = 0.0
     """Of the finish's glimpses after the first, those drawn around items instead of anywhere."""
+    finish_teacher_share: float = 0.5
+    """Of the finish's targets; the rest is the labels'."""
     class_weight: float = 0.0
     """In the finish: of the cross-entropy of a single item's class."""
     item_weight: float = 4.0
@@ -100,22 +127,41 @@ class PretrainingConfig:
     """Gradients flow through chunks of this many glimpses (truncated backpropagation through time)."""
     first_stop_probability: float = 0.5
     last_stop_probability: float = 0.2
+    long_share: float = 0.125
+    """Of the steps of both phases, those whose rollouts are long: 20 glimpses on average, so that reading does not fall
+    as glimpses accumulate."""
+    long_stop_probability: float = 0.1
+    rollouts: tuple[PolicyName, ...] = ROLLOUTS
+    """Viewing policies, in turn."""
     standardizer_scenes: int = 2048
     """Scenes that the statistics of the teacher's features are taken from."""
-    num_segmentation: int = 24576
-    num_classification: int = 12288
+    mixture: str = "suite"
+    """Of experiments.nano.mixture: which scenes to train on."""
+    max_scenes: int | None = None
+    """Training scenes of each flavour, at most. None: as the mixture declares."""
     seed: int = 0
+    minutes: float | None = None
+    """End this start after so many minutes, with a state to go on from. None: train to the end."""
     save_every: int = 200
     validate_every: int = 600
     validation_scenes: int = 256
-    compile: bool = True
-    """torch.compile the model: 1.4 times faster on two cores, after a minute of compiling."""
+    validation_glimpses: int = 21
+    precision: Precision = "auto"
+    """Of forward passes and matrix products. auto: bf16 on a GPU (TF32 where it has none), float32 on a CPU."""
+    compile: Compile = "auto"
+    """auto: torch.compile, 1.4 times faster on two cores, after a minute of compiling. What ran is in training.json."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_optimizers(config: PretrainingConfig, model: CanViTForPretraining) -> list[torch.optim.Optimizer]:
     """AdamW for all parameters, or Muon for the matrices of the backbone's blocks and AdamW for the others."""
-    adamw = partial(torch.optim.AdamW, lr=config.peak_lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    adamw = partial(
+        torch.optim.AdamW,
+        lr=config.peak_lr,
+        betas=(0.9, 0.98),
+        weight_decay=config.weight_decay,
+        fused=torch.device(config.device).type == "cuda",
+    )
     if config.muon_lr is None:
         return [adamw(model.parameters())]
     matrices = [p for p in model.canvit.backbone.blocks.parameters() if p.ndim == 2]
@@ -143,19 +189,23 @@ def restore_optimizers(optimizers: list[torch.optim.Optimizer], states: list[dic
             group["weight_decay"] = optimizer.defaults["weight_decay"]
 
 
-def rate_of_peak(config: PretrainingConfig, step: int) -> float:
-    """The learning rate as a share of its peak: warm-up, constant while distilling, then a linear fall.
+def finish_progress(config: PretrainingConfig, step: int, finish_seconds: float) -> float:
+    """How much of the finish is behind: 0 before it, 1 at its end. `step` counts both phases of rollouts."""
+    if step < config.steps:
+        return 0.0
+    if config.finish_minutes is not None:
+        return min(finish_seconds / (60 * config.finish_minutes), 1.0)
+    return min((step - config.steps) / config.finish_steps, 1.0) if config.finish_steps else 1.0
 
-    `step` counts both phases.
-    """
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = max(step - config.steps, 0) / max(config.finish_steps, 1)
-    return 1 - (1 - config.final_lr_fraction) * progress
+
+def rate_of_peak(config: PretrainingConfig, step: int, finish_seconds: float = 0.0) -> float:
+    """The learning rate as a share of its peak: warm-up, constant while distilling, then a linear fall."""
+    warm = min((step + 1) / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
+    return warm * (1 - (1 - config.final_lr_fraction) * finish_progress(config, step, finish_seconds))
 
 
 def stop_probability(config: PretrainingConfig, step: int) -> float:
-    """Falls over the first three quarters of the run, then stays."""
+    """Of distillation: falls over the first three quarters of the run, then stays."""
     progress = min(step / (0.75 * config.steps), 1.0)
     return config.first_stop_probability + progress * (config.last_stop_probability - config.first_stop_probability)
 
@@ -171,13 +221,12 @@ def seed_step(seed: int, step: int) -> None:
 def fit_standardizers(
     config: PretrainingConfig,
     model: CanViTForPretraining,
-    teacher: PassiveTeacher,
-    scenes: MixedScenes,
-    device: torch.device,
+    scenes: TrainingScenes,
 ) -> None:
     patches, cls = [], []
-    for step in range(config.standardizer_scenes // scenes.batch_size):
-        features = teacher(normalized(scenes.batch(step)[0].to(device)))
+    for step in range(-(-config.standardizer_scenes // config.batch_size)):
+        features = scenes.batch(step, batch_size=config.batch_size, seed=config.seed + 1).teacher
+        assert features is not None
         patches.append(features.patches)
         cls.append(features.cls.unsqueeze(1))
     # FashionScenes look the same everywhere, and a class is in a given corner cell in few scenes of a thousand:
@@ -189,19 +238,31 @@ def fit_standardizers(
 
 @torch.inference_mode()
 def validate(
-    model: CanViTForPretraining, *, num_glimpses: int, num_scenes: int, device: torch.device
+    model: CanViTForPretraining,
+    *,
+    flavours: tuple[str, ...] = ("segmentation", SINGLE),
+    split: Split = "validation",
+    num_glimpses: int,
+    num_scenes: int,
+    device: torch.device,
+    autocast: torch.autocast | None = None,
 ) -> dict[str, Any]:
-    """C2F on validation scenes, read through the pretraining readouts: mIoU and top-1 after every glimpse."""
+    """C2F on held-out scenes, read through the pretraining readouts, in % after every glimpse: accuracy on scenes of
+    one item ("c2f_top1"), mIoU on the others that have label maps ("c2f_miou" of segmentation, "c2f_miou_crowd", ...).
+    """
     model.eval()
     torch.manual_seed(0)
     results: dict[str, Any] = {}
-    mious = [MeanIoU(device=device, num_classes=TEACHER_DIM) for _ in range(num_glimpses)]
-    correct = [0] * num_glimpses
-    for flavour in ("segmentation", "classification"):
-        source = FashionScenes(flavour, "validation", 512)
+    for flavour in flavours:
+        if flavour != SINGLE and FLAVOURS[flavour].labels != "maps":
+            continue
+        source = FashionScenes(flavour, split, num_scenes)
+        mious = [MeanIoU(device=device, num_classes=TEACHER_DIM) for _ in range(num_glimpses)]
+        correct = torch.zeros(num_glimpses, dtype=torch.int64, device=device)
         for indices in np.array_split(np.arange(num_scenes), -(-num_scenes // 64)):
             batch = source.load(indices)
             images, size = normalized(batch.images.to(device)), len(indices)
+            labels = batch.labels.to(device).long()
             policy = make_policy(
                 "coarse_to_fine",
                 batch_size=size,
@@ -209,78 +270,131 @@ def validate(
                 num_glimpses=num_glimpses,
                 canvas_grid_size=NANO_CANVAS_GRID,
             )
-            steps = run_episode(
-                canvit=model.canvit,
-                images=images,
-                policy=policy,
-                num_glimpses=num_glimpses,
-                glimpse_size_px=NANO_GLIMPSE_SIZE_PX,
-                initial_state=model.init_state(batch_size=size, canvas_grid_size=NANO_CANVAS_GRID),
-            )
+            with autocast or nullcontext():
+                steps = run_episode(
+                    canvit=model.canvit,
+                    images=images,
+                    policy=policy,
+                    num_glimpses=num_glimpses,
+                    glimpse_size_px=NANO_GLIMPSE_SIZE_PX,
+                    initial_state=model.init_state(batch_size=size, canvas_grid_size=NANO_CANVAS_GRID),
+                )
             for step in steps:
-                if flavour == "segmentation":
+                if flavour == SINGLE:
+                    cls = model.predict_teacher_cls(step.state.recurrent_cls.float()).unsqueeze(1)
+                    scene = model.teacher_cls_standardizer.destandardize(cls)[:, 0, 1:]
+                    correct[step.t] += (scene.argmax(dim=1) == labels).sum()
+                else:
                     features = model.teacher_patch_standardizer.destandardize(
-                        model.predict_teacher_patches(step.state.canvas)
+                        model.predict_teacher_patches(step.state.canvas.float())
                     )
                     logits = features.transpose(1, 2).unflatten(2, (NANO_CANVAS_GRID, NANO_CANVAS_GRID))
                     up = F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
-                    mious[step.t].update(up.argmax(dim=1), batch.labels.to(device).long())
-                else:
-                    cls = model.predict_teacher_cls(step.state.recurrent_cls).unsqueeze(1)
-                    scene = model.teacher_cls_standardizer.destandardize(cls)[:, 0, 1:]
-                    correct[step.t] += int((scene.argmax(dim=1).cpu() == batch.labels).sum())
-    results["c2f_miou"] = [round(100 * m.compute(), 2) for m in mious]
-    results["c2f_top1"] = [round(100 * c / num_scenes, 2) for c in correct]
+                    mious[step.t].update(up.argmax(dim=1), labels)
+        if flavour == SINGLE:
+            results["c2f_top1"] = [round(100 * c / num_scenes, 2) for c in correct.tolist()]
+        else:
+            name = "c2f_miou" if flavour == "segmentation" else f"c2f_miou_{flavour}"
+            results[name] = [round(100 * m.compute(), 2) for m in mious]
     return results
 
 
-def train_tokens(
-    config: PretrainingConfig,
-    model: CanViTForPretraining,
-    teacher: PassiveTeacher,
-    scenes: MixedScenes,
-    writer: SummaryWriter,
-    device: torch.device,
-) -> None:
+@dataclass
+class Progress:
+    """How far a run is."""
+
+    token_step: int = 0
+    step: int = 0
+    """Of both phases of rollouts."""
+    glimpses: int = 0
+    """Of rollouts."""
+    seconds: float = 0.0
+    """Of training, over all starts."""
+    finish_seconds: float = 0.0
+    """Those of the finish."""
+
+
+class TokenPhase:
     """Teach the glimpse stream what a patch shows, by a linear readout that is thrown away afterwards."""
-    readout = LinearReadout(model.canvit.backbone_dim, TEACHER_DIM).to(device)
-    optimizer = torch.optim.AdamW([*model.parameters(), *readout.parameters()], lr=config.peak_lr, betas=(0.9, 0.98))
-    glimpse_grid = NANO_GLIMPSE_SIZE_PX // model.canvit.patch_size
-    model.train()
-    for step in tqdm(range(config.token_steps), desc="nano, glimpse stream", mininterval=10):
+
+    def __init__(self, config: PretrainingConfig, model: CanViTForPretraining, device: torch.device) -> None:
+        self._config, self._model, self._device = config, model, device
+        self.readout = LinearReadout(model.canvit.backbone_dim, TEACHER_DIM).to(device)
+        self.optimizer = torch.optim.AdamW(
+            [*model.parameters(), *self.readout.parameters()],
+            lr=config.peak_lr,
+            betas=(0.9, 0.98),
+            fused=device.type == "cuda",
+        )
+
+    def step(
+        self, step: int, scenes: TrainingScenes, *, autocast: torch.autocast, writer: Writer, check: GradientCheck
+    ) -> None:
+        config, model, repeats = self._config, self._model, self._config.token_glimpses
         progress = step / config.token_steps
-        for group in optimizer.param_groups:
-            group["lr"] = config.peak_lr * min((step + 1) / config.warmup_steps, 1.5 * (1 - progress), 1)
-        # Batches after those of the rollouts, so that the two phases share none.
-        images = normalized(scenes.batch(config.steps + step)[0].to(device))
-        with torch.no_grad():
-            features = teacher(images)
-        targets = DistillationTargets.standardize(model, patches=features.patches, cls=features.cls)
-        seed_step(config.seed, config.steps + step)
-        repeated = images.repeat(config.token_glimpses, 1, 1, 1)
-        viewpoint = random_viewpoints(batch_size=len(repeated), device=device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.peak_lr * min((step + 1) / max(config.warmup_steps, 1), 1.5 * (1 - progress), 1)
+        batch = scenes.batch(step, batch_size=config.batch_size, seed=config.seed + 3)
+        targets = distillation_targets(model, batch)
+        seed_step(config.seed + 3, step)
+        repeated = batch.images.repeat(repeats, 1, 1, 1)
+        viewpoint = random_viewpoints(batch_size=len(repeated), device=self._device)
         glimpse = sample_at_viewpoint(spatial=repeated, viewpoint=viewpoint, glimpse_size_px=NANO_GLIMPSE_SIZE_PX)
         state = model.init_state(batch_size=len(repeated), canvas_grid_size=1)
-        output = model(glimpse=glimpse, state=state, viewpoint=viewpoint)
         cells = targets.patches.transpose(1, 2).unflatten(2, (NANO_CANVAS_GRID, NANO_CANVAS_GRID))
         under_glimpse = sample_at_viewpoint(
-            spatial=cells.repeat(config.token_glimpses, 1, 1, 1),
-            viewpoint=viewpoint,
-            glimpse_size_px=NANO_CANVAS_GRID,
+            spatial=cells.repeat(repeats, 1, 1, 1), viewpoint=viewpoint, glimpse_size_px=NANO_CANVAS_GRID
         )
+        glimpse_grid = NANO_GLIMPSE_SIZE_PX // model.canvit.patch_size
         wanted = F.avg_pool2d(under_glimpse, NANO_CANVAS_GRID // glimpse_grid).flatten(2).transpose(1, 2)
-        token_loss = F.mse_loss(readout(output.glimpse_patches), wanted)
-        scene_loss = F.mse_loss(
-            model.predict_teacher_cls(output.state.recurrent_cls), targets.cls.repeat(config.token_glimpses, 1)
-        )
-        optimizer.zero_grad(set_to_none=True)
+        with autocast:
+            output = model(glimpse=glimpse, state=state, viewpoint=viewpoint)
+            tokens = self.readout(output.glimpse_patches)
+            scene = model.predict_teacher_cls(output.state.recurrent_cls)
+        token_loss = F.mse_loss(tokens.float(), wanted)
+        scene_loss = F.mse_loss(scene.float(), targets.cls.repeat(repeats, 1))
+        self.optimizer.zero_grad(set_to_none=True)
         (token_loss + scene_loss).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip_norm)
-        optimizer.step()
-        if step % 50 == 0:
+        check.add(torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip_norm), step=step)
+        self.optimizer.step()
+        if step % LOG_EVERY == 0:
             writer.add_scalar("tokens/patch_loss", token_loss.item(), step)
             writer.add_scalar("tokens/cls_loss", scene_loss.item(), step)
             writer.add_scalar("tokens/patch_variance", wanted.var().item(), step)
+
+
+def distillation_targets(model: CanViTForPretraining, batch: TrainingBatch) -> DistillationTargets:
+    assert batch.teacher is not None, "the teacher has not seen the scenes: call add_teacher first"
+    with torch.no_grad():
+        return DistillationTargets.standardize(model, patches=batch.teacher.patches, cls=batch.teacher.cls)
+
+
+class CompiledCanvit:
+    """canvit-pytorch's own forward through torch.compile, put in its place for the length of `in_place`."""
+
+    def __init__(self, model: CanViTForPretraining, *, compile: Compile) -> None:
+        self._canvit = model.canvit
+        self._call = CompiledCall(model.canvit.forward, name="canvit-pytorch's forward", compile=compile)
+
+    @property
+    def ran(self) -> str:
+        return self._call.ran
+
+    def _forward(self, *, glimpse: Tensor, state: RecurrentState, viewpoint: Viewpoint) -> CanViTOutput:
+        # Expanded tensors are made whole: strides are part of what is compiled for.
+        return self._call(
+            glimpse=glimpse,
+            state=RecurrentState(canvas=state.canvas.contiguous(), recurrent_cls=state.recurrent_cls.contiguous()),
+            viewpoint=Viewpoint(centers=viewpoint.centers.contiguous(), scales=viewpoint.scales.contiguous()),
+        )
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        self._canvit.forward = self._forward  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self._canvit.forward
 
 
 def record_start(config: PretrainingConfig, *, step: int) -> None:
@@ -290,171 +404,264 @@ def record_start(config: PretrainingConfig, *, step: int) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def train(config: PretrainingConfig) -> None:
-    """
+class Pretraining:
+    """A run: its model, optimizers and scenes, resumed from the run directory where there is a state.
+
     Raises:
         ValueError: settings that contradict each other, or those of the run that is resumed.
-        FloatingPointError: a gradient that is no number; the last good state is kept.
     """
-    if config.init_from is not None and config.token_steps:
-        raise ValueError(
-            f"the weights of --init-from have learned their tokens: pass --token-steps 0 (got {config.token_steps})"
+
+    def __init__(self, config: PretrainingConfig) -> None:
+        _check(config)
+        self.config, self.device = config, torch.device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self.precision = resolve_precision(config.precision, self.device)
+        self.autocast = autocast_for(self.precision, self.device)
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        self.scenes = TrainingScenes(mixture(config.mixture, max_scenes=config.max_scenes), device=self.device)
+        self.scenes.add_teacher(_load_teacher(config, self.device))
+        self._finish_parts = mixture(
+            config.mixture, max_scenes=config.max_scenes, single_share=config.finish_classification_share
         )
-    device = torch.device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    scenes = MixedScenes(
-        num_segmentation=config.num_segmentation,
-        num_classification=config.num_classification,
-        batch_size=config.batch_size,
-        seed=config.seed + 1,
-    )
-    teacher = load_nano_teacher(config.teacher_dir / TEACHER_WEIGHTS, device).to(
-        memory_format=cast(Any, torch.channels_last)
-    )
-    finish_scenes = None
-    if config.finish_steps:
-        mixed = MixedScenes(
-            num_segmentation=config.num_segmentation,
-            num_classification=config.num_classification,
-            batch_size=config.finish_batch_size,
-            seed=config.seed + 2,
-            classification_share=config.finish_classification_share,
-        )
-        finish_scenes = FinishScenes(mixed, teacher=teacher, device=device)
-    torch.manual_seed(config.seed)
-    model = CanViTForPretraining(
-        canvit_config=nano_config(), teacher_dim=TEACHER_DIM, teacher_patch_grid=NANO_CANVAS_GRID
-    ).to(device)
-    optimizers = make_optimizers(config, model)
-    checkpoint, start, seconds, glimpses = config.run_dir / "state.pt", 0, 0.0, 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        restore_optimizers(optimizers, state["optimizers"])
-        start, seconds, glimpses = state["step"], state["seconds"], state["glimpses"]
-        log.info("Resuming at step %d", start)
-        writer = SummaryWriter(str(config.run_dir))
-    else:
-        writer = SummaryWriter(str(config.run_dir))
-        started = time.monotonic()
-        if config.init_from is not None:
-            model.load_state_dict(CanViTForPretraining.from_pretrained(str(config.init_from)).state_dict())
+        torch.manual_seed(config.seed)
+        self.model = CanViTForPretraining(
+            canvit_config=nano_config(), teacher_dim=TEACHER_DIM, teacher_patch_grid=NANO_CANVAS_GRID
+        ).to(self.device)
+        self.optimizers = make_optimizers(config, self.model)
+        self.tokens = TokenPhase(config, self.model, self.device) if config.token_steps else None
+        self.compiled_canvit = CompiledCanvit(self.model, compile=config.compile)
+        self.look = FinishGlimpse(self.model, compile=config.compile)
+        self.state_file = config.run_dir / "state.pt"
+        self.check = GradientCheck(self.device, state_file=self.state_file)
+        self.progress = Progress()
+        if self.state_file.exists():
+            self._resume()
+        elif config.init_from is not None:
+            self.model.load_state_dict(CanViTForPretraining.from_pretrained(str(config.init_from)).state_dict())
         else:
-            fit_standardizers(config, model, teacher, scenes, device)
-            train_tokens(config, model, teacher, scenes, writer, device)
-        seconds = time.monotonic() - started
-        _save_state(checkpoint, model, optimizers, step=0, seconds=seconds, glimpses=0)
+            fit_standardizers(config, self.model, self.scenes)
+        self.writer = tensorboard(config.run_dir)
+        record_start(config, step=self.progress.step)
 
-    forward: Callable[..., Any] = model.canvit.forward
-    if config.compile:
-        model.canvit.forward = torch.compile(forward, dynamic=False)  # type: ignore[method-assign]
+    def _resume(self) -> None:
+        state = torch.load(self.state_file, map_location=self.device, weights_only=True)
+        self.progress = Progress(**state["progress"])
+        self.model.load_state_dict(state["model"])
+        if state["tokens"] is not None and self.tokens is not None:
+            self.tokens.readout.load_state_dict(state["tokens"]["readout"])
+            self.tokens.optimizer.load_state_dict(state["tokens"]["optimizer"])
+        restore_optimizers(self.optimizers, state["optimizers"])
+        log.info("Resuming at %s", self.where())
 
-    record_start(config, step=start)
-    began = time.monotonic() - seconds
-    last = config.steps + config.finish_steps
-    bar = tqdm(range(start, last), initial=start, total=last, desc="nano", mininterval=10)
-    for step in bar:
-        for optimizer in optimizers:
+    def where(self) -> str:
+        config, progress = self.config, self.progress
+        if progress.token_step < config.token_steps:
+            return f"step {progress.token_step} of {config.token_steps} of glimpse-stream learning"
+        if progress.step < config.steps:
+            return f"step {progress.step} of {config.steps} of distillation"
+        if config.finish_minutes is not None:
+            return f"minute {progress.finish_seconds / 60:.1f} of {config.finish_minutes:g} of the finish"
+        return f"step {progress.step - config.steps} of {config.finish_steps} of the finish"
+
+    @property
+    def in_tokens(self) -> bool:
+        return self.progress.token_step < self.config.token_steps
+
+    @property
+    def finished(self) -> bool:
+        progress = self.progress
+        done = finish_progress(self.config, progress.step, progress.finish_seconds) >= 1
+        return not self.in_tokens and progress.step >= self.config.steps and done
+
+    def advance(self) -> None:
+        """One step of the phase that the run is in."""
+        began, config, progress = time.monotonic(), self.config, self.progress
+        finishing = not self.in_tokens and progress.step >= config.steps
+        self.model.train()
+        if self.in_tokens:
+            assert self.tokens is not None
+            self.tokens.step(
+                progress.token_step, self.scenes, autocast=self.autocast, writer=self.writer, check=self.check
+            )
+            progress.token_step += 1
+        else:
+            self._roll_out()
+        took = time.monotonic() - began
+        progress.seconds += took
+        progress.finish_seconds += took if finishing else 0.0
+
+    def _roll_out(self) -> None:
+        config, progress, step = self.config, self.progress, self.progress.step
+        rate = rate_of_peak(config, step, progress.finish_seconds)
+        for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = optimizer.defaults["lr"] * rate_of_peak(config, step)
+                group["lr"] = optimizer.defaults["lr"] * rate
+        finishing = step >= config.steps
         seed_step(config.seed, step)
-        model.train()
-        policy_name = ROLLOUTS[step % len(ROLLOUTS)]
-        if finish_scenes is not None and step >= config.steps:
+        usual = config.finish_stop_probability if finishing else stop_probability(config, step)
+        stop = config.long_stop_probability if random.random() < config.long_share else usual
+        policy_name = config.rollouts[step % len(config.rollouts)]
+        if finishing:
+            batch_size = config.finish_batch_size
+            batch = self.scenes.batch(step, batch_size=batch_size, seed=config.seed + 2, parts=self._finish_parts)
             losses, num_glimpses = finishing_step(
-                model,
-                finish_scenes.batch(step),
+                self.model,
+                batch,
+                look=self.look,
                 policy_name=policy_name,
                 item_share=config.finish_item_share,
                 item_weight=config.item_weight,
                 class_weight=config.class_weight,
+                teacher_share=config.finish_teacher_share,
                 chunk_glimpses=config.chunk_glimpses,
-                stop_probability=config.finish_stop_probability,
+                stop_probability=stop,
+                autocast=self.autocast,
             )
-            loss, logged, batch_size = losses["cells"], {policy_name: losses}, config.finish_batch_size
+            logged = {policy_name: losses}
         else:
-            images = normalized(scenes.batch(step)[0].to(device))
-            with torch.no_grad():
-                features = teacher(images)
-            targets = DistillationTargets.standardize(model, patches=features.patches, cls=features.cls)
-            metrics = training_step(
-                model=model,
-                images=images,
-                targets=targets,
-                rollout_policies=(policy_name,),
-                tbptt_chunk_glimpses=config.chunk_glimpses,
-                stop_probability=stop_probability(config, step),
-                glimpse_size_px=NANO_GLIMPSE_SIZE_PX,
-                canvas_grid_size=NANO_CANVAS_GRID,
-                enable_teacher_patch_loss=True,
-                enable_teacher_cls_loss=True,
-                autocast=torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"),
-            )
-            loss, num_glimpses, logged = metrics.loss, metrics.num_glimpses, metrics.by_policy
             batch_size = config.batch_size
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip_norm)
-        if not torch.isfinite(norm):
-            raise FloatingPointError(
-                f"gradient norm is {norm.item()} at step {step}; the last good state is in {checkpoint}"
-            )
-        for optimizer in optimizers:
+            batch = self.scenes.batch(step, batch_size=batch_size, seed=config.seed + 1)
+            with self.compiled_canvit.in_place():
+                metrics = training_step(
+                    model=self.model,
+                    images=batch.images,
+                    targets=distillation_targets(self.model, batch),
+                    rollout_policies=(policy_name,),
+                    tbptt_chunk_glimpses=config.chunk_glimpses,
+                    stop_probability=stop,
+                    glimpse_size_px=NANO_GLIMPSE_SIZE_PX,
+                    canvas_grid_size=NANO_CANVAS_GRID,
+                    enable_teacher_patch_loss=True,
+                    enable_teacher_cls_loss=True,
+                    autocast=self.autocast,
+                )
+            num_glimpses, logged = metrics.num_glimpses, metrics.by_policy
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip_norm)
+        self.check.add(norm, step=step)
+        for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        glimpses += num_glimpses * batch_size
-        if step % 50 < len(ROLLOUTS):
+        progress.step += 1
+        progress.glimpses += num_glimpses * batch_size
+        if step % LOG_EVERY < len(config.rollouts):
             for name, entries in logged.items():
                 for key, value in entries.items():
-                    writer.add_scalar(f"{name}/{key}", value.item(), step)
-            writer.add_scalar("train/grad_norm", norm.item(), step)
-            writer.add_scalar("train/glimpses", glimpses, step)
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-        if (step + 1) % config.validate_every == 0 or step + 1 == last:
-            model.canvit.forward = forward  # type: ignore[method-assign]
-            results = validate(model, num_glimpses=21, num_scenes=config.validation_scenes, device=device)
-            if config.compile:
-                model.canvit.forward = torch.compile(forward, dynamic=False)  # type: ignore[method-assign]
-            log.info("step %d, %d glimpses, %.0f s: %s", step + 1, glimpses, time.monotonic() - began, results)
-            for key, curve in results.items():
-                for t in (1, 5, 21):
-                    writer.add_scalar(f"validation/{key}_glimpse_{t}", curve[t - 1], step + 1)
-            _save(model, config, steps=step + 1, glimpses=glimpses, seconds=time.monotonic() - began, results=results)
-        # The state comes last: a run interrupted before it repeats the validation, and no model is left unwritten.
-        if (step + 1) % config.save_every == 0 or step + 1 == last:
-            seconds = time.monotonic() - began
-            _save_state(checkpoint, model, optimizers, step=step + 1, seconds=seconds, glimpses=glimpses)
+                    self.writer.add_scalar(f"{name}/{key}", value.item(), step)
+            self.writer.add_scalar("train/grad_norm", norm.item(), step)
+            self.writer.add_scalar("train/glimpses", progress.glimpses, step)
+
+    def validate(self) -> None:
+        """Measure the model and write it, with what produced it, as canvit-pytorch's from_pretrained reads it."""
+        config = self.config
+        results = validate(
+            self.model,
+            flavours=tuple(part.flavour for part in self.scenes.parts),
+            num_glimpses=config.validation_glimpses,
+            num_scenes=config.validation_scenes,
+            device=self.device,
+            autocast=self.autocast,
+        )
+        log.info("%s, %d glimpses, %.0f s: %s", self.where(), self.progress.glimpses, self.progress.seconds, results)
+        for key, curve in results.items():
+            for t in sorted({1, min(5, len(curve)), len(curve)}):
+                self.writer.add_scalar(f"validation/{key}_glimpse_{t}", curve[t - 1], self.progress.step)
+        self.model.save_pretrained(config.run_dir / "model")
+        write_text(config.run_dir / "model" / "training.json", json.dumps(self.record(results), indent=2) + "\n")
+
+    def record(self, results: dict[str, Any]) -> dict[str, Any]:
+        config, progress = self.config, self.progress
+        starts = (config.run_dir / "starts.jsonl").read_text(encoding="utf-8").splitlines()
+        record: dict[str, Any] = dict(
+            config=plain(asdict(config)),
+            starts=[json.loads(line) for line in starts],
+            teacher=teacher_record(config.teacher_dir),
+            scenes=self.scenes.describe(),
+            steps=progress.step,
+            glimpses=progress.glimpses,
+            seconds=progress.seconds,
+            ran=dict(
+                device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
+                precision=self.precision,
+                distillation=self.compiled_canvit.ran,
+                finish=self.look.ran,
+                scenes_on_device=self.scenes.resident,
+            ),
+            validation=results,
+            torch=torch.__version__,
+        )
+        if config.init_from is not None and (earlier := config.init_from / "training.json").exists():
+            record["continues"] = json.loads(earlier.read_text(encoding="utf-8"))
+        return record
+
+    def save(self) -> None:
+        """What a resumed run needs, written whole or not at all."""
+        self.check.read(step=self.progress.step)
+        tokens = None
+        if self.tokens is not None and self.in_tokens:
+            tokens = dict(readout=self.tokens.readout.state_dict(), optimizer=self.tokens.optimizer.state_dict())
+        state = dict(
+            progress=asdict(self.progress),
+            model=self.model.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+            tokens=tokens,
+        )
+        with replacing(self.state_file) as partial:
+            torch.save(state, partial)
 
 
-def _save_state(
-    path: Path, model: CanViTForPretraining, optimizers: list[torch.optim.Optimizer], **progress: float
-) -> None:
-    """What a resumed run needs, written whole or not at all."""
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    with replacing(path) as partial:
-        torch.save(dict(model=model.state_dict(), optimizers=states, **progress), partial)
+def teacher_record(teacher_dir: Path) -> dict[str, Any]:
+    """Settings and scores of a teacher, the shipped one among them."""
+    path = teacher_dir / "teacher.json"
+    if not path.exists() and teacher_dir.resolve() == asset_dir("nano-teacher").resolve():
+        path = SHIPPED_TEACHER_RECORD
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _save(model: Any, config: PretrainingConfig, *, results: dict[str, Any], **progress: float) -> None:
-    """The model as canvit-pytorch's from_pretrained reads it, with what produced it."""
-    compiled = model.canvit.__dict__.pop("forward", None)
-    model.save_pretrained(config.run_dir / "model")
-    if compiled is not None:
-        model.canvit.forward = compiled
-    teacher = json.loads((config.teacher_dir / "teacher.json").read_text(encoding="utf-8"))
-    record: dict[str, Any] = dict(
-        config=plain(asdict(config)),
-        starts=[
-            json.loads(line) for line in (config.run_dir / "starts.jsonl").read_text(encoding="utf-8").splitlines()
-        ],
-        teacher=teacher,
-        **progress,
-        validation=results,
-        torch=torch.__version__,
-    )
-    if config.init_from is not None and (earlier := config.init_from / "training.json").exists():
-        record["continues"] = json.loads(earlier.read_text(encoding="utf-8"))
-    (config.run_dir / "model" / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+def train(config: PretrainingConfig) -> bool:
+    """Whether the run is finished: False where --minutes ended this start before.
+
+    Raises:
+        ValueError: settings that contradict each other, or those of the run that is resumed.
+        FloatingPointError: a gradient that is no number; the last good state is kept.
+    """
+    budget = Budget(config.minutes)
+    run = Pretraining(config)
+    if not run.state_file.exists():
+        run.save()
+    bar = tqdm(desc="nano", unit="step", initial=run.progress.token_step + run.progress.step, mininterval=10)
+    with bar:
+        while not run.finished and not budget.spent:
+            run.advance()
+            bar.update()
+            done = run.progress.step if not run.in_tokens else run.progress.token_step
+            if not run.in_tokens and (done % config.validate_every == 0) and done and not run.finished:
+                run.validate()
+            # The state comes last: a run interrupted before it repeats the validation, and no model stays unwritten.
+            if done % config.save_every == 0:
+                run.save()
+    run.validate()
+    run.save()
+    if not run.finished:
+        budget.say_goes_on(f"at {run.where()}")
+    return run.finished
+
+
+def _check(config: PretrainingConfig) -> None:
+    if config.init_from is not None and config.token_steps:
+        raise ValueError(
+            f"the weights of --init-from have learned their tokens: pass --token-steps 0 (got {config.token_steps})"
+        )
+    if config.finish_minutes is not None and not config.finish_minutes > 0:
+        raise ValueError(f"--finish-minutes must be positive, got {config.finish_minutes}")
+    parts = mixture(config.mixture, max_scenes=config.max_scenes)
+    for batch_size in (config.batch_size, config.finish_batch_size):
+        batch_counts(parts, batch_size)  # raises before any work
+
+
+def _load_teacher(config: PretrainingConfig, device: torch.device) -> PassiveTeacher:
+    teacher = load_nano_teacher(config.teacher_dir / TEACHER_WEIGHTS, device)
+    return teacher.to(memory_format=cast(Any, torch.channels_last))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,12 @@
 """Install a pretrained nano and its probes as the package's assets, measure them, and write their model card.
 
-    python -m experiments.nano.ship --model-dir runs/nano/model --probes-dir runs/probes
+    python -m experiments.nano.ship --model-dir runs/nano/model --probes-dir runs/probes --teacher-dir runs/teacher
+
+A model is installed only where it is better than the shipped one, on validation scenes of segmentation and
+classification under C2F: mIoU and top-1 after 21 glimpses are both higher, each by an interval of 95 % (paired,
+over scenes) clear of zero; neither is lower after 5 glimpses; and neither falls, with more glimpses, further below its
+own best than the shipped model's does or than 0.25 points. Otherwise the assets stay as they are, and the command says
+why and fails. Results that rest on the shipped model have to be measured again after a new one is installed.
 
 The measurements are on test scenes, with canvit-pytorch's own policies: C2F over 21 glimpses, the greedy oracle
 over 5 (on the first --oracle-scenes scenes, C2F beside it on the same ones), classification under C2F, and the
@@ -10,22 +16,28 @@ passive teacher as the ceiling.
 import json
 import shutil
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import numpy as np
+from canvit_pytorch.policies import POLICIES
 from numpy.typing import NDArray
 
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.load import load_backbone
+from canvit_gym.backbone.nano_teacher import TEACHER_WEIGHTS
 from canvit_gym.command_line import run_command
 from canvit_gym.config import EnvConfig
-from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
 from canvit_gym.policies import GreedyOracle, PaperPolicy
 from canvit_gym.provenance import plain, provenance
+from canvit_gym.statistics import paired_difference
+from experiments.nano.metrics import FALL_POINTS, largest_fall
+from experiments.nano.mixture import MIXTURES, SINGLE
 from experiments.nano.pretrain import PretrainingConfig
+from experiments.nano.teacher import TeacherConfig
 
 LONG, SHORT = 21, 5
 """Glimpses: C2F's three quadtree levels, and the environments' default budget."""
@@ -42,7 +54,26 @@ GOALS = {
 }
 """What was wanted of nano, with the least number that meets it."""
 
-NOT_TOLD = ("run_dir", "teacher_dir", "init_from", "save_every", "validate_every", "device")
+EARLIER: dict[str, Any] = {
+    "mixture": "pair",
+    "long_share": 0.0,
+    "rollouts": ["full_then_random", "random"],
+}
+"""What runs did that were recorded before these settings were there."""
+
+NOT_TOLD = (
+    "run_dir",
+    "teacher_dir",
+    "init_from",
+    "save_every",
+    "validate_every",
+    "validation_scenes",
+    "validation_glimpses",
+    "test_scenes",
+    "minutes",
+    "compile",
+    "device",
+)
 """Settings that the card's commands leave out: they name directories, or change no weight."""
 
 
@@ -52,6 +83,10 @@ class ShippingConfig:
     """`model/` of a run of experiments.nano.pretrain."""
     probes_dir: Path
     """Output directory of canvit_gym.probes.fit."""
+    teacher_dir: Path | None = None
+    """Run directory of the teacher that the model learned from, to be installed with it. None: the shipped one."""
+    compare_scenes: int = 1000
+    """Validation scenes of each flavour on which the model is compared with the shipped one."""
     oracle_scenes: int = 200
     seed: int = 0
 
@@ -62,6 +97,52 @@ def install(source: Path, destination: Path) -> None:
         if (source / name).exists():
             shutil.copyfile(source / name, destination / name)
     (destination / "README.md").unlink(missing_ok=True)  # the card of an earlier model
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate against the shipped model: C2F on the same validation scenes of one flavour."""
+
+    name: str
+    shipped: list[float]  # in %, after each glimpse
+    candidate: list[float]
+    difference: tuple[float, float, float]
+    """After the last glimpse, candidate minus shipped in points: estimate and its 95 % interval."""
+
+    def reasons(self) -> list[str]:
+        """Why the candidate is not better; none where it is."""
+        estimate, low, high = self.difference
+        found = []
+        if low <= 0:
+            found.append(
+                f"{self.name} after {len(self.candidate)} glimpses is {estimate:+.2f} points "
+                f"(95 % interval {low:+.2f} to {high:+.2f}): not clearly higher"
+            )
+        short = min(SHORT, len(self.candidate)) - 1
+        if self.candidate[short] < self.shipped[short]:
+            ours, theirs = self.candidate[short], self.shipped[short]
+            found.append(f"{self.name} after {short + 1} glimpses is {ours:.2f}, below {theirs:.2f}")
+        allowed = max(FALL_POINTS, largest_fall(self.shipped))
+        if (fall := largest_fall(self.candidate)) > allowed:
+            found.append(f"{self.name} falls by {fall:.2f} points with more glimpses; at most {allowed:.2f} would do")
+        return found
+
+
+def compare(config: ShippingConfig) -> list[Comparison]:
+    """The candidate, with its own probes, against the shipped model with its own."""
+    comparisons = []
+    for kind, name in (("segmentation", "mIoU"), ("classification", "top-1")):
+        shipped = EnvConfig(dataset=f"fashion-{kind}", split="validation", num_scenes=config.compare_scenes)
+        candidate = replace(shipped, checkpoint=str(config.model_dir), probe=str(config.probes_dir / f"{kind}-probe"))
+        policy = PaperPolicy("coarse_to_fine", num_glimpses=LONG)
+        ours, theirs = (
+            evaluate(policy, config=env, num_glimpses=LONG, seed=config.seed, progress=f"C2F, {kind}, {which}")
+            for which, env in (("candidate", candidate), ("shipped", shipped))
+        )
+        estimate = paired_difference(score_statistic([ours]), score_statistic([theirs]))
+        value, low, high = (round(100 * bound, DIGITS) for bound in estimate.at(-1).values())
+        comparisons.append(Comparison(name, percent(theirs), percent(ours), (value, low, high)))
+    return comparisons
 
 
 def percent(result: Evaluation) -> list[float]:
@@ -114,6 +195,34 @@ def verdict(goal: str, value: float) -> str:
     return "met" if value >= GOALS[goal] else "missed"
 
 
+def setting(training: dict[str, Any], name: str) -> Any:
+    """Of a run, however old its record."""
+    return training["config"].get(name, EARLIER.get(name))
+
+
+def single_share(training: dict[str, Any]) -> float:
+    """Of the finish's scenes, those with one item."""
+    if (given := setting(training, "finish_classification_share")) is not None:
+        return given
+    return next(part.share for part in MIXTURES[setting(training, "mixture")] if part.flavour == SINGLE)
+
+
+def rollouts(training: dict[str, Any]) -> str:
+    """The viewing policies by their names in the paper."""
+    *others, last = (POLICIES[name].paper_name for name in setting(training, "rollouts"))
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def scenes_trained_on(training: dict[str, Any]) -> str:
+    """The last run's."""
+    scenes = training.get("scenes")
+    if scenes is None:  # recorded before mixtures were there
+        config = training["config"]
+        return f"{config['num_segmentation']} segmentation and {config['num_classification']} classification\n  scenes"
+    counts = ", ".join(f"{entry['scenes']} {flavour} ({entry['share']:.0%})" for flavour, entry in scenes.items())
+    return f"{counts}\n  scenes"
+
+
 def stages(training: dict[str, Any]) -> str:
     """A line for each run that the weights went through, the first one first."""
     earlier = training.get("continues")
@@ -127,16 +236,14 @@ def stages(training: dict[str, Any]) -> str:
     }
     done = "; ".join(what for what, count in parts.items() if count)
     if share := config.get("finish_item_share"):
-        single = config["finish_classification_share"]
-        done += (
-            f", {single:.0%} of its scenes with one item and {share:.0%} of its glimpses after the first around items"
-        )
+        done += f", {single_share(training):.0%} of its scenes with one item and {share:.0%} of its glimpses after "
+        done += "the first around items"
     starts = len(training["starts"])
     optimizers = f"AdamW at {config['peak_lr']}"
     if muon_lr := config.get("muon_lr"):
         optimizers += f" (the matrices of the blocks by Muon at {muon_lr})"
     line = (
-        f"  - {'From those weights: ' if earlier else ''}{done}; F-IID and R-IID rollouts in turn, "
+        f"  - {'From those weights: ' if earlier else ''}{done}; {rollouts(training)} rollouts in turn, "
         f"{training['glimpses']:,} glimpses, {optimizers}, seed {config['seed']}, "
         f"{training['seconds'] / 60:.0f} minutes"
         + (f" (started {starts} times, some with other settings)." if starts > 1 else ".")
@@ -145,16 +252,30 @@ def stages(training: dict[str, Any]) -> str:
     return f"{stages(earlier)}\n{line}" if earlier else line
 
 
+def options(config: type, recorded: dict[str, Any]) -> list[str]:
+    """A run's settings that differ from the defaults, as options of its command."""
+    parts = []
+    for field in fields(config):
+        value = recorded.get(field.name, EARLIER.get(field.name, field.default))
+        told = " ".join(value) if isinstance(value, list | tuple) else value
+        default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
+        if field.name not in NOT_TOLD and told != default:
+            parts.append(f"--{field.name.replace('_', '-')} {told}")
+    return parts
+
+
+def teacher_command(teacher: dict[str, Any]) -> str:
+    parts = options(TeacherConfig, teacher["config"])
+    return " ".join(["python -m experiments.nano.teacher --run-dir runs/teacher", *parts])
+
+
 def commands(training: dict[str, Any]) -> list[str]:
     """A command for each run that the weights went through, the first one first: what differs from the defaults."""
     earlier = commands(training["continues"]) if "continues" in training else []
     parts = [f"python -m experiments.nano.pretrain --run-dir {run_dir(len(earlier))} --teacher-dir runs/teacher"]
     if earlier:
         parts.append(f"--init-from {run_dir(len(earlier) - 1)}/model")
-    for field in fields(PretrainingConfig):
-        value = training["config"].get(field.name, field.default)
-        if field.name not in NOT_TOLD and value != field.default:
-            parts.append(f"--{field.name.replace('_', '-')} {value}")
+    parts += options(PretrainingConfig, training["config"])
     # An option stays on the line of its value: no-break spaces hold them together while lines are filled.
     whole = " ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
     lines = fill(whole, 108, break_long_words=False, break_on_hyphens=False).replace("\N{NO-BREAK SPACE}", " ")
@@ -187,9 +308,10 @@ def card(record: dict[str, Any]) -> str:
         return f"| {name} | " + " | ".join(f"{curve[t - 1]:.1f}" if t <= len(curve) else "" for t in shown) + " |"
 
     goals = "\n".join(f"| {goal} | {value:.4g} | {verdict(goal, value)} |" for goal, value in metrics["goals"].items())
-    pretraining = training["config"]
     teacher = training["teacher"]
     runs = commands(training)
+    data = scenes_trained_on(training)
+    data += " of FashionScenes' training split (Fashion-MNIST sprites, MIT licence, Zalando SE)."
     last, pretrain = run_dir(len(runs) - 1), "\n      ".join(runs)
     return f"""---
 library_name: canvit-pytorch
@@ -202,8 +324,7 @@ A CanViT of {record["parameters"] / 1e6:.2f} million parameters for 128 px scene
 of 128 channels. It ships with canvit_gym so that its environments run without a network or a GPU; it knows
 FashionScenes and nothing else.
 
-- **Data**: {pretraining["num_segmentation"]} segmentation and {pretraining["num_classification"]} classification
-  scenes of FashionScenes' training split (Fashion-MNIST sprites, MIT licence, Zalando SE).
+- **Data**: {data}
 - **Teacher**: a passive convolutional network at full resolution (`experiments/nano/teacher.py`),
   {teacher["config"]["steps"]} steps, {teacher["seconds"] / 60:.0f} minutes.
 - **Recipe** (`experiments/nano/pretrain.py`; `training.json` has every setting and start):
@@ -213,7 +334,7 @@ FashionScenes and nothing else.
   on {made["machine"]["cpu"]} ({made["machine"]["cores"]} cores).
 - **Commands**{commands_note(training)}:
 
-      python -m experiments.nano.teacher --run-dir runs/teacher
+      {teacher_command(teacher)}
       {pretrain}
       canvit-gym fit-probe --checkpoint {last}/model --output-dir runs/probes
       python -m experiments.nano.ship --model-dir {last}/model --probes-dir runs/probes
@@ -237,14 +358,41 @@ The passive teacher reaches {metrics["teacher_miou"]:.1f} mIoU and {metrics["tea
 | goal | reached | verdict |
 | --- | --- | --- |
 {goals}
-"""
+{better_than_before(record.get("comparison"))}"""
+
+
+def better_than_before(comparison: list[dict[str, Any]] | None) -> str:
+    """What the model was installed for; nothing of one that was there before the rule."""
+    if comparison is None:
+        return ""
+    lines = []
+    for entry in comparison:
+        value, low, high = entry["difference"]
+        lines.append(
+            f"- {entry['name']}: {entry['candidate'][-1]:.2f} after {len(entry['candidate'])} glimpses, "
+            f"{value:+.2f} ({low:+.2f} to {high:+.2f}); largest fall {largest_fall(entry['candidate']):.2f}"
+        )
+    return (
+        "\n## Against the model that it replaced\n\nC2F on validation scenes, points in % with 95 % intervals "
+        "(`experiments/nano/ship.py` has the rule):\n\n" + "\n".join(lines) + "\n"
+    )
 
 
 def main(config: ShippingConfig) -> None:
+    """
+    Raises:
+        ValueError: the model is not better than the shipped one.
+    """
     began = time.monotonic()
+    comparison = compare(config)
+    if reasons := [reason for entry in comparison for reason in entry.reasons()]:
+        raise ValueError("not shipped, and nothing was changed:\n" + "\n".join(reasons))
     install(config.model_dir, asset_dir("nano"))
-    for kind in ("segmentation", "classification"):
-        install(config.probes_dir / f"{kind}-probe", asset_dir(f"nano-{kind}-probe"))
+    for kind in ("segmentation", "classification", "odd"):
+        if kind != "odd" or (config.probes_dir / "odd-probe").exists():
+            install(config.probes_dir / f"{kind}-probe", asset_dir(f"nano-{kind}-probe"))
+    if config.teacher_dir is not None:
+        shutil.copyfile(config.teacher_dir / TEACHER_WEIGHTS, asset_dir("nano-teacher") / TEACHER_WEIGHTS)
     training = plain(json.loads((config.model_dir / "training.json").read_text(encoding="utf-8")))
     (asset_dir("nano") / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
     backbone = load_backbone("nano", device="cpu")
@@ -254,6 +402,7 @@ def main(config: ShippingConfig) -> None:
         sha256=backbone.sha256,
         oracle_scenes=config.oracle_scenes,
         metrics=measure(config, training["teacher"]),
+        comparison=[asdict(entry) for entry in comparison],
         provenance=provenance(),
         seconds=time.monotonic() - began,
     )
