@@ -8,9 +8,9 @@
 # (python3) can be set. Leaves at most 8 files of at most 16 MB: run.tar (teacher, nano, probes), the states of
 # unfinished trainings, metrics.json, log.txt. Ship the result from an unpacked run.tar:
 #
-#     tar -xf STATE_DIR/run.tar -C runs/gpu
-#     python -m experiments.nano.ship --model-dir runs/gpu/nano/model --probes-dir runs/gpu/probes \
-#         --teacher-dir runs/gpu/teacher
+#     mkdir -p runs/gpu/run && tar -xf STATE_DIR/run.tar -C runs/gpu/run
+#     python -m experiments.nano.ship --model-dir runs/gpu/run/nano/model --probes-dir runs/gpu/run/probes \
+#         --teacher-dir runs/gpu/run/teacher
 set -euo pipefail
 
 MOST_FILES=8
