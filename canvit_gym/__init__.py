@@ -9,7 +9,7 @@ from canvit_gym.backbone.forks import compute_alone_after_forks
 from canvit_gym.play.animation import show
 from canvit_gym.registration import ENVIRONMENTS, register_dataset, register_environments
 from canvit_gym.scenes.datasets import DatasetPage, DatasetSpec, OnDisk, SceneRequest
-from canvit_gym.sharding import env_fns
+from canvit_gym.sharding import env_fns, share_scenes
 
 __all__ = [
     "ENVIRONMENTS",
@@ -21,6 +21,7 @@ __all__ = [
     "env_fns",
     "register_dataset",
     "register_environments",
+    "share_scenes",
     "show",
 ]
 

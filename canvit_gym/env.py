@@ -39,6 +39,15 @@ class GlimpseEnv(gym.Env[Observation, Any]):
         return self.envs.actions
 
     @property
+    def shard(self) -> tuple[int, int]:
+        """The share of the scenes: see GlimpseVectorEnv.shard."""
+        return self.envs.shard
+
+    @shard.setter
+    def shard(self, shard: tuple[int, int]) -> None:
+        self.envs.shard = shard
+
+    @property
     def state(self) -> RecurrentState:
         """The backbone's state, batch of one. Valid until the next step or reset; clone to keep it."""
         return self.envs.state

@@ -30,6 +30,7 @@ from canvit_gym.rewards import REWARDS, step_reward
 from canvit_gym.scenes.sampler import SceneSampler, next_scenes
 from canvit_gym.scenes.source import StreamedSource
 from canvit_gym.seeding import seeded
+from canvit_gym.sharding import warn_in_worker
 from canvit_gym.tasks.goals import checked_goals
 from canvit_gym.viewpoints import first_viewpoints
 
@@ -64,13 +65,18 @@ def after_each_glimpse(
     return np.where(ended[:, None], np.take_along_axis(curve, taken, axis=1), 0)
 
 
+def _make_sampler(config: EnvConfig, num_scenes: int) -> SceneSampler:
+    return SceneSampler(num_scenes=num_scenes, shard=config.shard, shuffle=config.split == "training")
+
+
 class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     """Active vision on `num_envs` scenes at a time: an action is a viewpoint, an observation what the canvas holds.
 
     ## Description
     Each scene is seen through a sequence of glimpses by a frozen CanViT, which remembers what it saw on a
     scene-wide canvas. After each glimpse a frozen linear probe reads the canvas; the reward is how much better
-    it reads. The agent decides where the next glimpse is taken.
+    it reads. The agent decides where the next glimpse is taken. Stable-Baselines3 takes it through
+    `canvit_gym.sb3.make_sb3_env`.
 
     The pages of the single environments have what this one leaves out: the keys of observations with shapes and
     ranges, the rewards, and the default of every argument. For one of them:
@@ -204,9 +210,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             budget=self.config.budget,
             potentials=tuple(name for name in self.task.potentials if name in {*self.tracked, *drawn}),
         )
-        self._sampler = SceneSampler(
-            num_scenes=len(self.scenes), shard=self.config.shard, shuffle=self.config.split == "training"
-        )
+        self._sampler = _make_sampler(self.config, len(self.scenes))
         self.single_action_space = self.actions.space
         self.single_observation_space = self.layout.space
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -240,6 +244,17 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self._spec = spec
 
     @property
+    def shard(self) -> tuple[int, int]:
+        """The share of the scenes: (i, n) is every n-th one from the i-th. Another one begins with the next scenes."""
+        return self.config.shard
+
+    @shard.setter
+    def shard(self, shard: tuple[int, int]) -> None:
+        config = replace(self.config, shard=shard)
+        self._sampler = _make_sampler(config, len(self.scenes))
+        self.config = config
+
+    @property
     def state(self) -> RecurrentState:
         """The backbone's state of every scene. Valid until the next step or reset; clone to keep it, to
         change it, or to train on it."""
@@ -260,6 +275,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         The same seed gives the same scenes, observations and rewards.
         """
         self._require_open()
+        if not options:
+            warn_in_worker(self.config, len(self.scenes))
         rows, scene, goal = self._reset_options({} if options is None else options)
         super().reset(seed=seed)
         if seed is not None:

@@ -5,8 +5,8 @@
     canvit-gym evaluate --env CanViT/FashionClassification-v0 --policy runs/rllib
 
 On a cluster, start Ray there (`ray start --head`, `ray start --address=...`) and pass --address auto: that is the one
-line that differs. Every runner's environments see scenes of their own: `shard` follows from the runner's index. --seeds
-trains several seeds with Ray Tune.
+line that differs. A runner steps all of its scenes in one batched forward, through the id's vector entry point, and
+sees scenes of its own: `canvit_gym.share_scenes`. --seeds trains several seeds with Ray Tune.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import ray
 import torch
@@ -24,8 +23,6 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import ValueFunctionAPI
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
-from ray.rllib.env.env_context import EnvContext
-from ray.tune.registry import register_env
 
 import canvit_gym
 from canvit_gym.assembly import build_actions
@@ -36,16 +33,6 @@ from canvit_gym.policies.policy_record import PolicyRecord, describe_inputs
 
 NETWORK: dict[str, Any] = {"network": "window", "channels": 32, "context_dim": 64, "blocks": 3, "inhibition": 0.06}
 KEYS = ["canvas", "uncertainty", "acuity", "viewpoint", "gaze", "time"]
-NAME = "canvit_gym"
-"""Under which Ray's processes know the environment: each of them calls `make`, which registers the ids itself."""
-
-
-def make(context: EnvContext) -> gym.Env:
-    """One environment of a runner, on the runner's own share of the scenes."""
-    torch.set_num_threads(1)
-    runners = max(context.num_workers, 1)
-    shard = (max(context.worker_index - 1, 0) % runners, runners)
-    return gym.make("canvit_gym:" + context["env_id"], shard=shard, **context["env_kwargs"])
 
 
 class GlimpseModule(TorchRLModule, ValueFunctionAPI):
@@ -68,11 +55,15 @@ class GlimpseModule(TorchRLModule, ValueFunctionAPI):
 
 def ppo(args: argparse.Namespace, config: EnvConfig) -> PPOConfig:
     """RLlib's PPO with the settings of agents/hyperparameters/ppo.yml, as far as RLlib has them."""
-    env_config = {"env_id": args.env, "env_kwargs": args.env_kwargs}
     return (
         PPOConfig()
-        .environment(NAME, env_config=env_config)
-        .env_runners(num_env_runners=args.num_env_runners, num_envs_per_env_runner=args.num_envs)
+        .environment(f"canvit_gym:{args.env}", env_config=args.env_kwargs)  # runners then register the ids themselves
+        .env_runners(
+            num_env_runners=args.num_env_runners,
+            num_envs_per_env_runner=args.num_envs,
+            gym_env_vectorize_mode=args.vectorize_mode,
+        )
+        .callbacks(on_environment_created=canvit_gym.share_scenes)
         .learners(num_learners=0)
         .rl_module(rl_module_spec=RLModuleSpec(module_class=GlimpseModule, model_config={"env": config.to_json()}))
         .training(
@@ -107,23 +98,29 @@ def save(module: GlimpseModule, args: argparse.Namespace, config: EnvConfig, *, 
     save_policy(args.output, module.network, record)
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="CanViT/FashionClassification-v0")
     parser.add_argument("--env-kwargs", type=json.loads, default={}, help="JSON")
     parser.add_argument("--num-env-runners", type=int, default=2)
     parser.add_argument("--num-envs", type=int, default=16, help="environments of each runner")
+    parser.add_argument(
+        "--vectorize-mode", default="vector_entry_point", help="or sync, async: a model per environment"
+    )
     parser.add_argument("--batch", type=int, default=1024, help="decisions per iteration")
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=1, help="more than one: trained side by side by Ray Tune")
     parser.add_argument("--address", default=None, help="of a Ray cluster; by default Ray runs on this machine alone")
     parser.add_argument("--output", type=Path, default=Path("runs/rllib"))
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     args.env_kwargs = {"observations": KEYS, "grid_scales": [0.34], "grid_centers": 24, **args.env_kwargs}
     args.output = args.output.expanduser()
+    return args
 
-    register_env(NAME, make)
+
+def main() -> None:
+    args = parse()
     config = config_from_kwargs({**canvit_gym.ENVIRONMENTS[args.env], **args.env_kwargs})
     ray.init(address=args.address, include_dashboard=False)
     if args.seeds > 1:

@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 import canvit_gym
 from canvit_gym import sharding
 from canvit_gym.scenes.sampler import check_shard
+from canvit_gym.vector_env import GlimpseVectorEnv
 
 VALIDATION: dict[str, Any] = {**SMALL, "split": "validation", "budget": 2}
 
@@ -97,6 +99,46 @@ def test_in_a_worker_process() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[0, 0]" and "in a worker process: if others have one" in done.stderr, done.stderr
+
+
+def test_a_native_environment_in_a_worker_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "_in_worker", lambda: True)
+    envs = gym.make_vec(ENV_IDS[0], 2, **VALIDATION)
+    with pytest.warns(UserWarning, match=r"in a worker process: .* same 16 scenes.*canvit_gym\.share_scenes"):
+        envs.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        envs.reset()
+        envs.unwrapped.shard = (1, 2)  # pyright: ignore[reportAttributeAccessIssue]
+        envs.reset()
+    envs.close()
+
+
+@pytest.mark.parametrize("mode", ["sync", "vector_entry_point"])
+def test_runners_of_rllib(mode: str) -> None:
+    """Two runners with two environments each, the way in which RLlib calls the callback."""
+    seen = []
+    for worker_index in (1, 2):
+        envs = gym.make_vec(ENV_IDS[0], 2, vectorization_mode=mode, **VALIDATION)
+        canvit_gym.share_scenes(
+            env_runner=None, env=envs.unwrapped, env_context=SimpleNamespace(worker_index=worker_index, num_workers=2)
+        )
+        for _ in range(4):
+            seen += envs.reset()[1]["scene"].tolist()
+        envs.close()
+    assert sorted(seen) == list(range(16))
+
+
+def test_the_shard_of_an_environment_is_set() -> None:
+    envs = gym.make_vec(ENV_IDS[0], 2, **VALIDATION).unwrapped
+    assert isinstance(envs, GlimpseVectorEnv)
+    envs.reset()
+    envs.shard = (1, 4)
+    assert envs.reset()[1]["scene"].tolist() == [1, 5]
+    with pytest.raises(ValueError, match=r"shard \(16, 17\) of 16 scenes is empty"):
+        envs.shard = (16, 17)
+    assert envs.shard == (1, 4) and envs.reset()[1]["scene"].tolist() == [9, 13]
+    envs.close()
 
 
 def test_no_environment() -> None:
