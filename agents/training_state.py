@@ -136,8 +136,8 @@ def check_revisits(config: EnvConfig, *, inhibition: float | None = None) -> Non
     if not config.revisit and not masked:
         raise ValueError(
             "with revisit=False the environment refuses viewpoints that were taken, which this learner does not know: "
-            f"use --algo q_regression, or ppo with policy_kwargs inhibition 0.0, 'gaze' among the observations and a "
-            f"budget of at most {GAZE_LENGTH} decisions (got {num_decisions(config)})"
+            "use --algo maskable_ppo or q_regression, or ppo with policy_kwargs inhibition 0.0, 'gaze' among the "
+            f"observations and a budget of at most {GAZE_LENGTH} decisions (got {num_decisions(config)})"
         )
 
 

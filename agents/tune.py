@@ -1,0 +1,275 @@
+"""Search hyperparameters with Optuna: as many trials for every algorithm, on validation scenes.
+
+    python -m agents.tune --algos ppo q_regression --envs CanViT/FashionSearch-v0 --trials 20 --run-dir runs/tune
+
+A trial trains with every seed of --seeds, which are not those of reported runs, and is worth what the environment pays
+on the validation scenes where the run's best policy was (agents.outcomes), on average over the seeds. The first trial
+has the values of agents/hyperparameters/ALGO.yml, as far as they lie in the space of ALGO.search.yml; the others are
+those of Optuna's TPE. A trial whose values contradict each other, or whose numbers stop being finite, has failed, and
+counts as a trial.
+
+RUN_DIR/ALGO/ENVIRONMENT holds study.journal (Optuna's, what an interrupted search goes on from), a directory of runs
+per trial, trials.json and best.yml: the entry to paste into ALGO.yml.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from agents.algorithms import HYPERPARAMETERS, load_hyperparameters
+from agents.monitor import merit
+from agents.outcomes import pays_of_curve
+from agents.run_directory import CONFIG, RESULT, STATE
+from agents.settings import TrainConfig
+from agents.train import train
+from canvit_gym.atomic import write_json, write_text
+from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
+from canvit_gym.provenance import provenance
+
+log = logging.getLogger(__name__)
+
+LINEAR = "lin_"
+RANGE = ("low", "high", "log", "linear_schedule")
+STUDY, TRIALS, BEST = "study.journal", "trials.json", "best.yml"
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    run_dir: Path
+    """A directory per algorithm, with one per environment."""
+    algos: tuple[str, ...]
+    envs: tuple[str, ...]
+    trials: int = 20
+    """Of every algorithm in every environment, failed ones included."""
+    seeds: tuple[int, ...] = (1000,)
+    """Of a trial's runs; not those of the runs that are reported."""
+    total_timesteps: int | None = None
+    """Decisions of a run. None: as in agents/hyperparameters/ALGO.yml."""
+    hyper: str | None = None
+    """Overrides of ALGO.yml that are not searched, as JSON."""
+    env_kwargs: str | None = None
+    """Keyword arguments of the environment, as JSON."""
+    eval_scenes: int | None = None
+    """Validation scenes. None: all."""
+    progress: bool = True
+
+
+def search_space(algo: str) -> dict[str, Any]:
+    """Name (dots lead into objects) -> list of choices, or range; as the algorithm's file declares them.
+
+    Raises:
+        ValueError: the file is missing, or declares something else.
+    """
+    path = HYPERPARAMETERS / f"{algo}.search.yml"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: it declares what agents.tune searches for {algo}")
+    space: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, values in space.items():
+        ranged = isinstance(values, dict) and {"low", "high"} <= set(values) <= {*RANGE}
+        if not ranged and not (isinstance(values, list) and values):
+            raise ValueError(
+                f"{path}: {name} must be a list of choices, or hold low, high and maybe log and linear_schedule; got "
+                f"{values!r}"
+            )
+    return space
+
+
+def suggested(trial: Trial, space: dict[str, Any]) -> dict[str, Any]:
+    """A value for every name of the space."""
+    found: dict[str, Any] = {}
+    for name, values in space.items():
+        if isinstance(values, list):
+            found[name] = trial.suggest_categorical(name, values)
+        elif isinstance(values["low"], int) and isinstance(values["high"], int):
+            found[name] = trial.suggest_int(name, values["low"], values["high"], log=values.get("log", False))
+        else:
+            found[name] = trial.suggest_float(name, values["low"], values["high"], log=values.get("log", False))
+    return found
+
+
+def overrides(params: Mapping[str, Any], space: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of an entry that a trial changes, objects whole."""
+    changed: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(space[name], dict) and space[name].get("linear_schedule"):
+            value = f"{LINEAR}{value:.6g}"
+        elif isinstance(value, float):
+            value = float(f"{value:.6g}")
+        top, *inner = name.split(".")
+        if not inner:
+            changed[top] = value
+            continue
+        changed.setdefault(top, json.loads(json.dumps(entry[top])))
+        within = changed[top]
+        for key in inner[:-1]:
+            within = within[key]
+        within[inner[-1]] = value
+    return changed
+
+
+def untuned(space: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry's own values, of those names whose range or choices hold them."""
+    found: dict[str, Any] = {}
+    for name, values in space.items():
+        value: Any = entry
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str) and isinstance(values, dict) and value.startswith(LINEAR):
+            value = float(value.removeprefix(LINEAR))
+        if isinstance(values, list):
+            inside = value in values
+        else:
+            inside = isinstance(value, int | float) and values["low"] <= value <= values["high"]
+        if inside:
+            found[name] = value
+    return found
+
+
+def tune(config: TuneConfig, algo: str, env_id: str) -> Path:
+    """The trials that are missing; returns their directory.
+
+    Raises:
+        ValueError: an unknown algorithm or environment, or a search that was begun with other settings.
+    """
+    directory = config.run_dir.expanduser() / algo / env_id.rpartition("/")[2]
+    fixed = json_object(config.hyper, option="--hyper")
+    hyper = load_hyperparameters(env_id, fixed, algo=algo)
+    entry, space = hyper.to_json(), search_space(algo)
+    settings = {
+        "algo": algo, "env": env_id, "seeds": list(config.seeds), "hyper": fixed, "space": space,
+        "total_timesteps": config.total_timesteps or hyper.total_timesteps, "eval_scenes": config.eval_scenes,
+        "env_kwargs": json_object(config.env_kwargs, option="--env-kwargs"),
+    }  # fmt: skip
+    directory.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(directory / STUDY))),
+        study_name=f"{algo} {env_id}",
+        direction="maximize",
+        load_if_exists=True,
+    )
+    if not study.user_attrs:
+        study.set_user_attr("settings", settings)
+        study.enqueue_trial(untuned(space, entry))
+    elif (begun := study.user_attrs["settings"]) != settings:
+        changed = [name for name in settings if begun.get(name) != settings[name]]
+        raise ValueError(
+            f"the search in {directory} was begun with other {', '.join(changed)}: leave them as they were, or choose "
+            "another --run-dir"
+        )
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # of a process that ended within it
+        _finish(config, study, trial.number, overrides(trial.params, space, entry), directory, settings)
+    while len(study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))) < config.trials:
+        # What a trial draws is a function of those before it, wherever the search was interrupted.
+        study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
+        trial = study.ask()
+        changed = overrides(suggested(trial, space), space, entry)
+        _finish(config, study, trial.number, changed, directory, settings)
+    _write(study, directory, settings, entry, space)
+    return directory
+
+
+def _finish(
+    config: TuneConfig,
+    study: optuna.Study,
+    number: int,
+    changed: dict[str, Any],
+    directory: Path,
+    settings: dict[str, Any],
+) -> None:
+    """Train a trial's runs, or what is missing of them."""
+    log.info("%s, trial %d: %s", study.study_name, number, json.dumps(changed))
+    values = []
+    for seed in settings["seeds"]:
+        run_dir = directory / f"trial-{number}" / f"seed-{seed}"
+        try:
+            values.append(_value(config, run_dir, settings["hyper"] | changed, seed, settings))
+        except (ValueError, FloatingPointError) as error:
+            log.info("failed: %s", error)
+            study.tell(number, state=TrialState.FAIL)
+            return
+    log.info("worth %.4f", np.mean(values))
+    study.tell(number, float(np.mean(values)))
+
+
+def _value(config: TuneConfig, run_dir: Path, hyper: dict[str, Any], seed: int, settings: dict[str, Any]) -> float:
+    """Of a run: what validation found of its best policy."""
+    if not (run_dir / RESULT).exists():
+        if (run_dir / CONFIG).exists():
+            result = train(TrainConfig(run_dir, resume=True, progress=config.progress))
+        else:
+            total = settings["total_timesteps"]
+            result = train(
+                TrainConfig(
+                    run_dir,
+                    algo=settings["algo"],
+                    env=settings["env"],
+                    env_kwargs=config.env_kwargs,
+                    total_timesteps=total,
+                    seed=seed,
+                    hyper=json.dumps(hyper),
+                    eval_every=max(1, total // 4),
+                    eval_scenes=config.eval_scenes,
+                    checkpoint_every=total,
+                    gaze_scenes=0,
+                    progress=config.progress,
+                )
+            )
+        if result.interrupted:
+            raise KeyboardInterrupt
+        (run_dir / STATE).unlink(missing_ok=True)  # nobody extends a trial, and replays are large
+    env = env_config(settings["env"], settings["env_kwargs"])
+    evaluations = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))["evaluations"]
+    return pays_of_curve(env, max(evaluations, key=lambda entry: merit(entry, env)))
+
+
+def _write(
+    study: optuna.Study, directory: Path, settings: dict[str, Any], entry: dict[str, Any], space: dict[str, Any]
+) -> None:
+    def told(trial: FrozenTrial) -> dict[str, Any]:
+        began, ended = trial.datetime_start, trial.datetime_complete
+        seconds = (ended - began).total_seconds() if began and ended else None
+        return {
+            "number": trial.number, "state": trial.state.name.lower(), "value": trial.value,
+            "hyper": overrides(trial.params, space, entry), "seconds": seconds,
+        }  # fmt: skip
+
+    trials = [told(trial) for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))]
+    write_json(directory / TRIALS, {**settings, "trials": trials, "provenance": provenance()})
+    if not study.get_trials(states=(TrialState.COMPLETE,)):
+        raise ValueError(f"no trial of {directory} went through; its errors were printed")
+    best = study.best_trial
+    tuned = entry | overrides(best.params, space, entry)
+    head = (
+        f"# Best of {len(trials)} trials of agents.tune, trial {best.number}: {best.value:.4f} on validation scenes "
+        f"(seeds {', '.join(map(str, settings['seeds']))}, {settings['total_timesteps']:,} decisions).\n"
+    )
+    write_text(directory / BEST, head + yaml.safe_dump({settings["env"]: tuned}, sort_keys=False, width=110))
+
+
+def main(config: TuneConfig) -> None:
+    if config.trials < 1 or not config.seeds:
+        raise ValueError(f"trials must be at least 1 and seeds not empty, got {config.trials} and {config.seeds}")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    for algo in config.algos:
+        search_space(algo)
+    for env_id in config.envs:
+        for algo in config.algos:
+            directory = tune(config, algo, env_id)
+            log.info("%s", (directory / BEST).read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_command(main, TuneConfig, description=__doc__, if_interrupted=GOES_ON)
