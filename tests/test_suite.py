@@ -261,7 +261,9 @@ def test_what_an_environment_pays() -> None:
     env = env_config(ORDER, {"split": "test", "num_scenes": 4, "device": "cpu"})
     found = evaluate(make_policy("random_order", config=env, num_glimpses=env.budget), config=env)
     area = bootstrap_interval(payoff_of(env).statistic([found]), resamples=2).value
-    assert area == pytest.approx(area_under_curve(found.score())) and payoff_of(env).name == "area under the curve"
+    assert (
+        area == pytest.approx(area_under_curve(found.score())) and payoff_of(env).name == "area under the score's curve"
+    )
     whole = replace(env, revisit=True)
     last = bootstrap_interval(payoff_of(whole).statistic([found]), resamples=2).value
     assert last == pytest.approx(found.score()[-1])

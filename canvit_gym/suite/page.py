@@ -69,7 +69,7 @@ def environment_table(environment: Numbers) -> Table:
             )
             for label in ordered
         ],
-        note=f"{metric} {environment['pays']}, on {environment['num_scenes']:,} scenes, {environment['budget']} "
+        note=f"{metric}: {environment['pays']}, on {environment['num_scenes']:,} scenes, {environment['budget']} "
         "glimpses at most; 95% intervals over scenes and seeds in brackets.",
     )
 
@@ -87,7 +87,7 @@ def robustness_table(environment: Numbers, perturbations: Sequence[str]) -> Tabl
     return Table(
         header=("policy", *perturbations),
         rows=rows,
-        note=f"Points of {environment['metric']} {environment['pays']}: under the perturbation minus without it, the "
+        note=f"Points of {environment['metric']} ({environment['pays']}): under the perturbation minus without it, the "
         f"same policy on the same {scenes:,} scenes.",
     )
 

@@ -22,7 +22,7 @@ class Payoff:
     """One number of evaluations, under any resampling."""
 
     name: str
-    """In words, to go after the metric's name."""
+    """In words, to go beside the metric's name."""
     statistic: Callable[[Sequence[Evaluation]], Statistic]
     """Runs on the same scenes -> their mean payoff, [R, 1]."""
 
@@ -52,12 +52,12 @@ def payoff_of(env: EnvConfig) -> Payoff:
     if env.allow_stop:
         returns = partial(_stopped, price=env.glimpse_cost)
         return Payoff(
-            f"where the episode stops, minus {100 * env.glimpse_cost:g} points a glimpse",
+            f"score where the episode stops, minus {env.glimpse_cost:g} a glimpse",
             lambda runs: Mean(np.stack([returns(one) for one in runs])[..., None]),
         )
     if not env.revisit:
-        return Payoff("area under the curve", lambda runs: _OfCurve(score_statistic(runs), area_under_curve))
-    return Payoff("after the last glimpse", _last_score)
+        return Payoff("area under the score's curve", lambda runs: _OfCurve(score_statistic(runs), area_under_curve))
+    return Payoff("score after the last glimpse", _last_score)
 
 
 def _last_score(runs: Sequence[Evaluation]) -> Statistic:

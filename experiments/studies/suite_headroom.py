@@ -22,7 +22,6 @@ environment, and a table of all of them.
 
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +33,13 @@ from canvit_gym.atomic import replacing, write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
-from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
+from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.provenance import plain, provenance
-from canvit_gym.statistics import Mean, Statistic, area_under_curve, bootstrap_interval
+from canvit_gym.statistics import Mean, bootstrap_interval
 from canvit_gym.stopping import confidence as confidence_now
 from canvit_gym.stopping import stopped_return, stops_when_right
+from canvit_gym.suite.payoff import Payoff, payoff_of
 
 _NO_MAP = (
     "coarse_to_fine", "fine_to_coarse", "saliency(scale=0.5)", "saliency(scale=0.4)", "saliency(scale=0.3)",
@@ -129,10 +129,6 @@ class Look:
     confidence: NDArray[np.float32] | None
 
 
-Pays = Callable[[Look], Statistic]
-"""[1, N, T] observations -> a statistic whose last entry is what the environment is about."""
-
-
 def look(spec: str, env: EnvConfig, directory: Path, *, confidence: bool) -> Look:
     """Evaluated now, or read from `directory` where it was before."""
     slug = re.sub(r"[^\w.]+", "-", spec).strip("-")
@@ -157,23 +153,6 @@ def look(spec: str, env: EnvConfig, directory: Path, *, confidence: bool) -> Loo
     return Look(found, values)
 
 
-@dataclass(frozen=True)
-class Measure:
-    """What an environment pays, as a number of an evaluation."""
-
-    name: str
-    statistic: Pays
-    of: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-    """[..., T] -> [..., 1]"""
-
-    def value(self, found: Look) -> float:
-        return float(bootstrap_interval(self.statistic(found), of=self.of, resamples=2).value[-1])
-
-
-def _last(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    return curve[..., -1:]
-
-
 def stops_at_confidence(found: Look, threshold: float) -> NDArray[np.int64]:
     """[N] glimpses taken when the confidence first reaches the threshold, at most all."""
     assert found.confidence is not None
@@ -186,15 +165,8 @@ def _return(found: Look, stops: NDArray[np.int64], price: float) -> NDArray[np.f
     return stopped_return(found.evaluation.scene_score(), stops, price)
 
 
-def measure_of(env: EnvConfig) -> Measure:
-    """What the id pays, without stopping."""
-
-    def score(found: Look) -> Statistic:
-        return score_statistic((found.evaluation,))
-
-    if not env.revisit:
-        return Measure("area under the score's curve", score, lambda curve: area_under_curve(curve)[..., None])
-    return Measure("score after the last glimpse", score, _last)
+def value_of(payoff: Payoff, found: Look) -> float:
+    return float(bootstrap_interval(payoff.statistic([found.evaluation]), resamples=2).value[-1])
 
 
 def best(values: dict[str, float]) -> str:
@@ -217,18 +189,19 @@ def study(env_id: str, config: SuiteHeadroomConfig) -> dict[str, Any]:
     }
     if env.allow_stop:
         return common | _stopping(who, tuning, measured, directory)
-    measure = measure_of(env)
+    payoff = payoff_of(env)
     tried = {
-        role: {spec: measure.value(look(spec, tuning, directory, confidence=False)) for spec in specs}
+        role: {spec: value_of(payoff, look(spec, tuning, directory, confidence=False)) for spec in specs}
         for role, specs in (("opponents", who.opponents), ("ceilings", who.ceilings))
     }
     chosen = {role: best(values) for role, values in tried.items()}
     looks = {spec: look(spec, measured, directory, confidence=False) for spec in {*chosen.values(), *who.reference}}
-    rows = {spec: bootstrap_interval(measure.statistic(found), of=measure.of).at(-1) for spec, found in looks.items()}
-    pair = [measure.statistic(looks[chosen[role]]) for role in ("ceilings", "opponents")]
-    headroom = bootstrap_interval(*pair, of=lambda one, other: measure.of(one) - measure.of(other)).at(-1)
+    paid = {spec: payoff.statistic([found.evaluation]) for spec, found in looks.items()}
+    rows = {spec: bootstrap_interval(statistic).at(-1) for spec, statistic in paid.items()}
+    pair = [paid[chosen[role]] for role in ("ceilings", "opponents")]
+    headroom = bootstrap_interval(*pair, of=np.subtract).at(-1)
     return common | {
-        "pays": measure.name,
+        "pays": payoff.name,
         "metric": next(iter(looks.values())).evaluation.metric,
         "opponent": chosen["opponents"],
         "ceiling": chosen["ceilings"],
@@ -267,7 +240,7 @@ def _stopping(who: Compared, tuning: EnvConfig, measured: EnvConfig, directory: 
     rows = {name: bootstrap_interval(one).at(-1) | {"glimpses": glimpses[name]} for name, one in statistics.items()}
     stopping, ceiling, placed = names[0], names[1], names[2]
     return {
-        "pays": f"score where the episode stops, minus {price:g} a glimpse",
+        "pays": payoff_of(tuning).name,
         "metric": "top-1",
         "opponent": stopping,
         "ceiling": ceiling,
