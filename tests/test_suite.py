@@ -24,6 +24,7 @@ from canvit_gym.statistics import area_under_curve, bootstrap_interval
 from canvit_gym.stopping import stopped_return, stops_when_right
 from canvit_gym.suite import run
 from canvit_gym.suite.command import MANIFEST, RESULTS, SuiteConfig, identity_of, run_suite, wanted_of
+from canvit_gym.suite.numbers import BEST, radar_shares
 from canvit_gym.suite.page import HTML, MARKDOWN, RADAR, write_pages
 from canvit_gym.suite.payoff import payoff_of
 from canvit_gym.suite.plan import make_plan, misfit, suite_ids
@@ -161,6 +162,11 @@ def test_shares_and_radar(config: SuiteConfig, results: dict[str, Any], tmp_path
     drawing = ElementTree.parse(tmp_path / RADAR)
     assert NASTY in "".join(drawing.getroot().itertext())
     assert "data:image/svg+xml;base64" in (tmp_path / HTML).read_text()
+    policies["saliency(scale=0.4)"]["share"]["value"] = 0.25
+    made["environments"][CLASSIFICATION]["best_opponent"] = "saliency(scale=0.4)"
+    assert radar_shares(made["environments"]) == {
+        "ppo": {"fine detail": 1.2}, BEST: {"fine detail": 0.25}, "saliency": {"fine detail": 0.25},
+    }  # fmt: skip
     skills = [skill.name for skill in suite_ids().values()]
     assert len(skills) == len(set(skills)) > 7
     assert "<svg" in radar_figure({"one": dict.fromkeys(skills, 0.5)}, skills)

@@ -65,6 +65,7 @@ def _environment(part: Part) -> dict[str, Any]:
     }
     return {
         "skill": part.skill.name,
+        "best_opponent": part.skill.opponents[0],
         "metric": first.metric,
         "pays": payoff.name,
         "budget": part.config.budget,
@@ -112,15 +113,25 @@ def _perturbed(payoff: Payoff, found: Evaluation, unperturbed: Evaluation) -> di
     }
 
 
+BEST = "best hand-coded"
+"""The opponent of each environment that did best on training scenes, in the radar as one policy."""
+
+
 def radar_shares(environments: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Family -> skill -> share: hand-coded policies by name, trained ones, at home, by algorithm. Where a family has
-    several policies, the best: of two networks of one algorithm, say."""
-    radar: dict[str, dict[str, float]] = {}
+    """Family -> skill -> share: trained policies, at home, by algorithm; the best opponents; hand-coded policies by
+    name. Where a family has several policies in an environment, the one of the largest share."""
+    trained: dict[str, dict[str, float]] = {}
+    best: dict[str, dict[str, float]] = {BEST: {}}
+    hand_coded: dict[str, dict[str, float]] = {}
     for environment in environments.values():
+        skill = environment["skill"]
         for policy in environment["policies"].values():
             if policy["role"] not in ("opponent", "trained") or policy["share"] is None:
                 continue
-            of_family = radar.setdefault(policy["family"], {})
-            skill = environment["skill"]
-            of_family[skill] = max(policy["share"]["value"], of_family.get(skill, -np.inf))
-    return radar
+            share = policy["share"]["value"]
+            if policy["source"] == environment["best_opponent"]:
+                best[BEST][skill] = share
+            families = trained if policy["role"] == "trained" else hand_coded
+            of_family = families.setdefault(policy["family"], {})
+            of_family[skill] = max(share, of_family.get(skill, -np.inf))
+    return {name: shares for name, shares in (trained | best | hand_coded).items() if shares}

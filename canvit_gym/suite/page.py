@@ -44,7 +44,8 @@ def overview_table(numbers: Numbers) -> Table:
         header=("policy", *skills),
         rows=rows,
         note="Share of the way from the baseline (0) to the ceiling (100), in %. Hand-coded policies are in one line "
-        "whatever their scales; trained ones are each environment's own. Empty: not used there, or the ceiling's lead "
+        "whatever their scales; the best one is each environment's, as training scenes told; trained ones are each "
+        "environment's own. Empty: not used there, or the ceiling's lead "
         "is not clear of zero.",
     )
 

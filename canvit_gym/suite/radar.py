@@ -21,7 +21,7 @@ def radar_figure(shares: dict[str, dict[str, float]], skills: Sequence[str]) -> 
     angles = 2 * np.pi * np.arange(len(skills)) / len(skills)
     with report_style():
         figure, panels = plt.subplots(
-            lines, columns, figsize=(2.75 * columns, 2.9 * lines), squeeze=False, subplot_kw={"projection": "polar"}
+            lines, columns, figsize=(3.1 * columns, 2.9 * lines), squeeze=False, subplot_kw={"projection": "polar"}
         )
         for place, (axes, (name, of_policy)) in enumerate(zip(panels.flat, shares.items(), strict=False)):
             colour = COLOURS[place % len(COLOURS)]
@@ -37,6 +37,10 @@ def radar_figure(shares: dict[str, dict[str, float]], skills: Sequence[str]) -> 
             axes.set_ylim(LOWEST, RIM)
             axes.set_yticks([0, 0.5, 1], labels=["0", "", "1"], fontsize=6.5, color=FAINT)
             axes.set_xticks(angles, labels=[_wrapped(skill) for skill in skills], fontsize=6.5)
+            axes.tick_params(axis="x", pad=1)
+            for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
+                across = np.sin(angle)
+                label.set_horizontalalignment("left" if across > 0.1 else "right" if across < -0.1 else "center")
             axes.grid(color=RULE, linewidth=0.6)
             axes.plot(np.linspace(0, 2 * np.pi, 100), np.zeros(100), color=FAINT, linewidth=0.8)
             axes.plot(np.linspace(0, 2 * np.pi, 100), np.ones(100), color=INK, linewidth=0.9)
