@@ -25,6 +25,8 @@ EMPTY: Colour = (240, 241, 243)
 RIGHT: Colour = (30, 140, 75)
 BACKGROUND: Colour = (226, 228, 231)
 UNLABELLED: Colour = (70, 72, 76)
+SHARE_LOW: Colour = (30, 40, 90)
+SHARE_HIGH: Colour = (250, 240, 170)
 
 _HUES: tuple[Colour, ...] = (
     (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
@@ -82,6 +84,13 @@ def draw_box(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: 
 def label_picture(labels: NDArray[np.integer], classes: Sequence[str], size: int) -> Image.Image:
     """A label map [H, W] in the colours of `palette`."""
     return Image.fromarray(palette(classes)[labels]).resize((size, size), Image.Resampling.NEAREST)
+
+
+def share_picture(shares: NDArray[np.floating], size: int) -> Image.Image:
+    """A map [H, W] of numbers: dark blue at 0 and below, pale yellow at 1 and above."""
+    share = np.clip(shares, 0, 1)[..., None]
+    colours = (1 - share) * np.array(SHARE_LOW) + share * np.array(SHARE_HIGH)
+    return Image.fromarray(np.round(colours).astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
 
 
 def fitted(draw: ImageDraw.ImageDraw, text: str, typeface: Any, width: float) -> str:

@@ -43,7 +43,7 @@ class EpisodeView:
     viewpoints: NDArray[np.float32]  # [t, 3] (row, col, scale), in the order taken
     canvas: NDArray[np.float32]  # [G, G, D], layer-normalized
     prediction: NDArray[np.float32]  # as the task predicts: [H, W] labels, [K] probabilities, ...
-    truth: NDArray[np.int64]  # the scene's labels: [H, W], or [] class
+    truth: NDArray[Any]  # as the task shows it: [H, W] labels, [] class, ...
     classes: tuple[str, ...]
     budget: int
     loss_curve: NDArray[np.float32]  # [budget + 1], index = glimpses taken; NaN where not measured
@@ -400,7 +400,7 @@ class EpisodeBatch:
             viewpoints=self.viewpoints[row, :taken].copy(),
             canvas=normalized_canvas(self.backbone, state)[0].view(grid, grid, -1).cpu().numpy(),
             prediction=self.task.predict(logits)[0].cpu().numpy(),
-            truth=truth["labels"][0].cpu().numpy().astype(np.int64),
+            truth=self.task.shown(truth)[0].cpu().numpy(),
             classes=self.task.classes,
             budget=self.budget,
             loss_curve=loss_curve,

@@ -65,7 +65,7 @@ Default: $default_keys.
 $observations
 
 >>> sorted(env.observation_space.spaces)
-['acuity', 'canvas', 'time', 'uncertainty', 'viewpoint']
+$sorted_keys
 
 ## Rewards
 With these potentials of a reading, before and after a glimpse:
@@ -147,6 +147,7 @@ def page(spec: DatasetSpec) -> str:
         sample="env.action_space.sample()" if spec.kwargs.get("revisit", True) else _MASKED_SAMPLE,
         reading=f"{own.classes} from {task.source}",
         default_keys=", ".join(spec.env_defaults.get("observations", DEFAULT_KEYS)),
+        sorted_keys=sorted(spec.env_defaults.get("observations", DEFAULT_KEYS)),
         observations="\n".join(_observation_rows(spec)),
         potentials="\n".join(f"| {name} | {symbol} | {doc} |" for name, (symbol, doc) in task.potentials.items()),
         rewards="\n".join(

@@ -43,6 +43,9 @@ def small(env_id: str) -> dict[str, Any]:
     """Arguments that make any id on few scenes: for data sets on disk tiny ones, nano, and a random probe."""
     kind = canvit_gym.ENVIRONMENTS[env_id]["dataset"]
     match kind:
+        case "unlabelled-folder":
+            root = str(tiny("image-folder"))  # whose classes are just folders here
+            return {**SMALL, "num_scenes": 5, "root": root, "checkpoint": "nano", "workers": 0}
         case "ade20k":
             probe = segmentation_probe(150)
         case "imagenet1k":

@@ -43,6 +43,20 @@ def ade20k_probe_dir(root: Path, grid: int, *, scene_size_px: int = 512) -> Path
     return repo_dir(root, repos.released_ade20k_probe("in21k", scene_size_px=scene_size_px, canvas_grid_size=grid))
 
 
+def random_dinov3(directory: Path, *, width: int, patch_px: int) -> Path:
+    """A DINOv3 of one block, as transformers saves it."""
+    from transformers import DINOv3ViTConfig, DINOv3ViTModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = DINOv3ViTConfig(
+            hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1, num_attention_heads=2,
+            patch_size=patch_px, num_register_tokens=4,
+        )  # fmt: skip
+        DINOv3ViTModel(config).save_pretrained(directory)
+    return directory
+
+
 def enlivened(model: CanViTForPretraining) -> None:
     """A random CanViT hardly sees its glimpse, at its initial LayerScale of 1e-5, nor where on the canvas it belongs:
     every cell would be read as the same class."""

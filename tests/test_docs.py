@@ -55,6 +55,7 @@ def data_in_place(hub_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ):
         Path(name).symlink_to(tiny(kind))
         Path(f"{name}_probe").symlink_to(probe)
+    Path("photos").symlink_to(tiny("image-folder"))
 
 
 @pytest.mark.parametrize("module", ["canvit_gym", *MODULES])

@@ -17,7 +17,7 @@ from canvit_pytorch import CanViTForPretraining
 from canvit_pytorch.evaluate import config as protocol
 from canvit_pytorch.policies import PolicyName
 from datasets import classification_probe, tiny
-from hub import enlivened, random_probe
+from hub import enlivened, random_dinov3, random_probe
 
 from canvit_gym.backbone.nano import nano_config
 from canvit_gym.config import EnvConfig
@@ -142,6 +142,44 @@ def test_ade20k_miou(
     # The probe is fused into one product: two float32 orders of the same sums, so that a pixel of a tie may differ.
     np.testing.assert_allclose(result.score(), expected, rtol=1e-4)
     assert min(expected) > 0.005 and len(set(expected)) > 1
+
+
+@pytest.mark.parametrize("name", ["random", "coarse_to_fine"])
+def test_reconstruction(
+    checkpoint: Path, one_seed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: PolicyName
+) -> None:
+    """The cosine of standardized patch features, with a DINOv3 of the teacher's architecture and random weights."""
+    pytest.importorskip("transformers")
+    from canvit_pytorch.evaluate.tasks import reconstruction
+
+    root, num_glimpses, batch_size = tiny("ade20k"), 5, 4
+    teacher = random_dinov3(tmp_path / "teacher", width=TEACHER_DIM, patch_px=8)
+    monkeypatch.setenv("ADE20K_ROOT", str(root))
+    monkeypatch.setattr(reconstruction, "TEACHER_REPO", str(teacher))
+    task = reconstruction.Reconstruction(
+        output=tmp_path / "reconstruction.pt",
+        pretrained_repo=str(checkpoint),
+        episode=episode(name, num_glimpses),
+        batch_size=batch_size,
+        device="cpu",
+        num_workers=0,
+        amp=False,
+    )
+    saved = torch.load(task.run(), weights_only=False)
+    expected = [row["scene_cos_norm"] for row in saved["per_timestep"]]
+    result = ours(
+        name,
+        num_glimpses,
+        batch_size=batch_size,
+        dataset="unlabelled-folder",
+        root=str(root / "images"),
+        checkpoint=str(checkpoint),
+        probe=str(teacher),
+        observations=("time",),
+    )
+    assert len(result.scene) == saved["n_images"] == 6
+    np.testing.assert_allclose(result.score(), expected, rtol=1e-4, atol=1e-6)
+    assert len(set(expected)) > 1
 
 
 def test_imagenet_predictions(

@@ -51,7 +51,7 @@ QUICK = {
 }
 """Instead of the defaults, which search for long."""
 
-CEILINGS = ("greedy_oracle", "jittered_oracle", "box_locator", "window_locator", "goal_locator")
+CEILINGS = ("greedy_oracle", "jittered_oracle", "box_locator", "window_locator", "goal_locator", "error_locator")
 STOCHASTIC: list[PolicyName] = ["full_then_random", "random", "coarse_to_fine", "fine_to_coarse"]
 
 

@@ -18,6 +18,7 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.policies import dependency, learned_order
 from canvit_gym.policies.dependency import build_dependency_rank
 from canvit_gym.policies.entropy import EntropyGreedy, QuadtreeBeam, build_entropy_greedy, build_quadtree_beam
+from canvit_gym.policies.error_locator import ErrorLocator, build_error_locator
 from canvit_gym.policies.fixed_sequence import BestFixedSequence, build_best_fixed_sequence
 from canvit_gym.policies.goal import (
     GoalEntropy,
@@ -67,6 +68,7 @@ POLICY_SPECS: dict[str, PolicySpec] = {
     "jittered_oracle": PolicySpec(jittered_oracle(GreedyOracle()).info, build_jittered_oracle, by_default=False),
     "box_locator": PolicySpec(BoxLocator.info, build_box_locator, by_default=False),
     "window_locator": PolicySpec(WindowLocator.info, build_window_locator, by_default=False),
+    "error_locator": PolicySpec(ErrorLocator.info, build_error_locator, by_default=False),
 }
 """Name -> policy, built in and registered."""
 

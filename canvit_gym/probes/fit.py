@@ -336,6 +336,10 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
     for name in ("steps", "batch_size", "num_glimpses", "validate_every", "patience", "validation_scenes"):
         integer(1)(f"--{name.replace('_', '-')}", getattr(config, name))
     env = environment_of(config, env_id)
+    if not TASKS[task_kind(env.dataset)].kind.has_probe:
+        raise ValueError(
+            f"the task {task_kind(env.dataset)} of {env_id} is read without a probe: there is nothing to fit"
+        )
     directory = output_directory(directory, option="--output-dir")
     held_out = replace(env, split="tuning" if env.tuning_scenes else "validation", num_scenes=None)
     backbone, training, validation = build_backbone(env), build_scenes(env), build_scenes(held_out)

@@ -157,6 +157,7 @@ ADE20K_LAYOUT = (
     "ADEChallengeData2016 has them"
 )
 IMAGENET_LAYOUT = "train/ and val/, each with the 1,000 class folders (n01440764, ...)"
+UNLABELLED_LAYOUT = "images, in any folders, or train/ and val/ (and test/) with images in each"
 IMAGE_FOLDER_LAYOUT = "a folder of images per class, or train/ and val/ (and test/) with these folders in each"
 SEGMENTATION_LAYOUT = (
     "images/ and masks/ with a mask PNG of the same name for every image (below train/ and val/ in both, or not), "
@@ -191,6 +192,19 @@ def _ade20k_probe(backbone: "Backbone") -> str:
 
 _NANO_CURE = f" or use checkpoint='nano' with canvas_grid={NANO_GEOMETRY.grid}"
 _FASHION_COUNT = {"num_scenes": "how many of the split's scenes; None: 8192, 512 or 1000"}
+
+_NO_UNCERTAINTY = ["canvas", "acuity", "viewpoint", "time"]
+"""Observations of a reconstruction: features that are predicted say nothing of how sure they are."""
+_TEACHER = (
+    "The teacher is the network that the checkpoint was pretrained with. nano's ships with it. That of the released "
+    "CanViT-B is DINOv3, facebook/dinov3-vitb16-pretrain-lvd1689m on the Hub, which asks for a login and for its "
+    "licence to be accepted; it needs pip install 'canvit-gym[teacher]'. It sees the whole scene once, when the scene "
+    "is loaded. Predicted and true features of every cell are standardized as in pretraining and compared by their "
+    "cosine."
+)
+_TEACHER_PROBE = (
+    "the teacher: its name on the Hub, or a directory; None: the one that the checkpoint was pretrained with"
+)
 
 _BUILT_IN = (
     DatasetSpec(
@@ -434,6 +448,33 @@ _BUILT_IN = (
         ),
     ),
     DatasetSpec(
+        name="fashion-reconstruction",
+        env_id="CanViT/FashionReconstruction-v0",
+        task="reconstruction",
+        splits=_FASHION_SPLITS,
+        make_scenes=_fashion("plain"),
+        env_defaults={
+            "budget": 3,
+            "grid_scales": [0.5, 0.4],
+            "observations": _NO_UNCERTAINTY,
+            "reward": "score_gain",
+        },
+        page=DatasetPage(
+            headline="Predict what a teacher sees in the whole scene, from three glimpses and without labels.",
+            scenes=f"""
+                A scene of 128 x 128 px holds two or three Fashion-MNIST items of 26 to 36 px, none overlapping, on a
+                textured background. Nothing is asked about classes: the truth is the features that a frozen teacher has
+                of every cell of the scene, seen at full resolution. Some cells are predicted well from the first
+                glimpse; there are two more for those that are not.
+
+                {_TEACHER}
+                """,
+            classes="the teacher's features",
+            example={"num_scenes": 16},
+            arguments={**_FASHION_COUNT, "probe": _TEACHER_PROBE},
+        ),
+    ),
+    DatasetSpec(
         name="ade20k",
         env_id="CanViT/ADE20K-v0",
         task="segmentation",
@@ -541,6 +582,31 @@ _BUILT_IN = (
             classes="the classes of your list",
             example={"root": "land", "probe": "land_probe"},
             arguments={"root": "the folder; it has to be given"},
+        ),
+    ),
+    DatasetSpec(
+        name="unlabelled-folder",
+        env_id="CanViT/ReconstructionFolder-v0",
+        task="reconstruction",
+        splits=_FOLDER_SPLITS,
+        make_scenes="canvit_gym.scenes.on_disk:unlabelled_folder_scenes",
+        env_defaults={"checkpoint": "flagship", "observations": _NO_UNCERTAINTY, "reward": "score_gain"},
+        on_disk=OnDisk(layout=UNLABELLED_LAYOUT),
+        page=DatasetPage(
+            headline="Predict what the teacher sees in images of your own, without any label.",
+            scenes=f"""
+                The data set is a folder of images, in whatever folders below it; their names say nothing. Folders
+                train/, val/ (also valid/, validation/) and test/ are the splits. Without them an image's split is that
+                of a hash of its path below the root: 80 % training, 10 % validation, 10 % test. Images are resized on
+                the short side and center-cropped to the checkpoint's scene size, as canvit-pytorch does for its
+                reconstruction.
+
+                {_TEACHER}
+                """,
+            classes="the teacher's features",
+            geometry=CANVIT_B_GEOMETRY,
+            example={"root": "photos", "checkpoint": "nano"},
+            arguments={"root": "the folder; it has to be given", "probe": _TEACHER_PROBE},
         ),
     ),
 )

@@ -81,7 +81,7 @@ class SceneFiles:
     classes: tuple[str, ...]
     images: FilePaths
     truth: NDArray[np.int64] | FilePaths
-    """Classification: each image's class, [n]. Segmentation: each image's mask."""
+    """Classification: each image's class, [n]; zeros where there are no classes. Segmentation: each image's mask."""
 
     def __len__(self) -> int:
         return len(self.images)

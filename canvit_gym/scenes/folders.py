@@ -16,7 +16,13 @@ import numpy as np
 from canvit_pytorch.benchmarks import ade20k, imagenet
 from canvit_pytorch.benchmarks.ade20k import IGNORE_LABEL
 
-from canvit_gym.scenes.datasets import ADE20K_LAYOUT, IMAGE_FOLDER_LAYOUT, IMAGENET_LAYOUT, SEGMENTATION_LAYOUT
+from canvit_gym.scenes.datasets import (
+    ADE20K_LAYOUT,
+    IMAGE_FOLDER_LAYOUT,
+    IMAGENET_LAYOUT,
+    SEGMENTATION_LAYOUT,
+    UNLABELLED_LAYOUT,
+)
 from canvit_gym.scenes.decoding import FORMATS, IMAGE_SUFFIXES, listed
 from canvit_gym.scenes.files import FilePaths, SceneFiles
 from canvit_gym.scenes.listing import Listing, composed, encoded, is_hidden, list_images, printable
@@ -283,6 +289,27 @@ def segmentation_folder_files(root: Path, split: str) -> SceneFiles:
         truth=FilePaths(pairs),
     )
     return files if splits else _hashed(files, split, SEGMENTATION_LAYOUT)
+
+
+def unlabelled_folder_files(root: Path, split: str) -> SceneFiles:
+    """A split of a folder of images in any folders below it; what they are called says nothing."""
+    splits = _split_folders(root)
+    folder = _chosen_split(root, splits, split) if splits else root
+    if not splits:
+        _require_no_split(root, _folders(root))
+    listing = list_images(folder)
+    listing.warn()
+    if not len(listing):
+        raise FileNotFoundError(f"{folder} holds no image. Expected: {UNLABELLED_LAYOUT}.{_left_out(listing)}")
+    images = sorted(listing.paths(), key=lambda path: path.split(os.sep))
+    files = SceneFiles(
+        name=f"unlabelled folder {root.resolve().name}, {split}",
+        root=root,
+        classes=(),
+        images=FilePaths(images),
+        truth=np.zeros(len(images), dtype=np.int64),
+    )
+    return files if splits else _hashed(files, split, UNLABELLED_LAYOUT)
 
 
 def _masks_of(found: list[str], *, images: Path, masks: Path, below: Path, root: Path) -> list[str]:

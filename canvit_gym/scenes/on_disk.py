@@ -13,7 +13,13 @@ from canvit_gym.scenes.cache import CachedFileScenes
 from canvit_gym.scenes.datasets import DATASETS, SceneRequest
 from canvit_gym.scenes.decoding import CroppedImage, Decoder, MaskValues, SqueezedADE20K, SqueezedMask, read_mask_values
 from canvit_gym.scenes.files import FileScenes, SceneFiles, spread
-from canvit_gym.scenes.folders import ade20k_files, image_folder_files, imagenet_files, segmentation_folder_files
+from canvit_gym.scenes.folders import (
+    ade20k_files,
+    image_folder_files,
+    imagenet_files,
+    segmentation_folder_files,
+    unlabelled_folder_files,
+)
 from canvit_gym.scenes.mask_check import check_masks
 from canvit_gym.scenes.prepared import cache_dir
 from canvit_gym.scenes.source import SceneSource
@@ -33,6 +39,12 @@ def imagenet_scenes(request: SceneRequest) -> SceneSource:
 
 def image_folder_scenes(request: SceneRequest) -> SceneSource:
     return file_scenes("image-folder", request, image_folder_files, lambda size_px, files: CroppedImage(size_px))
+
+
+def unlabelled_folder_scenes(request: SceneRequest) -> SceneSource:
+    return file_scenes(
+        "unlabelled-folder", request, unlabelled_folder_files, lambda size_px, files: CroppedImage(size_px)
+    )
 
 
 def segmentation_folder_scenes(request: SceneRequest) -> SceneSource:

@@ -11,6 +11,7 @@ from canvit_gym.backbone.load import Backbone
 from canvit_gym.config import EnvConfig
 from canvit_gym.tasks.classification import ClassificationTask, build_classification
 from canvit_gym.tasks.metric import Metric
+from canvit_gym.tasks.reconstruction import ReconstructionTask, build_reconstruction
 from canvit_gym.tasks.search import SearchTask, build_search
 from canvit_gym.tasks.segmentation import SegmentationTask, build_segmentation
 from canvit_gym.tasks.task import Task, declared_potentials
@@ -61,6 +62,12 @@ TASKS: dict[str, TaskSpec] = {
             build=build_search,
             source="every cell",
             doc="Outline the items of the class that is asked for.",
+        ),
+        TaskSpec(
+            kind=ReconstructionTask,
+            build=build_reconstruction,
+            source="every cell",
+            doc="Predict the frozen teacher's features of the whole scene; no labels are needed.",
         ),
     )
 }

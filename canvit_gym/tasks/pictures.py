@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from PIL import Image
 
-from canvit_gym.drawing import LegendEntry, bars_picture, class_legend, label_picture
+from canvit_gym.drawing import LegendEntry, bars_picture, class_legend, label_picture, share_picture
 
 if TYPE_CHECKING:
     from canvit_gym.episodes import EpisodeView
@@ -84,12 +84,7 @@ class LabelMapPicture:
         return ""
 
     def verdict(self, view: "EpisodeView", before: "EpisodeView | None") -> str:
-        now = _score(view)
-        if not np.isfinite(now):
-            return ""
-        if before is None or not np.isfinite(then := _score(before)):
-            return f"{view.metric.name} {100 * now:.0f}"
-        return f"{100 * now:.0f} ({round(100 * (now - then)):+d})"
+        return score_and_change(view, before)
 
     def legend(self, views: Sequence["EpisodeView"]) -> list[LegendEntry]:
         """The true classes, then those read besides, each in order: the first part keeps still over an episode."""
@@ -128,6 +123,54 @@ class ClassPicture:
 
     def _bars(self, view: "EpisodeView", width: int, height: int, most: int | None = None) -> Image.Image:
         return bars_picture(view.prediction, int(view.truth), view.classes, width=width, height=height, most=most)
+
+
+class FeaturePicture:
+    """Features [D, G, G] of canvas cells: how well each cell is predicted, and the true ones in colours."""
+
+    covers_scene, has_legend = True, False
+    verdict_doc = "its score and the change to the one before"
+
+    def panels(self, view: "EpisodeView", size: int, gap: int) -> list[Panel]:
+        return [("Cosine with the truth", self.reading(view, size)), ("Truth (PCA)", self.truth(view, size))]
+
+    def reading(self, view: "EpisodeView", size: int, *, margin: int = 0, most: int | None = None) -> Image.Image:
+        """The cosine of every cell: pale yellow at 1, dark blue at 0 and below."""
+        predicted, true = view.prediction, view.truth
+        lengths = np.linalg.norm(predicted, axis=0) * np.linalg.norm(true, axis=0)
+        return share_picture((predicted * true).sum(axis=0) / np.maximum(lengths, 1e-8), size)
+
+    def truth(self, view: "EpisodeView", size: int) -> Image.Image:
+        """The three directions along which the scene's features differ most, as red, green and blue."""
+        cells = view.truth.reshape(len(view.truth), -1).T  # [G * G, D]
+        centered = cells - cells.mean(axis=0)
+        _, _, directions = np.linalg.svd(centered, full_matrices=False)
+        along = centered @ directions[:3].T
+        along *= np.where(along.max(axis=0) < -along.min(axis=0), -1, 1)  # a direction's sign is arbitrary
+        low, high = along.min(axis=0), along.max(axis=0)
+        colours = np.zeros((len(cells), 3))
+        colours[:, : along.shape[1]] = (along - low) / np.maximum(high - low, 1e-8)
+        pixels = np.round(255 * colours).astype(np.uint8).reshape(*view.truth.shape[1:], 3)
+        return Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST)
+
+    def caption(self, view: "EpisodeView") -> str:
+        return ""
+
+    def verdict(self, view: "EpisodeView", before: "EpisodeView | None") -> str:
+        return score_and_change(view, before)
+
+    def legend(self, views: Sequence["EpisodeView"]) -> list[LegendEntry]:
+        return []
+
+
+def score_and_change(view: "EpisodeView", before: "EpisodeView | None") -> str:
+    """The score in %, with its name, or the change to the view before; empty where it was not measured."""
+    now = _score(view)
+    if not np.isfinite(now):
+        return ""
+    if before is None or not np.isfinite(then := _score(before)):
+        return f"{view.metric.name} {100 * now:.0f}"
+    return f"{100 * now:.0f} ({round(100 * (now - then)):+d})"
 
 
 def _score(view: "EpisodeView") -> float:

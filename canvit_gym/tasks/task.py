@@ -92,8 +92,10 @@ class Task(ABC):
     reads_canvas: ClassVar[bool] = True
     """Whether `read` wants the layer-normalized canvas."""
     reading_shape: ClassVar[str] = "[B, K, G, G]"
-    """Of the logits: "[B, K, G, G]", classes of every canvas cell; "[B, K]", classes of the scene. Policies that look
-    where cells are uncertain need the first."""
+    """Of the logits: "[B, K, G, G]", classes of every canvas cell; "[B, K]", classes of the scene; "[B, D, G, G]",
+    features of every cell. Policies that look where cells are uncertain need the first."""
+    has_probe: ClassVar[bool] = True
+    """Whether a probe of classes reads the states: what `canvit-gym fit-probe` fits."""
     goals: Goals | None = None
     """What can be asked for; None where the task is not goal-conditioned."""
 
@@ -153,11 +155,15 @@ class Task(ABC):
         potentials: Collection[str] = (),
         counted: bool = False,
     ) -> dict[str, Tensor]:
-        """What is true of n scenes, on the device; "labels" are among it.
+        """What is true of n scenes, on the device; "labels" are among it where scenes are labelled.
 
         goal: [n] what is asked for, where the task has goals. potentials: the names of those that will be measured
         after every glimpse, and may be prepared for. counted: whether `count` will be called after every glimpse.
         """
+
+    def shown(self, truth: Truth) -> Tensor:
+        """[n, ...]: what `picture` draws of the truth; labels, unless the task has something else."""
+        return truth["labels"].long()
 
     def labelled(self, truth: Truth) -> Tensor:
         """[n] booleans: whether a scene has anything to be measured by. Evaluations leave out those that have not."""
@@ -184,7 +190,8 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, logits: Tensor) -> Tensor:
-        """What `picture` draws of a reading: [B, H, W] int64 labels at scene size, or [B, K] probabilities."""
+        """What `picture` draws of a reading: [B, H, W] int64 labels at scene size, [B, K] probabilities, or whatever
+        else the task's picture knows how to draw."""
 
     @classmethod
     @abstractmethod
