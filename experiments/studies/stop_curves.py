@@ -1,0 +1,271 @@
+"""When to stop: learned stop actions, DIME's price and a plain confidence, as curves of score against mean glimpses.
+
+    python -m agents.matrix --algos ppo dime --envs CanViT/FashionStop-v0 --seeds 0 1 2 --run-dir runs/matrix
+    python -m experiments.studies.stop_curves --run-dir runs/matrix
+
+Every policy looks at every scene until the budget is spent; after each glimpse two numbers are noted:
+
+- by how much it would rather stop than look on: of PPO the logarithm of how much likelier "stop" is than the likeliest
+  viewpoint, of DIME the price minus the largest gain that it predicts. An episode stops where that exceeds a threshold,
+  0 as trained: another threshold is another price;
+- the confidence: the probability of the most likely class. An episode stops where that reaches a threshold.
+
+The hand-coded opponent of experiments.studies.suite_headroom stops by confidence alone. A curve has all thresholds, on
+test scenes. What a rule is worth is told at the threshold that pays best on validation scenes, for each seed its own:
+the score at the stop minus the price of the glimpses after the first, with 95% intervals over seeds and scenes.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributions import Categorical
+
+from canvit_gym.atomic import replacing, write_json, write_text
+from canvit_gym.benchmark.comparison import with_interval
+from canvit_gym.command_line import GOES_ON, env_config, run_command
+from canvit_gym.config import EnvConfig
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.evaluation import evaluate
+from canvit_gym.policies import make_policy
+from canvit_gym.policies.learned import LearnedPolicy, load_policy
+from canvit_gym.policies.networks import HasDistribution, HasValues
+from canvit_gym.policies.policy_record import as_trained
+from canvit_gym.policies.protocol import GlimpsePolicy
+from canvit_gym.provenance import plain, provenance
+from canvit_gym.statistics import Mean, OverRuns, bootstrap_interval
+from canvit_gym.stopping import confidence, stopped_return
+
+Floats = NDArray[np.float64]
+
+QUANTILES = np.linspace(0, 1, 41)
+"""Of a signal on validation scenes, whose values are the thresholds of a curve."""
+AT_GLIMPSES = (1.5, 2.0, 3.0, 4.0)
+"""Where curves are read off for the table."""
+OWN, SURE = "stop action", "confidence"
+
+
+@dataclass(frozen=True)
+class StopCurvesConfig:
+    run_dir: Path
+    """Runs of agents.matrix or agents.train, in ALGO/ENVIRONMENT/seed-SEED."""
+    env: str = "CanViT/FashionStop-v0"
+    algos: tuple[str, ...] = ("ppo", "dime")
+    validation_scenes: int | None = None
+    """None: all."""
+    test_scenes: int | None = None
+    """None: all."""
+    headroom_dir: Path = Path("experiments/results/suite_headroom")
+    results_dir: Path = Path("experiments/results/stop_curves")
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One policy on some scenes, made to spend the budget: [N, T] each."""
+
+    score: Floats
+    signals: dict[str, Floats]
+    """Rule -> how much speaks for stopping after each glimpse."""
+
+    def stops(self, rule: str, threshold: float) -> NDArray[np.int64]:
+        """[N] glimpses taken where the rule's signal first reaches the threshold."""
+        enough = self.signals[rule] >= threshold
+        enough[:, -1] = True
+        return enough.argmax(axis=1) + 1
+
+
+Signal = Callable[[EpisodeBatch], NDArray[Any]]
+
+
+def rather_stops(policy: LearnedPolicy) -> Signal:
+    """By how much "stop", the last action, is preferred to the best viewpoint: 0 and more, and the policy stops."""
+
+    def signal(episodes: EpisodeBatch) -> NDArray[Any]:
+        observation = {key: value.to(policy.device) for key, value in episodes.observe().items()}
+        preferences = _preferences(policy, observation)
+        return (preferences[:, -1] - preferences[:, :-1].amax(dim=1)).cpu().numpy()
+
+    return signal
+
+
+def _preferences(policy: LearnedPolicy, observation: dict[str, Tensor]) -> Tensor:
+    """[B, A + 1] logarithms of probabilities, or values."""
+    if hasattr(policy.network, "distribution"):
+        distribution = cast(HasDistribution, policy.network).distribution(observation)
+        assert isinstance(distribution, Categorical), distribution
+        return distribution.logits
+    return cast(HasValues, policy.network).values(observation)
+
+
+def look(policy: GlimpsePolicy, env: EnvConfig, signals: dict[str, Signal], *, path: Path) -> Looked:
+    """Evaluated now, or read from `path` where it was before."""
+    if path.is_file():
+        with np.load(path) as kept:
+            arrays = {name: kept[name] for name in kept.files}
+        return Looked(arrays.pop("score"), arrays)
+    noted: dict[str, list[list[NDArray[Any]]]] = {name: [[] for _ in range(env.budget)] for name in signals}
+
+    def note(t: int, episodes: EpisodeBatch) -> None:
+        for name, signal in signals.items():
+            noted[name][t].append(signal(episodes))
+
+    found = evaluate(policy, config=env, on_glimpse=note, progress=f"{path.stem}, {env.split}")
+    values = {
+        name: np.stack([np.concatenate(parts) for parts in of_glimpses], axis=1).astype(np.float64)
+        for name, of_glimpses in noted.items()
+    }
+    looked = Looked(found.scene_score().astype(np.float64), values)
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **cast(dict[str, Any], {"score": looked.score, **looked.signals}))
+    return looked
+
+
+def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
+    """Policy's name -> its runs, on the scenes of a split."""
+    env = replace(env_config(config.env, {}), split=split)
+    env = replace(env, num_scenes=config.test_scenes if split == "test" else config.validation_scenes)
+    scenes, name = env.num_scenes or "all", config.env.rpartition("/")[2]
+    kept = config.run_dir.expanduser() / "stop_curves" / name
+    found: dict[str, list[Looked]] = {}
+    for algo in config.algos:
+        runs = sorted(config.run_dir.expanduser().glob(f"{algo}/{name}/seed-*/best/policy.json"))
+        if not runs:
+            raise FileNotFoundError(f"{config.run_dir / algo / name} holds no run: train with python -m agents.matrix")
+        for run in runs:
+            policy = load_policy(run.parent)
+            weights = (policy.record.weights_sha256 or "")[:12]
+            path = kept / f"{algo}-{run.parents[1].name}-{weights}-{split}-{scenes}.npz"
+            signals = {OWN: rather_stops(policy), SURE: confidence}
+            found.setdefault(algo, []).append(look(policy, as_trained(env, policy.record), signals, path=path))
+    chosen = json.loads((config.headroom_dir / f"{name}.json").read_text(encoding="utf-8"))
+    spec = chosen["opponent"].split(", stops at")[0]
+    policy = make_policy(spec, config=env, num_glimpses=env.budget)
+    found[spec] = [look(policy, env, {SURE: confidence}, path=kept / f"hand-coded-{split}-{scenes}.npz")]
+    return found
+
+
+def curve(looked: Looked, thresholds: Floats, rule: str) -> Floats:
+    """[len(thresholds), 2] mean glimpses and score."""
+    points = []
+    for threshold in thresholds:
+        stops = looked.stops(rule, threshold)
+        points.append((stops.mean(), looked.score[np.arange(len(stops)), stops - 1].mean()))
+    return np.array(points)
+
+
+def study(config: StopCurvesConfig) -> dict[str, Any]:
+    """All rules, as JSON values."""
+    price = env_config(config.env, {}).glimpse_cost
+    validation, test = looks(config, "validation"), looks(config, "test")
+    returns: dict[str, OverRuns] = {}
+    rows = []
+    for name, runs in test.items():
+        for rule in runs[0].signals:
+            curves, values, taken, chosen = [], [], [], []
+            for seen, unseen in zip(validation[name], runs, strict=True):
+                thresholds = np.append(np.quantile(seen.signals[rule], QUANTILES), np.inf)
+                worth = [stopped_return(seen.score, seen.stops(rule, at), price).mean() for at in thresholds]
+                best = float(thresholds[int(np.argmax(worth))])
+                stops = unseen.stops(rule, best)
+                curves.append(curve(unseen, thresholds, rule))
+                values.append(stopped_return(unseen.score, stops, price))
+                taken.append(stops.mean())
+                chosen.append(best)
+            label = f"{name}, {rule}"
+            returns[label] = OverRuns([Mean(value[None, :, None]) for value in values])
+            row = {
+                "policy": name, "rule": rule, "seeds": len(runs),
+                "thresholds": [at if np.isfinite(at) else None for at in chosen],
+                "return": bootstrap_interval(returns[label]).at(0), "glimpses": float(np.mean(taken)),
+                "curve": np.mean(curves, axis=0).tolist(),
+            }  # fmt: skip
+            if rule == OWN:
+                as_trained_returns = []
+                for one in runs:
+                    stops = one.stops(OWN, 0.0)
+                    as_trained_returns.append(Mean(stopped_return(one.score, stops, price)[None, :, None]))
+                row["return_as_trained"] = bootstrap_interval(OverRuns(as_trained_returns)).at(0)
+                row["glimpses_as_trained"] = float(np.mean([one.stops(OWN, 0.0).mean() for one in runs]))
+            rows.append(row)
+    reference = returns[f"{rows[-1]['policy']}, {rows[-1]['rule']}"]
+    for row, value in zip(rows, returns.values(), strict=True):
+        row["minus_hand_coded"] = bootstrap_interval(value, reference, of=np.subtract).at(0)
+    return {
+        "env": config.env,
+        "price": price,
+        "test_scenes": reference.num_scenes,
+        "rules": rows,
+        "provenance": {**provenance(), "command": f"python -m experiments.studies.stop_curves --env {config.env}"},
+    }
+
+
+def score_at(points: list[list[float]], glimpses: float) -> float:
+    """Of a curve, between its points."""
+    ordered = sorted(points)
+    return float(np.interp(glimpses, [g for g, _ in ordered], [s for _, s in ordered]))
+
+
+def page(result: dict[str, Any], name: str) -> str:
+    reads = " | ".join(f"at {at:g} glimpses" for at in AT_GLIMPSES)
+    lines = [
+        f"# When to stop on {result['env']}",
+        "",
+        f"Scores in % on {result['test_scenes']:,} test scenes. What pays: the score at the stop minus "
+        f"{100 * result['price']:g} points for every glimpse after the first; thresholds are those that pay best on "
+        "validation scenes. 95% intervals over seeds and scenes. Written by",
+        "",
+        "    python -m experiments.studies.stop_curves --run-dir RUN_DIR",
+        "",
+        f"| viewpoints of | stops by | seeds | pays | glimpses | minus hand-coded | as trained | {reads} |",
+        "| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(AT_GLIMPSES),
+    ]
+    for row in sorted(result["rules"], key=lambda row: -row["return"]["value"]):
+        own = "return_as_trained" in row
+        cells = [
+            row["policy"], row["rule"], str(row["seeds"]), with_interval(row["return"], "{:.1f}", 100),
+            f"{row['glimpses']:.2f}", with_interval(row["minus_hand_coded"], "{:+.1f}", 100),
+            f"{100 * row['return_as_trained']['value']:.1f} ({row['glimpses_as_trained']:.2f} glimpses)" if own else "",
+            *(f"{100 * score_at(row['curve'], at):.1f}" for at in AT_GLIMPSES),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"![Score at the stop against mean glimpses]({name}.png)"]) + "\n"
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots(figsize=(6.0, 4.0), layout="constrained")
+    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(row["policy"] for row in result["rules"]))}
+    for row in result["rules"]:
+        points = np.array(sorted(row["curve"]))
+        style = "-" if row["rule"] == OWN else "--"
+        label = f"{row['policy']}, {row['rule']}"
+        ax.plot(points[:, 0], 100 * points[:, 1], style, color=colours[row["policy"]], label=label)
+        worth = score_at(row["curve"], row["glimpses"])
+        ax.plot(row["glimpses"], 100 * worth, "o", color=colours[row["policy"]], ms=5)
+    ax.set(xlabel="mean glimpses (dots: the thresholds that pay best)", ylabel="score at the stop, %")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=7)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def main(config: StopCurvesConfig) -> None:
+    result = plain(study(config))
+    path = config.results_dir / config.env.rpartition("/")[2]
+    write_json(path.with_suffix(".json"), result)
+    plot(result, path.with_suffix(".png"))
+    write_text(path.with_suffix(".md"), page(result, path.name))
+    print(page(result, path.name))
+
+
+if __name__ == "__main__":
+    run_command(main, StopCurvesConfig, description=__doc__, if_interrupted=GOES_ON)
