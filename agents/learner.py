@@ -6,7 +6,7 @@ there the policy is evaluated, and policies and states are written.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
@@ -25,6 +25,16 @@ class Monitoring(Protocol):
 
     def between_updates(self) -> None:
         """Before every rollout: nothing is under way. May raise KeyboardInterrupt."""
+        ...
+
+
+@runtime_checkable
+class TellsHowItRan(Protocol):
+    """A learner whose result says how it ran."""
+
+    @property
+    def ran(self) -> dict[str, str]:
+        """The device, and of what may be compiled whether it was: "compiled", "eager", or "eager: " and why."""
         ...
 
 

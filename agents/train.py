@@ -30,6 +30,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.clock import RunClock
+from agents.learner import TellsHowItRan
 from agents.monitor import Monitor
 from agents.run_directory import CONFIG, PROVENANCE, RESULT, STATE, claimed, writing_to
 from agents.settings import Plan, Settings, TrainConfig, prepare
@@ -137,6 +138,7 @@ def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
     if not interrupted:
         summary = {"num_timesteps": done, "seconds": time.monotonic() - began, "evaluations": monitor.evaluations}
         summary |= {"warm_start": monitor.warm_start} if monitor.warm_start else {}
+        summary |= {"ran": learner.ran} if isinstance(learner, TellsHowItRan) else {}
         write_json(run_dir / RESULT, summary)
     return result
 

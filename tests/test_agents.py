@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents.algorithms import load_hyperparameters
 from agents.checks import schedule
@@ -19,6 +21,7 @@ from agents.normalize import PerStepNormalize
 from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.callbacks import EntropyFloor, decision_index, normalized_entropy
 from agents.ppo.policy import ViewpointPolicy
+from agents.ppo.update import update
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints, quadtree_viewpoints
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
@@ -268,6 +271,93 @@ def test_a_gradient_that_is_not_finite_stops_before_the_parameters() -> None:
     with pytest.raises(FloatingPointError, match=r"gradient of action_net.score_maps.weight is not finite"):
         model.learn(32)
     assert all(torch.equal(v, before[k]) for k, v in model.policy.state_dict().items())
+
+
+def filled() -> GlimpsePPO:
+    """A PPO whose rollout is complete and not yet learned from."""
+    env = MarkedCell(8)
+    model = ppo(env, DiscreteActions(env.table), batch_size=32)
+    train, model.train = model.train, lambda: None  # type: ignore[method-assign]
+    model.learn(32)
+    model.train = train  # type: ignore[method-assign]
+    return model
+
+
+class WaitsForTheDevice(TorchDispatchMode):
+    """Counts what a GPU would be waited for: numbers that the host asks for, and copies to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_checked_at_its_end_is_the_same_and_waits_for_nothing() -> None:
+    models = [filled() for _ in range(2)]
+    waits = []
+    for model, late in zip(models, (False, True), strict=True):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        with WaitsForTheDevice() as mode:
+            update(model, check_at_the_end=late)
+        waits.append(mode.count)
+    ours, theirs = (model.policy.state_dict() for model in models)
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+    of_adam = 4 * sum(1 for _ in models[1].policy.parameters())  # it counts its steps on the host, on a GPU too
+    assert waits[1] <= of_adam < waits[0]
+    assert models[0].logger.name_to_value == models[1].logger.name_to_value
+
+
+def test_an_update_checked_at_its_end_names_the_first_bad_number_and_gives_the_parameters_back() -> None:
+    model = filled()
+    head = model.policy.action_net.get_submodule("score_maps")
+    head.weight.register_hook(lambda grad: torch.full_like(grad, float("nan")))  # type: ignore[operator, union-attr]
+    before = {k: v.clone() for k, v in model.policy.state_dict().items()}
+    with pytest.raises(FloatingPointError, match=r"^the gradient of action_net.score_maps.weight is not finite$"):
+        update(model, check_at_the_end=True)
+    assert all(torch.equal(v, before[k]) for k, v in model.policy.state_dict().items())
+
+
+def test_a_compiled_policy_acts_and_learns_as_an_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Traced as for the compiler, then run by PyTorch's own kernels: what a compiler makes of it takes a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    eager, compiled = make_policy(SPACE, ACTIONS["grid"]), make_policy(SPACE, ACTIONS["grid"])
+    compiled.compile_networks()
+    assert (eager.ran, compiled.ran) == ("eager", "never")
+    given = observations(SPACE, 6)
+    results = []
+    for policy in (eager, compiled):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            actions, values, log_prob = policy(given)
+            last = policy.predict_values(given)
+        evaluated = policy.evaluate_actions(given, actions)
+        torch.stack([part.sum() for part in evaluated if part is not None]).sum().backward()
+        gradients = [parameter.grad for parameter in policy.parameters()]
+        results.append([actions, values, log_prob, last, *evaluated, *gradients])
+    for ours, theirs in zip(*results, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs)
+    assert compiled.ran == "compiled"
+
+
+def test_a_policy_that_cannot_be_compiled_is_not_called_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any) -> Any:
+            raise RuntimeError("no compiler")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    policy = make_policy(SPACE, ACTIONS["grid"])
+    policy.compile_networks()
+    with pytest.warns(UserWarning, match="the policy network cannot be compiled and runs eagerly: RuntimeError"):
+        policy(observations(SPACE, 2))
+    assert policy.ran == "eager: RuntimeError: no compiler"
 
 
 def test_rewards_are_standardized_per_decision() -> None:

@@ -16,6 +16,7 @@ import torch
 from canvit_pytorch import CanViTForImageClassification, CanViTForPretraining, CanViTForSemanticSegmentation
 from safetensors.torch import load_file
 
+from canvit_gym.backbone.compilation import TrainedFunction
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, nano_config
 from canvit_gym.backbone.nano_teacher import TEACHER_DIM, TEACHER_WEIGHTS, load_nano_teacher
@@ -203,7 +204,7 @@ def test_what_cannot_be_compiled_runs_eagerly_and_is_not_called_compiled() -> No
         torch._dynamo.graph_break()
         return x + 1
 
-    call = running.CompiledCall(breaks, name="this", compile="auto")
+    call = TrainedFunction(breaks, name="this", compile=True)
     with pytest.warns(UserWarning, match="this cannot be compiled and runs eagerly"):
         assert call(torch.zeros(1)) == 1
     assert call(torch.zeros(1)) == 1 and call.ran.startswith("eager: ")

@@ -38,6 +38,8 @@ class EncodedHyperparameters(Hyperparameters):
         super().__post_init__()
         if self.warm_start.get("states"):
             raise ValueError(f"a warm start is for ppo alone: leave out warm_start, got {self.warm_start!r}")
+        if self.compile_policy:
+            raise ValueError("networks of sb3-contrib are not compiled: leave compile_policy out, got true")
         if self.rollout_tensors is not None:
             raise ValueError(
                 f"rollouts of sb3-contrib are NumPy arrays: rollout_tensors must be null, got {self.rollout_tensors!r}"

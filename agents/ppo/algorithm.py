@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.finite import require_finite
+from agents.finite import require_finite, require_finite_sums
 from agents.ppo.policy import ViewpointPolicy
 from agents.ppo.update import update
 from canvit_gym.policies.networks import action_options
@@ -22,7 +22,8 @@ from canvit_gym.sb3 import GlimpseVecEnv
 class GradientWatch:
     """Names the parameter whose gradient is not finite, as the backward pass made it (before clipping mixes them).
 
-    The sums of all gradients are looked at together, once per optimizer step: one synchronization on a GPU.
+    The sums of all gradients are looked at together, once per optimizer step: one synchronization on a GPU, none within
+    agents.finite.checked_at_the_end.
     """
 
     def __init__(self, policy: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -40,10 +41,7 @@ class GradientWatch:
 
     def _before_step(self, *_: Any) -> None:
         sums, self._sums = self._sums, {}
-        finite = torch.stack(list(sums.values())).isfinite()
-        if not bool(finite.all()):
-            bad = [name for name, ok in zip(sums, finite.tolist(), strict=True) if not ok]
-            raise FloatingPointError(f"the gradient of {', '.join(bad[:3])} is not finite")
+        require_finite_sums({f"the gradient of {name}": value for name, value in sums.items()})
 
 
 class WholeSchedule(OnPolicyAlgorithm):
@@ -71,7 +69,8 @@ class GlimpsePPO(WholeSchedule, PPO):
     Raises:
         ValueError: a policy whose viewpoints are not the environment's.
         FloatingPointError: rewards, advantages, logits, values, losses or gradients hold a NaN or an infinity.
-            Names the tensor; the parameters are those of before the offending optimizer step.
+            Names the tensor; the parameters are those of before the offending optimizer step (on a GPU, where an
+            update is checked at its end, of before the update).
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**PPO.policy_aliases, "ViewpointPolicy": ViewpointPolicy}

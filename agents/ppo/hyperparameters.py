@@ -7,7 +7,7 @@ from agents.checks import check_fields, mapping, network_options, schedule
 from agents.ppo.callbacks import EntropyFloor
 from agents.ppo.warm_start import WarmStart
 from agents.training_state import check_revisits, check_whole_episodes
-from canvit_gym.checks import finite, integer, one_of, optional
+from canvit_gym.checks import boolean, finite, integer, one_of, optional
 from canvit_gym.config import EnvConfig
 
 ENTROPY_FLOOR = ("start", "end", "low", "high", "rate")
@@ -37,6 +37,8 @@ class Hyperparameters:
     entropy_floor: dict[str, float] | None
     policy_kwargs: dict[str, Any]
     rollout_tensors: Literal["float16", "float32"] | None = "float16"
+    compile_policy: bool | None = None
+    """Run the policy network through torch.compile. None: on a GPU."""
     warm_start: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -45,6 +47,7 @@ class Hyperparameters:
         check_fields(self, finite(low=0, high=1), "gamma", "gae_lambda")
         check_fields(self, finite(low=0), "ent_coef", "vf_coef", "max_grad_norm")
         check_fields(self, optional(finite(above=0)), "clip_reward", "target_kl")
+        check_fields(self, optional(boolean), "compile_policy")
         self._check_policy_kwargs()
         check_fields(self, schedule, "learning_rate", "clip_range")
         check_fields(self, optional(one_of(lambda: ("float16", "float32"))), "rollout_tensors")

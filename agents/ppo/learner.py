@@ -69,6 +69,12 @@ class PPOLearner:
             "loss": self.model.logger.name_to_value.get("train/loss"),
         }
 
+    @property
+    def ran(self) -> dict[str, str]:
+        policy = self.model.policy
+        ran = policy.ran if isinstance(policy, ViewpointPolicy) else "eager"
+        return {"device": self.model.device.type, "policy network": ran}
+
     def set_logger(self, logger: Logger) -> None:
         self.model.set_logger(logger)
 

@@ -43,7 +43,7 @@ def ppo_arguments(hyper: Hyperparameters) -> dict[str, Any]:
 
 
 def make_model(env: VecEnv, config: EnvConfig, hyper: Hyperparameters, *, seed: int) -> GlimpsePPO:
-    return GlimpsePPO(
+    model = GlimpsePPO(
         ViewpointPolicy,
         env,
         **ppo_arguments(hyper),
@@ -52,6 +52,11 @@ def make_model(env: VecEnv, config: EnvConfig, hyper: Hyperparameters, *, seed: 
         seed=seed,
         device=resolve_device(config.device),
     )
+    on_gpu = model.device.type == "cuda"
+    if on_gpu if hyper.compile_policy is None else hyper.compile_policy:
+        assert isinstance(model.policy, ViewpointPolicy)
+        model.policy.compile_networks()
+    return model
 
 
 def warmed_up(

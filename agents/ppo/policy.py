@@ -6,11 +6,13 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
+from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from agents.finite import require_finite
 from agents.ppo.distributions import ContinuousDistribution
+from canvit_gym.backbone.compilation import TrainedFunction
 from canvit_gym.policies.networks import NETWORK_OPTIONS, NETWORKS, ViewpointNetwork
 from canvit_gym.policies.trunks import Features, MapTrunk
 
@@ -47,6 +49,7 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
                     f"{name}={kwargs[name]!r} has no effect on ViewpointPolicy, whose layers are those of `network` "
                     "and whose noise is its distribution's: leave it out"
                 )
+        self._networks: TrainedFunction | None = None
         self._options = {name: kwargs.pop(name, default) for name, default in NETWORK_OPTIONS.items()}
         kwargs |= dict(
             features_extractor_class=NETWORKS.get(self._options["network"], (MapTrunk,))[0],
@@ -81,8 +84,42 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
             inherited.pop(name)
         return inherited | self._options
 
+    def compile_networks(self) -> None:
+        """From now on trunk and heads run as one compiled function, in rollouts and updates alike; `ran` says how."""
+        self._networks = TrainedFunction(self._scores_and_values, name="the policy network", compile=True)
+
+    @property
+    def ran(self) -> str:
+        """How trunk and heads ran: see TrainedFunction."""
+        return "eager" if self._networks is None else self._networks.ran
+
+    def _scores_and_values(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        features = self.features_extractor(inputs)
+        return self.action_net(features), self.value_net(features)
+
+    def _compiled(self, obs: PyTorchObs) -> tuple[Tensor, Tensor]:
+        """(scores, values) of observations."""
+        assert self._networks is not None
+        return self._networks(
+            preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)  # type: ignore[arg-type]
+        )
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        if self._networks is None:
+            return super().forward(obs, deterministic)  # type: ignore[arg-type]
+        scores, values = self._compiled(obs)
+        distribution = self._distribution_of(scores)
+        actions = distribution.get_actions(deterministic=deterministic)
+        log_prob = distribution.log_prob(actions)
+        return actions.reshape(-1, *(self.action_space.shape or ())), values, log_prob
+
+    def predict_values(self, obs: PyTorchObs) -> Tensor:
+        return super().predict_values(obs) if self._networks is None else self._compiled(obs)[1]
+
     def _get_action_dist_from_latent(self, latent_pi: Features) -> Distribution:  # type: ignore[override]
-        scores = self.action_net(latent_pi)
+        return self._distribution_of(self.action_net(latent_pi))
+
+    def _distribution_of(self, scores: Tensor) -> Distribution:
         require_finite({"action_net's output": scores})
         if isinstance(self.action_dist, ContinuousDistribution):
             return self.action_dist.proba_distribution(scores, getattr(self, "log_std", None))
@@ -97,6 +134,11 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
         return {key: v.reshape(-1, *shapes[key]).to(self.device) for key, v in observation.items()}, is_batch
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        if self._networks is None:
+            values, log_prob, entropy = super().evaluate_actions(obs, actions)
+        else:
+            scores, values = self._compiled(obs)
+            distribution = self._distribution_of(scores)
+            log_prob, entropy = distribution.log_prob(actions), distribution.entropy()
         require_finite({"values": values, "log_prob": log_prob, "entropy": entropy})
         return values, log_prob, entropy

@@ -4,16 +4,23 @@ Stable-Baselines3's own reads four numbers of every minibatch, and each time the
 the order of the operations are the same here: so are the parameters, to the bit on a CPU.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
+from torch.distributions import Distribution
+
+from agents.finite import Checks, checked_at_the_end
 
 STATISTICS = ("policy_gradient_loss", "value_loss", "entropy_loss", "clip_fraction", "approx_kl", "loss")
 
@@ -45,16 +52,60 @@ def minibatch_losses(
     return loss, statistics
 
 
-def update(model: PPO) -> None:
-    """What PPO.train does, for models without target_kl, which has to look at every minibatch."""
+@contextmanager
+def _unchecked_arguments(unchecked: bool) -> Iterator[None]:
+    """torch's distributions check their arguments, and wait for the GPU each time; ours are checked at the end."""
+    default = Distribution._validate_args
+    Distribution.set_default_validate_args(default and not unchecked)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(default)
+
+
+def update(model: PPO, *, check_at_the_end: bool | None = None) -> None:
+    """What PPO.train does, for models without target_kl, which has to look at every minibatch.
+
+    Args:
+        model: its rollout buffer is full.
+        check_at_the_end: look for numbers that are not finite once, after the last minibatch, and give the parameters
+            back as they were before the update where there is one. None: on a GPU, which is waited for once then. Else
+            every minibatch is checked before it reaches a parameter.
+
+    Raises:
+        FloatingPointError: logits, values, losses or gradients that are not finite.
+    """
     assert model.target_kl is None
-    model.policy.set_training_mode(True)
-    model._update_learning_rate(model.policy.optimizer)
+    late = model.device.type != "cpu" if check_at_the_end is None else check_at_the_end
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()] if late else []
+    with checked_at_the_end() if late else nullcontext() as checks, _unchecked_arguments(late):
+        collected = _optimize(model)
+    found, finite, std = _fetched(model, collected, checks)
+    if checks is not None:
+        try:
+            checks.raise_unless(finite)
+        except FloatingPointError:
+            with torch.no_grad():
+                for parameter, value in zip(model.policy.parameters(), before, strict=True):
+                    parameter.copy_(value)
+            raise
+    _record(model, found, std=std)
+
+
+def _clip_range(model: PPO) -> tuple[float, float | None]:
+    """(of the ratio, of the values) at this point of training."""
     progress = model._current_progress_remaining
     clip = model.clip_range(progress)  # type: ignore[operator]
-    clip_value = None if model.clip_range_vf is None else model.clip_range_vf(progress)  # type: ignore[operator]
+    return clip, None if model.clip_range_vf is None else model.clip_range_vf(progress)  # type: ignore[operator]
+
+
+def _optimize(model: PPO) -> Tensor:
+    """All minibatches of all epochs. Returns their statistics [epochs, minibatches, 6], on the device."""
+    model.policy.set_training_mode(True)
+    model._update_learning_rate(model.policy.optimizer)
+    clip, clip_value = _clip_range(model)
     buffer = cast(DictRolloutBuffer, model.rollout_buffer)
-    collected: list[list[Tensor]] = []  # by epoch and minibatch
+    collected: list[list[Tensor]] = []
     for _ in range(model.n_epochs):
         collected.append([])
         for batch in buffer.get(model.batch_size):
@@ -65,18 +116,36 @@ def update(model: PPO) -> None:
             torch.nn.utils.clip_grad_norm_(model.policy.parameters(), model.max_grad_norm)
             model.policy.optimizer.step()
         model._n_updates += 1
+    return torch.stack([torch.stack(epoch) for epoch in collected])
 
-    found = torch.stack([torch.stack(epoch) for epoch in collected]).double().cpu().numpy()  # the one transfer
+
+def _fetched(
+    model: PPO, statistics: Tensor, checks: Checks | None
+) -> tuple[NDArray[np.float64], list[bool], float | None]:
+    """(statistics, what was checked, the continuous actions' standard deviation) on the host, in one transfer."""
+    parts = [statistics.flatten().double()]
+    parts += [] if checks is None else [checks.finite().double()]
+    has_std = hasattr(model.policy, "log_std")
+    parts += [torch.exp(model.policy.log_std.detach()).mean().double().reshape(1)] if has_std else []
+    numbers = torch.cat(parts).cpu().numpy()
+    num = statistics.numel()
+    finite = numbers[num : len(numbers) - has_std].astype(bool).tolist()
+    return numbers[:num].reshape(statistics.shape), finite, float(numbers[-1]) if has_std else None
+
+
+def _record(model: PPO, found: NDArray[np.float64], *, std: float | None) -> None:
     told = dict(zip(STATISTICS, found.mean(axis=(0, 1)), strict=True))
     # As SB3 has it: the divergence of the last epoch, and the loss of the last minibatch.
     told |= {"approx_kl": found[-1, :, STATISTICS.index("approx_kl")].mean(), "loss": found[-1, -1, -1]}
     for name, value in told.items():
         model.logger.record(f"train/{name}", float(value))
+    buffer = model.rollout_buffer
     explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
     model.logger.record("train/explained_variance", explained)
-    if hasattr(model.policy, "log_std"):
-        model.logger.record("train/std", torch.exp(model.policy.log_std).mean().item())
+    if std is not None:
+        model.logger.record("train/std", std)
     model.logger.record("train/n_updates", model._n_updates, exclude="tensorboard")
+    clip, clip_value = _clip_range(model)
     model.logger.record("train/clip_range", clip)
     if clip_value is not None:
         model.logger.record("train/clip_range_vf", clip_value)

@@ -201,6 +201,38 @@ def _copy(sources: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
         target.copy_(source)
 
 
+class TrainedFunction:
+    """A function that is trained, through torch.compile with its gradients; eager for good where that fails, after a
+    warning.
+
+    Every shape, and with gradients or without, is compiled once, at its first call.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, name: str, compile: bool) -> None:
+        self._function, self.name = function, name
+        # One graph or an error: a graph that breaks in the middle would be called compiled all the same.
+        self._compiled = torch.compile(function, fullgraph=True, dynamic=False) if compile else None
+        self.ran = "never"
+        """How the calls so far ran: "never" called, "compiled", "eager", or "eager: " and why it was not compiled."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._compiled is None:
+            if self.ran == "never":
+                self.ran = "eager"
+            return self._function(*args, **kwargs)
+        try:
+            result = self._compiled(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever the compiler and the tools it calls may raise
+            self._compiled = None
+            self.ran = f"eager: {type(error).__name__}: {_first_line(error)}"
+            warnings.warn(f"{self.name} cannot be compiled and runs eagerly: {self.ran[7:]}", stacklevel=2)
+            return self._function(*args, **kwargs)
+        self.ran = "compiled"
+        return result
+
+
 def _with_own_code(function: Function) -> Function:
     """torch.compile counts what it compiled, and limits it, by code object: every compilation gets its own."""
 

@@ -14,9 +14,10 @@ from canvit_pytorch.policies import PolicyName, make_policy, random_viewpoints
 from canvit_pytorch.pretrain.step import sample_rollout_length
 from torch import Tensor
 
+from canvit_gym.backbone.compilation import TrainedFunction
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX
 from experiments.nano.mixture import TrainingBatch
-from experiments.nano.running import Compile, CompiledCall
+from experiments.nano.running import Compile
 
 ITEM_SCALES = (0.2, 0.6)
 """Scales of glimpses drawn around items, log-uniform: an item is 0.12 to 0.34 of a scene's side."""
@@ -84,12 +85,12 @@ def mixed_viewpoints(item_shares: Tensor, *, item_share: float) -> Viewpoint:
 class FinishGlimpse:
     """One glimpse of a finishing rollout: sampling, forward and losses in one function of tensors, which is compiled.
 
-    ran: see CompiledCall.
+    ran: see TrainedFunction.
     """
 
     def __init__(self, model: CanViTForPretraining, *, compile: Compile) -> None:
         self._model = model
-        self._call = CompiledCall(self._run, name="a glimpse of the finish", compile=compile)
+        self._call = TrainedFunction(self._run, name="a glimpse of the finish", compile=compile == "auto")
 
     @property
     def ran(self) -> str:

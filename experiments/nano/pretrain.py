@@ -51,6 +51,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from canvit_gym.atomic import replacing, write_text
+from canvit_gym.backbone.compilation import TrainedFunction
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.memory import keep_freed_memory
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX, nano_config
@@ -64,7 +65,6 @@ from experiments.nano.mixture import SINGLE, TrainingBatch, TrainingScenes, batc
 from experiments.nano.running import (
     Budget,
     Compile,
-    CompiledCall,
     GradientCheck,
     Precision,
     Writer,
@@ -374,7 +374,7 @@ class CompiledCanvit:
 
     def __init__(self, model: CanViTForPretraining, *, compile: Compile) -> None:
         self._canvit = model.canvit
-        self._call = CompiledCall(model.canvit.forward, name="canvit-pytorch's forward", compile=compile)
+        self._call = TrainedFunction(model.canvit.forward, name="canvit-pytorch's forward", compile=compile == "auto")
 
     @property
     def ran(self) -> str:

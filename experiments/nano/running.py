@@ -1,11 +1,9 @@
-"""How the trainings of nano run: their time budget, number format, compilation and log."""
+"""How the trainings of nano run: their time budget, number format, gradient check and log."""
 
 import logging
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -52,35 +50,6 @@ def autocast_for(precision: Precision, device: torch.device) -> torch.autocast:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-class CompiledCall:
-    """A function of tensors with gradients, through torch.compile; eager for good where that fails, and it says so."""
-
-    def __init__(self, function: Callable[..., Any], *, name: str, compile: Compile) -> None:
-        self._function, self.name = function, name
-        # One graph or an error: a graph that breaks in the middle would be called compiled all the same.
-        self._compiled = torch.compile(function, fullgraph=True, dynamic=False) if compile == "auto" else None
-        self.ran = "never"
-        """"compiled", "eager", or "eager: why it was not compiled"."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self._compiled is None:
-            if self.ran == "never":
-                self.ran = "eager"
-            return self._function(*args, **kwargs)
-        try:
-            result = self._compiled(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # whatever the compiler and the tools it calls may raise
-            reason = (str(error).strip().splitlines() or ["no message"])[0]
-            self.ran = f"eager: {type(error).__name__}: {reason}"
-            warnings.warn(f"{self.name} cannot be compiled and runs eagerly: {self.ran}", stacklevel=2)
-            self._compiled = None
-            return self._function(*args, **kwargs)
-        self.ran = "compiled"
-        return result
 
 
 class Writer(Protocol):
