@@ -11,6 +11,7 @@ body { margin: 0; background: var(--page); color: var(--ink);
 main { max-width: 1160px; margin: 0 auto; padding: 32px 20px 80px; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 4px; }
 h2 { font-size: 1.25rem; margin: 48px 0 12px; padding-top: 12px; border-top: 1px solid var(--rule); }
+h3 { font-size: 1.05rem; margin: 24px 0 8px; }
 p { max-width: 75ch; }
 .scope, .note, figcaption { color: var(--faint); }
 .scope { margin: 0 0 20px; }
