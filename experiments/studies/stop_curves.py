@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Categorical
 
+from agents.report import without_root
 from canvit_gym.atomic import replacing, write_json, write_text
 from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import GOES_ON, env_config, run_command
@@ -71,6 +72,8 @@ class Looked:
     score: Floats
     signals: dict[str, Floats]
     """Rule -> how much speaks for stopping after each glimpse."""
+    decisions: int | None = None
+    """That a learned policy was trained for."""
 
     def stops(self, rule: str, threshold: float) -> NDArray[np.int64]:
         """[N] glimpses taken where the rule's signal first reaches the threshold."""
@@ -141,7 +144,8 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
             weights = (policy.record.weights_sha256 or "")[:12]
             path = kept / f"{algo}-{run.parents[1].name}-{weights}-{split}-{scenes}.npz"
             signals = {OWN: rather_stops(policy), SURE: confidence}
-            found.setdefault(algo, []).append(look(policy, as_trained(env, policy.record), signals, path=path))
+            looked = look(policy, as_trained(env, policy.record), signals, path=path)
+            found.setdefault(algo, []).append(replace(looked, decisions=policy.record.training["num_timesteps"]))
     chosen = json.loads((config.headroom_dir / f"{name}.json").read_text(encoding="utf-8"))
     spec = chosen["opponent"].split(", stops at")[0]
     policy = make_policy(spec, config=env, num_glimpses=env.budget)
@@ -179,7 +183,7 @@ def study(config: StopCurvesConfig) -> dict[str, Any]:
             label = f"{name}, {rule}"
             returns[label] = OverRuns([Mean(value[None, :, None]) for value in values])
             row = {
-                "policy": name, "rule": rule, "seeds": len(runs),
+                "policy": name, "rule": rule, "seeds": len(runs), "decisions": [one.decisions for one in runs],
                 "thresholds": [at if np.isfinite(at) else None for at in chosen],
                 "return": bootstrap_interval(returns[label]).at(0), "glimpses": float(np.mean(taken)),
                 "curve": np.mean(curves, axis=0).tolist(),
@@ -192,6 +196,7 @@ def study(config: StopCurvesConfig) -> dict[str, Any]:
                 row["return_as_trained"] = bootstrap_interval(OverRuns(as_trained_returns)).at(0)
                 row["glimpses_as_trained"] = float(np.mean([one.stops(OWN, 0.0).mean() for one in runs]))
             rows.append(row)
+    origin = provenance()
     reference = returns[f"{rows[-1]['policy']}, {rows[-1]['rule']}"]
     for row, value in zip(rows, returns.values(), strict=True):
         row["minus_hand_coded"] = bootstrap_interval(value, reference, of=np.subtract).at(0)
@@ -200,7 +205,7 @@ def study(config: StopCurvesConfig) -> dict[str, Any]:
         "price": price,
         "test_scenes": reference.num_scenes,
         "rules": rows,
-        "provenance": {**provenance(), "command": f"python -m experiments.studies.stop_curves --env {config.env}"},
+        "provenance": {**origin, "command": without_root(origin["command"], config.run_dir.expanduser())},
     }
 
 
@@ -217,17 +222,19 @@ def page(result: dict[str, Any], name: str) -> str:
         "",
         f"Scores in % on {result['test_scenes']:,} test scenes. What pays: the score at the stop minus "
         f"{100 * result['price']:g} points for every glimpse after the first; thresholds are those that pay best on "
-        "validation scenes. 95% intervals over seeds and scenes. Written by",
+        "validation scenes. 95% intervals over seeds and scenes. Decisions are those of the best policy by validation "
+        "of every seed, 0 after a warm start. Written by",
         "",
         "    python -m experiments.studies.stop_curves --run-dir RUN_DIR",
         "",
-        f"| viewpoints of | stops by | seeds | pays | glimpses | minus hand-coded | as trained | {reads} |",
+        f"| viewpoints of | stops by | decisions | pays | glimpses | minus hand-coded | as trained | {reads} |",
         "| --- | --- | --- | --- | --- | --- | --- |" + " --- |" * len(AT_GLIMPSES),
     ]
     for row in sorted(result["rules"], key=lambda row: -row["return"]["value"]):
         own = "return_as_trained" in row
         cells = [
-            row["policy"], row["rule"], str(row["seeds"]), with_interval(row["return"], "{:.1f}", 100),
+            row["policy"], row["rule"], ", ".join(f"{n:,}" for n in row["decisions"] if n is not None),
+            with_interval(row["return"], "{:.1f}", 100),
             f"{row['glimpses']:.2f}", with_interval(row["minus_hand_coded"], "{:+.1f}", 100),
             f"{100 * row['return_as_trained']['value']:.1f} ({row['glimpses_as_trained']:.2f} glimpses)" if own else "",
             *(f"{100 * score_at(row['curve'], at):.1f}" for at in AT_GLIMPSES),
