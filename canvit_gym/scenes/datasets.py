@@ -374,8 +374,13 @@ _BUILT_IN = (
         env_defaults={"grid_scales": [0.34, 0.24]},
         skill=Skill(
             name="comparing across glimpses",
-            opponents=("item_probability(scale=0.3)", "saliency(scale=0.3)", "coarse_to_fine"),
-            ceiling="box_locator(factor=1.0, jitter=0.2)",
+            opponents=(
+                "item_probability(scale=0.3)",
+                "fine_to_coarse",
+                "saliency(scale=(0.4, 0.3))",
+                "coarse_to_fine",
+            ),
+            ceiling="box_locator(factor=1.5, jitter=0.2)",
         ),
         page=DatasetPage(
             headline="Find the class that is there twice: no single glimpse tells.",
