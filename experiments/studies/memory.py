@@ -14,6 +14,7 @@ counted: a policy's network and its rollout buffer, compilation, and other proce
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -99,11 +100,20 @@ def peak_bytes(backbone: Backbone, *, num: int) -> int:
     """The largest sum of live allocations while `num` scenes begin, take GLIMPSES glimpses and are observed."""
     episodes = make_episodes(backbone, num=num)
     looks = np.tile(FULL_SCENE, (num, 1))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+
+    def look() -> None:
         episodes.reset_rows(episodes.all_rows, np.arange(num), read=False)
         for _ in range(GLIMPSES):
             episodes.step_rows(episodes.all_rows, looks)
             episodes.observe()
+
+    return peak_of_allocations(look)
+
+
+def peak_of_allocations(run: Callable[[], object]) -> int:
+    """The largest sum of what is allocated on the CPU and not yet freed, of what `run` allocates."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes = [cast(Any, event).nbytes() for event in sorted(events, key=lambda event: event.start_ns())]

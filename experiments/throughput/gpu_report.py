@@ -46,6 +46,7 @@ from canvit_gym.backbone.load import Backbone
 from canvit_gym.command_line import run_command
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.vector_env import GlimpseVectorEnv
+from experiments.studies.memory import peak_of_allocations
 from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS, Job, Run
 from experiments.throughput.ppo import learn_rollouts, learn_timed, ppo_for_throughput
@@ -362,12 +363,10 @@ def step_floors(backbone: Backbone, chip: Chip, *, num_scenes: int) -> dict[str,
     }
 
 
-def memory_per_scene(setting: Setting) -> list[dict[str, Any]] | None:
-    """MB by canvas: the peak that two episodes of the vector env allocate, at two numbers of scenes. None on a CPU,
-    where PyTorch does not count.
+def memory_per_scene(setting: Setting) -> list[dict[str, Any]]:
+    """MB by canvas: the peak that two episodes of the vector env allocate, at two numbers of scenes. On a CPU, where
+    PyTorch does not count, the profiler does, and there is no graph.
     """
-    if setting.device.type != "cuda":
-        return None
     rows = []
     few, many = setting.job.num_envs // 4, setting.job.num_envs
     for grid in (setting.job.canvas_grid, 2 * setting.job.canvas_grid):
@@ -384,19 +383,23 @@ def memory_per_scene(setting: Setting) -> list[dict[str, Any]] | None:
                 "peak_mb": [peak / 1e6 for peak in peaks],
             }
         )
-    compiled = peak_bytes(setting.compiled, setting.device)
-    rows[0]["peak_mb_with_graph"] = compiled / 1e6
+    if setting.device.type == "cuda":
+        rows[0]["peak_mb_with_graph"] = peak_bytes(setting.compiled, setting.device) / 1e6
     return rows
 
 
 def peak_bytes(job: Job, device: torch.device) -> int:
     """Allocated at most by a vector env, weights included, beside what this process held before."""
+    eager = replace(job, contestant="vector env", rounds=2)
+    if device.type != "cuda":
+        model = build_backbone(job.config()).model  # loaded once per process: not among what is allocated below
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        return weights + peak_of_allocations(lambda: CONTESTANTS["vector env"](eager)())
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     weights = sum(p.numel() * p.element_size() for p in build_backbone(job.config()).model.parameters())
     torch.cuda.reset_peak_memory_stats(device)
-    run = CONTESTANTS["vector env"](replace(job, contestant="vector env", rounds=2))
-    run()
+    CONTESTANTS["vector env"](eager)()
     return torch.cuda.max_memory_allocated(device) - before + weights
 
 
@@ -473,9 +476,7 @@ def kernels_told(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def memory_told(found: list[dict[str, Any]] | None) -> list[str]:
-    if found is None:
-        return ["Not measured: PyTorch counts allocations on a GPU alone."]
+def memory_told(found: list[dict[str, Any]]) -> list[str]:
     lines = ["| canvas | MB per scene | fixed MB | peak MB, eager | peak MB with the graph |", "| --- " * 5 + "|"]
     for row in found:
         graph = row.get("peak_mb_with_graph")
