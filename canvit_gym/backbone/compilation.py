@@ -26,8 +26,8 @@ How = Literal["eager", "compiled", "cuda graph"]
 Function = Callable[..., tuple[Tensor, ...]]
 """Of tensors whose first dimension is the scenes, to such tensors."""
 
-EXPECTED_SECONDS = {"cpu": 30, "cuda": 60}
-"""What a compilation takes on two idle CPU cores, or with a GPU."""
+MOST_SECONDS = {"cpu": 60, "cuda": 60}
+"""What a compilation takes at most with idle CPU cores: nano's step on a CPU is 52 s of one core, less on two."""
 MAX_STATIC_SIZES = 3
 """On a GPU so many numbers of scenes are compiled for as constants; what comes after runs code for any number."""
 MAX_GRAPHS = 4
@@ -76,7 +76,7 @@ class CompiledFunction:
             return self._run(case, tensors)
         began = time.perf_counter()
         device = tensors[0].device.type
-        log.warning("compiling %s for %s, about %d s", self.name, device, EXPECTED_SECONDS[device])
+        log.warning("compiling %s for %s, at most %d s with idle CPU cores", self.name, device, MOST_SECONDS[device])
         dynamic = None if case is None else False
         self._compiled[case] = torch.compile(_with_own_code(self._function), fullgraph=True, dynamic=dynamic)
         result = self._run(case, tensors)
