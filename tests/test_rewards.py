@@ -84,10 +84,6 @@ def soft_score(envs: GlimpseVectorEnv) -> np.ndarray:
         if logits.ndim == 2:
             scores.append(probabilities[int(truth["labels"][row])])
             continue
-        if "features" in truth:
-            one, other = logits[row].flatten().double(), truth["features"][row].flatten().double()
-            scores.append((one @ other / (one.norm() * other.norm())).item())
-            continue
         shares = truth["shares"][row].double().numpy()
         asked = truth["goal"][row : row + 1].tolist() if "goal" in truth else np.flatnonzero(shares.sum(axis=(1, 2)))
         ious = [

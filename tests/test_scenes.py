@@ -31,7 +31,6 @@ from canvit_gym.scenes.fashion import (
     drawing,
     generate_scene,
     load_sprites,
-    plain,
     search,
     twice,
 )
@@ -59,9 +58,6 @@ GOLDEN: dict[tuple[str, str], tuple[str, ...]] = {
     ("distractors", "training"): ("c3de75504e0e9a2f", "5a79b3c41d8edf3b", "131a3efb8a0b8662"),
     ("distractors", "validation"): ("03981bf4bcac209e", "7cd9c6139ee3b088", "9f919037cd3f2dc7"),
     ("distractors", "test"): ("97d76df5615f68cd", "3d4c9b7ba6aa1a59", "c5ed220e2a3f79e1"),
-    ("plain", "training"): ("7cc06a7236947402", "1e76d070b5041501", "eb7b6d285226fc3d"),
-    ("plain", "validation"): ("7da52eb28a3f592b", "074b81e43e805760", "fb33cb3f9e34c722"),
-    ("plain", "test"): ("a846ced8afbc1cbf", "116019eb5951b54f", "b6a8587ab9e1c67b"),
     ("search", "training"): ("51986bf177b86650", "d8206404b2f065ca", "a7141fd56214e6e2"),
     ("search", "validation"): ("7690ba66bf321341", "d212258fbba4e7df", "89820359971622f0"),
     ("search", "test"): ("89fb9c0599b3efa7", "0710dc5e781c2f70", "c3440a9a3b440af0"),
@@ -143,7 +139,6 @@ NUM_ITEMS: dict[Flavour, set[int]] = {
     "classification": {1},
     "crowd": set(range(7, 11)),
     "distractors": {1, 2},
-    "plain": {2, 3},
     "search": set(range(5, 10)),
     "twice": {3, 4},
 }
@@ -152,7 +147,6 @@ SIZES_PX: dict[Flavour, tuple[int, ...]] = {
     "classification": drawing.ITEM_SIZES_PX,
     "crowd": crowd.ITEM_SIZES_PX,
     "distractors": distractors.ITEM_SIZES_PX,
-    "plain": plain.ITEM_SIZES_PX,
     "search": search.ITEM_SIZES_PX,
     "twice": twice.ITEM_SIZES_PX,
 }

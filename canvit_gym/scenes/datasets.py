@@ -453,33 +453,6 @@ _BUILT_IN = (
         ),
     ),
     DatasetSpec(
-        name="fashion-reconstruction",
-        env_id="CanViT/FashionReconstruction-v0",
-        task="reconstruction",
-        splits=_FASHION_SPLITS,
-        make_scenes=_fashion("plain"),
-        env_defaults={
-            "budget": 3,
-            "grid_scales": [0.5, 0.4],
-            "observations": _NO_UNCERTAINTY,
-            "reward": "score_gain",
-        },
-        page=DatasetPage(
-            headline="Predict what a teacher sees in the whole scene, from three glimpses and without labels.",
-            scenes=f"""
-                A scene of 128 x 128 px holds two or three Fashion-MNIST items of 26 to 36 px, none overlapping, on a
-                textured background. Nothing is asked about classes: the truth is the features that a frozen teacher has
-                of every cell of the scene, seen at full resolution. Some cells are predicted well from the first
-                glimpse; there are two more for those that are not.
-
-                {_TEACHER}
-                """,
-            classes="the teacher's features",
-            example={"num_scenes": 16},
-            arguments={**_FASHION_COUNT, "probe": _TEACHER_PROBE},
-        ),
-    ),
-    DatasetSpec(
         name="ade20k",
         env_id="CanViT/ADE20K-v0",
         task="segmentation",

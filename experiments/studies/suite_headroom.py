@@ -52,8 +52,6 @@ _BOXES = tuple(
     for factor, jitter in ((1.0, 0.0), (1.0, 0.2), (1.25, 0.2), (1.5, 0.2))
 )
 _WINDOWS = ("window_locator(scale=(0.5, 0.4, 0.3))", "window_locator(scale=0.4)", "window_locator(scale=(0.34, 0.24))")
-_WIDE = ("0.6", "0.5", "0.4")
-
 CONFIDENCES = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.1)
 """Thresholds that stopping is tried with; at 0 an episode ends after its first glimpse, above 1 never early."""
 
@@ -105,14 +103,6 @@ STUDIES: dict[str, Compared] = {
     ),
     "CanViT/FashionStop-v0": Compared(
         ("saliency(scale=0.4)", "saliency(scale=0.3)", *_ITEMS, "coarse_to_fine"), _BOXES, reference=()
-    ),
-    "CanViT/FashionReconstruction-v0": Compared(
-        (
-            *("coarse_to_fine", "fine_to_coarse", "raster(scale=0.5)", "best_fixed_sequence(num_scenes=64)"),
-            *(f"{of}(scale={scale})" for of in ("saliency", "item_probability") for scale in _WIDE),
-        ),
-        tuple(f"error_locator(scale={scale})" for scale in _WIDE),
-        reference=("random",),
     ),
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
-from canvit_gym.scenes.fashion import classification, crowd, distractors, plain, search, segmentation, twice
+from canvit_gym.scenes.fashion import classification, crowd, distractors, search, segmentation, twice
 from canvit_gym.scenes.fashion.drawing import ITEM_SIZES_PX, Drawing, FashionScene
 from canvit_gym.scenes.fashion.draws import GENERATOR_VERSION, Draws
 from canvit_gym.scenes.fashion.sprites import CLASSES, SEGMENTATION_CLASSES, Split, load_sprites
@@ -44,7 +44,6 @@ FLAVOURS: dict[Flavour, FlavourSpec] = {
     "distractors": FlavourSpec(distractors.draw),
     "twice": FlavourSpec(twice.draw, labels="class"),
     "search": FlavourSpec(search.draw),
-    "plain": FlavourSpec(plain.draw),
 }
 """By name. A flavour's place in this table is part of its scenes' key: add new ones at the end."""
 
