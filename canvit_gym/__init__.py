@@ -1,4 +1,4 @@
-"""Gymnasium environments for active vision with a frozen CanViT: choose where to look, build up a canvas.
+"""Gymnasium environments for active vision with a frozen CanViT: choose where to look, and build up a canvas.
 
 >>> import gymnasium as gym
 >>> import canvit_gym

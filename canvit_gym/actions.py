@@ -1,4 +1,4 @@
-"""Actions: how an agent names a viewpoint.
+"""Actions: how an action encodes a viewpoint.
 
 Every kind of action maps one to one onto viewpoints whose crop stays inside the scene: centers lie in the
 safe box |center| <= 1 - scale. Viewpoints are rows (row, col, scale) in scene coordinates: centers in
@@ -30,21 +30,21 @@ class Actions(Protocol):
     def space(self) -> spaces.Space[Any]: ...
 
     def decode(self, actions: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """[N, ...] valid actions -> (viewpoints [N, 3], stop [N]). Where it stops, the viewpoint is not used."""
+        """[N, ...] valid actions -> (viewpoints [N, 3], stop [N]). The viewpoint of a stop is not used."""
         ...
 
     def encode(self, viewpoints: NDArray[np.floating[Any]]) -> NDArray[Any]:
-        """[N, 3] viewpoints -> the nearest actions [N, ...]; exact for viewpoints that `decode` gives."""
+        """[N, 3] viewpoints -> the nearest actions [N, ...]; exact for viewpoints that `decode` returns."""
         ...
 
 
 def validated(space: spaces.Space[Any], actions: Any, *, num_envs: int, ignored: NDArray[np.bool_]) -> NDArray[Any]:
-    """The actions as an array [num_envs, ...], or an error that names the first bad one.
+    """The actions as an array [num_envs, ...].
 
-    `ignored` rows (environments that reset in this step) may hold anything.
+    `ignored` rows (environments that reset in this step) may contain anything.
 
     Raises:
-        ValueError: wrong shape, NaN, or a value outside the space.
+        ValueError: wrong shape, NaN, or a value outside the space; the message names the first bad action.
         TypeError: a dtype that cannot be an action of this space.
     """
     shape = (num_envs, *(space.shape or ()))
@@ -65,7 +65,7 @@ def validated(space: spaces.Space[Any], actions: Any, *, num_envs: int, ignored:
     else:
         if not np.issubdtype(array.dtype, np.floating) and not np.issubdtype(array.dtype, np.integer):
             raise TypeError(f"actions of {space} must be numbers, got dtype {array.dtype}")
-        # Written so that NaN, for which every comparison is false, is bad.
+        # Every comparison with NaN is false, so that this form rejects it.
         bad = ~((array >= -1) & (array <= 1)).all(axis=-1)
         what = "finite and in [-1, 1]; clip or squash (tanh) the policy's output first"
     bad = bad & ~ignored
@@ -76,17 +76,17 @@ def validated(space: spaces.Space[Any], actions: Any, *, num_envs: int, ignored:
 
 
 def require_allowed(actions: NDArray[Any], mask: NDArray[np.bool_], *, ignored: NDArray[np.bool_]) -> None:
-    """Raise ValueError where an action [N] is masked out [N, A], but for environments that reset in this step."""
+    """Raise ValueError if the mask [N, A] forbids an action [N]; `ignored` rows reset in this step."""
     if (bad := np.flatnonzero(~mask[np.arange(len(actions)), actions] & ~ignored)).size:
         raise ValueError(
-            f"the action of environment {bad[0]} is {actions[bad[0]]}, whose viewpoint was taken in this episode, and "
-            "revisit=False allows each only once: choose among info['action_mask'] (or action_masks()), for example "
-            "with action_space.sample(mask)"
+            f"the action of environment {bad[0]} is {actions[bad[0]]}, whose viewpoint was already taken in this "
+            "episode, and revisit=False allows each only once: choose an action that info['action_mask'] (or "
+            "action_masks()) allows, for example with action_space.sample(mask)"
         )
 
 
 def checked_viewpoints(viewpoints: Any) -> NDArray[np.floating[Any]]:
-    """Viewpoints [N, 3] as an array, or ValueError where one does not lie inside the scene."""
+    """Viewpoints [N, 3] as an array. Raise ValueError if one does not lie inside the scene."""
     array = np.asarray(viewpoints)
     if array.ndim != 2 or array.shape[1] != 3 or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(
@@ -106,7 +106,7 @@ def checked_viewpoints(viewpoints: Any) -> NDArray[np.floating[Any]]:
 
 @dataclass(frozen=True)
 class ContinuousActions:
-    """Box(-1, 1, (3,)): (row, col, zoom), one to one onto the viewpoints inside the scene.
+    """Box(-1, 1, (3,)): (row, col, zoom), mapped one to one onto the viewpoints inside the scene.
 
     The scale is log-uniform: zoom -1 gives `min_scale`, +1 the full scene. The center is (row, col) times
     (1 - scale). With allow_stop a fourth number above 0 ends the episode.
@@ -142,7 +142,7 @@ class ContinuousActions:
         scale = np.clip(viewpoints[:, 2:3], self.min_scale, 1)
         zoom = 1 - 2 * np.log(scale) / np.log(self.min_scale)
         room = 1 - scale
-        # At scale 1 there is one center only, and any (row, col) names it.
+        # At scale 1 there is only one center, which any (row, col) encodes.
         center = np.divide(viewpoints[:, :2], room, out=np.zeros_like(viewpoints[:, :2]), where=room > 1e-7)
         stop = [np.full_like(zoom, -1.0)] if self.allow_stop else []
         return np.clip(np.concatenate([center, zoom, *stop], axis=1), -1, 1).astype(np.float32)
@@ -152,7 +152,7 @@ class ContinuousActions:
 class DiscreteActions:
     """Discrete(n): action i is row i of a table of viewpoints. With allow_stop, action n - 1 ends the episode.
 
-    Without revisit, a viewpoint that was looked at in the episode is not allowed again.
+    Without revisit, each viewpoint is allowed once per episode.
 
     >>> actions = DiscreteActions(grid_viewpoints(scales=(0.5,), centers=3), allow_stop=True)
     >>> actions.space
@@ -200,15 +200,15 @@ class DiscreteActions:
         return allowed
 
     def mask(self, viewpoints: NDArray[np.float32], taken: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """[N, space.n]: `allowed`, and the stop, which always is."""
+        """[N, space.n]: `allowed`, and the stop action, which is always allowed."""
         allowed = self.allowed(viewpoints, taken)
         return np.pad(allowed, ((0, 0), (0, int(self.allow_stop))), constant_values=True)
 
 
 def grid_viewpoints(*, scales: tuple[float, ...], centers: int) -> NDArray[np.float32]:
-    """[len(scales) * centers * centers, 3]: per scale, row-major centers spread evenly over the safe box.
+    """[len(scales) * centers * centers, 3]: for every scale, row-major centers spread evenly over the safe box.
 
-    One center per axis is the middle. A scale of 1 has only that one.
+    With one center per axis it is the middle of the scene. At scale 1 all centers are.
     """
     if not scales or not all(MIN_SCALE <= s <= 1 for s in scales) or len(set(scales)) != len(scales):
         raise ValueError(f"grid_scales must be distinct numbers in [{MIN_SCALE}, 1], got {scales}")
@@ -239,7 +239,7 @@ def make_actions(
     quadtree_levels: int,
     revisit: bool = True,
 ) -> Actions:
-    """The actions of a kind, by name."""
+    """The actions of a kind."""
     match kind:
         case "continuous":
             return ContinuousActions(min_scale=min_scale, allow_stop=allow_stop)

@@ -1,6 +1,6 @@
 """The console script: `canvit-gym COMMAND ...`.
 
-A command is one entry of `COMMANDS`: a module with a function `command_line(arguments)`. The module is imported only
+Every command is an entry of `COMMANDS`: a module with a function `command_line(arguments)`. The module is imported only
 when its command is called and its extra is installed.
 """
 
@@ -19,7 +19,7 @@ class Command:
     """One command of `canvit-gym`."""
 
     module: str
-    """Has `command_line(arguments: Sequence[str]) -> None`."""
+    """A module with `command_line(arguments: Sequence[str]) -> None`."""
     summary: str
     extra: str | None = None
     """The extra of pyproject.toml that it needs."""
@@ -30,7 +30,7 @@ class Command:
 COMMANDS = {
     "envs": Command(
         module="canvit_gym.listing",
-        summary="list the environments and where their data is looked for",
+        summary="list the environments and where they look for their data",
     ),
     "evaluate": Command(
         module="canvit_gym.benchmark.single",
@@ -46,7 +46,7 @@ COMMANDS = {
     ),
     "report": Command(
         module="canvit_gym.benchmark.report",
-        summary="write the report of a finished benchmark again from its records",
+        summary="rewrite the report of a benchmark from its records",
         extra="benchmark",
         needs=("matplotlib", "tyro"),
     ),
@@ -64,13 +64,13 @@ COMMANDS = {
     ),
     "play": Command(
         module="canvit_gym.play.command",
-        summary="look for yourself, in the browser, and compare yourself with policies",
+        summary="choose glimpses yourself in the browser, and compare yourself with policies",
         extra="play",
         needs=("fastapi", "tyro", "uvicorn", "websockets"),
     ),
     "explore": Command(
         module="canvit_gym.play.explore",
-        summary="write a page that shows what policies of a benchmark saw, scene by scene",
+        summary="write a web page that shows what the policies of a benchmark saw, scene by scene",
         extra="play",
         needs=("tyro",),
     ),

@@ -1,8 +1,9 @@
-"""EnvConfig: the keyword arguments of the environments. JSON-able data and its checks; assembly.py makes parts of it.
+"""EnvConfig: the keyword arguments of the environments, as JSON-able data that is checked. assembly.py builds the
+parts.
 
-Keywords are flat (`gym.make(id, budget=9, action="continuous")`); the classes below group them for the reader. Every
-field is declared once, with its default, its check and its documentation, from which the pages of the environments are
-made (canvit_gym.pages).
+Keywords are flat (`gym.make(id, budget=9, action="continuous")`); the classes below group them for readers. Every field
+is declared once, with its default, its check and its documentation. The environments' pages are generated from these
+(canvit_gym.pages).
 """
 
 import warnings
@@ -25,19 +26,19 @@ RETIRED_KEYWORDS: dict[str, tuple[Any, str]] = {
     "first_glimpse_cache_dtype": ("float16", _NO_CACHE),
     "first_glimpse_cache_on": ("host", _NO_CACHE),
 }
-"""Keywords of earlier versions that records and specs may still hold -> (their default, why they have no effect)."""
+"""Keywords of earlier versions, which old records and specs may contain -> (default, why it has no effect now)."""
 
 
 def option(default: Any, check: Check, doc: str, *, on_disk: bool = False) -> Any:
-    """A field: its default, its check, and what it means.
+    """Declare a field with its default, its check and its documentation.
 
-    on_disk: whether it is for data sets on disk alone.
+    on_disk: whether it applies only to data sets on disk.
     """
     return field(default=default, metadata={"check": check, "doc": doc, "on_disk": on_disk})
 
 
-def _whatever(name: str, value: Any) -> Any:
-    """What the group checks as a whole. Lists become tuples: JSON has no tuples."""
+def _unchecked(name: str, value: Any) -> Any:
+    """No check here: the group checks it together with others. Lists become tuples, which JSON does not have."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -58,7 +59,7 @@ def _mask_values(name: str, value: Any) -> dict[str, str | None]:
     """Keys become strings, as in JSON."""
     if not isinstance(value, Mapping) or not value or not all(v is None or isinstance(v, str) for v in value.values()):
         raise ValueError(
-            f'{name} must map values to names of classes, such as {{"0": "sky", "255": None}}, got {value!r}'
+            f'{name} must map mask values to class names, such as {{"0": "sky", "255": None}}, got {value!r}'
         )
     return {str(key): label for key, label in value.items()}
 
@@ -72,60 +73,61 @@ def _keys(name: str, value: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneConfig:
-    """Scenes: which images are looked at."""
+    """Scenes: which images the agent sees."""
 
     dataset: str = option(
         "fashion-segmentation",
         one_of(lambda: DATASETS),
-        "the name of a data set: see canvit_gym.scenes.datasets; set by the id",
+        "name of the data set (see canvit_gym.scenes.datasets); set by the id",
     )
     split: str = option(
         "training",
-        _whatever,
-        '"training" comes in shuffled passes without replacement, every other split in order',
+        _unchecked,
+        '"training" is sampled in shuffled passes without replacement; every other split comes in order',
     )
     num_scenes: int | None = option(
-        None, optional(integer(1)), "at most so many of the split's scenes, evenly spread over it; None: all of them"
+        None, optional(integer(1)), "how many of the split's scenes to use, evenly spread over it; None: all of them"
     )
     shard: tuple[int, int] = option(
-        (0, 1), _shard, "(i, n) takes every n-th scene from the i-th, so that n processes see disjoint scenes"
+        (0, 1), _shard, "(i, n) takes every n-th scene, starting with the i-th, so that n processes see disjoint scenes"
     )
-    root: str | None = option(None, optional(text), "the directory of the data set", on_disk=True)
+    root: str | None = option(None, optional(text), "directory of the data set", on_disk=True)
     tuning_scenes: int = option(
         0,
         integer(0),
-        'so many training scenes, evenly spread, are left out of the training split and are the split "tuning": to '
-        "choose hyperparameters on",
+        'number of training scenes, evenly spread, that are held out of the training split as the split "tuning", for '
+        "choosing hyperparameters",
         on_disk=True,
     )
     workers: int | None = option(
         None,
         optional(integer(0)),
-        "processes that decode and resize scenes ahead of need; the scenes do not depend on it. None: one per CPU core "
-        "but one, at most 8, and none for a single environment",
+        "number of processes that decode and resize scenes in advance; it does not change the scenes. None: one less "
+        "than the number of CPU cores, at most 8, and none for a single environment",
         on_disk=True,
     )
     unreadable: Unreadable = option(
         "raise",
         one_of(lambda: get_args(Unreadable)),
-        '"raise" stops at a file that cannot be decoded and names it; "skip" goes on without it, warns once, and keeps '
-        "count in envs.scenes.unreadable",
+        '"raise" stops at a file that cannot be decoded and names it; "skip" leaves the file out, warns once, and '
+        "counts "
+        "such files in envs.scenes.unreadable",
         on_disk=True,
     )
     cache: bool | str = option(
         False,
         _cache,
-        "True or a directory: every scene is decoded once into a memory-mapped file and read from there. True is "
-        "$CANVIT_GYM_CACHE. What changes on disk is decoded anew",
+        "True or a directory: decode every scene once into a memory-mapped file and read it from there. True means "
+        "$CANVIT_GYM_CACHE. Files that change on disk are decoded again",
         on_disk=True,
     )
 
     mask_values: dict[str, str | None] | None = option(
         None,
         optional(_mask_values),
-        'what the masks of a segmentation folder hold: {"0": "background", "255": "thing"} or, where they are colours, '
-        '{"#000000": "background", "#ff0000": "thing"}; None (null) as a name: ignored. Without it masks hold class '
-        "indices, and 255 where a pixel is ignored",
+        'class names of the values in the masks of a segmentation folder: {"0": "background", "255": "thing"} or, for '
+        'colour masks, {"#000000": "background", "#ff0000": "thing"}; pixels whose name is None (null) are ignored. '
+        "Default: masks contain class indices, and 255 for ignored pixels",
         on_disk=True,
     )
 
@@ -145,35 +147,35 @@ class ModelConfig:
     """Model: the frozen backbone and the probe that reads it."""
 
     checkpoint: str = option("nano", text, '"nano", a released name such as "flagship", a Hub id or a directory')
-    revision: str | None = option(None, optional(text), "of a Hub id; None: the newest")
+    revision: str | None = option(None, optional(text), "revision of a Hub id; None: the newest")
     probe: str | None = option(
-        None, optional(text), "a directory, or the name of a probe; None: the checkpoint's own for this data set"
+        None,
+        optional(text),
+        "a directory, or the name of a probe; None: the one fitted on this checkpoint and data set",
     )
-    canvas_grid: int | None = option(
-        None, optional(integer(1)), "cells of the canvas on a side; None: as many as in pretraining"
-    )
+    canvas_grid: int | None = option(None, optional(integer(1)), "side of the canvas in cells; None: as in pretraining")
     scene_size_px: int | None = option(
-        None, optional(integer(1)), "pixels of the scene on a side; None: as many as in pretraining"
+        None, optional(integer(1)), "side of the scene in pixels; None: as in pretraining"
     )
-    device: str = option("auto", text, '"auto" (CUDA where there is one), "cpu" or "cuda"')
+    device: str = option("auto", text, '"auto" (CUDA where available), "cpu" or "cuda"')
     precision: Precision = option(
-        "float32", one_of(lambda: get_args(Precision)), '"float32", or "bfloat16" by autocast'
+        "float32", one_of(lambda: get_args(Precision)), '"float32", or "bfloat16" through autocast'
     )
     compile: bool = option(
         False,
         boolean,
-        "whether steps go through torch.compile, and on a GPU through CUDA graphs. Compiling takes about half a minute "
-        "at the first step, once per process, and a C++ compiler on a CPU",
+        "whether to compile steps with torch.compile, and to use CUDA graphs on a GPU. The first step of a process "
+        "then takes about half a minute longer; on a CPU a C++ compiler is needed",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeConfig:
-    """Episode: how many glimpses, and who takes the first."""
+    """Episode: the number of glimpses, and how the first one is chosen."""
 
-    budget: int = option(5, integer(1), "glimpses per episode, the first one included")
+    budget: int = option(5, integer(1), "number of glimpses per episode, including the first one")
     first_glimpse: FirstGlimpse | None = option(
-        "full", _whatever, '"full" (the whole scene), "random", (row, col, scale), or None (the agent takes it)'
+        "full", _unchecked, '"full" (the whole scene), "random", (row, col, scale), or None (the agent chooses it)'
     )
 
     def _check_episode(self) -> None:
@@ -195,62 +197,66 @@ class EpisodeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ActionConfig:
-    """Actions: how an agent names a viewpoint. See canvit_gym.actions."""
+    """Actions: how an action encodes a viewpoint. See canvit_gym.actions."""
 
     action: ActionKind = option(
         "grid", one_of(lambda: get_args(ActionKind)), '"grid", "continuous" or "quadtree": see Action Space'
     )
     min_scale: float = option(0.125, number, "the finest scale of continuous actions")
     grid_scales: tuple[float, ...] = option((0.5, 0.25), several(number, "numbers"), "the scales of grid actions")
-    grid_centers: int = option(16, integer(1), "centers of grid actions along each axis, per scale")
+    grid_centers: int = option(16, integer(1), "number of centers along each axis, per scale, of grid actions")
     quadtree_levels: int = option(2, integer(0), "the finest level of quadtree actions: tiles of scale 1 / 2^level")
     allow_stop: bool = option(False, boolean, "whether the agent may end an episode early")
     revisit: bool = option(
         True,
         boolean,
-        "whether a viewpoint may be looked at again in an episode. If not, every action but stopping is allowed once: "
-        "see action masks. Grid and quadtree actions only",
+        "whether a viewpoint may be chosen again within an episode. If not, every action except stopping is allowed "
+        "once: see action masks. For grid and quadtree actions only",
     )
 
     @property
     def action_parameters(self) -> dict[str, Any]:
-        """What `make_actions` takes besides the kind."""
+        """The arguments of `make_actions` other than the kind."""
         return {f.name: getattr(self, f.name) for f in fields(ActionConfig) if f.name != "action"}
 
     def _check_actions(self) -> None:
-        for kind in get_args(ActionKind):  # a bad value is an error even where the kind of action has no use for it
+        for kind in get_args(ActionKind):  # a bad value is an error even where the chosen kind does not use it
             make_actions(kind, **self.action_parameters)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """Rewards: what a glimpse pays and costs. See canvit_gym.rewards."""
+    """Rewards: what the agent is paid for a glimpse, and what it costs. See canvit_gym.rewards."""
 
-    reward: str = option("loss_reduction", one_of(lambda: REWARDS), "what a glimpse pays: see Rewards")
-    glimpse_cost: float = option(0.0, finite(low=0), "taken off the reward for every glimpse the agent takes")
-    track_score: bool = option(False, boolean, "whether every info holds the score")
+    reward: str = option("loss_reduction", one_of(lambda: REWARDS), "name of the reward: see Rewards")
+    glimpse_cost: float = option(
+        0.0, finite(low=0), "subtracted from the reward for every glimpse that the agent takes"
+    )
+    track_score: bool = option(False, boolean, "whether every info contains the score")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObservationConfig:
-    """Observations: what the agent is shown. See canvit_gym.observations."""
+    """Observations: what the agent gets to see. See canvit_gym.observations."""
 
-    observations: tuple[ObservationKey, ...] = option(DEFAULT_KEYS, _keys, "the keys: see Observation Space")
-    canvas_size: int = option(8, integer(1), 'cells on a side of "canvas", pooled from the canvas')
+    observations: tuple[ObservationKey, ...] = option(
+        DEFAULT_KEYS, _keys, "the keys of the Dict: see Observation Space"
+    )
+    canvas_size: int = option(8, integer(1), 'side of "canvas" in cells, pooled from the canvas')
     map_size: int | None = option(
-        None, optional(integer(1)), 'cells on a side of "uncertainty" and "acuity"; None: as many as the canvas has'
+        None, optional(integer(1)), 'side of "uncertainty" and "acuity" in cells; None: that of the canvas'
     )
     observation_preset: str | None = option(
         None,
         optional(one_of(lambda: PRESETS)),
-        'all of these at once: "compact" is less than 2 kB a step; None: as they are given',
+        'sets all of the above: "compact" takes less than 2 kB per step; None: no preset',
     )
     observation_dtype: FloatDtype = option(
-        "float32", one_of(lambda: get_args(FloatDtype)), '"float32" or "float16": of every key but pixels'
+        "float32", one_of(lambda: get_args(FloatDtype)), '"float32" or "float16": the dtype of every key except pixels'
     )
 
     def _apply_preset(self) -> None:
-        """Set the fields that the preset names; one that is given as well is a contradiction."""
+        """Set the fields of the preset; passing one of them as well is a contradiction."""
         if self.observation_preset is None:
             return
         preset = dict(PRESETS[self.observation_preset])
@@ -262,8 +268,8 @@ class ObservationConfig:
             without_goal = tuple(key for key in given if key != "goal") if name == "observations" else given
             if given != value and without_goal != defaults[name]:
                 raise ValueError(
-                    f"observation_preset={self.observation_preset!r} sets {name}, but it is given as {given!r}: leave "
-                    "one of the two out"
+                    f"observation_preset={self.observation_preset!r} sets {name}, but {name}={given!r} was passed as "
+                    "well: pass only one of the two"
                 )
             object.__setattr__(self, name, value)
 
@@ -276,7 +282,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, ModelConfig, SceneConfig):
-    """All keyword arguments of the environments, with their defaults. (A dataclass takes its last base's fields first.)
+    """All keyword arguments of the environments, with their defaults. (Fields of a dataclass's last base come first.)
 
     >>> EnvConfig(budget=9).action
     'grid'
@@ -293,7 +299,7 @@ class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, Mo
             self._check_table()
 
     def _check_table(self) -> None:
-        """Without revisit, there must be a table of viewpoints, as long as an episode."""
+        """Without revisit there must be a table with enough viewpoints for an episode."""
         actions = make_actions(self.action, **self.action_parameters)
         if not isinstance(actions, DiscreteActions):
             raise ValueError(
@@ -310,7 +316,7 @@ class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, Mo
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, such that EnvConfig(**config.to_json()) == config."""
+        """JSON values; EnvConfig(**config.to_json()) == config."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
@@ -322,18 +328,18 @@ GROUPS: tuple[type[Any], ...] = (
     RewardConfig,
     ObservationConfig,
 )
-"""EnvConfig's groups of fields, in the order in which the documentation has them."""
+"""EnvConfig's groups of fields, in the order of the documentation."""
 
 
 def config_from_kwargs(kwargs: dict[str, Any]) -> EnvConfig:
     """EnvConfig(**kwargs), of this version or an earlier one.
 
     Raises:
-        TypeError: an unknown keyword; the message lists those there are.
+        TypeError: an unknown keyword; the message lists the known ones.
     """
     known = [f.name for f in fields(EnvConfig)]
     if unknown := sorted(set(kwargs) - set(known) - set(RETIRED_KEYWORDS)):
-        # The words "unexpected keyword argument" are what other libraries look for before they retry without one.
+        # Other libraries look for the words "unexpected keyword argument" before they retry without one.
         raise TypeError(
             f"unknown environment keyword {', '.join(unknown)}; there are: {', '.join(known)} "
             f"(got an unexpected keyword argument {unknown[0]!r})"

@@ -1,4 +1,4 @@
-"""The single environments, thin views of a vector env of one; each class' docstring is its documentation page."""
+"""The single environments: thin views of a vector env of one. Each class's docstring is its documentation page."""
 
 from functools import cache
 from typing import Any, ClassVar, cast
@@ -21,12 +21,12 @@ class GlimpseEnv(gym.Env[Observation, Any]):
 
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
     defaults: ClassVar[dict[str, Any]] = {}
-    """Keyword arguments of this class' id."""
+    """Default keyword arguments of this class's id."""
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         kwargs = {**self.defaults, **kwargs}
         if vector_only := sorted({"num_envs", "autoreset_mode"} & set(kwargs)):
-            raise TypeError(f"{', '.join(vector_only)}: for vector environments only; use gymnasium.make_vec instead")
+            raise TypeError(f"{', '.join(vector_only)}: only for vector environments; use gymnasium.make_vec instead")
         self.envs = GlimpseVectorEnv(1, autoreset_mode=AutoresetMode.DISABLED, render_mode=render_mode, **kwargs)
         self.render_mode = render_mode
         self.action_space = self.envs.single_action_space
@@ -49,7 +49,7 @@ class GlimpseEnv(gym.Env[Observation, Any]):
 
     @property
     def state(self) -> RecurrentState:
-        """The backbone's state, batch of one. Valid until the next step or reset; clone to keep it."""
+        """The backbone's state, a batch of one. Valid until the next step or reset: clone it to keep it."""
         return self.envs.state
 
     @property
@@ -68,18 +68,18 @@ class GlimpseEnv(gym.Env[Observation, Any]):
 
     @property
     def _np_random(self) -> np.random.Generator | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """By this name Gymnasium's checker asks for it."""
+        """Gymnasium's checker reads this attribute."""
         return self.envs._np_random
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What was loaded: see GlimpseVectorEnv.provenance."""
+        """Where checkpoint, probe and scenes come from: see GlimpseVectorEnv.provenance."""
         return self.envs.provenance
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, Info]:
-        """Begin a new episode; `options={"scene": index}` picks the scene, `{"goal": number}` what is asked for."""
+        """Begin a new episode. `options={"scene": index}` chooses the scene, `{"goal": number}` the goal."""
         if isinstance(options, dict) and "reset_mask" in options:
-            raise ValueError("options['reset_mask'] is for vector environments; a single one resets whole")
+            raise ValueError("options['reset_mask'] only exists in vector environments: leave it out")
         observation, info = self.envs.reset(seed=seed, options=options)
         self._ended = False
         if not options:
@@ -110,12 +110,12 @@ class GlimpseEnv(gym.Env[Observation, Any]):
         )
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """[number of actions]: which actions may be chosen now: see GlimpseVectorEnv.action_masks."""
+        """[number of actions]: which actions are allowed now; see GlimpseVectorEnv.action_masks."""
         return self.envs.action_masks()[0]
 
     def _info(self, values: Info) -> Info:
-        """Environment 0's share of a vector info, with the same keys at every step, as recorders of data sets want it:
-        curves hold the last value where no glimpse was taken yet.
+        """The info of environment 0, with the same keys at every step, as recorders of data sets require. Curves repeat
+        the last value where no glimpse was taken yet.
         """
         info = {k: v[0] for k, v in values.items() if not k.startswith("_") and values[f"_{k}"][0]}
         episodes = self.envs.episodes
@@ -125,7 +125,7 @@ class GlimpseEnv(gym.Env[Observation, Any]):
         return info
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """An RGB frame where render_mode is "rgb_array"; None in "human" mode, whose window follows every step."""
+        """An RGB frame with render_mode="rgb_array". None in "human" mode, where a window is updated at every step."""
         frames = self.envs.render()
         return None if frames is None else frames[0]
 
@@ -134,7 +134,7 @@ class GlimpseEnv(gym.Env[Observation, Any]):
 
 
 def environment_class(spec: DatasetSpec) -> type[GlimpseEnv]:
-    """The environment of a data set, by its id's defaults; its docstring is the documentation page."""
+    """The environment class of a data set, with its id's defaults and its documentation page as docstring."""
     return type(
         spec.class_name, (GlimpseEnv,), {"__doc__": page(spec), "__module__": __name__, "defaults": spec.kwargs}
     )
@@ -147,7 +147,7 @@ def _class_named(name: str) -> type[GlimpseEnv] | None:
 
 
 def __getattr__(name: str) -> type[GlimpseEnv]:
-    """FashionSegmentationEnv and the like, one class per data set: what the ids' entry points name."""
+    """FashionSegmentationEnv and the like, one class per data set: the entry points of the ids."""
     if (found := _class_named(name)) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return found

@@ -1,14 +1,14 @@
-"""Exact evaluation: every scene of a split once, in order, measured after every glimpse. (Scenes without any label
-have nothing to measure and are left out, with a warning.)
+"""Exact evaluation: every scene of a split once, in order, measured after every glimpse. Scenes without any label are
+left out, with a warning.
 
-Readings are reported by the task's metric (canvit_gym.tasks.metric), its loss, and the FLOPs it took. Segmentation has
-the data set's mIoU, as canvit-pytorch's MeanIoU counts it, classification top-1 and top-5 accuracy. What was counted on
-each scene is kept and can be saved, so that any statistic (canvit_gym.statistics) can be computed without a rerun.
-Goal-conditioned tasks ask each scene for one goal, the same in every evaluation.
+An evaluation has the task's metric (canvit_gym.tasks.metric), its loss, and the FLOPs. The metric of segmentation is
+the mIoU of the data set, counted like canvit-pytorch's MeanIoU, that of classification top-1 and top-5 accuracy. The
+counts of each scene are kept and can be saved, so that any statistic (canvit_gym.statistics) can be computed later. In
+goal-conditioned tasks every scene has one goal, the same in every evaluation.
 
-The numbers do not depend on the batch size, up to float32 rounding: matrix products of other shapes add in another
-order, so a pixel whose two best classes tie may change sides, and a policy that compares such numbers may look
-elsewhere.
+Results do not depend on the batch size, except for float32 rounding: matrix products of different shapes sum in a
+different order, so a pixel whose two best classes tie may change its class, and a policy that compares such numbers may
+choose another viewpoint.
 """
 
 import json
@@ -55,41 +55,41 @@ from canvit_gym.tasks.metric import Metric
 from canvit_gym.versions import package_version
 
 FORMAT = 1
-"""Of a saved evaluation."""
+"""Version of the file format of saved evaluations."""
 
 _PACKAGES = ("canvit-gym", "canvit-pytorch", "torch", "numpy")
 _ARRAYS = ("scene", "viewpoints", "loss", "gflops")
 _OPTIONAL = ("goal", "stops")
 _OF_VERSION_0_1 = ("intersection", "union")
-"""Saved of accuracies too, where they say no more than the ranks."""
+"""Arrays that version 0.1 also saved for accuracies, where they are redundant."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One policy on one split: N scenes, T glimpses."""
+    """The evaluation of one policy on one split: N scenes, T glimpses."""
 
     scene: NDArray[np.int64]  # [N]
     viewpoints: NDArray[np.float32]  # [N, T, 3]
-    loss: NDArray[np.float32]  # [N, T] the task's loss: a cross-entropy in nats, mostly
-    counts: dict[str, NDArray[Any]]  # [N, T, ...] what the metric is computed from: see Metric.counts
-    gflops: NDArray[np.float64]  # [T] per scene up to and with each glimpse: the backbone's and the policy's own
+    loss: NDArray[np.float32]  # [N, T] the task's loss, usually a cross-entropy in nats
+    counts: dict[str, NDArray[Any]]  # [N, T, ...] from which the metric is computed: see Metric.counts
+    gflops: NDArray[np.float64]  # [T] cumulative per scene, of backbone and policy
     metric: str
     """Name of the task's metric."""
     seed: int
     record: dict[str, Any]
     """JSON values: the policy, the configuration, scenes, checkpoint, probe, class names and versions."""
-    goal: NDArray[np.int64] | None = None  # [N] what was asked for, in goal-conditioned tasks
+    goal: NDArray[np.int64] | None = None  # [N] in goal-conditioned tasks
     stops: NDArray[np.int64] | None = None
-    """[N] glimpses after which the policy would have stopped, where that was recorded (canvit_gym.stopping); every
-    array goes on to the last glimpse all the same."""
+    """[N] number of glimpses after which the policy would have stopped, if that was recorded (canvit_gym.stopping). All
+    arrays go on to the last glimpse."""
 
     @property
     def measure(self) -> Metric:
-        """How the score is computed, shown and resampled."""
+        """The metric object, which computes, formats and resamples the score."""
         return metric_named(self.metric)
 
     def first(self, num_scenes: int) -> "Evaluation":
-        """The evaluation of the first scenes alone."""
+        """The evaluation of only the first scenes."""
         return self.choose(slice(num_scenes))
 
     def choose(self, rows: NDArray[np.integer] | slice) -> "Evaluation":
@@ -100,11 +100,11 @@ class Evaluation:
         return replace(self, **arrays, **optional, counts=counts)
 
     def score(self, scenes: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float64]:
-        """[T] the metric of the split, or of a choice of its scenes (with repetition)."""
+        """[T] the metric on all scenes, or on some of them (with repetition)."""
         return self.measure.score({name: value[scenes] for name, value in self.counts.items()})
 
     def share(self, name: str) -> NDArray[np.float64]:
-        """[T] one of the metric's further shares of scenes: "top5" of classification.
+        """[T] one of the metric's further shares of scenes, such as "top5" in classification.
 
         Raises:
             ValueError: the metric has no such share.
@@ -118,15 +118,16 @@ class Evaluation:
         return self.loss.mean(axis=0, dtype=np.float64)
 
     def scene_score(self) -> NDArray[np.float64]:
-        """[N, T] each scene's own score: its mIoU, or 1 where its class is the most likely one and 0 elsewhere."""
+        """[N, T] the score of each scene: its mIoU, or whether its class is the most likely one (1 or 0)."""
         return self.measure.scene_score(self.counts)
 
     def area_under_curve(self) -> float:
-        """Of the score over glimpses, on the score's scale: see canvit_gym.statistics.area_under_curve."""
+        """The area under the curve of the score over glimpses, on its scale: see
+        canvit_gym.statistics.area_under_curve."""
         return float(area_under_curve(self.score()))
 
     def save(self, path: Path) -> None:
-        """A compressed npz of the arrays and a JSON header. An interruption leaves no file, or the whole one."""
+        """Write the arrays and a JSON header as a compressed npz. An interruption leaves no partial file."""
         header = {"format": FORMAT, "metric": self.metric, "seed": self.seed, "record": self.record}
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS} | self.counts
         arrays |= {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}
@@ -135,11 +136,11 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
-        """What `save` wrote. Nothing in the file is executed.
+        """Read what `save` wrote. Nothing in the file is executed.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a damaged file, or one of another format.
+            ValueError: a damaged file, or another format.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -150,12 +151,12 @@ class Evaluation:
             raise FileNotFoundError(f"no evaluation at {path}; Evaluation.save writes one") from None
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
-                f"{path} is not a saved evaluation, or damaged ({error}): delete it and evaluate again"
+                f"{path} is damaged, or not a saved evaluation ({error}): delete it and evaluate again"
             ) from (error)
         if written != FORMAT:
             raise ValueError(
-                f"{path} is of format {written}, this version of canvit_gym reads format {FORMAT}: evaluate again, or "
-                "use the version that wrote it"
+                f"{path} has format {written}, but this version of canvit_gym reads format {FORMAT}: evaluate again, "
+                "or use the version that wrote it"
             )
         try:
             del header["format"]
@@ -178,7 +179,7 @@ class Evaluation:
         }
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} has shape {getattr(self, name).shape} where {shape} is expected")
+                raise ValueError(f"{name} has shape {getattr(self, name).shape}, expected {shape}")
         axes = self.measure.counts
         beyond = {value.shape[2:] for name, value in self.counts.items() if axes[name]}  # the classes, the same for all
         for name, value in self.counts.items():
@@ -187,14 +188,14 @@ class Evaluation:
 
 
 def score_statistic(runs: Sequence[Evaluation], *, run: Sequence[int] | None = None) -> Statistic:
-    """The data set's score of several runs on the same scenes: for canvit_gym.statistics."""
+    """The score of several runs on the same scenes, for canvit_gym.statistics."""
     _require_same_scenes(runs)
     counts = {name: np.stack([e.counts[name] for e in runs]) for name in runs[0].counts}
     return runs[0].measure.statistic(counts, run=run)
 
 
 def loss_statistic(runs: Sequence[Evaluation], *, run: Sequence[int] | None = None) -> Mean:
-    """The mean loss of several runs on the same scenes: for canvit_gym.statistics."""
+    """The mean loss of several runs on the same scenes, for canvit_gym.statistics."""
     _require_same_scenes(runs)
     return Mean(np.stack([e.loss for e in runs]), run=run)
 
@@ -214,8 +215,8 @@ def _require_same_scenes(runs: Sequence[Evaluation]) -> None:
             )
         if len(contents) > 1:
             raise ValueError(
-                f"these evaluations are not on the same scenes: both are on {first.record['scenes']}, but of files of "
-                "other names or sizes. Evaluate both on the same copy of the data set."
+                f"these evaluations are not on the same scenes: both are on {first.record['scenes']}, but its files "
+                "differ in names or sizes. Evaluate both on the same copy of the data set."
             )
 
 
@@ -230,24 +231,24 @@ def evaluate(
     on_glimpse: Callable[[int, EpisodeBatch], None] | None = None,
     perturbations: Sequence[Perturbation] = (),
 ) -> Evaluation:
-    """Roll `policy` out on every scene of `config.split` (of `config.shard`), num_glimpses each (default: the budget).
+    """Run `policy` on every scene of `config.split` (and `config.shard`), num_glimpses each (default: the budget).
 
-    The policy chooses every viewpoint, the first included. PyTorch's global generator (of a GPU also
-    its own) is seeded for the rollouts and restored afterwards. `on_glimpse(t, episodes)` is called after every
-    glimpse; `progress` names a progress bar. `perturbations` act on scenes and glimpses, as those of
-    canvit_gym.perturbations.Perturb do. Of a data set on disk with unreadable="skip", scenes that cannot be read are
-    left out.
+    The policy chooses every viewpoint, including the first. PyTorch's global generators are seeded for the rollouts and
+    restored afterwards. `on_glimpse(t, episodes)` is called after every glimpse; `progress` is the title of a progress
+    bar. `perturbations` change scenes and glimpses, see canvit_gym.perturbations. With unreadable="skip", scenes of a
+    data set on disk that cannot be read are left out.
 
     Raises:
-        TypeError: no policy, but its name, say.
-        ValueError: batch_size or num_glimpses below 1, a seed below 0, no scenes, a policy that does not fit the task
+        TypeError: `policy` is not a policy but, for example, its name.
+        ValueError: batch_size or num_glimpses below 1, a seed below 0, no scenes, a policy that does not support the
+        task
             or the observations, or viewpoints that do not lie inside the scene.
         FloatingPointError: a reading that is not finite.
     """
     _require_policy(policy)
     scenes = build_scenes(config)
     if not len(scenes):
-        raise ValueError(f"{scenes.name} holds no scenes; choose another split or another root")
+        raise ValueError(f"{scenes.name} has no scenes; choose another split or another root")
     order = np.arange(config.shard[0], len(scenes), config.shard[1])
     if not len(order):
         raise ValueError(f"shard {config.shard} of {len(scenes)} scenes is empty; use at most {len(scenes)} shards")
@@ -288,18 +289,18 @@ def _roll_out(
     on_glimpse: Callable[[int, EpisodeBatch], None] | None,
     perturbations: Sequence[Perturbation] = (),
 ) -> Evaluation:
-    """The scenes `order` of the config's, in this order."""
+    """Evaluate the scenes with the indices `order`."""
     for name, value, low in (("batch_size", batch_size, 1), ("num_glimpses", num_glimpses, 1), ("seed", seed, 0)):
         integer(low)(name, value)
     backbone = build_backbone(config)
     require_scene_size(config, backbone, scenes)
     task = build_task(config, backbone, scenes.classes)
-    # Observations cost more than counting does: only the keys that the policy asks for, or else one that is free.
+    # Observations cost more than counting: only compute the keys that the policy reads, or else one that is free.
     wanted = policy.info.observations
     if missing := [key for key in wanted if key not in config.observations]:
         raise ValueError(
-            f"policy {policy.info.name!r} reads {', '.join(missing)}, which the environment's observations lack: they "
-            f"are {', '.join(config.observations)}; add {'it' if len(missing) == 1 else 'them'}"
+            f"policy {policy.info.name!r} reads {', '.join(missing)}, but the environment's observations are "
+            f"{', '.join(config.observations)}: add {'it' if len(missing) == 1 else 'them'}"
         )
     actions = build_actions(config)
     layout = build_layout(replace(config, observations=wanted or ("time",)), backbone, task)
@@ -308,8 +309,8 @@ def _roll_out(
     batches_of: dict[int, EpisodeBatch] = {}
 
     def begun(chosen: NDArray[np.int64]) -> EpisodeBatch:
-        """One batch of episodes for all scenes: what it has recorded stays. Those of another number, of which there are
-        few (the last ones; scenes without labels left out), are not worth compiling for where that is done by number.
+        """Episodes on the chosen scenes. Batches of one size are reused, with everything recorded for them. The few of
+        another size (the last one, or without unlabeled scenes) are not worth compiling where that depends on the size.
         """
         num = len(chosen)
         if num not in batches_of:
@@ -335,7 +336,7 @@ def _roll_out(
             episodes = begun(chosen)
             if not (labelled := _labelled(episodes)).all():
                 left_out = chosen[~labelled].tolist()
-                warnings.warn(f"scenes {left_out} hold no label and are left out", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"scenes {left_out} have no label and are left out", RuntimeWarning, stacklevel=3)
                 bar.update(len(left_out))
                 if not len(chosen := chosen[labelled]):
                     continue
@@ -356,7 +357,7 @@ def _roll_out(
             bar.update(len(chosen))
     if not parts:
         raise ValueError(
-            f"none of the {len(order)} scenes of {scenes.name} can be read and holds a label; see the warnings"
+            f"none of the {len(order)} scenes of {scenes.name} could be read and has a label; see the warnings"
         )
     scene, viewpoints, loss, *goal = (np.concatenate(c) for c in zip(*(arrays for arrays, _ in parts), strict=True))
     counts = {name: np.concatenate([part[name] for _, part in parts]) for name in task.metric.counts}
@@ -389,7 +390,7 @@ def _roll_out(
 
 
 def _labelled(episodes: EpisodeBatch) -> NDArray[np.bool_]:
-    """[B]: a scene without any label has neither loss nor score."""
+    """[B]: whether each scene has any label."""
     return episodes.task.labelled(episodes.truth).cpu().numpy()
 
 
@@ -400,7 +401,7 @@ def _versions() -> dict[str, str]:
 
 @contextmanager
 def _batches(scenes: SceneSource, order: NDArray[np.int64], batch_size: int) -> Iterator[Iterator[NDArray[np.int64]]]:
-    """Batches of `order`, each made ready by the source's workers while the one before it is evaluated."""
+    """Batches of `order`; the source's workers prepare each while the previous one is evaluated."""
     try:
         yield batches_ahead(scenes, order, batch_size=batch_size)
     finally:
@@ -409,7 +410,7 @@ def _batches(scenes: SceneSource, order: NDArray[np.int64], batch_size: int) -> 
 
 
 def _viewpoints(policy: GlimpsePolicy, t: int, seen: Seen) -> NDArray[np.float32]:
-    """[B, 3] of glimpse t, as the policy gives them, or ValueError where a backbone cannot take them."""
+    """[B, 3] the policy's viewpoints for glimpse t. Raise ValueError if they are not valid."""
     try:
         viewpoints = checked_viewpoints(policy.viewpoints(t, seen))
         if len(viewpoints) != seen.num:
@@ -420,20 +421,20 @@ def _viewpoints(policy: GlimpsePolicy, t: int, seen: Seen) -> NDArray[np.float32
 
 
 class _Counter:
-    """What is counted on one batch of scenes, one glimpse after the other; on the device until the end."""
+    """Collects the counts of a batch after every glimpse, on the device until the end."""
 
     def __init__(self, episodes: EpisodeBatch) -> None:
         self._episodes = episodes
         self._counts: list[dict[str, Tensor]] = []
 
     def count(self) -> None:
-        """The current readings."""
+        """Count the current readings."""
         logits = self._episodes.logits
         assert logits is not None
         self._counts.append(self._episodes.task.count(logits, self._episodes.truth))
 
     def counts(self) -> dict[str, NDArray[Any]]:
-        """[B, T, ...] by name; whole numbers as small as they fit."""
+        """[B, T, ...] by name; integers in the smallest dtype that fits."""
         stacked = {name: torch.stack([each[name] for each in self._counts], dim=1) for name in self._counts[0]}
         return {name: _small(value.cpu().numpy()) for name, value in stacked.items()}
 
@@ -447,10 +448,10 @@ def _small(counts: NDArray[Any]) -> NDArray[Any]:
 def record_views(
     policy: GlimpsePolicy, *, config: EnvConfig, rows: NDArray[np.int64], num_glimpses: int | None = None, seed: int = 0
 ) -> list[list[EpisodeView]]:
-    """The views of scenes `rows` of the split after every glimpse: [len(rows)][T], for pictures.
+    """Views of the scenes `rows` of the split after every glimpse, for pictures: [len(rows)][T].
 
     Raises:
-        ValueError: there is no such scene, or as `evaluate`.
+        ValueError: an index out of range, or as in `evaluate`.
     """
     _require_policy(policy)
     scenes, rows = build_scenes(config), np.asarray(rows)

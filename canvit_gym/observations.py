@@ -1,11 +1,11 @@
-"""Observations: what an agent is shown of what the backbone knows.
+"""Observations: what the agent gets to see of what the backbone knows.
 
-An observation is a Dict of the keys asked for; nothing is computed for the others. It never carries the label, the
-score, or pixels that no glimpse has seen. `OBSERVATIONS` has all keys, each an object that knows its space, what it
-keeps of past steps, and what it shows; a new key is one more entry.
+An observation is a Dict of the requested keys; nothing is computed for the others. It never contains the label, the
+score, or pixels that no glimpse has seen. `OBSERVATIONS` lists all keys. Each is an object that defines its space, what
+it keeps from past steps, and what it shows. To add a key, add an entry.
 
-Keys are of two kinds. What a `DeviceKey` shows is kept as a tensor with a row per environment and follows from the
-step's tensors alone; what a `HostKey` shows follows from the viewpoints taken, the budget and the goal.
+There are two kinds of keys. A `DeviceKey` is kept as a tensor with a row per environment and computed from the tensors
+of a step alone. A `HostKey` is computed from the viewpoints taken, the budget and the goal.
 """
 
 import math
@@ -33,25 +33,26 @@ ObservationKey = str
 FloatDtype = Literal["float32", "float16"]
 
 GAZE_LENGTH = 8
-"""Viewpoints that `gaze` holds: all but the first of a nine-glimpse episode, the recent ones of a longer one."""
+"""Number of recent viewpoints in `gaze`: all but the first of an episode of nine glimpses."""
 
 SKETCH_CHANNELS = 8
-"""Directions that `sketch` shows the canvas along."""
+"""Number of directions onto which `sketch` projects the canvas."""
 
 COMPACT_KEYS: tuple[ObservationKey, ...] = ("sketch", "uncertainty", "acuity", "gaze", "time")
-"""What observation_preset="compact" shows."""
+"""The keys of observation_preset="compact"."""
 
 DEFAULT_KEYS: tuple[ObservationKey, ...] = ("canvas", "uncertainty", "acuity", "viewpoint", "time")
 
 
 def bound(dim: int) -> int:
-    """Of a layer-normalized token's entries: they stay within sqrt(dim - 1), and the rest is room for rounding."""
+    """A bound on the entries of a layer-normalized token, which stay within sqrt(dim - 1); the rest allows for
+    rounding."""
     return math.ceil(math.sqrt(dim))
 
 
 @dataclass(frozen=True)
 class ObservationLayout:
-    """Which keys, at which sizes: what a policy is built for, and what it records to refuse another."""
+    """Keys and sizes of the observations. A policy records the layout it was trained with and refuses any other."""
 
     keys: tuple[ObservationKey, ...]
     canvas_size: int
@@ -62,11 +63,11 @@ class ObservationLayout:
     canvas_grid: int
     glimpse_size_px: int
     uncertainty_shape: tuple[int, ...] | None
-    """Of one environment; None where the task's readings have no uncertainty."""
+    """For one environment; None if the task's readings have no uncertainty."""
     goal_shape: tuple[int, ...] | None = None
-    """Of one environment; None where the task has no goals."""
+    """For one environment; None if the task has no goals."""
     num_classes: int | None = None
-    """Of the task's readings; None where `reading` is not among the keys."""
+    """Of the task's readings; None if `reading` is not among the keys."""
 
     def __post_init__(self) -> None:
         check_keys(self.keys)
@@ -95,7 +96,7 @@ class ObservationLayout:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "ObservationLayout":
-        """What `to_json` gave, also in version 0.1, which told maps by `is_dense`."""
+        """The inverse of `to_json`. Also reads layouts of version 0.1, which had `is_dense` in place of the shape."""
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         if "is_dense" in known:
             size = known["map_size"]
@@ -103,34 +104,34 @@ class ObservationLayout:
         return cls(**known)
 
     def box(self, low: float, high: float, *shape: int) -> spaces.Box:
-        """In the float type asked for."""
+        """A Box of the layout's float dtype."""
         return spaces.Box(low, high, shape, np.dtype(self.dtype).type)
 
 
 @dataclass(frozen=True)
 class StepTensors:
-    """What a step has made of n environments, on the device: all that a DeviceKey is computed from."""
+    """The result of a step for n environments, on the device: everything a DeviceKey is computed from."""
 
     state: RecurrentState
     logits: Tensor
-    pooled_canvas: Tensor | None  # [n, D, g, g], where a key reads it
-    uncertainty: Tensor | None  # [n, *uncertainty_shape], where a key reads it
-    glimpse: Tensor | None  # [n, 3, px, px], ImageNet-normalized; None: the reading of an empty canvas
+    pooled_canvas: Tensor | None  # [n, D, g, g], if a key reads it
+    uncertainty: Tensor | None  # [n, *uncertainty_shape], if a key reads it
+    glimpse: Tensor | None  # [n, 3, px, px], ImageNet-normalized; None before any glimpse
     viewpoint: Viewpoint | None
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What n episodes have done so far, on the host: all that a HostKey is computed from."""
+    """What n episodes have done so far, on the host: everything a HostKey is computed from."""
 
     glimpses: NDArray[np.int64]  # [n]
-    viewpoints: NDArray[np.float32]  # [n, budget, 3]; zeros where none was taken yet
+    viewpoints: NDArray[np.float32]  # [n, budget, 3]; zeros for glimpses not taken yet
     budget: int
     goal: NDArray[np.float32] | None  # [n, *goal_shape], as the task encodes it
 
 
 class _Key(ABC):
-    """One key of the observation; the strings are its row in the documentation."""
+    """A key of the observation. The strings are its row in the documentation."""
 
     shape: ClassVar[str]
     range: ClassVar[str]
@@ -140,31 +141,31 @@ class _Key(ABC):
     def space(self, layout: ObservationLayout) -> spaces.Box: ...
 
     def require_possible(self, layout: ObservationLayout) -> None:
-        """Raise ValueError where the task has no such thing to show."""
+        """Raise ValueError if the environment has nothing to show under this key."""
         return
 
 
 class DeviceKey(_Key):
-    """A key that is kept on the device: [N, ...], a row per environment."""
+    """A key whose values are kept on the device: [N, ...], a row per environment."""
 
     reads_canvas: ClassVar[bool] = False
     """Whether it needs StepTensors.pooled_canvas."""
     reads_uncertainty: ClassVar[bool] = False
     """Whether it needs StepTensors.uncertainty."""
     accumulates: ClassVar[bool] = False
-    """Whether `update` needs what was kept before the step."""
+    """Whether `update` needs the value from before the step."""
 
     def start(self, layout: ObservationLayout, num: int, device: torch.device) -> Tensor | None:
-        """[num, ...] before any glimpse; None where `update` makes it of the reading of an empty canvas."""
+        """[num, ...] before any glimpse. None: `update` computes it from the reading of an empty canvas."""
         return None
 
     @abstractmethod
     def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:
-        """[n, ...] after a step. A pure function. before: what was kept, for keys that accumulate."""
+        """[n, ...] after a step; a pure function. before: the value before the step, for keys that accumulate."""
 
 
 class HostKey(_Key):
-    """A key that is made anew from what the host knows."""
+    """A key that is computed from scratch from what the host knows."""
 
     @abstractmethod
     def read(self, taken: Taken) -> NDArray[np.float32]:
@@ -187,7 +188,7 @@ class Canvas(DeviceKey):
 
 class Sketch(DeviceKey):
     shape, range = f"[{SKETCH_CHANNELS}, g, g]", "[-sqrt(D), sqrt(D)]"
-    meaning = f"`canvas` seen along {SKETCH_CHANNELS} fixed random directions: where things differ, in little memory"
+    meaning = f"`canvas` projected onto {SKETCH_CHANNELS} fixed random directions: a small summary of it"
     reads_canvas = True
 
     def space(self, layout: ObservationLayout) -> spaces.Box:
@@ -197,7 +198,7 @@ class Sketch(DeviceKey):
     def require_possible(self, layout: ObservationLayout) -> None:
         if layout.canvas_dim < SKETCH_CHANNELS:
             raise ValueError(
-                f"observations hold 'sketch', but the canvas has {layout.canvas_dim} channels: leave it out"
+                f"observations include 'sketch', but the canvas has only {layout.canvas_dim} channels: leave it out"
             )
 
     def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:
@@ -207,7 +208,7 @@ class Sketch(DeviceKey):
 
 
 class UncertaintyKey(DeviceKey):
-    shape, range = "[1, m, m], or [1] where a reading is of the whole scene", "[0, 1]"
+    shape, range = "[1, m, m], or [1] if the task reads the scene as a whole", "[0, 1]"
     meaning = "the probe's predictive entropy, as a share of its maximum, log K"
     reads_uncertainty = True
 
@@ -218,7 +219,7 @@ class UncertaintyKey(DeviceKey):
     def require_possible(self, layout: ObservationLayout) -> None:
         if layout.uncertainty_shape is None:
             raise ValueError(
-                "observations hold 'uncertainty', but the readings of this environment's task are no probabilities: "
+                "observations include 'uncertainty', but this environment's task does not predict probabilities: "
                 "leave it out"
             )
 
@@ -228,7 +229,7 @@ class UncertaintyKey(DeviceKey):
 
 
 class Reading(DeviceKey):
-    shape, range = "[K, m, m], or [K] where a reading is of the whole scene", "[0, 1]"
+    shape, range = "[K, m, m], or [K] if the task reads the scene as a whole", "[0, 1]"
     meaning = "the probe's probabilities of the K classes"
 
     def space(self, layout: ObservationLayout) -> spaces.Box:
@@ -238,8 +239,8 @@ class Reading(DeviceKey):
     def require_possible(self, layout: ObservationLayout) -> None:
         if layout.uncertainty_shape is None:
             raise ValueError(
-                "observations hold 'reading', but the readings of this environment's task are no probabilities: "
-                "leave it out"
+                "observations include 'reading', but this environment's task does not predict probabilities: leave it "
+                "out"
             )
 
     def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:
@@ -251,7 +252,7 @@ class Reading(DeviceKey):
 
 class Acuity(DeviceKey):
     shape, range = "[1, m, m]", "[0, 1]"
-    meaning = "the finest scale at which each cell has been seen, 0 where never"
+    meaning = "the finest scale at which each cell has been seen; 0 if never"
     accumulates = True
 
     def space(self, layout: ObservationLayout) -> spaces.Box:
@@ -291,7 +292,7 @@ class LastViewpoint(HostKey):
 
 class Gaze(HostKey):
     shape, range = f"[3 * {GAZE_LENGTH}]", "[-1, 1]"
-    meaning = "the last eight viewpoints, one after the other, newest first; zeros where there was none"
+    meaning = "the last eight viewpoints, newest first; zeros where there are fewer"
 
     def space(self, layout: ObservationLayout) -> spaces.Box:
         return layout.box(-1, 1, 3 * GAZE_LENGTH)
@@ -316,7 +317,7 @@ class Time(HostKey):
 
 class GlimpsePixels(DeviceKey):
     shape, range = "[3, px, px] uint8", "[0, 255]"
-    meaning = "what the backbone saw last; zeros before the first"
+    meaning = "pixels of the last glimpse; zeros before the first"
 
     def space(self, layout: ObservationLayout) -> spaces.Box:
         return spaces.Box(0, 255, (3, layout.glimpse_size_px, layout.glimpse_size_px), np.uint8)
@@ -331,8 +332,8 @@ class GlimpsePixels(DeviceKey):
 
 
 class Goal(HostKey):
-    shape, range = "as the task says", "[0, 1]"
-    meaning = "what is asked for, in goal-conditioned tasks; a class is one-hot"
+    shape, range = "depends on the task", "[0, 1]"
+    meaning = "the goal of a goal-conditioned task; a class is one-hot"
 
     def space(self, layout: ObservationLayout) -> spaces.Box:
         assert layout.goal_shape is not None
@@ -340,7 +341,7 @@ class Goal(HostKey):
 
     def require_possible(self, layout: ObservationLayout) -> None:
         if layout.goal_shape is None:
-            raise ValueError("observations hold 'goal', but this environment's task asks for nothing: leave it out")
+            raise ValueError("observations include 'goal', but this environment's task has no goals: leave it out")
 
     def read(self, taken: Taken) -> NDArray[np.float32]:
         assert taken.goal is not None
@@ -364,18 +365,18 @@ OBSERVATIONS: dict[ObservationKey, DeviceKey | HostKey] = {
 
 
 def check_keys(keys: Sequence[object]) -> None:
-    """Raise ValueError unless there are keys, all known and none twice."""
+    """Raise ValueError unless the keys are known and distinct, and there is at least one."""
     if (
         not keys
         or any(not isinstance(key, str) or key not in OBSERVATIONS for key in keys)
         or len(set(keys)) != len(keys)
     ):
         raise ValueError(
-            f"observations must be distinct keys out of {', '.join(OBSERVATIONS)}, at least one; got {list(keys)}"
+            f"observations must be distinct keys among {', '.join(OBSERVATIONS)}, at least one; got {list(keys)}"
         )
 
 
-@torch.compiler.assume_constant_result  # a compiled step holds them
+@torch.compiler.assume_constant_result  # constants of a compiled step
 def sketch_directions(*, dim: int, device: torch.device) -> Tensor:
     """[SKETCH_CHANNELS, dim] orthonormal rows, the same on every machine."""
     return _kept_directions(dim, device)
@@ -385,12 +386,12 @@ def sketch_directions(*, dim: int, device: torch.device) -> Tensor:
 def _kept_directions(dim: int, device: torch.device) -> Tensor:
     drawn = np.random.default_rng(0).standard_normal((dim, SKETCH_CHANNELS))
     rows = np.linalg.qr(drawn)[0].T.astype(np.float32)
-    with torch.inference_mode(False):  # they may be used outside of any
+    with torch.inference_mode(False):  # they may be used outside of inference mode
         return torch.from_numpy(np.ascontiguousarray(rows)).to(device)
 
 
 def _pooled(maps: Tensor, *, size: int) -> Tensor:
-    """[B, C, G, G] -> [B, C, size, size] by averaging; where size does not divide G, windows overlap by a cell."""
+    """[B, C, G, G] -> [B, C, size, size] by averaging. If size does not divide G, windows overlap by a cell."""
     grid = maps.shape[-1]
     return F.avg_pool2d(maps, grid // size) if grid % size == 0 else F.adaptive_avg_pool2d(maps, size)
 
@@ -401,7 +402,7 @@ def pooled_canvas(canvas_norm: Tensor, *, size: int) -> Tensor:
     if size == grid or grid % size:
         cells = canvas_norm.transpose(1, 2).unflatten(2, (grid, grid))
         return cells.contiguous() if size == grid else _pooled(cells, size=size)
-    # Sums of whole slices, rows first: on a CPU a third of what avg_pool2d takes for channels-last maps.
+    # Sums of whole slices, rows first: takes a third of avg_pool2d's time for channels-last maps on a CPU.
     cell = grid // size
     rows = canvas_norm.unflatten(1, (size, cell, grid)).unbind(2)  # cell x [B, size, grid, D]
     columns = sum(rows[1:], rows[0]).unflatten(2, (size, cell)).unbind(3)  # cell x [B, size, size, D]
@@ -417,7 +418,7 @@ def predictive_uncertainty(logits: Tensor, *, size: int) -> Tensor:
 
 
 def update_acuity(acuity: Tensor, viewpoint: Viewpoint) -> Tensor:
-    """The acuity map [B, m, m] after a glimpse: a cell whose center the crop covers has been seen at its scale."""
+    """The acuity map [B, m, m] after a glimpse, which sees the cells whose centers its crop covers."""
     cells = cell_grid(size=acuity.shape[-1], device=acuity.device)[:, 0, 0]  # the same for rows and columns
     scale = viewpoint.scales.view(-1, 1, 1)
     within = (cells - viewpoint.centers.unsqueeze(2)).abs() <= scale  # [B, 2, m]

@@ -1,8 +1,8 @@
-"""The documentation pages of the environments, in Gymnasium's order of sections, made from the specs of the data sets,
-the fields of EnvConfig and the tables of tasks, rewards and observations.
+"""The documentation pages of the environments, with Gymnasium's sections. They are generated from the specs of the data
+sets, the fields of EnvConfig and the tables of tasks, rewards and observations.
 
-`help(canvit_gym.env.ADE20KEnv)`, or the docstring of any environment, shows one. Their examples are run by the
-tests as they stand; those of data sets on disk want them where the example says.
+`help(canvit_gym.env.ADE20KEnv)`, or the docstring of any environment, shows one. The tests run their examples. Those of
+data sets on disk expect the data in the directory that the example names.
 """
 
 from dataclasses import Field, fields
@@ -23,9 +23,9 @@ _TEMPLATE = Template("""$headline
 ## Description
 $scenes
 
-The scene is seen through a sequence of glimpses of $glimpse_px x $glimpse_px px by a frozen CanViT, which remembers
-what it saw on a canvas of $grid x $grid cells. After every glimpse a frozen linear probe reads $reading; the agent
-decides where the next glimpse is taken, and is paid for reading better.
+A frozen CanViT sees the scene through a sequence of glimpses of $glimpse_px x $glimpse_px px and keeps what it saw on
+a canvas of $grid x $grid cells. After every glimpse a frozen linear probe reads $reading. The agent decides where to
+take the next glimpse and is paid for better readings.
 
 >>> import gymnasium as gym
 >>> import canvit_gym
@@ -38,18 +38,18 @@ decides where the next glimpse is taken, and is paid for reading better.
 ($budget, False)
 
 ## Action Space
-A viewpoint (row, col, scale): a square crop whose center lies in [-1, 1] x [-1, 1], (-1, -1) being the scene's top
-left corner, and whose side is `scale` times the scene's. All actions stay inside the scene: abs(row) and abs(col) at
-most 1 - scale.
+An action is a viewpoint (row, col, scale): a square crop whose side is `scale` times the scene's. The center lies in
+[-1, 1] x [-1, 1], where (-1, -1) is the top left corner of the scene. All crops stay inside the scene: abs(row) and
+abs(col) are at most 1 - scale.
 
 | `action` | space | meaning |
 | --- | --- | --- |
 | "grid" | Discrete(512) | scales x rows x cols: `grid_scales` x `grid_centers` x `grid_centers` |
-| "continuous" | Box(-1, 1, (3,)) | center by (1 - scale), then zoom: `min_scale` at -1, 1 at +1 |
+| "continuous" | Box(-1, 1, (3,)) | center divided by (1 - scale), then zoom: scale `min_scale` at -1, 1 at +1 |
 | "quadtree" | Discrete(21) | the tiles of levels 0..`quadtree_levels`: 1 + 4 + 16 |
 
-With `allow_stop` one more action, or a fourth number above 0, ends the episode without a glimpse. `envs.actions` of
-the vector environment decodes actions to viewpoints and encodes viewpoints to the nearest actions.
+With `allow_stop`, one more action, or a fourth number above 0, ends the episode without a glimpse.
+`env.unwrapped.actions` decodes actions into viewpoints and encodes viewpoints as the nearest actions.
 
 >>> env.action_space
 Discrete(512)
@@ -57,8 +57,8 @@ Discrete(512)
 Box(-1.0, 1.0, (4,), float32)
 
 ## Observation Space
-A Dict of the keys asked for in `observations`, never with the label, the score or pixels that no glimpse has seen.
-Default: $default_keys.
+A Dict of the keys in `observations` (default: $default_keys). It never contains the label, the score, or pixels that
+no glimpse has seen.
 
 | key | shape | range | meaning |
 | --- | --- | --- | --- |
@@ -68,9 +68,9 @@ $observations
 $sorted_keys
 
 ## Rewards
-With these potentials of a reading, before and after a glimpse:
+Rewards are computed from a potential of the reading before and after a glimpse:
 
-| potential | | what it is |
+| potential | symbol | meaning |
 | --- | --- | --- |
 $potentials
 
@@ -78,7 +78,8 @@ $potentials
 | --- | --- |
 $rewards
 
-minus `glimpse_cost`. Of differences of a potential the return is the whole episode's gain.
+minus `glimpse_cost`. Where the reward is a difference of a potential, the undiscounted return is the gain of the whole
+episode.
 
 >>> env = gym.make("$id"$example, reward="score_gain")
 >>> _, first = env.reset(seed=0)
@@ -90,18 +91,18 @@ minus `glimpse_cost`. Of differences of a potential the return is the whole epis
 True
 
 ## Starting State
-A scene, an empty canvas, and the first glimpse: the full scene, unless `first_glimpse` says otherwise. Training scenes
-come in shuffled passes without replacement; `reset(options={"scene": 3})` picks one.
+A new scene and an empty canvas, after the first glimpse: of the full scene, unless `first_glimpse` says otherwise.
+Training scenes are sampled in shuffled passes without replacement; `reset(options={"scene": 3})` chooses one.
 
 >>> observation, info = env.reset(options={"scene": 3})
 >>> int(info["scene"]), info["viewpoint"].tolist(), int(info["glimpses"])
 (3, [0.0, 0.0, 1.0], 1)
 
 ## Episode End
-Terminated when the budget is spent or the agent stops. The budget is part of the task, and "time" shows it: nothing is
-truncated. `info` holds "scene", "viewpoint", "glimpses" and "loss", "score" where it is tracked, and "loss_curve" (and
-"score_curve"): [budget], after each glimpse; where no glimpse was taken (yet) it keeps the last value. Vector
-environments hold curves where an episode ends.
+An episode terminates when the budget is spent or the agent stops. The budget is part of the task and "time" shows what
+is left of it, so that nothing is truncated. `info` contains "scene", "viewpoint", "glimpses" and "loss", "score" if it
+is tracked, and "loss_curve" (and "score_curve"): [budget], the values after each glimpse, where the last value is
+repeated for glimpses that have not been taken. Infos of vector environments contain curves when an episode ends.
 
 >>> {"glimpses", "loss", "loss_curve", "scene", "viewpoint"} <= set(info)
 True
@@ -109,11 +110,11 @@ True
 ## Arguments
 $arguments
 
-Every argument is plain JSON, so that `env.spec.to_json()` works.
+Every argument is plain JSON, so `env.spec.to_json()` works.
 
 ## Vectorized environment
-`gymnasium.make_vec` gives the native one, GlimpseVectorEnv: all scenes advance in one batched forward. It takes
-`autoreset_mode` too: "next_step" (default), "same_step" or "disabled".
+`gymnasium.make_vec` makes the native GlimpseVectorEnv, which advances all scenes in one batched forward. It also takes
+`autoreset_mode`: "next_step" (default), "same_step" or "disabled".
 
 >>> envs = gym.make_vec("$id", num_envs=3$example)
 >>> observation, info = envs.reset(seed=0)
@@ -131,7 +132,7 @@ _MASKED_SAMPLE = 'env.action_space.sample(info["action_mask"])'
 
 
 def page(spec: DatasetSpec) -> str:
-    """The page of a data set's environment."""
+    """The documentation page of a data set's environment."""
     own, geometry, task = spec.page, spec.page.geometry, TASKS[spec.task]
     symbols = {symbol: symbol for symbol, _ in task.potentials.values()}
     example = "".join(f", {name}={_written(value)}" for name, value in own.example.items())
@@ -160,7 +161,7 @@ def page(spec: DatasetSpec) -> str:
 
 
 def _observation_rows(spec: DatasetSpec) -> list[str]:
-    """A row of the table for every key that the environment can show, with the shapes of its default sizes."""
+    """A table row for every key that the environment can show, with the shapes of its default sizes."""
     geometry, kind = spec.page.geometry, TASKS[spec.task].kind
     shown = spec.env_defaults.get("observations", DEFAULT_KEYS)
     layout = ObservationLayout(
@@ -176,7 +177,7 @@ def _observation_rows(spec: DatasetSpec) -> list[str]:
     )
     rows = []
     for name, key in OBSERVATIONS.items():
-        # Sizes of these two follow from the classes, which are not known before there are scenes.
+        # The sizes of these two follow from the classes, which are unknown before there are scenes.
         if name == "goal":
             rows += [f'| "goal" | {key.shape} | {key.range} | {key.meaning} |'] if name in shown else []
             continue
@@ -195,7 +196,7 @@ def _observation_rows(spec: DatasetSpec) -> list[str]:
 
 
 def arguments(spec: DatasetSpec | None = None) -> str:
-    """The keyword arguments with their defaults, from EnvConfig's fields: of a data set's environment, or of all."""
+    """The keyword arguments and their defaults, from the fields of EnvConfig. spec: None lists all of them."""
     blocks = []
     for group in GROUPS:
         assert group.__doc__ is not None
@@ -204,7 +205,7 @@ def arguments(spec: DatasetSpec | None = None) -> str:
         blocks.append(f"**{title}**: {' '.join(about.split())}\n" + "\n".join(items))
     if spec is not None and spec.on_disk is None:
         names = [f"`{f.name}` (default {_written(f.default)})" for f in fields(EnvConfig) if f.metadata["on_disk"]]
-        blocks.append(f"{', '.join(names)} are of data sets on disk: nothing to set here.")
+        blocks.append(f"{', '.join(names)} only apply to data sets on disk.")
     return "\n\n".join(blocks)
 
 
@@ -214,17 +215,17 @@ def _item(f: "Field[Any]", spec: DatasetSpec | None) -> str:
         default = spec.kwargs.get(f.name, default)
         doc = spec.page.arguments.get(f.name, doc)
         if f.name == "split":
-            doc = f"{doc}. There are {', '.join(_written(split) for split in spec.splits)}"
+            doc = f"{doc}. Splits: {', '.join(_written(split) for split in spec.splits)}"
     return f"- `{f.name}` (default {_written(default)}): {doc}."
 
 
 def _written(value: Any) -> str:
-    """A value as in a call, strings in double quotes."""
+    """A value as one writes it in a call, strings in double quotes."""
     return repr(value).replace("'", '"')
 
 
 def _filled(block: str) -> str:
-    """Prose and lists to a width; tables, titles and examples as they are."""
+    """Wrap prose and lists; leave tables, titles and examples as they are."""
     if block.startswith("#"):
         title, _, rest = block.partition("\n")
         return f"{title}\n{_filled(rest)}"

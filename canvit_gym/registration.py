@@ -1,4 +1,4 @@
-"""The environment ids, one per data set. Registered on `import canvit_gym`; nothing heavy is imported for it."""
+"""The environment ids, one per data set. `import canvit_gym` registers them and imports nothing heavy."""
 
 from typing import Any
 
@@ -7,23 +7,23 @@ import gymnasium as gym
 from canvit_gym.scenes.datasets import DATASETS, DatasetSpec, check_spec
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {}
-"""Id -> its keyword arguments; see canvit_gym.config.EnvConfig for all there are."""
+"""Id -> its default keyword arguments. canvit_gym.config.EnvConfig lists all keyword arguments."""
 
 
 def register_dataset(spec: DatasetSpec) -> None:
-    """Make a data set of your own known: `gym.make(spec.env_id)` then makes environments on it.
+    """Register your own data set, so that `gym.make(spec.env_id)` makes environments on it.
 
-    What makes its scenes returns a `canvit_gym.scenes.source.SceneSource`. Processes that are spawned (AsyncVectorEnv,
-    Ray) have to call this as well: put it into a module and use the id "module:namespace/Name-v0".
+    `spec.scenes` returns a `canvit_gym.scenes.source.SceneSource`. Spawned processes (AsyncVectorEnv, Ray) must
+    register it as well: put the call into a module and use the id "module:namespace/Name-v0".
 
     Raises:
-        ValueError: a name or id that is taken or malformed, or a task that does not exist.
+        ValueError: a name or id that is taken or malformed, or an unknown task.
     """
-    from canvit_gym.tasks import TASKS  # imports torch, which `import canvit_gym` shall not
+    from canvit_gym.tasks import TASKS  # imports torch, which `import canvit_gym` must not
 
     check_spec(spec, tasks=TASKS)
     if spec.env_id in gym.registry:
-        raise ValueError(f"the id {spec.env_id!r} is registered with Gymnasium already; choose another")
+        raise ValueError(f"the id {spec.env_id!r} is already registered with Gymnasium; choose another")
     DATASETS[spec.name] = spec
     _register(spec)
 

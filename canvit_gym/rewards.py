@@ -1,9 +1,10 @@
-"""Rewards: what a glimpse pays, from one potential of the task before and after it.
+"""Rewards, computed from one potential of the task before and after a glimpse.
 
-Most are differences, so that an episode's undiscounted return is final minus first. `REWARDS` has them all; a reward
-on a potential that exists is one more entry, and a new potential is a method of a task (canvit_gym.tasks.task).
+Most are differences of the potential, so that an episode's undiscounted return is its final value minus its first.
+`REWARDS` lists all of them. To add a reward on an existing potential, add an entry. A new potential is a method of a
+task (canvit_gym.tasks.task).
 
-`glimpse_cost` is subtracted once per glimpse the agent takes.
+`glimpse_cost` is subtracted once for every glimpse that the agent takes.
 """
 
 from collections.abc import Callable
@@ -13,30 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 RELATIVE_LOSS_FLOOR = 0.05
-"""Nats. A scene that is all but solved would otherwise pay or cost any number of times its loss."""
+"""Nats. Without a floor, relative changes of a loss close to 0 have no bound."""
 
 
 @dataclass(frozen=True)
 class Paid:
-    """What a step has done in N environments: the arguments of a reward's formula. Arrays broadcast to one shape."""
+    """What a step did in N environments: the arguments of a reward's formula. Arrays broadcast to one shape."""
 
     before: NDArray[np.floating]  # the potential before the step
     after: NDArray[np.floating]
     ended: NDArray[np.bool_]  # whether the episode ends with this step
-    glimpses: NDArray[np.int64]  # taken, after the step
+    glimpses: NDArray[np.int64]  # number taken so far, with this step's
     stopped: NDArray[np.bool_]  # whether the agent stopped, without a glimpse
     budget: int
 
 
 @dataclass(frozen=True)
 class Reward:
-    """One choice of `reward=`."""
+    """A choice of `reward=`."""
 
     potential: str
-    """Name of the potential that it is computed from; the task measures it (Task.potentials)."""
+    """Name of the potential that it is computed from (Task.potentials)."""
     formula: Callable[[Paid], NDArray[np.floating]]
     doc: str
-    """Per glimpse, with the potential's symbol in braces."""
+    """The reward of a glimpse in words, with the potential's symbol in braces."""
 
 
 def _area(step: Paid) -> NDArray[np.floating]:
@@ -54,7 +55,7 @@ REWARDS: dict[str, Reward] = {
     "relative_loss_reduction": Reward(
         "loss",
         lambda step: (step.before - step.after) / np.maximum(step.before, RELATIVE_LOSS_FLOOR),
-        f"the same, divided by {{L}} before (at least {RELATIVE_LOSS_FLOOR})",
+        f"{{L}} before minus {{L}} after, divided by {{L}} before (at least {RELATIVE_LOSS_FLOOR})",
     ),
     "score_gain": Reward("score", lambda step: step.after - step.before, "{S} after minus {S} before"),
     "soft_score_gain": Reward("soft_score", lambda step: step.after - step.before, "{P} after minus {P} before"),
@@ -64,12 +65,12 @@ REWARDS: dict[str, Reward] = {
     "score_area": Reward(
         "score",
         _area,
-        "the mean of {S} before and after, divided by the budget less 1; what a stop leaves of the budget is paid at "
+        "the mean of {S} before and after, divided by (budget - 1); a stop pays {S} for all remaining glimpses at "
         "once. The return is the area under the curve of {S} over glimpses, on the scale of {S}",
     ),
 }
-"""Name -> reward. A soft score pays for what the score counts and is smooth like the loss; unlike a loss it is bounded,
-so that no scene read wrongly with confidence outweighs many others."""
+"""Name -> reward. A soft score measures what the score counts but is smooth like the loss. Unlike the loss it is
+bounded, so that a single scene that is read wrongly with confidence does not outweigh many others."""
 
 
 def step_reward(
@@ -84,7 +85,7 @@ def step_reward(
 ) -> NDArray[np.float64]:
     """Rewards of one step, in the shape of `after`; without `glimpse_cost`.
 
-    ended, stopped: default: nowhere. glimpses: taken, after the step; default: any but the first.
+    ended, stopped: nowhere by default. glimpses: number taken after the step; by default the budget.
 
     >>> for name in REWARDS:
     ...     print(name, step_reward(name, np.array([0.5]), np.array([0.25]), ended=np.array([True])))

@@ -1,20 +1,20 @@
-"""Statistics of evaluations: intervals by bootstrap, and robust aggregates as in rliable (Agarwal et al., 2021).
+"""Statistics of evaluations: bootstrap intervals, and robust aggregates as in rliable (Agarwal et al., 2021).
 
-Units of observation: S runs (seeds, of a policy or of its training) by N scenes, at T glimpses. Every run sees the
-same scenes: the two factors are crossed. A resample draws
+Observations come from S runs (seeds of a policy, or of its training) on N scenes, at T glimpses. Every run sees the
+same scenes, so that the two factors are crossed. A resample draws
 
-- N scenes with replacement, one draw for all runs and all policies of a call, so that what scenes have in common
-  (some are hard for everyone) cancels in differences: comparisons are paired;
-- of each policy, independently, as many runs as it has with replacement (strata: the policies). Rows that share a
+- N scenes with replacement, the same for all runs and policies of a call. Comparisons are therefore paired: the
+  difficulty of a scene, which all policies share, cancels in differences;
+- for each policy, independently, as many runs as it has, with replacement (stratified by policy). Rows that share a
   `run` (evaluations of one trained policy) are drawn together.
 
-A deterministic policy has one run, and only its scenes are resampled. The draw of scenes is a function of the seed,
-the number of resamples and N alone. Intervals are percentile intervals: 95% from the 2.5th to the 97.5th percentile.
-With few runs they are too narrow, as every bootstrap's: the spread of S runs is underestimated by (S - 1) / S, and two
-runs have only three distinct resamples.
+A deterministic policy has one run, so only its scenes are resampled. The drawn scenes depend only on the seed, the
+number of resamples and N. Intervals are percentile intervals: 95% from the 2.5th to the 97.5th percentile.
+With few runs they are too narrow, like those of any bootstrap: the spread of S runs is underestimated by (S - 1) / S,
+and two runs have only three distinct resamples.
 
-A resample is a row of multiplicities [N], so a data set's mIoU, which is no mean over scenes, is a matrix product:
-multiplicities [R, N] times counts [N, T * K].
+A resample is a row of multiplicities [N]. The mIoU of a data set, which is not a mean over scenes, is thus a matrix
+product: multiplicities [R, N] times counts [N, T * K].
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,9 +32,9 @@ CHUNK = 256
 
 
 def area_under_curve(curve: ArrayLike) -> NDArray[np.float64]:
-    """[..., T] -> [...]: the trapezoid area over glimpses 1 to T, divided by T - 1; of one glimpse, its value.
+    """[..., T] -> [...]: the trapezoid area over glimpses 1 to T, divided by T - 1; the value itself if T is 1.
 
-    On the scale of the curve itself: a constant curve's area is the constant.
+    It is on the scale of the curve: the area of a constant curve is the constant.
     """
     values = np.asarray(curve, dtype=np.float64)
     if values.shape[-1] == 1:
@@ -43,7 +43,7 @@ def area_under_curve(curve: ArrayLike) -> NDArray[np.float64]:
 
 
 def mean_iou(intersection: NDArray[np.number], union: NDArray[np.number]) -> NDArray[np.float64]:
-    """[..., K] counts -> [...]: the mean over the classes that occur (union > 0), 0 where none does."""
+    """[..., K] counts -> [...]: the mean over the classes that occur (union > 0), or 0 if none does."""
     present = union > 0
     ratio = np.divide(intersection, union, out=np.zeros(union.shape), where=present)
     return ratio.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
@@ -52,7 +52,7 @@ def mean_iou(intersection: NDArray[np.number], union: NDArray[np.number]) -> NDA
 def interquartile_mean(values: ArrayLike) -> float:
     """The mean of the middle half of all values: a quarter of them, rounded down, is left out at each end.
 
-    As rliable computes it over runs and tasks: scipy.stats.trim_mean(values, 0.25, axis=None).
+    rliable computes it over runs and tasks in the same way: scipy.stats.trim_mean(values, 0.25, axis=None).
     """
     ordered = np.sort(np.asarray(values, dtype=np.float64), axis=None)
     if not len(ordered):
@@ -62,9 +62,9 @@ def interquartile_mean(values: ArrayLike) -> float:
 
 
 def probability_of_improvement(one: ArrayLike, other: ArrayLike) -> float:
-    """P(one > other), ties counted half: over all pairs of runs on the same task, then the mean over tasks.
+    """P(one > other), where ties count half: over all pairs of runs on the same task, averaged over tasks.
 
-    one: [S, N] scores of S runs on N tasks (here: scenes); other: [S', N] on the same tasks.
+    one: [S, N] scores of S runs on N tasks (here: scenes). other: [S', N] on the same tasks.
     """
     values = _pairs(_two_dimensional(one, "one"), _two_dimensional(other, "other"))
     return float(values.mean())
@@ -73,12 +73,12 @@ def probability_of_improvement(one: ArrayLike, other: ArrayLike) -> float:
 def _two_dimensional(values: ArrayLike, name: str) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or not array.size:
-        raise ValueError(f"{name} must be [runs, tasks], at least one of each; got shape {array.shape}")
+        raise ValueError(f"{name} must have shape [runs, tasks], with at least one of each; got {array.shape}")
     return array
 
 
 def _pairs(one: Floats, other: Floats) -> NDArray[np.float32]:
-    """[S, N, ...] and [S', N, ...] -> [S, S', N, ...]: 1 where one is greater, 0.5 where equal, else 0."""
+    """[S, N, ...] and [S', N, ...] -> [S, S', N, ...]: 1 where one is greater, 0.5 where they are equal, else 0."""
     if one.shape[1:] != other.shape[1:]:
         raise ValueError(f"both must be on the same tasks, got shapes {one.shape} and {other.shape}")
     mine, theirs = one[:, None], other[None]
@@ -86,11 +86,11 @@ def _pairs(one: Floats, other: Floats) -> NDArray[np.float32]:
 
 
 class Statistic(Protocol):
-    """A number (or [T] of them) of one policy's S x N observations, under any multiplicities of runs and scenes."""
+    """One or T numbers of one policy's S x N observations, computed for any multiplicities of runs and scenes."""
 
     @property
     def run(self) -> NDArray[np.int64]:
-        """[S] which rows are drawn together: 0 .. number of runs - 1."""
+        """[S] the run of each row, 0 to number of runs - 1. Rows of a run are drawn together."""
         ...
 
     @property
@@ -105,7 +105,7 @@ def _runs(run: Sequence[int] | NDArray[np.int64] | None, num_rows: int) -> NDArr
     if run is None:
         return np.arange(num_rows)
     if len(run) != num_rows:
-        raise ValueError(f"run must name the run of each of {num_rows} rows, got {len(run)} names")
+        raise ValueError(f"run must have an entry for each of {num_rows} rows, got {len(run)}")
     return np.unique(np.asarray(run), return_inverse=True)[1]
 
 
@@ -114,7 +114,7 @@ def _observations(values: ArrayLike, name: str, ndim: int) -> NDArray[np.float64
     if array.ndim != ndim or not array.size:
         raise ValueError(f"{name} must have {ndim} axes [runs, scenes, ...], none empty; got shape {array.shape}")
     if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite, but {np.argwhere(~np.isfinite(array))[0].tolist()} is not")
+        raise ValueError(f"{name} must be finite, but is not at {np.argwhere(~np.isfinite(array))[0].tolist()}")
     return array
 
 
@@ -131,14 +131,14 @@ class Mean:
 
 
 class MeanIoU:
-    """The mean over runs of the data set's mIoU, of counts [S, N, T, K] in pixels."""
+    """The mean over runs of the data set's mIoU, from counts [S, N, T, K] in pixels."""
 
     def __init__(
         self, intersection: NDArray[np.number], union: NDArray[np.number], *, run: Sequence[int] | None = None
     ) -> None:
         if intersection.shape != union.shape:
             raise ValueError(f"intersection {intersection.shape} and union {union.shape} must have one shape")
-        # float32 products of integers: exact up to 2^24 pixels, and to seven digits beyond.
+        # float32 products of integers are exact up to 2^24 pixels, and to seven digits beyond.
         self._intersection = _observations(intersection, "intersection", 4).astype(np.float32)
         self._union = _observations(union, "union", 4).astype(np.float32)
         self.run, self.num_scenes = _runs(run, len(intersection)), intersection.shape[1]
@@ -153,7 +153,7 @@ class MeanIoU:
 
 
 class InterquartileMean:
-    """The interquartile mean over runs and scenes together, of values [S, N, T]: see interquartile_mean."""
+    """The interquartile mean of values [S, N, T] over runs and scenes together: see interquartile_mean."""
 
     def __init__(self, values: ArrayLike, *, run: Sequence[int] | None = None) -> None:
         array = _observations(values, "values", 3)
@@ -167,7 +167,7 @@ class InterquartileMean:
         cut = weights.sum(axis=1, keepdims=True) // 4
         kept = np.empty((len(rows), self._sorted.shape[1]))
         for t in range(kept.shape[1]):
-            # A value of multiplicity m takes m places in the order; those between the two cuts count.
+            # A value of multiplicity m takes m places in the order. Those between the two cuts count.
             upper = np.cumsum(weights[:, self._order[:, t]], axis=1)
             within = np.clip(upper, cut, upper[:, -1:] - cut)
             places = np.diff(within, axis=1, prepend=cut)
@@ -176,9 +176,10 @@ class InterquartileMean:
 
 
 class OfFirst:
-    """A statistic of fewer scenes, the first of `num_scenes`: for a bootstrap together with statistics of all.
+    """A statistic of only the first of `num_scenes` scenes, for a bootstrap together with statistics of all of them.
 
-    A resample may hold more or fewer of them; one that holds none has no statistic, so let there be more than a few.
+    A resample may contain more or fewer of these scenes. If it contains none the statistic is undefined, so there
+    should be more than a few.
 
     >>> values = np.linspace(0, 1, 40)[None, :, None]
     >>> few, everything = OfFirst(Mean(values[:, :20]), num_scenes=40), Mean(values)
@@ -197,7 +198,7 @@ class OfFirst:
 
 @dataclass(frozen=True)
 class Together:
-    """Statistics of the same runs, drawn together: their values side by side, [R, T + T' + ...].
+    """Statistics of the same runs, which are drawn together: their values side by side, [R, T + T' + ...].
 
     >>> trained, begun = Mean([[[0.5], [0.9]], [[0.6], [1.0]]]), Mean([[[0.4], [0.8]], [[0.5], [0.9]]])
     >>> gain = bootstrap_interval(Together((trained, begun)), of=lambda values: values[:, 0] - values[:, 1])
@@ -281,18 +282,18 @@ def _over_rows(rows: NDArray[np.float64], of_rows: NDArray[np.float64]) -> NDArr
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of what was observed, and its percentile interval: arrays of one shape."""
+    """A statistic and its percentile interval: arrays of one shape."""
 
     value: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
     def to_json(self) -> dict[str, list[float]]:
-        """{"value", "low", "high"}, of all numbers."""
+        """{"value", "low", "high"} with all numbers."""
         return {name: getattr(self, name).tolist() for name in ("value", "low", "high")}
 
     def at(self, place: int) -> dict[str, float]:
-        """{"value", "low", "high"}, of one of the numbers: of a curve over glimpses, -1 is after the last."""
+        """{"value", "low", "high"} of one of the numbers: for a curve over glimpses, -1 is after the last."""
         return {name: float(getattr(self, name)[place]) for name in ("value", "low", "high")}
 
 
@@ -303,7 +304,7 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """The interval of one policy's statistic, or of what `of` makes of several policies' on the same scenes.
+    """The interval of a policy's statistic, or of a function `of` of several policies' statistics on the same scenes.
 
     `of` is given one array [R, T] per statistic and returns [R, ...]:
 
@@ -317,7 +318,7 @@ def bootstrap_interval(
         ValueError: policies on different numbers of scenes, or a bad confidence or number of resamples.
     """
     if of is None and len(statistics) != 1:
-        raise ValueError(f"of must say what to make of {len(statistics)} statistics, such as of=np.subtract")
+        raise ValueError(f"with {len(statistics)} statistics pass a function of them, such as of=np.subtract")
     function = of or (lambda values: values)
 
     def compute(scenes: NDArray[np.float64], rows: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -334,7 +335,7 @@ def paired_difference(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Estimate:
-    """[T] one minus other, on the same resampled scenes."""
+    """[T] the difference one - other, on the same resampled scenes."""
     return bootstrap_interval(one, other, of=np.subtract, resamples=resamples, confidence=confidence, seed=seed)
 
 

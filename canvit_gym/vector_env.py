@@ -1,4 +1,4 @@
-"""GlimpseVectorEnv: N scenes stepped through one batched CanViT forward. Everything happens here."""
+"""GlimpseVectorEnv: steps N scenes through one batched CanViT forward. All other environments wrap it."""
 
 from dataclasses import replace
 from inspect import cleandoc
@@ -41,9 +41,9 @@ _AUTORESET = {mode.name.lower(): mode for mode in AutoresetMode}
 _OPTIONS = ("scene", "goal", "reset_mask")
 _RENDER_MODES = ("rgb_array", "human")
 SCENES_AHEAD = 2
-"""Scenes made ready ahead of need, for every environment: those of the next episode, and of the one after it."""
+"""Scenes per environment that are prepared in advance: those of the next two episodes."""
 RENDER_MODES = list(_RENDER_MODES if display_exists() else _RENDER_MODES[:1])
-"""What this machine can do: "human" opens a window where one exists."""
+"""Render modes of this machine: "human" needs a display."""
 
 
 def _autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
@@ -59,7 +59,7 @@ def after_each_glimpse(
 ) -> NDArray[np.float32]:
     """[N, budget + 1] by glimpses taken -> [N, budget] after each; an episode stopped early keeps its last value.
 
-    No NaN: two infos that hold the same must compare equal, as Gymnasium's checkers do. Rows not ended are zero.
+    Rows that have not ended are zero, not NaN, because Gymnasium's checkers compare infos for equality.
     """
     taken = np.minimum(np.arange(1, curve.shape[1]), glimpses[:, None])
     return np.where(ended[:, None], np.take_along_axis(curve, taken, axis=1), 0)
@@ -70,98 +70,106 @@ def _make_sampler(config: EnvConfig, num_scenes: int) -> SceneSampler:
 
 
 class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
-    """Active vision on `num_envs` scenes at a time: an action is a viewpoint, an observation what the canvas holds.
+    """Active vision on `num_envs` scenes at a time: actions are viewpoints, observations show the canvas.
 
-    ## Description
-    Each scene is seen through a sequence of glimpses by a frozen CanViT, which remembers what it saw on a
-    scene-wide canvas. After each glimpse a frozen linear probe reads the canvas; the reward is how much better
-    it reads. The agent decides where the next glimpse is taken. Stable-Baselines3 takes it through
-    `canvit_gym.sb3.make_sb3_env`.
+        ## Description
+    A frozen CanViT sees each scene through a sequence of glimpses and keeps what it saw on a scene-wide canvas.
+    After each glimpse a frozen linear probe reads the canvas, and the reward is how much its reading improved. The
+    agent decides where to take the next glimpse. For Stable-Baselines3 use `canvit_gym.sb3.make_sb3_env`.
 
-    The pages of the single environments have what this one leaves out: the keys of observations with shapes and
-    ranges, the rewards, and the default of every argument. For one of them:
-    `from canvit_gym.env import FashionSegmentationEnv; print(FashionSegmentationEnv.__doc__)`.
+        The pages of the single environments list the observation keys with shapes and ranges, the rewards, and the
+        default of every argument. To print one:
+        `from canvit_gym.env import FashionSegmentationEnv; print(FashionSegmentationEnv.__doc__)`.
 
-    ## Action Space
-    See canvit_gym.actions. `grid`: Discrete over grid_scales x grid_centers x grid_centers; `continuous`:
-    Box(-1, 1, (3,)); `quadtree`: Discrete over the tiles of levels 0..quadtree_levels. With allow_stop, one
-    more action (or number) ends the episode at no cost.
+        ## Action Space
+        See canvit_gym.actions. `grid`: Discrete over grid_scales x grid_centers x grid_centers; `continuous`:
+        Box(-1, 1, (3,)); `quadtree`: Discrete over the tiles of levels 0..quadtree_levels. With allow_stop, one
+        more action (or number) ends the episode at no cost.
 
-    ## Observation Space
-    A Dict of the keys asked for: see canvit_gym.observations.
+        ## Observation Space
+        A Dict of the keys in `observations`: see canvit_gym.observations.
 
-    ## Rewards
-    See canvit_gym.rewards.
+        ## Rewards
+        See canvit_gym.rewards.
 
-    ## Starting State
-    A scene with an empty canvas, then the first glimpse (the full scene by default) taken before the agent acts.
+        ## Starting State
+        A new scene and an empty canvas. The first glimpse (of the full scene by default) is taken before the agent acts.
 
-    ## Episode End
-    Terminated when the budget is spent (the first glimpse counts) or the agent stops. The budget is part of the task,
-    and `time` shows it: nothing is truncated, unless `max_episode_steps` (Gymnasium's own keyword) asks for it.
+        ## Episode End
+        An episode terminates when the budget is spent (the first glimpse counts) or the agent stops. The budget is part of
+        the task, and `time` shows what is left of it. Episodes are truncated only if `max_episode_steps` (Gymnasium's own
+        keyword) is passed.
 
-    ## Arguments
-    $arguments
+        ## Arguments
+        $arguments
 
-    `autoreset_mode`: "next_step" (Gymnasium's default), "same_step" or "disabled". Without `track_score` a segmentation
-    counts its score, at scene size, only where the reward needs it; a classification's is always there.
+        `autoreset_mode`: "next_step" (Gymnasium's default), "same_step" or "disabled". The score of a segmentation
+        is computed at scene size, so infos contain it only with `track_score` or a reward that needs it; that of a
+        classification is always there.
 
-    ## Info
-    `scene` (index), `viewpoint` (row, col, scale), `glimpses` (taken), `loss`, `score` (where tracked); when an
-    episode ends also `loss_curve` and `score_curve`, [budget] after each glimpse (an episode that was stopped
-    early keeps its last value to the end of the curve). Of discrete actions `action_mask`, [number of actions] int8: 1
-    where an action may be chosen, which is everywhere unless revisit=False. Of goal-conditioned tasks `goal`, the
-    number of what is asked for. A scene without any label has loss 0 and score 0.
+        ## Info
+        - `scene`: index of the scene
+        - `viewpoint`: the last (row, col, scale)
+        - `glimpses`: number of glimpses taken
+        - `loss`, and `score` if it is tracked
+        - `loss_curve` and `score_curve` when an episode ends: [budget], the values after each glimpse. After an early stop
+          the last value is repeated.
+        - `action_mask` (discrete actions): [number of actions] int8, 1 where an action may be chosen. All ones unless
+          revisit=False.
+        - `goal` (goal-conditioned tasks): number of the goal
 
-    ## Determinism
-    The same seed, actions and number of environments give the same numbers to the bit on one machine. A scene
-    in a batch of 64 and the scene alone agree to float32 rounding only (1e-3 on the canvas): matrix products of
-    other shapes add in another order. Nothing else couples the scenes of a batch.
+        A scene without any label has loss 0 and score 0.
 
-    ## Reset options
-    `{"scene": index or [num_envs] indices}` picks scenes; `{"reset_mask": [num_envs] booleans}` resets some.
-    `{"goal": number or [num_envs] numbers}` asks for something, in goal-conditioned tasks. A goal that is not in the
-    scene is refused.
+        ## Determinism
+        With the same seed, actions and number of environments, results are bitwise identical on the same machine. A scene
+        in a batch of 64 and the same scene alone agree only up to float32 rounding (1e-3 on the canvas), because matrix
+        products of different shapes sum in a different order. Otherwise the scenes of a batch do not affect each other.
 
-    ## Examples
-    >>> import gymnasium as gym
-    >>> import canvit_gym
-    >>> envs = gym.make_vec("CanViT/FashionSegmentation-v0", num_envs=3, num_scenes=16, split="test", budget=2)
-    >>> observation, info = envs.reset(seed=0)
-    >>> info["scene"].tolist(), info["glimpses"].tolist()
-    ([0, 1, 2], [1, 1, 1])
+        ## Reset options
+        - `{"scene": index or [num_envs] indices}` chooses the scenes.
+        - `{"reset_mask": [num_envs] booleans}` resets only some environments.
+        - `{"goal": number or [num_envs] numbers}` chooses the goals of a goal-conditioned task. A goal that does not occur
+          in the scene is an error.
 
-    NEXT_STEP: episodes end, and the step after that only begins the next scenes.
+        ## Examples
+        >>> import gymnasium as gym
+        >>> import canvit_gym
+        >>> envs = gym.make_vec("CanViT/FashionSegmentation-v0", num_envs=3, num_scenes=16, split="test", budget=2)
+        >>> observation, info = envs.reset(seed=0)
+        >>> info["scene"].tolist(), info["glimpses"].tolist()
+        ([0, 1, 2], [1, 1, 1])
 
-    >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
-    >>> terminated.tolist(), info["_loss_curve"].tolist()
-    ([True, True, True], [True, True, True])
-    >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
-    >>> reward.tolist(), terminated.tolist(), info["scene"].tolist()
-    ([0.0, 0.0, 0.0], [False, False, False], [3, 4, 5])
+        With NEXT_STEP autoreset, the step after an episode's end only begins the next scene.
 
-    An action is a viewpoint, and back.
+        >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
+        >>> terminated.tolist(), info["_loss_curve"].tolist()
+        ([True, True, True], [True, True, True])
+        >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
+        >>> reward.tolist(), terminated.tolist(), info["scene"].tolist()
+        ([0.0, 0.0, 0.0], [False, False, False], [3, 4, 5])
 
-    >>> viewpoints, stop = envs.unwrapped.actions.decode(envs.action_space.sample())
-    >>> viewpoints.shape, stop.tolist()
-    ((3, 3), [False, False, False])
-    >>> top_left_quarter = envs.unwrapped.actions.encode(np.array([[-0.5, -0.5, 0.5]]))
-    >>> envs.unwrapped.actions.decode(top_left_quarter)[0].tolist()
-    [[-0.5, -0.5, 0.5]]
+        Convert actions to viewpoints and back.
 
-    Choose scenes, and reset some environments only.
+        >>> viewpoints, stop = envs.unwrapped.actions.decode(envs.action_space.sample())
+        >>> viewpoints.shape, stop.tolist()
+        ((3, 3), [False, False, False])
+        >>> top_left_quarter = envs.unwrapped.actions.encode(np.array([[-0.5, -0.5, 0.5]]))
+        >>> envs.unwrapped.actions.decode(top_left_quarter)[0].tolist()
+        [[-0.5, -0.5, 0.5]]
 
-    >>> observation, info = envs.reset(options={"scene": 7})
-    >>> info["scene"].tolist()
-    [7, 7, 7]
-    >>> mask = np.array([False, True, False])
-    >>> observation, info = envs.reset(options={"scene": [7, 9, 7], "reset_mask": mask})
-    >>> info["scene"].tolist(), info["_scene"].tolist()
-    ([7, 9, 7], [False, True, False])
-    >>> envs.close()
+        Choose scenes, and reset some environments only.
 
-    ## Version History
-    v0: first release.
+        >>> observation, info = envs.reset(options={"scene": 7})
+        >>> info["scene"].tolist()
+        [7, 7, 7]
+        >>> mask = np.array([False, True, False])
+        >>> observation, info = envs.reset(options={"scene": [7, 9, 7], "reset_mask": mask})
+        >>> info["scene"].tolist(), info["_scene"].tolist()
+        ([7, 9, 7], [False, True, False])
+        >>> envs.close()
+
+        ## Version History
+        v0: first release.
     """
 
     _spec: EnvSpec | None = None
@@ -189,7 +197,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
 
-        # Scenes first: a wrong root is told at once, not after a download of the checkpoint.
+        # Scenes first: raise on a bad root before downloading a checkpoint.
         self.scenes = build_scenes(self.config, batched=num_envs > 1)
         self.backbone = build_backbone(self.config)
         require_scene_size(self.config, self.backbone, self.scenes)
@@ -199,7 +207,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self._potential = REWARDS[self.config.reward].potential
         asked = {*self.task.in_every_info, self._potential, *(["score"] if self.config.track_score else [])}
         self.tracked = tuple(name for name in self.task.potentials if name in asked)
-        """Potentials that every info holds: those asked for, and those that cost nothing. No others are measured."""
+        """Potentials that every info contains: those that were requested, and those that cost nothing."""
         drawn = {"score"} if render_mode is not None else set()  # for the curve
         self.episodes = EpisodeBatch(
             num=num_envs,
@@ -216,19 +224,19 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.on_device = False
-        """For learners in this process (see canvit_gym.sb3): observations are the tensors of observation_tensors(), and
-        final observations are left out, since an episode that terminates has no use for its last one."""
+        """For learners in this process (see canvit_gym.sb3): return observations as tensors on the device, and leave
+        out final observations, which nobody needs after a termination."""
         self._started = False
         self._ended = np.zeros(num_envs, dtype=np.bool_)
         self._steps = np.zeros(num_envs, dtype=np.int64)
-        """Of the agent, in the episodes as they stand."""
+        """Steps that the agent has taken in the current episodes."""
         self._window = None
         if render_mode == "human":
             self._window = Window(self.scenes.name, fps=self.metadata["render_fps"])
 
     @property
     def spec(self) -> EnvSpec | None:
-        """As make_vec notes it, in what JSON holds: no enum and none of numpy's numbers."""
+        """The spec that make_vec sets, with plain JSON values in place of enums and numpy scalars."""
         return self._spec
 
     @spec.setter
@@ -256,15 +264,15 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     @property
     def state(self) -> RecurrentState:
-        """The backbone's state of every scene. Valid until the next step or reset; clone to keep it, to
-        change it, or to train on it."""
+        """The backbone's state for every scene. Valid until the next step or reset: clone it before you keep it, change
+        it or train on it."""
         self._require_open()
         self._require_started()
         return cast(RecurrentState, self.episodes.state)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What was loaded, as JSON values: checkpoint and probe (name, repo, revision, sha256), geometry, scenes."""
+        """Where the checkpoint, the probe (name, repo, revision, sha256) and the scenes come from, as JSON values."""
         return {"checkpoint": self.backbone.record, "probe": self.task.record, "scenes": self.scenes.name}
 
     def reset(  # type: ignore[override]
@@ -300,8 +308,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
                 f"environments {np.flatnonzero(self._ended).tolist()} have ended: call "
                 'reset(options={"reset_mask": terminations | truncations}) before step, or use another autoreset_mode'
             )
-        # Ended environments are left only in NEXT_STEP mode: their scene is replaced in this step, whatever the action,
-        # which comes back as zeros (never a stop).
+        # Only in NEXT_STEP mode can environments have ended here. Their scene is replaced in this step and their action
+        # is ignored (validated() returns zeros, never a stop).
         fresh = self._ended.copy()
         chosen = validated(self.single_action_space, actions, num_envs=self.num_envs, ignored=fresh)
         if not self.config.revisit:
@@ -329,7 +337,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             truncated = (self._steps >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
         replaces = self.autoreset_mode == AutoresetMode.SAME_STEP and bool(ended.any())
-        # Before anything reads the losses: a GPU's observation and potentials come to the host together.
+        # Before anything reads the losses, so that a GPU copies observations and potentials to the host together.
         observation = None if replaces else self._observation()
         rewards = step_reward(
             self.config.reward,
@@ -354,7 +362,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return observation, rewards, terminated, truncated, info
 
     def replace_episodes(self, episodes: EpisodeBatch) -> None:
-        """Go on with another batch of as many episodes, in which none has begun: reset() comes next."""
+        """Use another batch of `num_envs` episodes, none of which has begun. Call reset() next."""
         self._require_open()
         assert episodes.num == self.num_envs, (episodes.num, self.num_envs)
         self.episodes = episodes
@@ -377,13 +385,13 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             self._window.show(tile_frames(self._frames()))
 
     def view(self, row: int) -> EpisodeView:
-        """What a picture of environment `row` shows; holds the truth."""
+        """Everything a picture of environment `row` needs, including the truth."""
         self._require_open()
         self._require_started()
         return self.episodes.view(row)
 
     def observation_tensors(self) -> dict[str, torch.Tensor]:
-        """The current observation as fresh tensors where they were made, without a copy to the host."""
+        """The current observation as fresh tensors on the device."""
         self._require_open()
         self._require_started()
         return self.episodes.observe()
@@ -404,9 +412,9 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             raise RuntimeError("the environment has no scene yet: call reset() first")
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """[num_envs, number of actions]: which actions may be chosen now; sb3-contrib asks for them by this name.
+        """[num_envs, number of actions]: which actions are allowed now. sb3-contrib calls this method.
 
-        All of them, unless revisit=False: then no viewpoint that was taken in the episode. Stopping is always allowed.
+        All of them, unless revisit=False: then a viewpoint is allowed once per episode. Stopping is always allowed.
 
         Raises:
             TypeError: the actions are not discrete.
@@ -415,8 +423,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self._require_started()
         if not isinstance(self.actions, DiscreteActions):
             raise TypeError(
-                f"action masks are of discrete actions, and these are {self.config.action!r}: use action='grid' or "
-                "'quadtree'"
+                f"only discrete actions have masks, but action={self.config.action!r}: use action='grid' or 'quadtree'"
             )
         return self.actions.mask(self.episodes.targets, self.episodes.glimpses)
 
@@ -425,7 +432,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     ) -> tuple[Rows, NDArray[np.int64] | None, NDArray[np.int64] | None]:
         """(rows to reset, their scenes or None, their goals or None)."""
         if not isinstance(options, dict):
-            raise TypeError(f"options must be a dict with keys out of {', '.join(_OPTIONS)}, got {options!r}")
+            raise TypeError(f"options must be a dict with keys among {', '.join(_OPTIONS)}, got {options!r}")
         if unknown := sorted(str(key) for key in options if key not in _OPTIONS):
             raise ValueError(f"unknown reset option {', '.join(unknown)}; there are: {', '.join(_OPTIONS)}")
         rows = self.episodes.all_rows
@@ -439,14 +446,14 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             rows = np.flatnonzero(mask)
             if not self._started and len(rows) < self.num_envs:
                 raise RuntimeError(
-                    f"options['reset_mask'] leaves out environments {np.flatnonzero(~mask).tolist()}, which have no "
-                    "scene yet: call reset() without it first"
+                    f"options['reset_mask'] leaves out environments {np.flatnonzero(~mask).tolist()}, which have not "
+                    "been reset yet: call reset() without it first"
                 )
         goal = None
         if "goal" in options:
             if self.task.goals is None:
                 raise ValueError(
-                    f"options['goal'] is of goal-conditioned tasks, and {self.task.name} is none: leave it out"
+                    f"options['goal'] is for goal-conditioned tasks, which {self.task.name} is not: leave it out"
                 )
             goal = checked_goals(options["goal"], num=self.num_envs, goals=self.task.goals)[rows]
         if "scene" not in options:
@@ -465,7 +472,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return rows, scene, goal
 
     def _begin(self, rows: Rows, scene: NDArray[np.int64] | None = None, goal: NDArray[np.int64] | None = None) -> None:
-        """Put scenes into rows, [len(rows)]; those not given are drawn, and so are goals."""
+        """Begin episodes in `rows`. Scenes and goals [len(rows)] that are not given are drawn."""
         ahead = SCENES_AHEAD * self.num_envs
         if scene is None:
             scene = next_scenes(self._sampler, self.scenes, count=len(rows), ahead=ahead, rng=self.np_random)
@@ -490,7 +497,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return to_host(observation)
 
     def _infos(self, mask: NDArray[np.bool_], *, ended: NDArray[np.bool_] | None) -> Info:
-        """Gymnasium's vector infos: arrays over environments, each with the mask `_key` of where it holds."""
+        """Gymnasium's vector infos: arrays over environments, each with a mask `_key` of the environments that have
+        it."""
         episodes = self.episodes
         last = np.maximum(episodes.glimpses - 1, 0)
         values: Info = {
@@ -502,7 +510,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         if episodes.goal is not None:
             values["goal"] = episodes.goal.copy()
         if isinstance(self.actions, DiscreteActions):
-            # int8, as Gymnasium's action_space.sample(mask) wants it.
+            # int8, as Gymnasium's action_space.sample(mask) requires.
             values["action_mask"] = self.actions.mask(episodes.targets, episodes.glimpses).astype(np.int8)
         masks = dict.fromkeys(values, mask)
         if ended is not None and ended.any():
@@ -512,7 +520,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return values | {f"_{key}": held.copy() for key, held in masks.items()}
 
     def _replace_ended(self, ended: NDArray[np.bool_]) -> Info:
-        """SAME_STEP: keep the last observation and info of ended episodes, then begin new ones in their place."""
+        """SAME_STEP: record the last observation and info of ended episodes, then begin new ones in their place."""
         rows = np.flatnonzero(ended)
         final_obs = np.full(self.num_envs, None, dtype=object)
         if not self.on_device:

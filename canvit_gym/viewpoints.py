@@ -20,12 +20,12 @@ FULL_SCENE = np.array([0, 0, 1], dtype=np.float32)
 
 
 MIN_SCALE = 1e-3
-"""Of an action or a first glimpse: less than a pixel of any scene, and far from where float32 loses it."""
+"""The smallest scale of an action or a first glimpse: less than a pixel of any scene, and safe in float32."""
 
 
 def cell_grid(*, size: int, device: torch.device) -> Tensor:
-    """canvit_pytorch's grid_coords [size, size, 2] of a size, made once."""
-    if torch.compiler.is_compiling():  # the compiler would not see that it is kept
+    """canvit_pytorch's grid_coords [size, size, 2], cached."""
+    if torch.compiler.is_compiling():  # the compiler cannot see the cache
         return grid_coords(size=size, device=device)
     return _kept_grid(size, device)
 
@@ -33,7 +33,7 @@ def cell_grid(*, size: int, device: torch.device) -> Tensor:
 @cache
 @float32_by_default()
 def _kept_grid(size: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # it may be used outside of any
+    with torch.inference_mode(False):  # it may be used outside of inference mode
         return grid_coords(size=size, device=device)
 
 

@@ -1,7 +1,8 @@
-"""Pages that follow from the code, written while the site is built: one per environment, with an episode as an
-animation and the committed baseline numbers.
+"""Generate pages from the code while the site is built: one per environment, with an animated episode and the committed
+baseline numbers.
 
-Run by mkdocs-gen-files (`make docs`). Needs nothing that is not in the package: environments on disk have no animation.
+mkdocs-gen-files runs this (`make docs`). It needs no data beyond the package, so environments on disk have no
+animation.
 """
 
 import io
@@ -28,13 +29,13 @@ PANEL_PX = 128
 
 
 def fenced(docstring: str) -> str:
-    """A docstring's examples as Python blocks, so that Markdown shows them as code."""
+    """The docstring with its examples in Python code blocks."""
     blocks = cleandoc(docstring).split("\n\n")
     return "\n\n".join(f"```pycon\n{block}\n```" if block.startswith(">>>") else block for block in blocks)
 
 
 def animation(spec: DatasetSpec) -> bytes:
-    """A GIF of two validation scenes seen by a hand-coded policy of the paper."""
+    """A GIF of random glimpses in two validation scenes."""
     config = config_from_kwargs({**spec.kwargs, "split": "validation", "num_scenes": ANIMATED_SCENES})
     policy = make_policy("random", config=config, num_glimpses=config.budget)
     frames = [
@@ -48,7 +49,7 @@ def animation(spec: DatasetSpec) -> bytes:
 
 
 def baselines(spec: DatasetSpec) -> str:
-    """What the committed study of the room to learn says of the environment, if it does."""
+    """The results of the committed headroom study on this environment, if there are any."""
     path = RESULTS / "suite_headroom" / f"{spec.env_id.rpartition('/')[2]}.md"
     if not path.is_file():
         return ""
@@ -67,7 +68,7 @@ def skills_table() -> str:
 
 
 def main() -> None:
-    table = ["# Environments\n", "| environment | what is asked |", "| --- | --- |"]
+    table = ["# Environments\n", "| environment | task |", "| --- | --- |"]
     for spec in DATASETS.values():
         name = re.sub(r"\W", "-", spec.env_id.rpartition("/")[2])
         table.append(f"| [`{spec.env_id}`]({name}.md) | {spec.page.headline} |")

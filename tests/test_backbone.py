@@ -322,9 +322,9 @@ def test_probes_of_another_width(hub_root: Path, tmp_path: Path) -> None:
 
 def test_a_probe_of_another_number_of_classes(hub_root: Path) -> None:
     flagship = load_backbone("flagship", device="cpu")
-    with pytest.raises(ValueError, match=r"tells 1000 classes apart, but the scenes have 3.*fit-probe"):
+    with pytest.raises(ValueError, match=r"distinguishes 1000 classes, but the scenes have 3.*fit-probe"):
         load_classifier("dinov3-vitb16-in1k", flagship, classes=("a", "b", "c"))
-    with pytest.raises(ValueError, match=r"'finetuned-in1k' tells 1000 classes apart, but the scenes have 3"):
+    with pytest.raises(ValueError, match=r"'finetuned-in1k' distinguishes 1000 classes, but the scenes have 3"):
         load_classifier(None, load_backbone("finetuned-in1k", device="cpu"), classes=("a", "b", "c"))
 
 
@@ -338,7 +338,7 @@ def test_a_probe_for_a_fine_tuned_checkpoint(hub_root: Path) -> None:
     [
         ({"classes": ["a", "c", "b"]}, "its class 1 is 'c', the scenes' is 'b'"),
         ({"checkpoint_sha256": "0" * 64}, "was fitted on another checkpoint .*000000000000.* 'nano'"),
-        ({"canvas_grid": 32}, "canvas grid of 32, but this one is of 16. Use canvas_grid=32"),
+        ({"canvas_grid": 32}, "canvas grid of 32, but this one is 16. Use canvas_grid=32"),
     ],
 )
 def test_a_probe_that_says_it_is_for_something_else(tmp_path: Path, record: dict[str, Any], message: str) -> None:

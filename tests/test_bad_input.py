@@ -192,7 +192,7 @@ CONSTRUCTOR: dict[str, Case] = {
     "num_envs, single": (
         lambda: single(num_envs=2),
         TypeError,
-        "num_envs: for vector environments only; use .*make_vec",
+        "num_envs: only for vector environments; use .*make_vec",
     ),
     "render_mode": (
         lambda: make(render_mode="ansi"),
@@ -220,9 +220,13 @@ RESET: dict[str, Case] = {
     "mask before the first reset": (
         lambda: make().reset(options={"reset_mask": np.array([True, False])}),
         RuntimeError,
-        r"leaves out environments \[1\], which have no scene yet: call reset\(\) without it",
+        r"leaves out environments \[1\], which have not been reset yet: call reset\(\) without it",
     ),
-    "mask, single": (lambda: single().reset(options={"reset_mask": [True]}), ValueError, "for vector environments"),
+    "mask, single": (
+        lambda: single().reset(options={"reset_mask": [True]}),
+        ValueError,
+        "only exist in vector environments",
+    ),
     "scene out of range, single": (lambda: single().reset(options={"scene": 99}), ValueError, r"\[0, 15\], got 99"),
     "negative seed": (lambda: make().reset(seed=-1), gym.error.Error, "-1"),
     "closed": (lambda: closed().reset(), RuntimeError, "closed; make a new one"),
@@ -420,7 +424,7 @@ def test_a_probe_of_another_width(tmp_path: Path) -> None:
 
 def test_a_probe_of_other_classes(tmp_path: Path) -> None:
     SegmentationProbe(embed_dim=128, num_classes=150, dropout=0.1, use_ln=True).save_pretrained(tmp_path / "p")
-    with pytest.raises(ValueError, match=r"tells 150 classes apart, but the scenes have 11. .*these classes"):
+    with pytest.raises(ValueError, match=r"distinguishes 150 classes, but the scenes have 11. .*these classes"):
         make(probe=str(tmp_path / "p"))
 
 
@@ -436,7 +440,7 @@ def test_a_classification_probe_of_other_classes(copied: Callable[[str], Path]) 
     directory = copied("nano-classification-probe")
     width = load_file(directory / "model.safetensors")["weight"].shape[1]
     save_file({"weight": torch.zeros(7, width), "bias": torch.zeros(7)}, directory / "model.safetensors")
-    with pytest.raises(ValueError, match="tells 7 classes apart, but the scenes have 10"):
+    with pytest.raises(ValueError, match="distinguishes 7 classes, but the scenes have 10"):
         make(dataset="fashion-classification", probe=str(directory))
 
 

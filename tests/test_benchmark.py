@@ -257,7 +257,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown argument": ({"policies": ("center(size=1)",)}, "no argument size; it takes scale"),
     "unsupported task": (
         {"policies": ("coarse_to_fine", "entropy_greedy"), "env": "CanViT/FashionClassification-v0"},
-        "decodes every canvas cell.*the task classification does not have; choose another policy",
+        "needs a segmentation probe, which the task classification does not have; choose another policy",
     ),
     "no policies": ({"policies": ()}, "no policies to benchmark: name some with --policies"),
     "policy twice": ({"policies": ("coarse_to_fine", "coarse_to_fine")}, "given twice"),

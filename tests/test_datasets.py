@@ -91,9 +91,9 @@ def two_class_probe(tmp_path_factory: pytest.TempPathFactory) -> str:
         ({"name": ""}, "name '' is empty"),
         ({"env_id": "CanViT/ADE20K-v0"}, "'CanViT/ADE20K-v0' is taken by the data set 'ade20k'"),
         ({"env_id": "stripes"}, "'stripes' is not of the form 'namespace/Name-v0'"),
-        ({"env_id": "CartPole-v1"}, "'CartPole-v1' is registered with Gymnasium already"),
+        ({"env_id": "CartPole-v1"}, "'CartPole-v1' is already registered with Gymnasium"),
         ({"task": "detection"}, "unknown task 'detection' of data set 'stripes'; choose one of segmentation, "),
-        ({"splits": ("test",)}, "splits of data set 'stripes' must hold 'training'"),
+        ({"splits": ("test",)}, "splits of data set 'stripes' must include 'training'"),
     ],
 )
 def test_specs_that_are_refused(change: dict[str, str], message: str) -> None:

@@ -94,7 +94,7 @@ def test_what_is_no_record(records: list[Path], tmp_path: Path, capsys: pytest.C
     other = record(tmp_path / "other.npz", "center", replace(CONFIG, dataset="fashion-classification"))
     output = ["--output", str(tmp_path / "out.html")]
     for arguments, words in (
-        ([str(text)], "is not a saved evaluation"),
+        ([str(text)], "or not a saved evaluation"),
         ([str(tmp_path / "nothing.npz")], "no evaluation at"),
         ([str(tmp_path)], "benchmark.json"),
         ([str(COMMITTED)], "holds the numbers of a benchmark but not its records"),

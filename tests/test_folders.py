@@ -587,7 +587,7 @@ class TestBadLayouts:
     ("kwargs", "told"),
     [
         ({"split": "test"}, "unknown split 'test' of ade20k; choose one of training, validation, tuning"),
-        ({"split": "tuning"}, "'tuning' is held out of the training scenes: say how many with tuning_scenes=N"),
+        ({"split": "tuning"}, "'tuning' consists of held-out training scenes: pass their number as tuning_scenes=N"),
         ({"dataset": "fashion-segmentation"}, r"root is for data sets on disk \(ade20k, .*not for fashion-seg"),
         ({"tuning_scenes": 8}, "tuning_scenes=8 would leave no training scene: there are 8"),
         ({"tuning_scenes": -1}, "tuning_scenes must be an integer >= .* got -1"),

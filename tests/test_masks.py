@@ -201,7 +201,7 @@ def test_the_keyword_is_json(root: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ([0, 255], "mask_values must map values to names of classes"),
+        ([0, 255], "mask_values must map mask values to class names"),
         ({}, "mask_values must map values to names"),
         ({"0": 1}, "mask_values must map values to names"),
         ({"a": "ground"}, "has the key 'a', but keys are all values or all colours"),
@@ -218,7 +218,7 @@ def test_bad_mappings(root: Path, values: Any, told: str) -> None:
 
 
 def test_it_is_for_masks_of_ones_own() -> None:
-    with pytest.raises(ValueError, match=r"mask_values is for masks of your own .* not for fashion-segmentation"):
+    with pytest.raises(ValueError, match=r"mask_values is for your own masks .* not for fashion-segmentation"):
         EnvConfig(mask_values={"0": "sky"})
 
 

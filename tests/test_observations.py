@@ -404,7 +404,9 @@ class TestCompact:
         np.testing.assert_allclose(reading, envs.episodes.logits.softmax(dim=1).numpy(), atol=1e-6)
 
     def test_a_preset_and_something_else_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="observation_preset='compact' sets canvas_size, but it is given as 4"):
+        with pytest.raises(
+            ValueError, match="observation_preset='compact' sets canvas_size, but canvas_size=4 was passed"
+        ):
             EnvConfig(observation_preset="compact", canvas_size=4)
         with pytest.raises(ValueError, match="unknown observation_preset 'tiny'; choose one of compact"):
             EnvConfig(observation_preset="tiny")

@@ -218,7 +218,7 @@ def test_files_that_are_no_record_to_go_on_with(tmp_path: Path) -> None:
     config = make_game_env("CanViT/FashionSegmentation-v0", split="test", **SMALL).envs.config
     text = tmp_path / "text.npz"
     text.write_text("no record")
-    with pytest.raises(ValueError, match="is not a saved evaluation"):
+    with pytest.raises(ValueError, match="or not a saved evaluation"):
         Recorder(text, config, num_scenes=16)
     policy = tmp_path / "policy.npz"
     evaluate(make_policy("center", config=config, num_glimpses=5), config=replace(config, shard=(0, 16))).save(policy)

@@ -322,7 +322,7 @@ def test_specs_carry_their_arguments() -> None:
 def test_grids_that_are_no_power_of_two(any_grid_probe: str) -> None:
     odd = replace(CONFIG, num_scenes=2, canvas_grid=12, probe=any_grid_probe)
     for name in ("entropy_coarse_to_fine", "quadtree_beam"):
-        with pytest.raises(ValueError, match=r"power of two, but this one has 12 cells on a side; choose another"):
+        with pytest.raises(ValueError, match=r"power of two, but this one is 12; choose another"):
             make_policy(name, config=odd, num_glimpses=5)
         with pytest.raises(ValueError, match="power of two"):
             evaluate(make_policy(name, config=CONFIG, num_glimpses=5), config=odd)

@@ -96,7 +96,7 @@ def test_no_policy_reads_the_truth_unless_it_says_so(name: str, config: EnvConfi
 )
 def test_the_window_has_no_truth(name: str) -> None:
     seen = Seen(episodes_of(CONFIG, np.arange(1)))
-    with pytest.raises(AttributeError, match=f"'{name}' is not shown to a policy that does without labels"):
+    with pytest.raises(AttributeError, match=f"'{name}' is hidden from policies that do not use labels"):
         getattr(seen, name)
     with pytest.raises(AttributeError, match="no attribute 'anything'"):
         _ = seen.anything  # type: ignore[attr-defined]
@@ -112,7 +112,7 @@ def test_the_window_is_read_only_and_current() -> None:
     with pytest.raises(AttributeError):
         seen.budget = 3  # type: ignore[misc]
     where = np.array([[0, 0, 1], [0.5, 0.5, 0.5]], dtype=np.float32)
-    with pytest.raises(ValueError, match="glimpse 0 was not taken: 0 were"):
+    with pytest.raises(ValueError, match="glimpse 0 has not been taken: there are 0 so far"):
         seen.glimpse(0)
     episodes.step_rows(episodes.all_rows, where)
     assert seen.taken.tolist() == [1, 1] and np.array_equal(seen.viewpoints[:, 0], where)
@@ -170,7 +170,7 @@ def test_items_of_a_source_that_has_none() -> None:
         name = "photographs"
 
     episodes.scenes = Plain()  # type: ignore[assignment]
-    with pytest.raises(ValueError, match="photographs does not say where its items lie"):
+    with pytest.raises(ValueError, match="photographs does not record where its items are"):
         _ = SeenWithTruth(episodes).items
 
 
@@ -189,8 +189,8 @@ def test_policies_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (result.viewpoints[:, 1] == [0, 0, 0.25]).all()
     assert "| `mine` | Looks at the middle. |" in policies_table() and "`scale=0.5`" in policies_table()
     for name, build_info, message in (
-        ("mine", info, "there is a policy 'mine' already"),
-        ("center", info, "there is a policy 'center' already"),
+        ("mine", info, "there is already a policy 'mine'"),
+        ("center", info, "there is already a policy 'center'"),
         ("my own", info, "must be an identifier .* got 'my own'"),
         ("other", info, "registered as 'other', but its info.name is 'mine'"),
     ):

@@ -127,7 +127,7 @@ def test_half_losses_are_those_of_a_checkerboard_of_squares(block: int) -> None:
 
 
 def test_squares_as_wide_as_the_canvas_are_refused() -> None:
-    with pytest.raises(ValueError, match="squares of 16 cells leave nothing odd on a 16 x 16 canvas"):
+    with pytest.raises(ValueError, match="a 16 x 16 canvas has no odd squares of 16 cells"):
         evaluate(fixed(FEW[3]), config=CONFIG, num_glimpses=1, on_glimpse=HalfLoss("even", block=16))
 
 
@@ -158,7 +158,7 @@ def test_classification_has_no_halves() -> None:
         lambda: evaluate(GreedyOracle(FEW, half="even"), config=CLASSIFICATION, num_glimpses=2),
         lambda: evaluate(fixed(FEW[0]), config=CLASSIFICATION, num_glimpses=2, on_glimpse=HalfLoss("odd")),
     ):
-        with pytest.raises(ValueError, match="one per scene and have no halves"):
+        with pytest.raises(ValueError, match="one label per scene, which cannot be split"):
             make()
 
 

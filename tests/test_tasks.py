@@ -133,9 +133,9 @@ def test_goals_can_be_given(find: MakeVec) -> None:
 
 def test_a_task_without_goals_is_asked_for_none(make_vec: MakeVec) -> None:
     envs = make_vec(2)
-    with pytest.raises(ValueError, match="goal-conditioned tasks, and segmentation is none"):
+    with pytest.raises(ValueError, match="goal-conditioned tasks, which segmentation is not"):
         envs.reset(options={"goal": 1})
-    with pytest.raises(ValueError, match="asks for nothing"):
+    with pytest.raises(ValueError, match="has no goals"):
         make_vec(2, observations=["goal"])
 
 

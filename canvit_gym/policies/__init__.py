@@ -1,5 +1,7 @@
-"""Hand-coded policies behind one protocol. `make_policy` makes one by name,
-`load_policy` loads a trained one."""
+"""Hand-coded and learned policies behind one protocol.
+
+`make_policy` makes a hand-coded policy by name, `load_policy` loads a trained one.
+"""
 
 from canvit_gym.policies.entropy import EntropyGreedy, QuadtreeBeam
 from canvit_gym.policies.fixed_sequence import BestFixedSequence, FixedSequence, search_fixed_sequence

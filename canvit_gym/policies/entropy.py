@@ -1,4 +1,4 @@
-"""Policies that look where the segmentation decoded from the canvas is uncertain, beyond the paper's EG-C2F."""
+"""Policies that look where the reading of the canvas is uncertain, in addition to the paper's EG-C2F."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from canvit_gym.viewpoints import FULL_SCENE
 
 
 class EntropyGreedy(GreedyWindows):
-    """The full scene, then the window that adds most where the reading is uncertain.
+    """The full scene, then the window that adds most resolution where the reading is uncertain.
 
     The amount is the predictive entropy in nats: see GreedyWindows.
     """
@@ -43,9 +43,9 @@ def build_entropy_greedy(context: Context, *, scale: Scales | None = None, cente
 class QuadtreeBeam:
     """EG-C2F that descends only into the most uncertain tiles, as QuadTree Attention does (Tang et al. 2022).
 
-    At each level the `width` most uncertain tiles are looked at, one by one, the entropy decoded anew after each;
-    only their children stand for choice at the next level. From the finest level the beam starts over at the
-    first with what has not been looked at. Tiles of canvit-pytorch's quadtree, level l with 2^l x 2^l of scale 2^-l.
+    At each level the policy looks at the `width` most uncertain tiles, one by one, and computes the entropy again after
+    each. Only their children are candidates at the next level. After the finest level it starts over at the first with
+    the tiles that are left. Tiles are those of canvit-pytorch's quadtree: level l has 2^l x 2^l of scale 2^-l.
     """
 
     info = PolicyInfo(
@@ -59,7 +59,7 @@ class QuadtreeBeam:
     )
 
     def __init__(self, *, num_glimpses: int, width: int = 2, levels: int = 2) -> None:
-        """levels: below the full scene; more are added where num_glimpses exceeds their tiles."""
+        """levels: below the full scene; more are added if num_glimpses exceeds their tiles."""
         for name, value in (("num_glimpses", num_glimpses), ("width", width), ("levels", levels)):
             integer(1)(name, value)
         self._num_glimpses = num_glimpses
@@ -79,8 +79,8 @@ class QuadtreeBeam:
         masks = [tile_masks(tiles, canvas_grid_size=grid, device=device).flatten(1).float() for tiles in levels]
         self._means = [mask / mask.sum(dim=1, keepdim=True).clamp(min=1) for mask in masks]  # [n_tiles, G*G]
         self._visited = [torch.zeros(seen.num, len(tiles), dtype=torch.bool, device=device) for tiles in levels]
-        self._open = self._visited[0]  # [B, n_tiles] of the level being visited: which tiles stand for choice
-        self._taken = self._visited[0]  # [B, n_tiles] of it: which were looked at since the level was entered
+        self._open = self._visited[0]  # [B, n_tiles] candidates of the current level
+        self._taken = self._visited[0]  # [B, n_tiles] tiles taken since the level was entered
 
     @torch.no_grad()
     def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
@@ -106,14 +106,14 @@ def build_quadtree_beam(context: Context, *, width: int = 2, levels: int = 2) ->
 
 
 def _beam_schedule(*, num_levels: int, width: int) -> list[tuple[int, bool, bool]]:
-    """Per glimpse after the first (level, whether the level is entered, whether from the beam one level up).
+    """For each glimpse after the first: (level, whether it is entered, whether it is entered from the level above).
 
-    How many tiles there are to choose from is the same for every scene, whichever they are.
+    It is the same for every scene, since only the numbers of candidates matter.
     """
-    left = [0] + [4**level for level in range(1, num_levels + 1)]  # tiles not looked at
+    left = [0] + [4**level for level in range(1, num_levels + 1)]  # tiles not taken yet
     schedule: list[tuple[int, bool, bool]] = []
     while any(left):
-        above = 0  # tiles looked at one level up in this descent
+        above = 0  # tiles taken one level up in this descent
         for level in range(1, num_levels + 1):
             take = min(width, 4 * above if above else left[level])
             schedule += [(level, i == 0, above > 0) for i in range(take)]
@@ -123,6 +123,6 @@ def _beam_schedule(*, num_levels: int, width: int) -> list[tuple[int, bool, bool
 
 
 def _children(tiles: Tensor) -> Tensor:
-    """[B, n * n] of a level -> [B, 2n * 2n] of the next: the tiles that lie in a marked one."""
+    """[B, n * n] marks of a level -> [B, 2n * 2n] of the next: the tiles inside a marked one."""
     side = int(tiles.shape[1] ** 0.5)
     return tiles.view(-1, side, side).repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).flatten(1)

@@ -1,4 +1,4 @@
-"""Policies that know what is asked for: windows where it may be, and a ceiling that is told where it is."""
+"""Policies that use the goal: windows where it may be, and a ceiling that knows where it is."""
 
 from abc import abstractmethod
 
@@ -14,15 +14,15 @@ from canvit_gym.policies.sequences import Scales
 from canvit_gym.policies.spec import Context
 
 GOAL_TASKS = ("search",)
-"""Those that ask for a class of a label map."""
+"""Tasks whose goals are classes of a label map."""
 
 
 class GoalWindows(GreedyWindows):
-    """The full scene, then the window that adds most resolution where something about the goal's class is large."""
+    """The full scene, then the window with the largest worth, by an amount computed from the goal's probability."""
 
     @abstractmethod
     def amount(self, probability: Tensor) -> Tensor:
-        """[N, G, G], of the probability [N, G, G] that a cell is of the goal's class."""
+        """[N, G, G], from the probability [N, G, G] that a cell is of the goal's class."""
 
     def reset(self, seen: Seen, *, seed: int) -> None:
         super().reset(seen, seed=seed)
@@ -67,12 +67,12 @@ class GoalEntropy(GoalWindows):
 
 
 class GoalLocator(BoxLocator):
-    """BoxLocator, but of the items of the goal's class alone."""
+    """BoxLocator for the items of the goal's class only."""
 
     info = PolicyInfo(
         name="goal_locator",
         paper_name="goal locator (told where the goal lies)",
-        description="The full scene, then the items of the goal's class, the largest first: is told where they lie, "
+        description="The full scene, then the items of the goal's class, the largest first: knows where they are, but "
         "not how they will be read.",
         deterministic=True,
         uses_labels=True,
@@ -88,9 +88,9 @@ class GoalLocator(BoxLocator):
 
 
 def _goal(seen: Seen) -> Tensor:
-    """[N] what is asked for, or ValueError where nothing is."""
+    """[N] the goals. Raise ValueError if the task has none."""
     if seen.goal is None:
-        raise ValueError(f"the task {seen.task.name} asks for nothing; {_ELSE}")
+        raise ValueError(f"the task {seen.task.name} has no goals; {_ELSE}")
     return torch.from_numpy(seen.goal)
 
 
@@ -100,7 +100,7 @@ _ELSE = f"choose another policy, or an environment that has goals (tasks {', '.j
 def _require_goals(context: Context) -> None:
     task = task_kind(context.config.dataset)
     if task not in GOAL_TASKS:
-        raise ValueError(f"the policy looks for a goal, but the task {task} asks for nothing; {_ELSE}")
+        raise ValueError(f"the policy looks for a goal, but the task {task} has none; {_ELSE}")
 
 
 def build_goal_probability(

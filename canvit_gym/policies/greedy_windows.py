@@ -1,4 +1,4 @@
-"""Policies that take the window which adds most resolution where there is most of something."""
+"""Policies that take the window that adds most resolution where there is most of something."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -22,13 +22,13 @@ from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
 
 class GreedyWindows(ABC):
-    """The full scene, then the window that adds most, given an amount of something in every cell.
+    """The full scene, then the window with the largest worth, given an amount of something in every cell.
 
-    A window's worth is the amount in it, each cell weighted by the octaves of resolution that the window adds there
-    (see `canvit_gym.policies.windows`). Once no window adds anything, the window of the finest scale with the highest
-    mean amount is taken.
+    The worth of a window is the amount in it, where each cell is weighted by the octaves of resolution that the window
+    adds there (see `canvit_gym.policies.windows`). When no window adds resolution any more, the window of the finest
+    scale with the largest mean amount is taken.
 
-    A subclass says what there is an amount of. Windows are `centers` x `centers` of each scale, or a table [A, 3].
+    Subclasses define the amount. Windows are `centers` x `centers` of each scale, or a table [A, 3].
     """
 
     info: PolicyInfo
@@ -42,7 +42,7 @@ class GreedyWindows(ABC):
 
     @abstractmethod
     def amounts(self, seen: Seen) -> Tensor:
-        """[N, G, G], none below 0."""
+        """[N, G, G], non-negative."""
 
     def reset(self, seen: Seen, *, seed: int) -> None:
         check_supported(self.info, seen.task.name, seen.canvas_grid)
@@ -70,17 +70,15 @@ class GreedyWindows(ABC):
 def windows_of(context: Context, *, scale: Scales | None, centers: int | None) -> dict[str, Any]:
     """Arguments of GreedyWindows: by default the scales and centers of the environment's grid actions.
 
-    In an environment with revisit=False, its table, and no others.
+    With revisit=False they are the environment's table.
 
     Raises:
-        ValueError: windows of one's own where the environment has a table.
+        ValueError: scale or centers are passed although revisit=False.
     """
     config = context.config
     table = fixed_table(config)
     if table is not None and (scale is not None or centers is not None):
-        raise ValueError(
-            "with revisit=False the windows are the environment's own viewpoints: leave scale and centers out"
-        )
+        raise ValueError("with revisit=False the windows are the environment's viewpoints: leave scale and centers out")
     return {
         "scale": config.grid_scales if scale is None else scale,
         "centers": config.grid_centers if centers is None else centers,

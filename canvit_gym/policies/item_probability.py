@@ -1,4 +1,4 @@
-"""A policy that looks where a segmentation probe sees items, whatever the task reads."""
+"""A policy that looks where a segmentation probe sees items, for any task."""
 
 import numpy as np
 import torch
@@ -16,15 +16,16 @@ from canvit_gym.scenes.fashion import SEGMENTATION_CLASSES
 from canvit_gym.tasks.segmentation import fused_probe, load_probe
 
 BACKGROUND = 0
-"""Among FashionScenes' classes."""
+"""Index of the background among FashionScenes' classes."""
 PROBE = "nano-segmentation-probe"
 
 
 class ItemProbability(GreedyWindows):
-    """The full scene, then the window that adds most resolution where a probe sees something else than background.
+    """The full scene, then the window that adds most resolution where a probe sees anything but background.
 
-    The probe is a segmentation probe of FashionScenes on the canvas, fitted on labelled scenes once, as the task's own
-    probe is; at play it sees no label. Where the task reads classes of the scene only, this says where items may be.
+    The probe is FashionScenes' segmentation probe on the canvas. Like the task's own probe it was fitted on labelled
+    scenes once, and the policy itself sees no label. It shows where items may be even if the task only classifies the
+    scene.
     """
 
     info = PolicyInfo(

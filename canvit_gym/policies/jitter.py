@@ -1,9 +1,9 @@
-"""Jittered: any policy, with glimpses that land a little off the viewpoints that it chose.
+"""Jittered: any policy, with glimpses that miss the chosen viewpoints by a little.
 
-A reading depends on the exact pixels at which a glimpse is sampled, in ways that nothing on the canvas predicts. A
-policy that tries viewpoints out with the labels, the greedy oracle, also picks the samplings that happen to read well.
-The lead that remains once its glimpses land up to half a canvas cell off is what it knows about places; the rest was
-luck. A policy that reads the canvas does not know places more precisely than one cell.
+A reading depends on the exact pixels at which a glimpse is sampled, in ways that nothing on the canvas predicts. The
+greedy oracle, which tries viewpoints with the labels, therefore also selects samplings that happen to be read well.
+The lead that remains after its glimpses were moved by up to half a canvas cell is due to knowing places; the rest was
+luck. A policy that reads the canvas cannot know places more precisely than one cell either.
 """
 
 from dataclasses import replace
@@ -18,13 +18,13 @@ from canvit_gym.policies.streams import scene_displacements
 from canvit_gym.viewpoints import clip_to_scene
 
 OWN_STREAM = 1 << 19
-"""Where its random numbers begin: the policy may draw from (seed, scene, t) itself."""
+"""Offset of its random streams: the wrapped policy may use the streams (seed, scene, t) itself."""
 
 
 class Jittered:
-    """`policy`, every glimpse but the first moved by up to `cells` canvas cells along each axis, uniformly.
+    """`policy`, with every glimpse but the first moved uniformly by up to `cells` canvas cells along each axis.
 
-    Crops stay inside the scene. Draws are a function of (seed, scene, t).
+    Crops stay inside the scene. Random numbers are a function of (seed, scene, t).
 
     >>> from canvit_gym.config import EnvConfig
     >>> from canvit_gym.evaluation import evaluate
@@ -43,7 +43,7 @@ class Jittered:
             policy.info,
             name=f"{policy.info.name}, jittered",
             paper_name=f"{policy.info.paper_name}, jittered",
-            description=f"{policy.info.description} Glimpses land up to {cells:g} canvas cells off.",
+            description=f"{policy.info.description} Glimpses are moved by up to {cells:g} canvas cells.",
             deterministic=False,
         )
 

@@ -1,20 +1,19 @@
-"""Two halves of a scene's labelled pixels: choose by one, score on the other, and luck drops out.
+"""Split a scene's labelled pixels into two halves: choose by one and score on the other, to remove luck.
 
-The greedy oracle takes the candidate after which the loss is lowest. Part of that lead is luck: among many
-candidates some happen to push the reading the right way, for reasons that nothing on the canvas predicts. An oracle
-that chooses by one half and is scored on the other keeps what looking there truly reveals about the region and
-loses what only happened to fit the pixels it was chosen by.
+The greedy oracle takes the candidate after which the loss is lowest. Part of its lead is luck: among many candidates
+some happen to improve the reading, for reasons that nothing on the canvas predicts. An oracle that chooses by one half
+and is scored on the other keeps what its glimpses reveal about a region, and loses what only happened to fit the pixels
+that it was chosen by.
 
-The halves are the two colours of a checkerboard: "even" and "odd" squares of `block` x `block` canvas cells, the
-top-left square even. With single cells (block=1) every window covers as much of one half as of the other, so
-choosing by one favours no place; but neighbouring cells share their object and nearly their features, so whether
-that object will be read correctly is known from either half, and the lead that stays is an upper bound of the
-lead without luck. The larger the squares, the fewer objects have pixels in both halves, and the more the choice
-also favours the places of its own half: with squares wider than objects the lead that stays is a lower bound.
-Report both.
+The halves are the two colours of a checkerboard: "even" and "odd" squares of `block` x `block` canvas cells, where the
+top-left square is even. With single cells (block=1) every window covers as much of one half as of the other, so that
+the choice favours no place. But neighbouring cells share their object and nearly their features, so either half tells
+whether that object will be read correctly, and the remaining lead is an upper bound of the lead without luck. The
+larger the squares, the fewer objects have pixels in both halves, and the more the choice favours places of its own
+half: with squares wider than objects the remaining lead is a lower bound. Report both.
 
-A classification label belongs to the whole scene and has no halves, and a second reading of the same scene with
-independent luck does not exist, so there the lead cannot be split this way: ValueError.
+A classification label belongs to the whole scene and cannot be split, and there is no second reading of the same scene
+with independent luck. For such tasks this raises ValueError.
 """
 
 from typing import Literal, get_args
@@ -38,27 +37,27 @@ def check_half(half: str, block: int) -> None:
 
 
 def half_truth(episodes: EpisodeBatch | SeenWithTruth, half: Half, *, block: int = 1) -> dict[str, Tensor]:
-    """The episodes' truth with the labels of one half only, for `task.loss`.
+    """The episodes' truth with the labels of only one half, for `task.loss`.
 
     Raises:
-        ValueError: the task's labels have no halves.
+        ValueError: the task's labels cannot be split.
     """
     if "shares" not in episodes.truth:
         raise ValueError(
-            f"the labels of {episodes.task.name} are one per scene and have no halves, so the luck in an oracle's lead "
-            "cannot be measured by choosing on one and scoring on the other; use a segmentation environment"
+            f"{episodes.task.name} has one label per scene, which cannot be split into halves to measure the luck in "
+            "an oracle's lead; use a segmentation environment"
         )
     shares = episodes.truth["shares"]  # [B, K, G, G]
     grid = shares.shape[-1]
     if block >= grid:
-        raise ValueError(f"squares of {block} cells leave nothing odd on a {grid} x {grid} canvas; use {grid // 4}")
+        raise ValueError(f"a {grid} x {grid} canvas has no odd squares of {block} cells; use block={grid // 4}")
     squares = torch.arange(grid, device=shares.device) // block
     odd = (squares.unsqueeze(1) + squares) % 2
     return {**episodes.truth, "shares": shares * (odd if half == "odd" else 1 - odd)}
 
 
 class HalfLoss:
-    """The cross-entropy on one half of the pixels after every glimpse, of whichever policy is evaluated.
+    """Measures the cross-entropy on one half of the pixels after every glimpse of an evaluated policy.
 
     >>> from canvit_gym.config import EnvConfig
     >>> from canvit_gym.evaluation import evaluate
@@ -78,7 +77,7 @@ class HalfLoss:
         self._batches: list[list[Tensor]] = []  # [B] losses per batch and glimpse
 
     def __call__(self, t: int, episodes: EpisodeBatch) -> None:
-        """What `evaluate` calls as `on_glimpse`."""
+        """For `on_glimpse` of `evaluate`."""
         assert episodes.logits is not None
         if t == 0:
             self._truth = half_truth(episodes, self.half, block=self.block)

@@ -1,6 +1,6 @@
-"""Looking ahead with the labels: how good the reading would be after each of many candidate viewpoints.
+"""Look ahead with the labels: how good the reading would be after each of many candidate viewpoints.
 
-Candidates are rows (row, col, scale). Nothing of the episodes changes.
+Candidates are rows (row, col, scale). The episodes do not change.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.viewpoints import to_viewpoint
 
 ROWS_PER_FORWARD = 64
-"""Candidates x scenes in one forward. On a CPU the cost of a row falls up to 32 rows and rises by half at 128."""
+"""Candidates x scenes per forward. On a CPU a row costs least at 32 rows, and half as much again at 128."""
 
 
 Measure = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
@@ -35,8 +35,8 @@ def outcomes_after(
 ) -> NDArray[np.float32]:
     """[A, B]: the loss (or another measure) of scene b after a glimpse at candidate a.
 
-    measure: default: the task's loss, in nats. truth: labels to use in place of the episodes' own. progress: a bar to
-    advance by one for every candidate.
+    measure: the task's loss in nats by default. truth: labels to use in place of the episodes' own. progress: a bar
+    that advances by one for every candidate.
     """
     images, state = episodes.images, episodes.state
     assert images is not None and state is not None, "reset_rows() comes first"
@@ -48,7 +48,7 @@ def outcomes_after(
     for start in range(0, len(candidates), per_forward):
         chunk = candidates[start : start + per_forward]
         viewpoints = [to_viewpoint(np.tile(row, (num, 1)), backbone.device) for row in chunk]
-        # One sampling per candidate: the scenes themselves are never copied.
+        # One sampling per candidate, so that scenes are never copied.
         glimpses = torch.cat([backbone.glimpse(images, viewpoint) for viewpoint in viewpoints])
         together = Viewpoint(
             centers=torch.cat([viewpoint.centers for viewpoint in viewpoints]),
@@ -62,7 +62,7 @@ def outcomes_after(
 
 
 def _repeated(state: RecurrentState, times: int) -> RecurrentState:
-    """The state's rows, all of them `times` over; no copy where once is enough."""
+    """The state repeated `times` times along the batch; not copied if times is 1."""
     if times == 1:
         return state
     return RecurrentState(

@@ -106,14 +106,14 @@ def register_policy(name: str, build: Callable[..., GlimpsePolicy], info: Policy
     if not name.isidentifier():
         raise ValueError(f"a policy's name must be an identifier (letters, digits, underscores), got {name!r}")
     if name in POLICY_SPECS:
-        raise ValueError(f"there is a policy {name!r} already; choose another name than {', '.join(POLICY_SPECS)}")
+        raise ValueError(f"there is already a policy {name!r}; choose a name other than {', '.join(POLICY_SPECS)}")
     if info.name != name:
         raise ValueError(f"the policy is registered as {name!r}, but its info.name is {info.name!r}: make them equal")
     POLICY_SPECS[name] = PolicySpec(info, build, by_default=False)
 
 
 def policies_table() -> str:
-    """All policies in Markdown, for the documentation."""
+    """A Markdown table of all policies, for the documentation."""
     lines = ["| policy | what it does | tasks | arguments |", "| --- | --- | --- | --- |"]
     for name, spec in sorted(POLICY_SPECS.items(), key=lambda item: item[1].info.uses_labels):
         arguments = ", ".join(f"`{key}={value!r}`" for key, value in spec.arguments.items())
@@ -123,16 +123,16 @@ def policies_table() -> str:
 
 
 def make_policy(spec: str, *, config: EnvConfig, num_glimpses: int, progress: bool = False) -> GlimpsePolicy:
-    """The hand-coded policy that a spec string names, for episodes of up to num_glimpses in environment `config`.
+    """Make a hand-coded policy from a spec string, for episodes of up to num_glimpses in environment `config`.
 
-    With arguments, the policy's name is the spec string as given: tables tell variants apart.
+    With arguments, the policy's name is the spec string itself, so that tables distinguish variants.
 
     Raises:
         ValueError: an unknown policy or argument, a bad value, or a policy that does not support the environment.
 
     >>> config = EnvConfig(split="test", num_scenes=4, device="cpu")
     >>> make_policy("center(scale=0.4)", config=config, num_glimpses=5).info.description
-    'The full scene, then central crops of scale 0.4 again and again.'
+    'The full scene, then repeated central crops of scale 0.4.'
     """
     name, arguments = parse_spec(spec)
     integer(1)("num_glimpses", num_glimpses)
@@ -155,7 +155,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """ "name(key=value, ...)" -> (name, arguments), checked against the registry; values are Python literals.
 
     Raises:
-        ValueError: not of this form, or an unknown policy or argument.
+        ValueError: the string does not have this form, or an unknown policy or argument.
 
     >>> parse_spec("raster(scale=(0.5, 0.25))")
     ('raster', {'scale': (0.5, 0.25)})

@@ -17,35 +17,36 @@ from canvit_gym.policies.windows import Windows, sums_flops
 from canvit_gym.viewpoints import FULL_SCENE
 
 MAP_SIZE_PX = 64
-"""Side of the map, as in the publication; a smaller glimpse keeps its size."""
+"""Side of the saliency map, as in the publication; smaller if glimpses are smaller."""
 
 BLUR_SHARE = 2.5 / 64
-"""Standard deviation of the final blur over the map's side, as in the authors' code."""
+"""Standard deviation of the final blur, as a share of the map's side, as in the authors' code."""
 
 INHIBITION = 0.1
-"""What remains of the saliency of a place looked at. Not zero: the gaze returns once everything has been seen."""
+"""Factor on the saliency of places that were looked at. Not 0, so that the gaze returns after it has seen
+everything."""
 
 
 class SpectralResidualSaliency:
-    """The full scene, then the window that holds most of what stands out in it and has not been looked at.
+    """The full scene, then the most salient window that has not been looked at.
 
-    The map is made once, from the pixels of the first glimpse and no others. Windows of several scales are
-    compared by the saliency in them times the octaves of resolution that they add to the full scene's (see
-    `canvit_gym.policies.windows`); with one scale that is the saliency itself.
+    The map is computed once, from the pixels of the first glimpse only. Windows of several scales are compared by the
+    saliency in them times the octaves of resolution that they add to the full scene (see
+    `canvit_gym.policies.windows`); with one scale the saliency alone decides.
     """
 
     info = PolicyInfo(
         name="saliency",
         paper_name="spectral residual (Hou & Zhang 2007)",
-        description="The full scene, then the windows that stand out in its spectral-residual saliency map, each "
-        "suppressed once looked at.",
+        description="The full scene, then the most salient windows of its spectral-residual saliency map, each "
+        "suppressed after it was looked at.",
         deterministic=True,
     )
 
     def __init__(self, *, scale: Scales = 0.5, centers: int = 16, table: NDArray[np.float32] | None = None) -> None:
         scales = checked_scales(scale)
         if 1 in scales:
-            raise ValueError(f"saliency looks closer than the full scene: scales must be below 1, got {scales}")
+            raise ValueError(f"saliency zooms into the full scene: scales must be below 1, got {scales}")
         integer(1)("centers", centers)
         self.candidates = grid_viewpoints(scales=scales, centers=centers) if table is None else table
 
@@ -61,7 +62,7 @@ class SpectralResidualSaliency:
         if t == 1:
             if (elsewhere := np.flatnonzero((seen.viewpoints[:, 0] != FULL_SCENE).any(axis=1))).size:
                 raise ValueError(
-                    f"{self.info.name} makes its map of a first glimpse of the full scene, but the first glimpse of "
+                    f"{self.info.name} needs a first glimpse of the full scene, but the first glimpse of "
                     f"scene {seen.scene[elsewhere[0]]} was at {seen.viewpoints[elsewhere[0], 0].tolist()}; use "
                     "first_glimpse='full'"
                 )
@@ -73,12 +74,12 @@ class SpectralResidualSaliency:
         return self.candidates[chosen]
 
     def flops_per_decision(self, seen: Seen) -> int:
-        """The windows' sums. The map is made once an episode, of Fourier transforms, which the count leaves out."""
+        """The windows' sums. The Fourier transforms of the map, once per episode, are not counted."""
         return sums_flops(num_windows=len(self.candidates), size=_map_size(seen))
 
 
 def build_saliency(context: Context, *, scale: Scales = 0.5, centers: int = 16) -> SpectralResidualSaliency:
-    """Over windows of these scales; with revisit=False over the environment's table."""
+    """Windows of these scales; with revisit=False the environment's table."""
     return SpectralResidualSaliency(scale=scale, centers=centers, table=fixed_table(context.config))
 
 
@@ -89,8 +90,8 @@ def _map_size(seen: Seen) -> int:
 def spectral_residual(gray: Tensor, *, size: int) -> Tensor:
     """Brightness [B, n, n] -> saliency [B, size, size], summing to 1 in each scene.
 
-    The log amplitude spectrum of natural images is smooth; what sticks out of it, put back into the image domain
-    with the original phase, is what is unusual in the scene.
+    The log amplitude spectrum of natural images is smooth. Its deviations from a smoothed spectrum, transformed back
+    with the original phase, show what is unusual in the scene.
     """
     small = F.interpolate(gray.unsqueeze(1), size=(size, size), mode="bilinear", antialias=True, align_corners=False)
     spectrum = torch.fft.fft2(small)
@@ -102,7 +103,7 @@ def spectral_residual(gray: Tensor, *, size: int) -> Tensor:
 
 
 def _blurred(maps: Tensor, *, sigma: float) -> Tensor:
-    """Gaussian blur of [B, 1, n, n], borders continued."""
+    """Gaussian blur of [B, 1, n, n] with replicated borders."""
     radius = max(1, round(3 * sigma))
     offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)

@@ -1,11 +1,11 @@
-"""What a policy is handed: a read-only window onto a batch of episodes.
+"""What policies get to see: a read-only window onto a batch of episodes.
 
 `Seen` shows what an agent could know: observations, the backbone's state and its reading, the viewpoints so far and
-what was seen there. `SeenWithTruth` also shows the labels, the scenes' pixels and where their items lie. Only policies
-that declare `uses_labels` are handed it: they are ceilings, not opponents.
+the pixels seen there. `SeenWithTruth` also shows the labels, the scenes' pixels and where their items are. It is only
+given to policies that declare `uses_labels`, which are ceilings, not opponents.
 
-Rows are scenes. Arrays on the host are copies; tensors are the episodes' own: read them, and clone what shall outlive
-the next glimpse.
+Rows are scenes. Arrays on the host are copies. Tensors belong to the episodes: do not change them, and clone what you
+need after the next glimpse.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def window(info: "PolicyInfo", episodes: EpisodeBatch, *, actions: Actions | None = None) -> "Seen":
-    """The window that a policy with this `info` may have. `actions`: the environment's, where there is one."""
+    """The window for a policy with this `info`. `actions`: those of the environment, if there is one."""
     return (SeenWithTruth if info.uses_labels else Seen)(episodes, actions=actions)
 
 
@@ -47,51 +47,51 @@ class Seen:
     def __getattr__(self, name: str) -> Any:
         if name in _TRUTH:
             raise AttributeError(
-                f"{name!r} is not shown to a policy that does without labels; a ceiling declares uses_labels=True in "
-                "its PolicyInfo and is handed SeenWithTruth"
+                f"{name!r} is hidden from policies that do not use labels; a ceiling declares uses_labels=True in its "
+                "PolicyInfo and is given SeenWithTruth"
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def num(self) -> int:
-        """How many scenes: N."""
+        """N, the number of scenes."""
         return self._episodes.num
 
     @property
     def scene(self) -> NDArray[np.int64]:
-        """[N] the scenes' indices in their split, for random draws that do not depend on the batch."""
+        """[N] indices of the scenes in their split, from which to seed random numbers."""
         return self._episodes.scene.copy()
 
     @property
     def budget(self) -> int:
-        """Glimpses per episode."""
+        """Number of glimpses per episode."""
         return self._episodes.budget
 
     @property
     def taken(self) -> NDArray[np.int64]:
-        """[N] glimpses taken so far."""
+        """[N] number of glimpses taken so far."""
         return self._episodes.glimpses.copy()
 
     @property
     def viewpoints(self) -> NDArray[np.float32]:
-        """[N, budget, 3] (row, col, scale) of the glimpses so far; zeros where none was taken yet."""
+        """[N, budget, 3] (row, col, scale) of the glimpses so far; zeros for glimpses not taken yet."""
         return self._episodes.viewpoints.copy()
 
     @property
     def goal(self) -> NDArray[np.int64] | None:
-        """[N] what is asked for in each scene, of `task.goals`; None where the task asks for nothing."""
+        """[N] the goal in each scene, see `task.goals`; None if the task is not goal-conditioned."""
         goal = self._episodes.goal
         return None if goal is None else goal.copy()
 
     @property
     def actions(self) -> Actions | None:
-        """The environment's actions; None where glimpses are taken without an environment."""
+        """The environment's actions; None if glimpses are taken without an environment."""
         return self._actions
 
     def allowed(self, candidates: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """[N, A]: which of the candidates [A, 3] the environment lets each scene look at next.
+        """[N, A]: which of the candidates [A, 3] the environment allows next in each scene.
 
-        All of them, but for an environment with revisit=False: there only its own viewpoints are, each of them once.
+        All of them, unless revisit=False: then the environment's own viewpoints, each once per episode.
         """
         actions = self._actions
         if not isinstance(actions, DiscreteActions) or actions.revisit:
@@ -109,7 +109,7 @@ class Seen:
 
     @property
     def task(self) -> Task:
-        """How the model is read: the frozen probe and its classes."""
+        """The task with its frozen probe and class names."""
         return self._episodes.task
 
     @property
@@ -118,7 +118,7 @@ class Seen:
 
     @property
     def canvas_grid(self) -> int:
-        """G, the canvas's cells on a side."""
+        """G, the side of the canvas in cells."""
         return self.backbone.canvas_grid
 
     @property
@@ -127,7 +127,7 @@ class Seen:
         return self._episodes.layout
 
     def observe(self) -> dict[str, Tensor]:
-        """The observations that the policy's `info.observations` asks for, [N, ...] each, fresh."""
+        """The observations in the policy's `info.observations`: fresh tensors [N, ...]."""
         return self._episodes.observe()
 
     @property
@@ -140,36 +140,36 @@ class Seen:
         """The probe's reading now: [N, K, G, G] or [N, K], as `task.reading_shape` says.
 
         Raises:
-            RuntimeError: nothing was read yet.
+            RuntimeError: there is no reading before the first glimpse.
         """
         logits = self._episodes.logits
         if logits is None:
-            raise RuntimeError("no glimpse was taken yet, so there is no reading: choose glimpse 0 without it")
+            raise RuntimeError("no glimpse was taken yet, so there is no reading: choose glimpse 0 without one")
         return logits
 
     @property
     def uncertainty(self) -> Tensor:
-        """The reading's predictive entropy in nats: [N, G, G] of a map, else [N]."""
+        """The reading's predictive entropy in nats: [N, G, G] for readings of cells, else [N]."""
         return predictive_entropy(self.logits)
 
     def glimpse(self, t: int) -> Tensor:
         """[N, 3, px, px] the ImageNet-normalized pixels of glimpse t (0-based).
 
         Raises:
-            ValueError: not every scene had glimpse t.
+            ValueError: glimpse t has not been taken in every scene.
         """
         fewest = int(self.taken.min())
         if not 0 <= t < fewest:
-            raise ValueError(f"glimpse {t} was not taken: {fewest} were")
+            raise ValueError(f"glimpse {t} has not been taken: there are {fewest} so far")
         return self._episodes.taken_glimpses(self._episodes.all_rows, np.full(self.num, t))
 
 
 class SeenWithTruth(Seen):
-    """For ceilings: what an agent could know, and the labels, the scenes' pixels and where their items lie."""
+    """For ceilings: also shows the labels, the scenes' pixels and where their items are."""
 
     @property
     def truth(self) -> Mapping[str, Tensor]:
-        """The labels as the task measures with them: see Task.truth."""
+        """The labels in the form in which the task uses them: see Task.truth."""
         return self._episodes.truth
 
     @property
@@ -180,16 +180,16 @@ class SeenWithTruth(Seen):
 
     @property
     def items(self) -> list[tuple[Item, ...]]:
-        """Per scene, its items: what they are, and where.
+        """Class and place of the items of each scene.
 
         Raises:
-            ValueError: the data set does not say where its items lie.
+            ValueError: the data set does not record where its items are.
         """
         scenes = self._episodes.scenes
         if not isinstance(scenes, LocatedSource):
             raise ValueError(
-                f"{scenes.name} does not say where its items lie; use a data set that does, such as FashionScenes, or "
-                "a ceiling that does not ask (greedy_oracle)"
+                f"{scenes.name} does not record where its items are; use a data set that does, such as FashionScenes, "
+                "or a ceiling that does not need it (greedy_oracle)"
             )
         return [scenes.items(index) for index in self.scene.tolist()]
 

@@ -1,4 +1,4 @@
-"""Policies that see no image: repeated central crops, and row-major tiles. Viewpoints are rows (row, col, scale)."""
+"""Policies that ignore the scene: repeated central crops, and row-major tiles. Viewpoints are (row, col, scale)."""
 
 import math
 
@@ -15,14 +15,14 @@ Scales = float | tuple[float, ...]
 
 
 class CycledViewpoints:
-    """The full scene, then the rows of a table [n, 3] in order, over and over; the same for every scene."""
+    """The full scene, then the rows of a table [n, 3] in order, repeatedly; the same for every scene."""
 
     def __init__(self, table: NDArray[np.float32], *, info: PolicyInfo) -> None:
         self.table = table
         self.info = info
 
     def reset(self, seen: Seen, *, seed: int) -> None:
-        """Nothing is remembered between glimpses."""
+        """Nothing to reset."""
 
     def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         row = FULL_SCENE if t == 0 else self.table[(t - 1) % len(self.table)]
@@ -33,29 +33,29 @@ class CycledViewpoints:
 
 
 def center(scale: Scales = 0.55) -> CycledViewpoints:
-    """Central crops of the scales in turn."""
+    """Central crops that cycle through the scales."""
     scales = checked_scales(scale)
     return CycledViewpoints(
         np.array([(0, 0, s) for s in scales], dtype=np.float32),
         info=PolicyInfo(
             name="center",
             paper_name=f"center {_listed(scales)}",
-            description=f"The full scene, then central crops of scale {_listed(scales)} again and again.",
+            description=f"The full scene, then repeated central crops of scale {_listed(scales)}.",
             deterministic=True,
         ),
     )
 
 
 def raster(scale: Scales = 0.25) -> CycledViewpoints:
-    """Row-major tiles of each scale in turn: the fewest that cover the scene, evenly spread."""
+    """Row-major tiles of each scale in turn: as few as cover the scene, evenly spread."""
     scales = checked_scales(scale)
     return CycledViewpoints(
-        # Rounded first: 1 / 0.05 is 20 tiles, not 21.
+        # Rounded first: 1 / 0.05 must give 20 tiles, not 21.
         np.concatenate([grid_viewpoints(scales=(s,), centers=math.ceil(round(1 / s, 6))) for s in scales]),
         info=PolicyInfo(
             name="raster",
             paper_name=f"raster {_listed(scales)}",
-            description=f"The full scene, then tiles of scale {_listed(scales)} in reading order, over and over.",
+            description=f"The full scene, then tiles of scale {_listed(scales)} in reading order, repeatedly.",
             deterministic=True,
         ),
     )
@@ -70,7 +70,7 @@ def build_raster(context: Context, *, scale: Scales = 0.25) -> CycledViewpoints:
 
 
 def checked_scales(scale: Scales) -> tuple[float, ...]:
-    """One or several scales in [MIN_SCALE, 1], as a tuple."""
+    """One or more scales in [MIN_SCALE, 1], as a tuple."""
     scales = scale if isinstance(scale, tuple) else (scale,)
     valid = all(isinstance(s, int | float) and not isinstance(s, bool) and MIN_SCALE <= s <= 1 for s in scales)
     if not scales or not valid or len(set(scales)) < len(scales):

@@ -1,4 +1,4 @@
-"""What the registry holds of a policy: see canvit_gym.policies.registry."""
+"""The entries of the policy registry: see canvit_gym.policies.registry."""
 
 import inspect
 from collections.abc import Callable
@@ -11,25 +11,25 @@ from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo
 
 @dataclass(frozen=True)
 class Context:
-    """What a policy is made for."""
+    """The environment that a policy is made for."""
 
     config: EnvConfig
     """The environment."""
     num_glimpses: int
-    """The most glimpses that an episode will have, the first one included."""
+    """The largest number of glimpses per episode, including the first one."""
     progress: bool = False
-    """Whether a search that takes long shows a progress bar."""
+    """Whether long searches show a progress bar."""
 
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """A policy by name: what it says about itself with its default arguments, and how it is made."""
+    """An entry of the registry: the policy's description with default arguments, and how to build it."""
 
     info: PolicyInfo
     build: Callable[..., GlimpsePolicy]
-    """(context, *, ...) -> policy. Its keyword-only parameters are the arguments that a spec string may give."""
+    """(context, *, ...) -> policy. Its keyword-only parameters are the arguments of spec strings."""
     by_default: bool = True
-    """Whether it runs in a benchmark that names no policies."""
+    """Whether a benchmark runs it if no policies are named."""
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Choosing from a table of viewpoints, and only what the environment allows.
+"""Choosing viewpoints of a table that the environment allows.
 
-With revisit=False an environment has a fixed table, each viewpoint of which may be looked at once. Policies that
-compare candidates take the best one allowed (`best_allowed`), over the environment's own table (`candidates`). The
-viewpoints of all others are moved to the nearest one allowed (`OnTable`); `make_policy` sees to that.
+An environment with revisit=False has a fixed table of viewpoints and allows each of them once per episode. Policies
+that compare candidates compare the rows of this table and take the best one allowed (`best_allowed`). `make_policy`
+wraps all other policies in `OnTable`, which moves their viewpoints to the nearest one allowed.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from canvit_gym.policies.seen import Seen
 
 
 def fixed_table(config: EnvConfig) -> NDArray[np.float32] | None:
-    """The viewpoints [A, 3] of an environment with revisit=False; None of every other."""
+    """The viewpoints [A, 3] of an environment with revisit=False; None for all others."""
     if config.revisit:
         return None
     actions = build_actions(config)
@@ -27,40 +27,40 @@ def fixed_table(config: EnvConfig) -> NDArray[np.float32] | None:
 
 
 def takes_first_glimpse(config: EnvConfig) -> bool:
-    """Whether the environment takes the first glimpse itself, so that it need not be one of the table."""
+    """Whether the environment chooses the first glimpse itself, which then need not be in the table."""
     return config.first_glimpse is not None
 
 
 def best_allowed(worth: Tensor, candidates: NDArray[np.float32], seen: Seen) -> NDArray[np.int64]:
-    """[N] the candidate (row of [A, 3]) worth most to each scene, given worth [N, A], among those allowed.
+    """[N] indices of the allowed candidates [A, 3] with the largest worth [N, A].
 
     Raises:
-        ValueError: a scene may look at none of them.
+        ValueError: none of the candidates is allowed in some scene.
     """
     allowed = seen.allowed(candidates)
     if not allowed.all():
         if (stuck := np.flatnonzero(~allowed.any(axis=1))).size:
             raise ValueError(
-                f"scene {seen.scene[stuck[0]]} may look at none of the {len(candidates)} candidates: with "
-                "revisit=False they must be viewpoints of the environment's table that are left; make the policy "
-                "with make_policy for this environment, and take no more glimpses than the table has rows"
+                f"none of the {len(candidates)} candidates is allowed in scene {seen.scene[stuck[0]]}: with "
+                "revisit=False they must be viewpoints of the environment's table that have not been taken. Make the "
+                "policy with make_policy for this environment, and take no more glimpses than the table has rows"
             )
         worth = worth.masked_fill(~torch.from_numpy(allowed).to(worth.device), -torch.inf)
     return worth.argmax(dim=1).cpu().numpy()
 
 
 def nearest_allowed(wanted: NDArray[np.float32], table: NDArray[np.float32], seen: Seen) -> NDArray[np.float32]:
-    """[N, 3] the allowed row of the table [A, 3] nearest to the viewpoint wanted [N, 3], in (row, col, log scale)."""
+    """[N, 3] allowed rows of the table [A, 3] nearest to the viewpoints `wanted` [N, 3], in (row, col, log scale)."""
     places, targets = (np.concatenate([v[:, :2], np.log(v[:, 2:])], axis=1) for v in (table, wanted))
     distance = ((targets[:, None] - places) ** 2).sum(axis=2)
     return table[best_allowed(torch.from_numpy(-distance), table, seen)]
 
 
 class OnTable:
-    """`policy` in an environment with revisit=False: what it wants is moved to the nearest viewpoint allowed."""
+    """`policy` in an environment with revisit=False: moves its viewpoints to the nearest allowed ones."""
 
     def __init__(self, policy: GlimpsePolicy, table: NDArray[np.float32], *, first_is_given: bool) -> None:
-        """first_is_given: glimpse 0 is the environment's, and may lie anywhere."""
+        """first_is_given: whether the environment chooses glimpse 0, which then may be anywhere."""
         self.policy, self.info = policy, policy.info
         self._table = table
         self._first_is_given = first_is_given

@@ -1,13 +1,12 @@
-"""Sums of a map over many candidate windows at once, and how to compare windows of different scales.
+"""Sums of a map over many candidate windows, and how to compare windows of different scales.
 
-Windows are viewpoints (row, col, scale); maps are [B, n, n] over the scene. A cell that a window covers in part
-counts in part, so windows need not align with cells.
+Windows are viewpoints (row, col, scale); maps are [B, n, n] over the scene. Cells that a window covers partly count
+partly, so windows need not align with cells.
 
-A window is worth what it covers times what it adds: the amount of something (predictive entropy, saliency) in it,
-each cell weighted by the octaves of resolution that the window adds there, log2(finest scale seen / scale). Doubling
-the resolution is one octave wherever it happens, so a window half as wide has to hold more than half as much to
-be worth the same: from the full scene, scale 1/4 adds two octaves on 1/16 of the scene, scale 1/2 one octave on
-1/4 of it. Where a cell has been seen at the window's scale or finer there is nothing to add.
+The worth of a window is the amount of something (predictive entropy, saliency) in it, where each cell is weighted by
+the octaves of resolution that the window adds there: log2(finest scale seen / scale), or 0 where a cell has been seen
+at the window's scale or finer. From the full scene, scale 1/4 adds two octaves on 1/16 of the scene, scale 1/2 one
+octave on 1/4 of it, so that a window half as wide must contain half as much to be worth the same.
 """
 
 import numpy as np
@@ -31,11 +30,12 @@ class Windows:
         ]
 
     def sums(self, maps: Tensor) -> Tensor:
-        """[B, n, n] -> [B, A]: what each window holds."""
+        """[B, n, n] -> [B, A]: the sum over each window."""
         return _sums(maps, self.rows, self.cols)
 
     def added(self, maps: Tensor, finest_seen: Tensor) -> Tensor:
-        """[B, A]: each window's worth, given amounts [B, n, n] and the finest scale each cell was seen at [B, n, n]."""
+        """[B, A]: the worth of each window, given amounts and the finest scale that each cell was seen at, [B, n,
+        n]."""
         worth = torch.empty(len(maps), len(self.table), device=maps.device)
         for scale, chosen in self._of_scale:
             octaves = torch.log2(finest_seen / scale).clamp(min=0)
@@ -48,7 +48,7 @@ class Windows:
 
 
 def sums_flops(*, num_windows: int, size: int) -> int:
-    """Of the sums over one scene's map of size x size cells."""
+    """FLOPs of the sums over one scene's map of size x size cells."""
     return 2 * num_windows * size * (size + 1)
 
 
@@ -57,7 +57,8 @@ def _sums(maps: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
 
 
 def _covered(centers: Tensor, scales: Tensor, *, size: int) -> Tensor:
-    """[A, size]: how much of each of `size` equal intervals of [-1, 1] lies in [center - scale, center + scale]."""
+    """[A, size]: the share of each of `size` equal intervals of [-1, 1] that lies in [center - scale, center +
+    scale]."""
     edges = torch.linspace(-1, 1, size + 1, device=centers.device)
     low = torch.maximum(edges[:-1], (centers - scales).unsqueeze(1))
     high = torch.minimum(edges[1:], (centers + scales).unsqueeze(1))

@@ -1,9 +1,8 @@
-"""Every data set by name: a DatasetSpec says what its task is, how its scenes are made, and what the docs tell of it.
+"""Data sets by name. A DatasetSpec defines a data set's task, how its scenes are made, and its documentation.
 
-Gymnasium ids, environment classes, choices of `dataset=`, default probes and documentation pages follow from the specs.
-Your own data set is one more of them: see `canvit_gym.register_dataset`. This module imports neither torch nor an
-image library, so that `import canvit_gym` stays cheap: what makes scenes is named by a string, like Gymnasium's entry
-points.
+Gymnasium ids, environment classes, choices of `dataset=`, default probes and documentation pages are derived from the
+specs. `canvit_gym.register_dataset` adds your own. This module imports neither torch nor an image library, so that
+`import canvit_gym` stays cheap: functions that make scenes may be named by a string, like Gymnasium's entry points.
 """
 
 import re
@@ -21,14 +20,14 @@ Unreadable = Literal["raise", "skip"]
 
 @dataclass(frozen=True, kw_only=True)
 class SceneRequest:
-    """What an environment asks of a data set."""
+    """What an environment requests from a data set."""
 
     split: str
     num_scenes: int | None
-    """At most so many; None: as many as the split has, or the data set's default."""
+    """The largest number of scenes; None: the whole split, or the data set's default."""
     scene_size_px: Callable[[], int]
-    """The size that the checkpoint wants. Asked for only where the data set has no size of its own: it loads the
-    checkpoint."""
+    """Returns the size that the checkpoint expects. It loads the checkpoint, so call it only if the data set has no
+    fixed size."""
     root: str | None = None
     tuning_scenes: int = 0
     workers: int | None = None
@@ -43,7 +42,7 @@ MakeScenes = Callable[[SceneRequest], "SceneSource"]
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Sizes that a documentation page tells: those of the checkpoint that the id has by default."""
+    """Sizes for a documentation page: those of the id's default checkpoint."""
 
     scene_px: int
     glimpse_px: int
@@ -58,7 +57,7 @@ CANVIT_B_GEOMETRY = Geometry(scene_px=512, glimpse_px=128, grid=32, canvas_dim=1
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPage:
-    """What the documentation page of a data set's environment says of its own."""
+    """The parts of an environment's documentation page that differ between data sets."""
 
     headline: str
     scenes: str
@@ -67,19 +66,19 @@ class DatasetPage:
     example: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the examples."""
     arguments: Mapping[str, str] = field(default_factory=dict)
-    """Keyword -> what it means here, where the general words of EnvConfig do not say enough."""
+    """Keyword -> its meaning here, where EnvConfig's general description is not enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnDisk:
-    """Where a data set on disk is looked for."""
+    """How a data set is laid out on disk, and where it is found."""
 
     layout: str
-    """What its directory holds, in words."""
+    """The contents of its directory, in words."""
     variable: str | None = None
-    """Environment variable that holds the root where none is given."""
+    """Environment variable with the directory, used if `root` is not passed."""
     takes_mask_values: bool = False
-    """Whether `mask_values` may say what the values of its masks stand for."""
+    """Whether `mask_values` may define the values of its masks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ class Skill:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """One data set, and the environment id that looks at it."""
+    """A data set and its environment id."""
 
     name: str
     """The value of `dataset=`."""
@@ -116,12 +115,12 @@ class DatasetSpec:
     """Name of an entry of canvit_gym.tasks.TASKS."""
     splits: tuple[str, ...]
     make_scenes: MakeScenes | str
-    """Makes the scenes of a split, or "module:function" where it is."""
+    """The function that makes the scenes of a split, or its "module:function"."""
     page: DatasetPage
     default_probe: Callable[["Backbone"], str | None] = lambda backbone: None
-    """The probe of a backbone where `probe=` is not passed; None where there is none."""
+    """Backbone -> the probe to use if `probe=` is not passed, or None if there is none."""
     probe_cure: str = ""
-    """What else than passing a probe helps where there is none, to end a sentence: " or use checkpoint='nano'"."""
+    """End of the error message when there is no default probe: " or use checkpoint='nano'"."""
     env_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the id that differ from EnvConfig's defaults. JSON-able."""
     on_disk: OnDisk | None = None
@@ -131,7 +130,7 @@ class DatasetSpec:
 
     @property
     def class_name(self) -> str:
-        """Of the environment class: FashionSegmentationEnv."""
+        """Name of the environment class: FashionSegmentationEnv."""
         return env_name(self.env_id) + "Env"
 
     @property
@@ -191,7 +190,7 @@ def _ade20k_probe(backbone: "Backbone") -> str:
 
 
 _NANO_CURE = f" or use checkpoint='nano' with canvas_grid={NANO_GEOMETRY.grid}"
-_FASHION_COUNT = {"num_scenes": "how many of the split's scenes; None: 8192, 512 or 1000"}
+_FASHION_COUNT = {"num_scenes": "number of scenes; None: 8192 for training, 512 for validation, 1000 for test"}
 
 _NO_UNCERTAINTY = ["canvas", "acuity", "viewpoint", "time"]
 """Observations of a reconstruction: features that are predicted say nothing of how sure they are."""
@@ -226,11 +225,11 @@ _BUILT_IN = (
             ceiling="box_locator(factor=1.25, jitter=0.2)",
         ),
         page=DatasetPage(
-            headline="Find out which pixels of a scene belong to which garment.",
+            headline="Segment the garments in a scene.",
             scenes="""
-                A scene of 128 x 128 px holds three to five (rarely two) Fashion-MNIST items of 26 to 44 px, tinted,
-                none overlapping, over textured clutter with fragments of other items. At the first glimpse of the full
-                scene an item is 6 to 11 px wide: where it is can be seen, what it is can hardly.
+                A scene of 128 x 128 px contains three to five (rarely two) tinted Fashion-MNIST items of 26 to 44 px
+                that do not overlap, over textured clutter with fragments of other items. In the first glimpse, of the
+                full scene, an item is 6 to 11 px wide: one can see where it is, but hardly what it is.
                 """,
             classes="eleven classes (background and ten garments)",
             example={"num_scenes": 16},
@@ -251,9 +250,9 @@ _BUILT_IN = (
             ceiling="box_locator(factor=1.0, jitter=0.2)",
         ),
         page=DatasetPage(
-            headline="Find the one whole garment of a scene and name it.",
+            headline="Find the only whole garment in a scene and classify it.",
             scenes="""
-                A scene of 128 x 128 px holds one whole Fashion-MNIST item of 26 to 44 px among eight to twelve
+                A scene of 128 x 128 px contains one whole Fashion-MNIST item of 26 to 44 px among eight to twelve
                 fragments of others, over textured clutter. Its class, one of ten, is the label.
                 """,
             classes="one of ten classes",
@@ -286,13 +285,13 @@ _BUILT_IN = (
             ceiling="goal_locator(factor=1.0, jitter=0.2)",
         ),
         page=DatasetPage(
-            headline="A garment is named: find it among others and outline it.",
+            headline="Find the garment that the goal names among others, and segment it.",
             scenes="""
-                A scene of 128 x 128 px holds seven to nine (rarely fewer) Fashion-MNIST items of 20 to 28 px, all of
-                different classes, none overlapping, over fragments of other items. One of the classes in the scene is
-                the goal: it is drawn with the scene, from the same seed, or given by options={"goal": ...}, a class
-                index, which a scene without that class refuses. At the first glimpse an item is 5 to 7 px wide: there
-                are many places where the goal may be, and glimpses for three of them.
+                A scene of 128 x 128 px contains seven to nine (rarely fewer) Fashion-MNIST items of 20 to 28 px, all of
+                different classes, that do not overlap, over fragments of other items. The goal is one of the classes in
+                the scene. It is drawn together with the scene, or chosen with options={"goal": class index}, which
+                raises an error if the class does not occur in the scene. In the first glimpse an item is 5 to 7 px
+                wide: the goal may be in many places, and the budget is enough for three of them.
                 """,
             classes="eleven classes (background and ten garments)",
             example={"num_scenes": 16},
@@ -319,12 +318,11 @@ _BUILT_IN = (
             ceiling="box_locator(factor=1.0, jitter=0.2)",
         ),
         page=DatasetPage(
-            headline="Read many small garments in dense clutter, one after the other, over a long episode.",
+            headline="Segment many small garments in dense clutter, in a long episode.",
             scenes="""
-                A scene of 128 x 128 px holds eight to ten (rarely seven) Fashion-MNIST items of 16 to 22 px, none
-                overlapping, over 20 to 30 fragments of other items. At the first glimpse an item is 4 to 6 px wide and
-                looks like the fragments around it; twelve more glimpses are one or two for each item, if none is
-                wasted.
+                A scene of 128 x 128 px contains eight to ten (rarely seven) Fashion-MNIST items of 16 to 22 px that do
+                not overlap, over 20 to 30 fragments of other items. In the first glimpse an item is 4 to 6 px wide and
+                looks like the fragments around it. Twelve more glimpses allow one or two per item, if none is wasted.
                 """,
             classes="eleven classes (background and ten garments)",
             example={"num_scenes": 16},
@@ -351,12 +349,12 @@ _BUILT_IN = (
             ceiling="box_locator(factor=1.0, jitter=0.2)",
         ),
         page=DatasetPage(
-            headline="Read the few whole garments, and leave the look-alikes alone that no glimpse resolves.",
+            headline="Segment the few whole garments, and ignore look-alikes that stay uncertain in every glimpse.",
             scenes="""
-                A scene of 128 x 128 px holds one or two Fashion-MNIST items of 22 to 32 px among six to nine
-                look-alikes of the same sizes, each put together from quarters of four items of different classes. A
-                look-alike is background, but every quarter of it speaks for another class, however closely one looks:
-                its reading stays uncertain, and whoever looks where the reading is uncertain looks there.
+                A scene of 128 x 128 px contains one or two Fashion-MNIST items of 22 to 32 px among six to nine
+                look-alikes of the same sizes. A look-alike is made of quarters of four items of different classes and
+                counts as background. Its quarters suggest different classes however closely one looks, so that its
+                reading stays uncertain and attracts policies that look where readings are uncertain.
                 """,
             classes="eleven classes (background and ten garments)",
             example={"num_scenes": 16},
@@ -383,13 +381,13 @@ _BUILT_IN = (
             ceiling="box_locator(factor=1.5, jitter=0.2)",
         ),
         page=DatasetPage(
-            headline="Find the class that is there twice: no single glimpse tells.",
+            headline="Find the class that occurs twice, which no single glimpse can tell.",
             scenes="""
-                A scene of 128 x 128 px holds four (rarely three) Fashion-MNIST items of 26 to 32 px, two of them of one
-                class and the others of two more, among three or four look-alikes of the same sizes, put together from
-                quarters of four items of different classes. The class that is there twice is the label. Each item has
-                to be found and compared with what was seen before it, and there is a glimpse for each item, if no
-                look-alike takes one; the shipped probe reads the recurrent CLS token, which holds what was seen.
+                A scene of 128 x 128 px contains four (rarely three) Fashion-MNIST items of 26 to 32 px among three or
+                four look-alikes of the same sizes, which are made of quarters of four items of different classes. Two
+                of the items share a class, which is the label; the others are of two other classes. The agent has to
+                find every item and compare it with those before, and has one glimpse per item if none is wasted on a
+                look-alike. The shipped probe reads the recurrent CLS token, which remembers what was seen.
                 """,
             classes="one of ten classes",
             example={"num_scenes": 16},
@@ -412,12 +410,12 @@ _BUILT_IN = (
             baseline="random_order",
         ),
         page=DatasetPage(
-            headline="Sixteen tiles, each at most once: only the order of looking counts.",
+            headline="Look at sixteen tiles, each at most once: only their order counts.",
             scenes="""
                 The scenes are those of FashionDistractors: one or two Fashion-MNIST items of 22 to 32 px among six to
-                nine look-alikes, which are background. The viewpoints are the 4 x 4 tiles of the scene, at full
-                resolution and each allowed once; what pays is the area under the curve of the score, so that what
-                tells most has to be seen first. A budget of more than the first glimpse and sixteen tiles is refused.
+                nine look-alikes, which are background. The viewpoints are the 4 x 4 tiles of the scene at full
+                resolution, each allowed once. The return is the area under the curve of the score, so that the most
+                informative tiles should come first. The budget is at most 17: the first glimpse and sixteen tiles.
                 """,
             classes="eleven classes (background and ten garments)",
             example={"num_scenes": 16},
@@ -441,11 +439,12 @@ _BUILT_IN = (
             ceiling_stops_when_right=True,
         ),
         page=DatasetPage(
-            headline="Every glimpse has its price: name the garment, and stop in time.",
+            headline="Classify the garment at a price per glimpse, and stop in time.",
             scenes="""
                 The scenes are those of FashionClassification: one whole Fashion-MNIST item of 26 to 44 px among eight
-                to twelve fragments of others. A glimpse costs two points of accuracy; an episode ends when the agent
-                stops it, after nine glimpses at the latest. Some scenes are read after one glimpse, some never are.
+                to twelve fragments of others. A glimpse costs as much as two points of accuracy. An episode ends when
+                the agent stops, after nine glimpses at the latest. Some scenes are read correctly after one glimpse,
+                some never.
                 """,
             classes="one of ten classes",
             example={"num_scenes": 16},
@@ -462,12 +461,12 @@ _BUILT_IN = (
         env_defaults={"checkpoint": "flagship"},
         on_disk=OnDisk(layout=ADE20K_LAYOUT, variable="ADE20K_ROOT"),
         page=DatasetPage(
-            headline="Name every pixel of a photograph: ADE20K's 150 classes, read by the released CanViT-B.",
+            headline="Segment photographs into ADE20K's 150 classes with the released CanViT-B.",
             scenes="""
                 A scene is an image of ADEChallengeData2016 squeezed to the checkpoint's scene size, 512 x 512 px,
-                without cropping, as the CanViT paper evaluates. Unlabeled pixels count neither in the loss nor in the
-                score. Images are read and resized by canvit-pytorch's own transforms, to the same pixels. An image that
-                fits its annotation turned as its EXIF orientation says, and unturned as well, is refused.
+                without cropping, as in the CanViT paper. Unlabeled pixels count neither in the loss nor in the score.
+                Images are read and resized by canvit-pytorch's own transforms, to the same pixels. If an image has an
+                EXIF orientation and fits its annotation both with and without it, an error is raised.
                 """,
             classes="150 classes",
             geometry=CANVIT_B_GEOMETRY,
@@ -486,13 +485,13 @@ _BUILT_IN = (
         env_defaults={"checkpoint": "flagship"},
         on_disk=OnDisk(layout=IMAGENET_LAYOUT, variable="IMAGENET_ROOT"),
         page=DatasetPage(
-            headline="Name what a photograph shows: one of ImageNet-1k's classes, read by the released CanViT-B.",
+            headline="Classify photographs into ImageNet-1k's classes with the released CanViT-B.",
             scenes="""
                 A scene is an image of ImageNet-1k, its short side resized to the checkpoint's scene size, 512 px, and
-                center-cropped, as the CanViT paper evaluates. Classes are in the order of the sorted WordNet ids.
-                Images are read and resized by canvit-pytorch's own transforms, to the same pixels. By default the
-                pretrained CanViT-B stays frozen and its teacher's released probe reads it;
-                checkpoint="finetuned-in1k" is the one fine-tuned on ImageNet-1k, which needs no probe.
+                center-cropped, as in the CanViT paper. Classes are in the order of the sorted WordNet ids. Images are
+                read and resized by canvit-pytorch's own transforms, to the same pixels. By default the teacher's
+                released probe reads the pretrained, frozen CanViT-B. checkpoint="finetuned-in1k" is fine-tuned on
+                ImageNet-1k and needs no probe.
                 """,
             classes="one of 1,000 classes",
             geometry=CANVIT_B_GEOMETRY,
@@ -510,24 +509,24 @@ _BUILT_IN = (
         make_scenes="canvit_gym.scenes.on_disk:image_folder_scenes",
         on_disk=OnDisk(layout=IMAGE_FOLDER_LAYOUT),
         page=DatasetPage(
-            headline="Name what an image of your own shows.",
+            headline="Classify your own images.",
             scenes=f"""
-                The data set is a folder of images with a folder per class:
+                The data set is a folder with a subfolder of images per class:
 
                     pets/train/cat/1.jpg   pets/val/cat/7.jpg   pets/test/cat/9.jpg     or     pets/cat/1.jpg
                     pets/train/dog/2.jpg   pets/val/dog/8.jpg   pets/test/dog/10.jpg           pets/dog/2.jpg
 
-                Folders train/, val/ (also valid/, validation/) and test/ are the splits. Without them an image's split
-                is that of a hash of its path below the root: 80 % training, 10 % validation, 10 % test, the same on
-                every machine, whatever other images there are. Images are resized on the short side and center-cropped
-                to the checkpoint's scene size; grey, palette, CMYK and transparent ones become RGB, and an EXIF
-                orientation is not applied, as in canvit-pytorch and torchvision.
+                The folders train/, val/ (or valid/, validation/) and test/ are the splits. Without them a hash of an
+                image's path below the root decides its split (80 % training, 10 % validation, 10 % test), which is the
+                same on every machine and does not depend on the other images. The short side of an image is resized to
+                the checkpoint's scene size and the image is center-cropped. Grey, palette, CMYK and transparent images
+                are converted to RGB. EXIF orientations are not applied, as in canvit-pytorch and torchvision.
 
                 The checkpoint needs a probe: {_OWN_PROBE}.
                 """,
             classes="the class",
             example={"root": "pets", "probe": "pets_probe"},
-            arguments={"root": "the folder; it has to be given"},
+            arguments={"root": "the folder (required)"},
         ),
     ),
     DatasetSpec(
@@ -538,28 +537,27 @@ _BUILT_IN = (
         make_scenes="canvit_gym.scenes.on_disk:segmentation_folder_scenes",
         on_disk=OnDisk(layout=SEGMENTATION_LAYOUT, takes_mask_values=True),
         page=DatasetPage(
-            headline="Name every pixel of images of your own.",
+            headline="Segment your own images.",
             scenes=f"""
-                The data set is a folder of images with a mask for each, and a list of the classes:
+                The data set is a folder of images, a mask for each of them, and a list of classes:
 
                     land/images/train/1.jpg   land/images/val/7.jpg   land/images/test/9.jpg   land/classes.txt
                     land/masks/train/1.png    land/masks/val/7.png    land/masks/test/9.png
 
-                Masks are PNGs of one class index a pixel, as large as their image; 255 is ignored. Where they hold
-                other values, or colours, `mask_values` says what they mean. classes.txt names a class per line, in the
-                order of the indices; classes.json, a list of names, does as well. Some masks are looked at when an
-                environment is made, and what does not fit the list is told. Without
-                train/, val/ and test/ an image's split is that of a hash of its path: 80 % training, 10 % validation,
-                10 % test. Image and mask are squeezed to the checkpoint's scene size, as in the protocol of ADE20K; the
-                mask by its nearest pixels. Images of any mode are read, but for grey ones of 16 or 32 bits, which are
-                refused. An EXIF orientation is applied where only the turned image fits the mask; where both fit, the
-                scene is refused.
+                Masks are PNGs of the size of their image with a class index per pixel; 255 is ignored. For masks with
+                other values, or colours, `mask_values` defines what they mean. classes.txt has a class name per line,
+                in the order of the indices; classes.json has a list of names. Some masks are checked when an
+                environment is made, and an error is raised if their values do not fit the list. Without train/, val/
+                and test/ a hash of an image's path decides its split: 80 % training, 10 % validation, 10 % test. Images
+                and masks are squeezed to the checkpoint's scene size, as for ADE20K, masks by nearest neighbour. Images
+                may have any mode except 16 or 32 bit grey, which raises an error. An EXIF orientation is applied if
+                only the rotated image fits the mask; if both fit, an error is raised.
 
                 The checkpoint needs a probe: {_OWN_PROBE}.
                 """,
-            classes="the classes of your list",
+            classes="your classes",
             example={"root": "land", "probe": "land_probe"},
-            arguments={"root": "the folder; it has to be given"},
+            arguments={"root": "the folder (required)"},
         ),
     ),
     DatasetSpec(
@@ -590,17 +588,17 @@ _BUILT_IN = (
 )
 
 DATASETS: dict[str, DatasetSpec] = {spec.name: spec for spec in _BUILT_IN}
-"""Name -> spec, built in and registered."""
+"""Name -> spec of built-in and registered data sets."""
 
 
 def check_spec(spec: DatasetSpec, *, tasks: Iterable[str]) -> None:
     """
     Raises:
-        ValueError: a name or an id that is taken or malformed, or a task that does not exist.
+        ValueError: a name or an id that is taken or malformed, or an unknown task.
     """
     if not spec.name or spec.name in DATASETS:
         raise ValueError(
-            f"the data set name {spec.name!r} is empty or taken; choose another than {', '.join(DATASETS)}"
+            f"the data set name {spec.name!r} is empty or taken; choose one other than {', '.join(DATASETS)}"
         )
     if not re.fullmatch(r"([\w:-]+/)?[A-Za-z]\w*-v\d+", spec.env_id):
         raise ValueError(f"env_id {spec.env_id!r} is not of the form 'namespace/Name-v0'")
@@ -609,7 +607,7 @@ def check_spec(spec: DatasetSpec, *, tasks: Iterable[str]) -> None:
     if spec.task not in tasks:
         raise ValueError(f"unknown task {spec.task!r} of data set {spec.name!r}; choose one of {', '.join(tasks)}")
     if "training" not in spec.splits:
-        raise ValueError(f"splits of data set {spec.name!r} must hold 'training', got {spec.splits!r}")
+        raise ValueError(f"splits of data set {spec.name!r} must include 'training', got {spec.splits!r}")
 
 
 def check_scene_arguments(
@@ -637,6 +635,6 @@ def check_scene_arguments(
         taken = ", ".join(
             other.name for other in DATASETS.values() if other.on_disk and other.on_disk.takes_mask_values
         )
-        raise ValueError(f"mask_values is for masks of your own ({taken}), not for {dataset}: leave it out")
+        raise ValueError(f"mask_values is for your own masks ({taken}), not for {dataset}: leave it out")
     if split == "tuning" and tuning_scenes < 1:
-        raise ValueError("split 'tuning' is held out of the training scenes: say how many with tuning_scenes=N")
+        raise ValueError("split 'tuning' consists of held-out training scenes: pass their number as tuning_scenes=N")

@@ -1,7 +1,7 @@
-"""Tasks: what is read from a scene, how good the reading is, and how it is reported and drawn. One module per task.
+"""Tasks: what a probe reads from a scene, how good the reading is, and how it is reported and drawn. One module each.
 
-A data set names its task (`DatasetSpec.task`); `TASKS` says how it is built. Nothing outside this package asks which
-kind of task it has: see canvit_gym.tasks.task.Task.
+A data set names its task (`DatasetSpec.task`), and `TASKS` builds it. Code outside this package only uses the interface
+canvit_gym.tasks.task.Task and never asks which task it has.
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from canvit_gym.tasks.task import Task, declared_potentials
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """One task by name."""
+    """An entry of TASKS."""
 
     kind: type[Task]
     build: Callable[[EnvConfig, Backbone, tuple[str, ...]], Task]
     """(config, backbone, class names of the scenes) -> the task."""
     source: str
-    """What is read, as the documentation says it: "every cell"."""
+    """What the probe reads, for the documentation: "every cell"."""
     doc: str
 
     @property
@@ -38,7 +38,7 @@ class TaskSpec:
 
     @property
     def potentials(self) -> dict[str, tuple[str, str]]:
-        """Name -> (symbol, what it is)."""
+        """Name -> (symbol, description)."""
         return declared_potentials(self.kind)
 
 
@@ -49,19 +49,19 @@ TASKS: dict[str, TaskSpec] = {
             kind=SegmentationTask,
             build=build_segmentation,
             source="every cell",
-            doc="Name every pixel of the scene.",
+            doc="Classify every pixel of the scene.",
         ),
         TaskSpec(
             kind=ClassificationTask,
             build=build_classification,
             source="the recurrent CLS token",
-            doc="Name what the scene shows.",
+            doc="Classify the scene.",
         ),
         TaskSpec(
             kind=SearchTask,
             build=build_search,
             source="every cell",
-            doc="Outline the items of the class that is asked for.",
+            doc="Segment the items of the class that the goal names.",
         ),
         TaskSpec(
             kind=ReconstructionTask,
@@ -71,24 +71,24 @@ TASKS: dict[str, TaskSpec] = {
         ),
     )
 }
-"""By name; a task of your own is one more entry."""
+"""Name -> task. To add your own task, add an entry."""
 
 
 def is_compared_by_score(metric: str) -> bool:
-    """Whether single scenes are compared by their score in this metric; else by their loss, less being better."""
+    """Whether single scenes are compared by their score in this metric. Otherwise they are compared by their loss."""
     return metric_named(metric).scene_measure.of == "score"
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of this name of one of the tasks.
+    """The metric with this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no task has such a metric.
     """
     metrics = {spec.metric.name: spec.metric for spec in TASKS.values()}
     if name not in metrics:
         raise ValueError(
-            f"unknown metric {name!r}: no task of canvit_gym.tasks.TASKS has it, they have {', '.join(metrics)}; "
-            "import what adds the task first"
+            f"unknown metric {name!r}: the tasks of canvit_gym.tasks.TASKS have {', '.join(metrics)}; first import the "
+            "module that adds its task"
         )
     return metrics[name]

@@ -1,7 +1,7 @@
-"""Metrics: what is counted on every scene, and how a number of the whole data set is made of the counts.
+"""Metrics: what is counted on every scene, and how a number for the whole data set is computed from the counts.
 
-Counts are arrays by name: [N, T, ...] of N scenes after T glimpses. A data set's mIoU is no mean over scenes, so a
-metric also says how its counts are resampled (canvit_gym.statistics).
+Counts are arrays by name: [N, T, ...] for N scenes after each of T glimpses. The mIoU of a data set is not a mean over
+scenes, so a metric also defines how its counts are resampled (canvit_gym.statistics).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ class Display:
     """How a number is written."""
 
     unit: str
-    """After the number: "%", "nats", or nothing."""
+    """Written after the number: "%", "nats", or nothing."""
     factor: float = 1.0
-    """From the stored number to the one shown."""
+    """The stored number is multiplied by this."""
     digits: int = 3
     difference_unit: str = ""
-    """Of a difference of two such numbers: points, for percentages."""
+    """Unit of a difference of two such numbers: points, for percentages."""
 
     def text(self, value: float, *, signed: bool = False) -> str:
         """The number without its unit.
@@ -43,26 +43,26 @@ NATS = Display("nats", digits=3, difference_unit="nats")
 
 @dataclass(frozen=True)
 class SceneMeasure:
-    """By what single scenes are compared (interquartile mean, probability of improvement, the gallery)."""
+    """The number by which single scenes are compared (interquartile mean, probability of improvement, gallery)."""
 
     name: str
-    """Such as "mIoU of the scene"."""
+    """For example "mIoU of the scene"."""
     of: Literal["score", "loss"]
-    """Each scene's own score, or its loss, of which less is better."""
+    """The scene's own score, or its loss (less is better)."""
     display: Display
 
 
 class Metric(Protocol):
-    """A number of a data set, from counts per scene."""
+    """A number for a data set, computed from counts per scene."""
 
     @property
     def name(self) -> str:
-        """As tables and saved evaluations call it."""
+        """The name in tables and saved evaluations."""
         ...
 
     @property
     def doc(self) -> str:
-        """How it is computed: a sentence or two for a report."""
+        """How it is computed, in a sentence or two for reports."""
         ...
 
     @property
@@ -73,12 +73,12 @@ class Metric(Protocol):
 
     @property
     def counts(self) -> Mapping[str, int]:
-        """What is counted: name -> its axes beyond [N, T]."""
+        """Name of a count -> number of its axes beyond [N, T]."""
         ...
 
     @property
     def shares(self) -> tuple[str, ...]:
-        """Further shares of scenes that reports show, by name: see scene_share."""
+        """Names of further shares of scenes that reports show: see scene_share."""
         ...
 
     def scene_score(self, counts: Counts) -> NDArray[np.float64]:
@@ -86,11 +86,11 @@ class Metric(Protocol):
         ...
 
     def score(self, counts: Counts) -> NDArray[np.float64]:
-        """[N, T, ...] -> [T]: the data set's score."""
+        """[N, T, ...] -> [T]: the score over all scenes."""
         ...
 
     def statistic(self, counts: Counts, *, run: Sequence[int] | None = None) -> Statistic:
-        """[S, N, T, ...] of S runs -> the score under any resampling of runs and scenes."""
+        """[S, N, T, ...] of S runs -> a statistic that can be computed for any resampling of runs and scenes."""
         ...
 
     def scene_share(self, name: str, counts: Counts) -> NDArray[np.float64]:
@@ -109,12 +109,12 @@ class _NoShares:
 
 @dataclass(frozen=True)
 class IoUMetric(_NoShares):
-    """Intersection over union, of which every scene counts pixels: the data set's mIoU."""
+    """The mIoU of the data set, from the intersections and unions that every scene counts in pixels."""
 
     name: str = "mIoU"
     doc: str = (
-        "mIoU is the data set's: intersections and unions are summed over scenes, then divided, then averaged over "
-        "classes. The logits are upsampled to the scene before the argmax."
+        "mIoU is that of the whole data set: intersections and unions are summed over scenes, then divided, then "
+        "averaged over classes. The logits are upsampled to the scene's size before the argmax."
     )
     display: Display = PERCENT
     scene_measure: SceneMeasure = SceneMeasure("mIoU of the scene", "score", PERCENT)
@@ -132,12 +132,12 @@ class IoUMetric(_NoShares):
 
 @dataclass(frozen=True)
 class AccuracyMetric:
-    """Top-1 accuracy, from the number of classes that come before the true one."""
+    """Top-1 accuracy, from the number of classes that are ranked above the true one."""
 
     name: str = "top-1"
     doc: str = (
-        "Top-1 and top-5 are shares of scenes. Comparisons scene by scene (IQM, P(improvement), the gallery) use the "
-        "cross-entropy, since right or wrong says little about one scene."
+        "Top-1 and top-5 are shares of scenes. Comparisons scene by scene (IQM, P(improvement), gallery) use the "
+        "cross-entropy, because right or wrong says little about a single scene."
     )
     display: Display = PERCENT
     scene_measure: SceneMeasure = SceneMeasure("cross-entropy of the scene", "loss", NATS)

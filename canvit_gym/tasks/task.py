@@ -1,11 +1,12 @@
-"""What a task is: how a state is read, how good the reading is, and how it is reported and drawn.
+"""The interface of tasks: how a state is read, how good the reading is, and how it is reported and drawn.
 
-A reading is what a frozen probe makes of a state: `logits`, float32 on the device. A potential is a number that a
-reading has now, one per scene; rewards are differences of potentials (canvit_gym.rewards). Every task has the
-potentials `loss` (smooth, less is better) and `score` (what people report, more is better), and others it declares.
+A reading is the output of a frozen probe on a state: `logits`, float32 on the device. A potential is a number per scene
+that says how good a reading is; rewards are differences of potentials (canvit_gym.rewards). Every task has the
+potentials `loss` (smooth, less is better) and `score` (the number that is reported, more is better), and may declare
+others.
 
-A new task is a subclass of Task in a module of its own and an entry of canvit_gym.tasks.TASKS. A new potential is a
-method with the decorator `potential`.
+To add a task, subclass Task in a new module and add an entry to canvit_gym.tasks.TASKS. To add a potential, decorate a
+method with `potential`.
 """
 
 import json
@@ -29,7 +30,7 @@ from canvit_gym.tasks.metric import Metric
 from canvit_gym.tasks.pictures import TaskPicture
 
 Truth = Mapping[str, Tensor]
-"""Named tensors [n, ...] on the device: whatever a task's potentials and counts need."""
+"""Tensors [n, ...] on the device by name: whatever a task's potentials and counts need."""
 
 Measure = Callable[[Tensor, Truth], Tensor]
 """(logits [B, ...], truth) -> [B]"""
@@ -37,13 +38,13 @@ Measure = Callable[[Tensor, Truth], Tensor]
 
 @dataclass(frozen=True)
 class Potential:
-    """A number per scene that a reading has now."""
+    """A number per scene that says how good a reading is."""
 
     measure: Measure
     symbol: str
     """In the formulas of the documentation: L, S, P, ..."""
     doc: str
-    """What it is, in a few words, with its unit."""
+    """A short description, with the unit."""
     compiles: bool = False
     """Whether `measure` may be part of a compiled step: it uses only tensors, whose shapes follow from its inputs'
     shapes, and never synchronizes with the device. Others are measured after the step."""
@@ -71,7 +72,7 @@ def potential(
 
 
 def declared_potentials(task: type["Task"]) -> dict[str, tuple[str, str]]:
-    """Name -> (symbol, doc) of what a kind of task can measure."""
+    """Name -> (symbol, doc) of the potentials of a class of tasks."""
     found: dict[str, tuple[str, str]] = {}
     for kind in reversed(task.__mro__):
         found |= {name: value.declared for name, value in vars(kind).items() if hasattr(value, "declared")}
@@ -86,18 +87,18 @@ class Task(ABC):
     metric: ClassVar[Metric]
     """How readings of many scenes are reported."""
     picture: ClassVar[TaskPicture]
-    """How readings and truths are drawn."""
+    """How readings and the truth are drawn."""
     in_every_info: ClassVar[tuple[str, ...]] = ("loss",)
-    """Potentials that cost next to nothing: every info holds them, asked for or not."""
+    """Potentials that cost next to nothing and are therefore part of every info."""
     reads_canvas: ClassVar[bool] = True
-    """Whether `read` wants the layer-normalized canvas."""
+    """Whether `read` uses the layer-normalized canvas."""
     reading_shape: ClassVar[str] = "[B, K, G, G]"
-    """Of the logits: "[B, K, G, G]", classes of every canvas cell; "[B, K]", classes of the scene; "[B, D, G, G]",
-    features of every cell. Policies that look where cells are uncertain need the first."""
+    """Shape of the logits: "[B, K, G, G]" for classes of every canvas cell, "[B, K]" for classes of the scene,
+    "[B, D, G, G]" for features of every cell. Policies that look where cells are uncertain need the first."""
     has_probe: ClassVar[bool] = True
-    """Whether a probe of classes reads the states: what `canvit-gym fit-probe` fits."""
+    """Whether a probe of classes, which `canvit-gym fit-probe` fits, reads the states."""
     goals: Goals | None = None
-    """What can be asked for; None where the task is not goal-conditioned."""
+    """The possible goals; None if the task is not goal-conditioned."""
 
     def __init__(self, *, backbone: Backbone, classes: tuple[str, ...], source: Source) -> None:
         self.backbone = backbone
@@ -110,18 +111,18 @@ class Task(ABC):
 
     @property
     def key(self) -> Hashable:
-        """Equal for tasks of one backbone that read and measure the same: they share compiled code. A task that has
-        settings of its own adds them."""
+        """Equal for tasks of one backbone that read and measure the same, which share compiled code. A task with
+        further settings adds them."""
         return type(self), self.probe_sha256, self.classes
 
     @property
     def record(self) -> dict[str, Any]:
-        """JSON values that say which probe reads: see canvit_gym.backbone.hub.Source."""
+        """JSON values that identify the probe: see canvit_gym.backbone.hub.Source."""
         return self._source.record
 
     @cached_property
     def potentials(self) -> dict[str, Potential]:
-        """By name, what this task can measure."""
+        """Name -> potential that this task can measure."""
         return {
             name: Potential(
                 measure=(measure := getattr(self, name)),
@@ -134,7 +135,7 @@ class Task(ABC):
         }
 
     def require_potential(self, name: str, *, wanted_by: str) -> None:
-        """Raise ValueError where this task cannot measure a potential."""
+        """Raise ValueError if this task cannot measure a potential."""
         if name not in self.potentials:
             raise ValueError(
                 f"{wanted_by} needs the potential {name!r}, which the task {self.name} does not measure; it measures "
@@ -144,7 +145,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def flops_per_reading(self) -> int:
-        """Of `read`, per scene, counted as canvit_pytorch.flops counts."""
+        """FLOPs of `read` per scene, counted as in canvit_pytorch.flops."""
 
     @abstractmethod
     def truth(
@@ -155,10 +156,10 @@ class Task(ABC):
         potentials: Collection[str] = (),
         counted: bool = False,
     ) -> dict[str, Tensor]:
-        """What is true of n scenes, on the device; "labels" are among it where scenes are labelled.
+        """The ground truth of n scenes on the device, including "labels" if scenes are labelled.
 
-        goal: [n] what is asked for, where the task has goals. potentials: the names of those that will be measured
-        after every glimpse, and may be prepared for. counted: whether `count` will be called after every glimpse.
+        goal: [n] for goal-conditioned tasks. potentials: names of the potentials that will be measured after every
+        glimpse. counted: whether `count` will be called after every glimpse. Both may be used to prepare for it.
         """
 
     def shown(self, truth: Truth) -> Tensor:
@@ -166,14 +167,14 @@ class Task(ABC):
         return truth["labels"].long()
 
     def labelled(self, truth: Truth) -> Tensor:
-        """[n] booleans: whether a scene has anything to be measured by. Evaluations leave out those that have not."""
+        """[n] booleans: whether a scene has any label. Evaluations leave out scenes without one."""
         return torch.ones(len(truth["labels"]), dtype=torch.bool)
 
     @abstractmethod
     def read(self, state: RecurrentState, canvas_norm: Tensor | None) -> Tensor:
         """The reading of B states: float32 logits of `reading_shape`.
 
-        canvas_norm: the canvas patches [B, G*G, D] after a LayerNorm without affine, if the caller has them.
+        canvas_norm: the canvas patches [B, G*G, D] after a LayerNorm without affine, if the caller has computed them.
         """
 
     def canvas_logits(self, canvas: Tensor) -> Tensor:
@@ -186,17 +187,17 @@ class Task(ABC):
 
     @abstractmethod
     def count(self, logits: Tensor, truth: Truth) -> dict[str, Tensor]:
-        """What the metric is computed from: [B, ...] per scene, by the names of `metric.counts`."""
+        """Name in `metric.counts` -> [B, ...] per scene, from which the metric is computed."""
 
     @abstractmethod
     def predict(self, logits: Tensor) -> Tensor:
-        """What `picture` draws of a reading: [B, H, W] int64 labels at scene size, [B, K] probabilities, or whatever
-        else the task's picture knows how to draw."""
+        """The part of a reading that `picture` draws: [B, H, W] int64 labels at scene size, [B, K] probabilities, or
+        anything else that the task's picture can draw."""
 
     @classmethod
     @abstractmethod
     def uncertainty_shape(cls, map_size: int) -> tuple[int, ...] | None:
-        """Of the observation `uncertainty`; None where a reading has none."""
+        """Shape of the observation `uncertainty`; None if readings have no uncertainty."""
 
     @abstractmethod
     def uncertainty(self, logits: Tensor, *, map_size: int) -> Tensor:
@@ -204,17 +205,18 @@ class Task(ABC):
 
 
 TRAINING_RECORD = "training.json"
-"""Beside a probe's weights: how it was fitted (canvit_gym.probes.fit writes it)."""
+"""A file next to a probe's weights that records how it was fitted (written by canvit_gym.probes.fit)."""
 
 
 _REFIT = "Put the intact file in its place, remove it, or fit the probe again (canvit-gym fit-probe)."
 
 
 def check_probe(what: str, directory: Path, *, backbone: Backbone, num_classes: int, classes: tuple[str, ...]) -> None:
-    """Raise ValueError where a probe is not for these classes, or for this checkpoint or canvas, as far as it tells."""
+    """Raise ValueError if a probe was, as far as its record says, fitted on other classes, another checkpoint or
+    canvas."""
     if num_classes != len(classes):
         raise ValueError(
-            f"{what} tells {num_classes} classes apart, but the scenes have {len(classes)}. "
+            f"{what} distinguishes {num_classes} classes, but the scenes have {len(classes)}. "
             "Use a probe fitted on these classes (canvit-gym fit-probe)."
         )
     path = directory / TRAINING_RECORD
@@ -227,8 +229,8 @@ def check_probe(what: str, directory: Path, *, backbone: Backbone, num_classes: 
     if (fitted := record.get("classes")) is not None and tuple(fitted) != classes:
         at = next(i for i, (one, other) in enumerate(zip(fitted, classes, strict=True)) if one != other)
         raise ValueError(
-            f"{what} was fitted on other classes: its class {at} is {fitted[at]!r}, the scenes' is {classes[at]!r}. "
-            "Use a probe fitted on these classes, in this order (canvit-gym fit-probe)."
+            f"{what} was fitted on other classes: its class {at} is {fitted[at]!r}, that of the scenes "
+            f"{classes[at]!r}. Use a probe fitted on these classes, in this order (canvit-gym fit-probe)."
         )
     if record.get("checkpoint_sha256") not in (None, backbone.sha256):
         raise ValueError(
@@ -238,6 +240,6 @@ def check_probe(what: str, directory: Path, *, backbone: Backbone, num_classes: 
         )
     if (fitted := record.get("canvas_grid")) not in (None, backbone.canvas_grid):
         raise ValueError(
-            f"{what} was fitted on a canvas grid of {fitted}, but this one is of {backbone.canvas_grid}. "
+            f"{what} was fitted on a canvas grid of {fitted}, but this one is {backbone.canvas_grid}. "
             f"Use canvas_grid={fitted}, or fit a probe on this one (canvit-gym fit-probe)."
         )
