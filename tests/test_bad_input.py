@@ -156,7 +156,7 @@ CONSTRUCTOR: dict[str, Case] = {
     "observation key": (
         lambda: make(observations=["canvas", "labels"]),
         ValueError,
-        "out of canvas, .* got .*'labels'",
+        "among canvas, .* got .*'labels'",
     ),
     "observation a list": (lambda: make(observations=[["cls"]]), ValueError, r"distinct keys .* got \[\['cls'\]\]"),
     "observation twice": (lambda: make(observations=["cls", "cls"]), ValueError, "must be distinct keys .* got"),
@@ -187,7 +187,7 @@ CONSTRUCTOR: dict[str, Case] = {
     "autoreset_mode, single": (
         lambda: single(autoreset_mode="next_step"),
         TypeError,
-        "autoreset_mode: for vector .*make_vec",
+        "autoreset_mode: only for vector .*make_vec",
     ),
     "num_envs, single": (
         lambda: single(num_envs=2),
@@ -225,7 +225,7 @@ RESET: dict[str, Case] = {
     "mask, single": (
         lambda: single().reset(options={"reset_mask": [True]}),
         ValueError,
-        "only exist in vector environments",
+        "only exists in vector environments",
     ),
     "scene out of range, single": (lambda: single().reset(options={"scene": 99}), ValueError, r"\[0, 15\], got 99"),
     "negative seed": (lambda: make().reset(seed=-1), gym.error.Error, "-1"),

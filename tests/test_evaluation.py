@@ -308,7 +308,7 @@ def test_scenes_without_any_label_are_left_out(monkeypatch: pytest.MonkeyPatch) 
     assert partly.scene.tolist() == whole.scene[rest].tolist()
     np.testing.assert_allclose(partly.loss, whole.loss[rest], atol=1e-5)
     empty.extend(range(20))
-    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="can be read and holds a label"):
+    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="could be read and has a label"):
         evaluate(Fixed(), config=CONFIG, num_glimpses=2)
 
 
@@ -415,7 +415,7 @@ def test_other_files_of_the_same_name_and_number_are_other_scenes(tmp_path: Path
     first, copy, other = evaluated("a"), evaluated("b"), evaluated("c", change=True)
     assert loss_statistic([first, copy]) and first.record["scenes"] == other.record["scenes"]
     with pytest.raises(
-        ValueError, match=r"not on the same scenes: both are on .*photos.*, but of files of other names"
+        ValueError, match=r"not on the same scenes: both are on .*photos.*, but its files differ in names or sizes"
     ):
         loss_statistic([first, other])
     record = {key: value for key, value in other.record.items() if key != "scenes_sha256"}

@@ -245,7 +245,7 @@ def test_what_is_missing_or_thin_is_said(directory: Path) -> None:
     for name in (report.REPORT, report.MARKDOWN):
         text = (directory / name).read_text()
         assert "2 training runs" in text and "Left out (it does not fit): entropy_greedy." in text
-        assert "ppo: trained at a budget of 9 glimpses, evaluated at 4" in text
+        assert "ppo: trained with a budget of 9 glimpses, evaluated with 4" in text
 
 
 def test_three_training_runs_need_no_warning(tmp_path: Path) -> None:

@@ -228,12 +228,15 @@ def test_degenerate_observations(shape: tuple[int, int, int]) -> None:
         (lambda: probability_of_improvement([[1.0, 2.0]], [[2.0]]), r"same tasks.*\(1, 2\) and \(1, 1\)"),
         (lambda: Mean(np.zeros((2, 0, 1))), "none empty"),
         (lambda: Mean(np.zeros((2, 3))), "3 axes"),
-        (lambda: Mean(np.full((1, 2, 1), np.nan)), r"finite, but \[0, 0, 0\] is not"),
+        (lambda: Mean(np.full((1, 2, 1), np.nan)), r"finite, but is not at \[0, 0, 0\]"),
         (lambda: Mean(np.zeros((2, 3, 1)), run=[0]), "each of 2 rows, got 1"),
         (lambda: MeanIoU(np.zeros((1, 2, 1, 3)), np.zeros((1, 2, 1, 4))), "one shape"),
         (lambda: bootstrap_interval(Mean(np.zeros((1, 2, 1))), resamples=1), "resamples must be >= 2"),
         (lambda: bootstrap_interval(Mean(np.zeros((1, 2, 1))), confidence=95), "confidence in"),
-        (lambda: bootstrap_interval(Mean(np.zeros((1, 2, 1))), Mean(np.zeros((1, 2, 1)))), "of must say"),
+        (
+            lambda: bootstrap_interval(Mean(np.zeros((1, 2, 1))), Mean(np.zeros((1, 2, 1)))),
+            "with 2 statistics pass a function of them",
+        ),
         (lambda: paired_difference(Mean(np.zeros((1, 2, 1))), Mean(np.zeros((1, 3, 1)))), r"got \[2, 3\] of them"),
     ],
 )

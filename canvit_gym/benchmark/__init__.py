@@ -1,1 +1,1 @@
-"""Policies times seeds on the same scenes, as records, statistics and a report: `canvit-gym benchmark`."""
+"""`canvit-gym benchmark`: evaluate policies and seeds on the same scenes, with records, statistics and a report."""

@@ -1,7 +1,7 @@
-"""What a benchmark's records say: every number of its report, with 95% bootstrap intervals.
+"""Compute every number of a benchmark's report from its records, with 95% bootstrap intervals.
 
-Scores are data-set mIoU or top-1, shares in [0, 1], averaged over a policy's runs; cross-entropies are in nats. How
-runs and scenes are resampled is told in canvit_gym.statistics: with the same scenes for every policy, so that
+Scores are data-set mIoU or top-1, shares in [0, 1], averaged over a policy's runs; cross-entropies are in nats.
+canvit_gym.statistics describes how runs and scenes are resampled: with the same scenes for every policy, so that
 differences and shares are paired.
 """
 
@@ -31,9 +31,9 @@ Draws = NDArray[np.float64]  # [R, ...]
 
 
 def per_scene(evaluation: Evaluation) -> NDArray[np.float64]:
-    """[N, T], more is better: how well each scene is read.
+    """[N, T] how well each scene is read, more is better.
 
-    Its score; where a score is only right or wrong, minus its loss. The metric says which: see SceneMeasure.
+    The metric's SceneMeasure chooses the scene's score, or minus its loss if scores are only right or wrong.
     """
     if evaluation.measure.scene_measure.of == "score":
         return evaluation.scene_score()
@@ -41,13 +41,13 @@ def per_scene(evaluation: Evaluation) -> NDArray[np.float64]:
 
 
 def _scene_measure(evaluation: Evaluation) -> str:
-    """What `per_scene` is, in words."""
+    """The name of the number in `per_scene`."""
     measure = evaluation.measure.scene_measure
     return measure.name if measure.of == "score" else f"minus {measure.name}"
 
 
 def with_interval(estimate: dict[str, float], form: str, factor: float = 1) -> str:
-    """{"value", "low", "high"}, times a factor, as "value [low, high]"."""
+    """Format {"value", "low", "high"}, times a factor, as "value [low, high]"."""
     low, high = sorted(factor * estimate[name] for name in ("low", "high"))
     return f"{form.format(factor * estimate['value'])} [{form.format(low)}, {form.format(high)}]"
 
@@ -58,7 +58,7 @@ def last(curve: Draws) -> Draws:
 
 
 def _estimates(*statistics: Statistic, **named: Callable[..., Draws]) -> dict[str, Any]:
-    """By name, what a function [R, T], ... -> [R] or [R, T] makes of the statistics: {"value", "interval"}."""
+    """Name -> {"value", "interval"} of a function [R, T], ... -> [R] or [R, T] of the statistics."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def together(*curves: Draws) -> Draws:
@@ -82,7 +82,7 @@ def _estimates(*statistics: Statistic, **named: Callable[..., Draws]) -> dict[st
 
 
 def _plain(values: NDArray[Any]) -> Any:
-    """Nested lists of six significant digits: a resampled interval has fewer."""
+    """Nested lists rounded to six significant digits, more than a resampled interval has."""
     return np.vectorize(lambda value: float(f"{value:.6g}"), otypes=[float])(values).tolist()
 
 
@@ -108,7 +108,7 @@ def first_scenes(evaluation: Evaluation, num_scenes: int) -> Evaluation:
 
 
 def compare(benchmark: Benchmark) -> dict[str, Any]:
-    """All numbers, as JSON values: `policies` by label, in the benchmark's order, and `oracle`."""
+    """All numbers as JSON values: `policies` by label, in the benchmark's order, and `oracle`."""
 
     @cache
     def observed(label: str) -> _Observed:
@@ -186,7 +186,7 @@ def _alone(observed: _Observed) -> dict[str, Any]:
 
 
 def _difference(one: _Observed, other: _Observed, *, improvement: bool = True) -> dict[str, Any]:
-    """one - other: curves, their areas, and the probability that a scene is read better by one after all glimpses."""
+    """one - other: curves, areas, and the probability that one reads a scene better after all glimpses."""
 
     def area(a: Draws, b: Draws) -> Draws:
         return area_under_curve(a - b)
@@ -209,9 +209,9 @@ def _difference(one: _Observed, other: _Observed, *, improvement: bool = True) -
 
 
 def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
-    """(policy - C2F) / (oracle - C2F), on the scenes that the oracle has seen; None without the two.
+    """(policy - C2F) / (oracle - C2F), on the oracle's scenes. None if one of the two is not in the benchmark.
 
-    A share is None where the oracle is not clearly ahead itself, or where resamples left it without a value.
+    A share is None if the oracle is not clearly ahead of C2F, or if it is undefined in some resamples.
     """
     named = {entry.spec.partition("(")[0]: entry for entry in reversed(benchmark.entries) if not entry.learned}
     oracle_entry, baseline_entry = named.get("greedy_oracle"), named.get("coarse_to_fine")
@@ -247,7 +247,7 @@ def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
 
 
 def _people(benchmark: Benchmark, people: Entry) -> dict[str, Any]:
-    """People, and every policy that has seen their scenes, on these scenes."""
+    """People, and every policy that was evaluated on their scenes, on these scenes."""
     scenes = people.first.scene
     seen = _Observed(people, len(scenes))
     policies: dict[str, Any] = {}
@@ -274,12 +274,12 @@ def _last_difference(one: Draws, other: Draws) -> Draws:
 
 
 def share_of_lead(policy: Draws, baseline: Draws, ceiling: Draws) -> Draws:
-    """(policy - baseline) / (ceiling - baseline); not a number where the ceiling has no lead."""
+    """(policy - baseline) / (ceiling - baseline); NaN where the ceiling has no lead."""
     return ratio_of_leads(policy - baseline, ceiling - baseline)
 
 
 def ratio_of_leads(lead: Draws, whole: Draws) -> Draws:
-    """lead / whole; not a number where there is no whole lead."""
+    """lead / whole; NaN where `whole` is not positive."""
     return np.divide(lead, whole, out=np.full_like(whole, np.nan), where=whole != 0)
 
 
@@ -318,12 +318,12 @@ def trained_policies(entries: tuple[Entry, ...]) -> list[tuple[str, list[dict[st
 
 
 def decisions_of(training: dict[str, Any]) -> int | None:
-    """What a training run's policy learned from, where its record tells."""
+    """The number of decisions a training run's policy learned from, if its record says so."""
     return training.get("training", {}).get("num_timesteps")
 
 
 def run_warnings(entries: tuple[Entry, ...]) -> list[str]:
-    """What a reader must know of learned policies: too few training runs, and runs that kept what they began with."""
+    """Warnings about learned policies: too few training runs, and runs that kept their initial policy."""
     policies = trained_policies(entries)
     too_few = [
         f"{label}: {len(runs)} training run{'s' * (len(runs) > 1)}. Fewer than {MIN_LEARNED_RUNS} say little about how "
@@ -333,8 +333,8 @@ def run_warnings(entries: tuple[Entry, ...]) -> list[str]:
         if len(runs) < MIN_LEARNED_RUNS
     ]
     untrained = [
-        f"{label}: {count} of {len(runs)} training runs kept the policy of before the first update, a warm start: none "
-        "that came after it read validation scenes better."
+        f"{label}: {count} of {len(runs)} training runs kept their warm start, because no later policy was better on "
+        "validation scenes."
         for label, runs in policies
         if (count := sum(decisions_of(run) == 0 for run in runs))
     ]

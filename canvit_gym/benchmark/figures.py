@@ -1,4 +1,4 @@
-"""The figures of a benchmark's report: which there are, and what each shows."""
+"""The figures of a benchmark's report, and their captions."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from canvit_gym.benchmark.words import Estimate, at, by_score, interval_text, or
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: its name as a file, what it shows in a sentence, and what one reads off it."""
+    """A figure: its file name, a caption, and a description of what it shows."""
 
     name: str
     svg: str
@@ -46,7 +46,7 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
             ),
             alt=_text_alternative(numbers, f"Curves of {metric} against glimpses, one per policy"),
             caption=f"{metric} on {numbers['num_scenes']:,} scenes. Bands: 95% intervals. They are wide because scenes "
-            "differ, which all policies share; the next figure leaves that out.",
+            "differ in difficulty, which affects all policies alike; the next figure removes this.",
         ),
         Picture(
             name="score_by_gflops",
@@ -56,7 +56,7 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
                 gflops={label: policies[label]["gflops"] for label in whole},
             ),
             alt=_text_alternative(numbers, f"Curves of {metric} against cumulative GFLOPs, one per policy"),
-            caption="One mark per glimpse. A policy that computes more than a forward per glimpse lies further right.",
+            caption="One mark per glimpse. Policies that compute more than one forward per glimpse are further right.",
         ),
     ]  # fmt: skip
     others = [label for label in whole if label != reference and not policies[label]["uses_labels"]]
@@ -77,7 +77,7 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
                     for label in others
                 ),
                 caption=f"{metric} minus {reference}'s on the same scenes, with 95% bands; in grey, the "
-                "others. Where a band is off the line, the difference is beyond noise.",
+                "others. Where a band does not touch the line, the difference is beyond noise.",
             )
         )  # fmt: skip
         panels = [
@@ -98,8 +98,8 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
                 name="differences",
                 svg=intervals_figure(panels, drawn, others),
                 alt=f"Dots with 95% intervals: differences to {reference} after {budget} glimpses, as in the table.",
-                caption=f"After {budget} glimpses, minus {reference}. Filled: the interval is off the line. Open: "
-                "within noise.",
+                caption=f"After {budget} glimpses, minus {reference}. Filled: the interval does not touch the line. "
+                "Open: within noise.",
             )
         )
     if oracle := numbers["oracle"]:
@@ -145,7 +145,7 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
                         title=f"{metric} against glimpses, on the oracle's {oracle['num_scenes']:,} scenes",
                     ),
                     alt=f"Curves of {metric} against glimpses on the oracle's scenes, one per policy.",
-                    caption="As the first figure, on the scenes that the oracle has seen, for some of the policies.",
+                    caption="Like the first figure, for some of the policies, on the oracle's scenes.",
                 )
             )  # fmt: skip
     if budget > 1 and benchmark.numbers is None:
@@ -154,17 +154,17 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
                 name="fixations",
                 svg=density_figure(benchmark),
                 alt="Maps of where each policy's glimpses are centered, one line per policy and one map per glimpse.",
-                caption="Where glimpses are centered, over the scene, from dark (never) to bright; each map is scaled "
-                "to its own maximum, and shows square roots, so that rare places are seen. A glimpse of scale s has "
+                caption="Where glimpses are centered in the scene, from dark (never) to bright. Each map is scaled "
+                "to its own maximum and shows square roots, so that rare places are visible. A glimpse of scale s has "
                 "its center within the middle share 1 − s.",
             ),
             Picture(
                 name="scales",
                 svg=scales_figure(benchmark),
                 alt="Stacked bars: the shares of scales among each policy's glimpses after the first.",
-                caption="How large the crops are: scale 1 is the whole scene, 1/2 a quarter of its area. Policies "
-                f"with at most {FEW_SCALES} scales show them, written into their bars; the others' are rounded to the "
-                "nearest of 1, 1/2, 1/4, … (in octaves).",
+                caption="How large the crops are: scale 1 is the whole scene, 1/2 a quarter of its area. For policies "
+                f"with at most {FEW_SCALES} scales the bars show their scales; those of other policies are rounded to "
+                "the nearest of 1, 1/2, 1/4, … (in octaves).",
             ),
         ]
     return {picture.name: picture for picture in made}

@@ -1,7 +1,7 @@
-"""The gallery: the same scenes under several policies, chosen by how much one policy gains on the reference.
+"""The gallery: the same scenes under several policies, chosen by the difference of one policy to the reference.
 
-Glimpses are not chosen anew: the recorded viewpoints are taken again, which gives the recorded readings, so neither a
-policy nor a search is run. Pictures are WebP files with a list of what they show, gallery.json.
+No policy is run: taking the recorded viewpoints again gives the recorded readings. Pictures are WebP files, and
+gallery.json lists what they show.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ from canvit_gym.replay import replay
 
 GALLERY, INDEX = "gallery", "gallery.json"
 PER_KIND = 2
-"""Best, median and worst scenes each."""
+"""Number of best, median and worst scenes each."""
 READINGS = 5
-"""At most so many readings in a line."""
+"""The largest number of readings in a row."""
 QUALITY, WIDTH_PX = 50, 1060
 LABEL_PX, HEADER_PX, LEGEND_PX = 26, 30, 46
 
 
 def shown_glimpses(budget: int) -> list[int]:
-    """Glimpses (from 1) whose readings are shown: all, or the first, the last and some between, early ones closer."""
+    """Glimpses (from 1) whose readings are shown: all, or the first, the last and some in between, denser at first."""
     if budget <= READINGS:
         return list(range(1, budget + 1))
     return sorted({round(t) for t in np.geomspace(1, budget, READINGS)})
@@ -59,7 +59,7 @@ def _focus(benchmark: Benchmark, label: str | None) -> Entry:
         for entry in benchmark.entries:
             if label in (entry.label, entry.spec):
                 if entry is benchmark.reference:
-                    raise ValueError(f"gallery policy {label!r} is the reference itself: choose another")
+                    raise ValueError(f"gallery policy {label!r} is the reference: choose another")
                 return entry
         known = ", ".join(e.label for e in candidates)
         raise ValueError(f"gallery policy {label!r} is not in this benchmark; there are: {known}")
@@ -69,7 +69,7 @@ def _focus(benchmark: Benchmark, label: str | None) -> Entry:
 
 
 def _lines(benchmark: Benchmark, focus: Entry) -> list[Entry]:
-    """Reference, the focus, the best of the other hand-coded policies, the ceiling."""
+    """The reference, the focus, the best of the other hand-coded policies, and the ceiling."""
     reference = benchmark.reference
     others = [e for e in benchmark.entries if not (e.uses_labels or e.learned) and e not in (focus, reference)]
     lines = [reference, *([focus] if focus is not reference else [])]
@@ -86,7 +86,7 @@ def draw_gallery(benchmark: Benchmark, *, config: EnvConfig, policy: str | None 
     """
     focus, reference = _focus(benchmark, policy), benchmark.reference
     lines = _lines(benchmark, focus)
-    num_scenes = min(entry.num_scenes for entry in lines)  # every line knows every scene
+    num_scenes = min(entry.num_scenes for entry in lines)  # every policy was evaluated on these scenes
     gain = (per_scene(focus.first) - per_scene(reference.first)[: focus.num_scenes])[:num_scenes, -1]
     chosen = choose_scenes(gain)
     rows = np.array([row for _, row in chosen])
@@ -121,7 +121,7 @@ def draw_gallery(benchmark: Benchmark, *, config: EnvConfig, policy: str | None 
 
 
 def _draw(views: dict[str, Sequence[EpisodeView]], path: Path) -> None:
-    """A line per policy: the gaze, readings, the truth."""
+    """A row per policy: the gaze, readings, the truth."""
     first = next(iter(views.values()))[0]
     shown = shown_glimpses(first.budget)
     picture = first.picture

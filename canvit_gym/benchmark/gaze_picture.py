@@ -1,7 +1,7 @@
-"""Draw where a policy looked: each scene with its numbered glimpses, and the reading growing beside it.
+"""Draw where a policy looked: each scene with its numbered glimpses, and the reading after each of them.
 
-`draw_gaze` takes episodes as `EpisodeView`s, one after every glimpse. A line of the picture is one scene: the
-scene with the gaze, the reading after glimpse 1, 2, ..., T with that glimpse's box, and the truth.
+`draw_gaze` takes an `EpisodeView` after every glimpse of each episode. A row of the picture shows a scene with its
+gaze, the reading after glimpse 1, 2, ..., T with the glimpse's box, and the truth.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ COLUMN_GAP_PX = 40
 MARGIN_PX = 24
 CAPTION_PX = 22
 BARS = 5
-"""Classes shown of a reading that is no map."""
+"""Number of classes shown for a reading that is not a map."""
 
 
 def reading_picture(view: EpisodeView, size: int) -> Image.Image:
-    """The reading; where it covers the scene, with the box of the glimpse that was just taken."""
+    """The reading, with the box of the last glimpse if it is a map."""
     if not view.picture.covers_scene:
         picture = blank(size, size)
         picture.paste(view.picture.reading(view, size, margin=GAP_PX, most=BARS), (GAP_PX, 0))
@@ -36,7 +36,7 @@ def reading_picture(view: EpisodeView, size: int) -> Image.Image:
 
 
 def scene_strip(views: Sequence[EpisodeView], *, num_readings: int) -> Image.Image:
-    """One scene's line: gaze, readings (room for `num_readings`), truth where it is a map; captions below."""
+    """A scene's row: gaze, readings (space for `num_readings`), the truth if it is a map; captions below."""
     last = views[-1]
     truth = last.picture.truth(last, PICTURE_PX)
     pictures = [(scene_picture(last, PICTURE_PX), last.picture.caption(last))]
@@ -45,7 +45,7 @@ def scene_strip(views: Sequence[EpisodeView], *, num_readings: int) -> Image.Ima
     places = [*range(len(pictures))]
     if truth is not None:
         pictures.append((truth, ""))
-        places.append(num_readings + 1)  # the truth keeps its column where an episode ended early
+        places.append(num_readings + 1)  # the truth keeps its column if an episode ended early
     strip = blank(strip_width(num_readings, has_truth=truth is not None), PICTURE_PX + CAPTION_PX)
     draw = ImageDraw.Draw(strip)
     for place, (picture, caption) in zip(places, pictures, strict=True):
@@ -67,7 +67,7 @@ def draw_gaze(
     title: str = "Where the agent looks, and what the probe then reads",
     columns: int = 2,
 ) -> None:
-    """Write the picture (PNG) of scenes, each a list of the EpisodeViews after glimpse 1, 2, ..., T."""
+    """Write a picture (PNG) of scenes, each a list of the EpisodeViews after glimpse 1, 2, ..., T."""
     if not views_per_scene or not all(views_per_scene):
         raise ValueError("draw_gaze needs at least one scene, and at least one view of each")
     if columns < 1:
@@ -80,7 +80,7 @@ def draw_gaze(
     width, height = strip_width(num_readings, has_truth=has_truth), strips[0].height
     lines = -(-len(strips) // columns)
 
-    # The legend names what is in these pictures: of 150 classes, a dozen scenes hold a few.
+    # The legend only has the classes in these pictures: a dozen scenes have few of 150 classes.
     shown = first.picture.legend([view for views in views_per_scene for view in views])
     page_width = columns * width + (columns - 1) * COLUMN_GAP_PX + 2 * MARGIN_PX
     legend = legend_picture(shown, width=page_width - 2 * MARGIN_PX, text_px=16, lines=2)
@@ -102,7 +102,7 @@ def draw_gaze(
             half = PICTURE_PX / 2
             draw.line((at[0] - half, top - 5, at[0] + half - 1, top - 5), fill=colour, width=3)
     for index, strip in enumerate(strips):
-        line, column = index % lines, index // lines  # down the first column, then down the next
+        line, column = index % lines, index // lines  # first column top to bottom, then the next
         page.paste(strip, (MARGIN_PX + column * (width + COLUMN_GAP_PX), top + line * height))
     if first.picture.has_legend:
         page.paste(legend, (MARGIN_PX, top + lines * height + MARGIN_PX // 2))

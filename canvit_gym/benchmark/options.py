@@ -1,4 +1,4 @@
-"""The options that every command that evaluates policies has."""
+"""Options that all commands that evaluate policies share."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -17,7 +17,7 @@ class EvaluationOptions:
     env_kwargs: str | None = None
     """Further keyword arguments of the environment, as JSON."""
     budget: int = 5
-    """Glimpses per scene, the first one included."""
+    """Glimpses per scene, including the first one."""
     split: Literal["training", "validation", "test"] = "test"
     num_scenes: int | None = None
     """The largest number of scenes to use. None: the whole split."""

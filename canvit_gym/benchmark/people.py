@@ -1,7 +1,7 @@
-"""People in a benchmark: `--also human=FILE`, where `canvit-gym play --record FILE` wrote the file.
+"""People in a benchmark: `--also human=FILE`, with a file from `canvit-gym play --record FILE`.
 
-People see fewer scenes than policies do. They are compared with every policy on the scenes that they played, in a table
-of their own.
+People see fewer scenes than policies. They are compared with every policy on the scenes that they played, in a separate
+table.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _GROUP = re.compile(r"(?P<label>[^()=]+)=(?P<path>.+)")
 
 
 def is_people(spec: str) -> bool:
-    """Whether a spec is of the form label=FILE; "center(scale=0.5)" is not."""
+    """Whether a spec has the form label=FILE, unlike "center(scale=0.5)"."""
     return _GROUP.fullmatch(spec) is not None
 
 
@@ -28,7 +28,7 @@ def read_people(spec: str, identity: dict[str, Any]) -> tuple[str, Evaluation]:
     """(label, record) of "label=FILE".
 
     Raises:
-        FileNotFoundError: no such file. ValueError: no record, or one of something else than the benchmark is on.
+        FileNotFoundError: no such file. ValueError: not a record, or one of another environment, scenes or model.
     """
     found = _GROUP.fullmatch(spec)
     assert found is not None, spec
@@ -45,12 +45,12 @@ def read_people(spec: str, identity: dict[str, Any]) -> tuple[str, Evaluation]:
         raise ValueError(f"{path} is a record of something else than this benchmark is on: {told}")
     inside = record.scene < identity["num_scenes"]
     if not inside.any():
-        raise ValueError(f"{path} holds none of the benchmark's scenes, 0 to {identity['num_scenes'] - 1}")
+        raise ValueError(f"{path} has none of the benchmark's scenes, 0 to {identity['num_scenes'] - 1}")
     return label, record.choose(np.flatnonzero(inside))
 
 
 def keep_people(label: str, record: Evaluation, directory: Path) -> dict[str, str]:
-    """Write the record among the benchmark's own; its entry of the manifest."""
+    """Write the record to the benchmark's directory. Returns its entry in the manifest."""
     contents = record.scene.tobytes() + record.viewpoints.tobytes()
     name = re.sub(r"[^a-z0-9.]+", "_", label.lower()).strip("_")
     file = f"people-{name}-{hashlib.sha256(contents).hexdigest()[:12]}.npz"
@@ -59,7 +59,7 @@ def keep_people(label: str, record: Evaluation, directory: Path) -> dict[str, st
 
 
 def on_scenes(entry: Entry, scenes: NDArray[np.integer]) -> Entry | None:
-    """The entry on these scenes, in this order; None where it has not seen them all."""
+    """The entry on these scenes, in this order; None if it was not evaluated on all of them."""
     place = {scene: row for row, scene in enumerate(entry.first.scene.tolist())}
     if any(scene not in place for scene in scenes.tolist()):
         return None

@@ -1,7 +1,7 @@
-"""Figures of a benchmark's report, as SVG texts: one style, readable without colour vision.
+"""Figures of a benchmark's report as SVG, in one style that is readable without colour vision.
 
-Each policy keeps its colour, dash and marker in every figure. Labels come from users and may hold anything: they are
-drawn as they are, in one line and without math. Viewpoints are (row, col, scale) in scene coordinates.
+Each policy keeps its colour, dash and marker in every figure. Labels come from users and may contain anything: they are
+drawn literally, in one line and without math. Viewpoints are (row, col, scale) in scene coordinates.
 """
 
 import io
@@ -35,8 +35,8 @@ COLOURS = (
     "#0077bb", "#ee7733", "#009988", "#ee3377", "#8a6fc9", "#33a4dd", "#cc3311", "#a5892a", "#5b8c2a", "#b0578d",
     "#4d6fa5", "#c28e5c", "#d6b21a", "#8c5233", "#5fc2a5", "#7d3fbf", "#f09bb0", "#9cc53b",
 )  # fmt: skip
-"""More than a benchmark has policies, as a rule. The first ones are told apart with any colour vision (after Paul Tol's
-vibrant scheme); dashes, markers and direct labels do the rest."""
+"""Usually more than a benchmark has policies. The first ones are distinguishable with any colour vision (after Paul
+Tol's vibrant scheme); dashes, markers and direct labels distinguish the rest."""
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.6)), (0, (1.4, 1.2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
@@ -51,10 +51,10 @@ STYLE: Any = {
 }  # fmt: skip
 
 TITLE_CHARS = 25
-"""That fit over a panel of differences."""
+"""Characters that fit above a panel of differences."""
 DENSITY_BINS = 24
 COLUMNS = 6
-"""At most so many columns of glimpses; with larger budgets later glimpses share one."""
+"""The largest number of columns of glimpses; with larger budgets later glimpses share one."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def marks(entries: Sequence[Entry], *, reference: str) -> dict[str, Mark]:
     """Neutral for the reference and for ceilings, bold for learned policies."""
     result: dict[str, Mark] = {}
     place = 0
-    for entry in sorted(entries, key=lambda e: not e.learned):  # learned ones get the first colours
+    for entry in sorted(entries, key=lambda e: not e.learned):  # learned policies get the first colours
         if entry.label == reference:
             result[entry.label] = Mark(INK, "solid", "o", 2.0)
         elif entry.uses_labels:
@@ -102,7 +102,7 @@ def svg_text(figure: Figure) -> str:
 
 
 def _spread(places: NDArray[np.float64], *, gap: float, low: float, high: float) -> NDArray[np.float64]:
-    """Places moved apart by at least `gap`, in order, as little as that takes, within the limits where they fit."""
+    """Move places apart by at least `gap`, in order and as little as possible, within the limits if they fit."""
     order = np.argsort(places, kind="stable")
     moved = places[order].astype(np.float64)
     for _ in range(200):
@@ -122,7 +122,7 @@ def _spread(places: NDArray[np.float64], *, gap: float, low: float, high: float)
 
 
 def _label_ends(axes: Axes, ends: dict[str, tuple[float, float]], drawn: dict[str, Mark], *, at: float) -> None:
-    """Direct labels to the right of x = `at`, spread so that none covers another, tied to their curves."""
+    """Direct labels to the right of x = `at`, spread so that they do not overlap, connected to their curves."""
     low, high = axes.get_ylim()
     height_pt = axes.get_window_extent().height * 72 / axes.figure.dpi
     gap = (high - low) * 11.5 / height_pt
@@ -197,7 +197,7 @@ def curves_figure(
             axes.set_xlabel("glimpses taken")
         else:
             axes.set_xscale("log")
-            axes.set_xlabel("cumulative GFLOPs per scene (log scale): the backbone's and the policy's own")
+            axes.set_xlabel("cumulative GFLOPs per scene (log scale), of backbone and policy")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
@@ -206,13 +206,13 @@ def curves_figure(
 
 
 def panel_title(label: str) -> str:
-    """A label in lines that fit over a panel; what it has in brackets begins a line."""
+    """A label in lines that fit above a panel; brackets begin a new line."""
     name, bracket, rest = visible(label).partition("(")
     return "\n".join(wrap(name, TITLE_CHARS) + wrap(bracket + rest, TITLE_CHARS))
 
 
 def differences_figure(curves: dict[str, dict[str, Any]], drawn: dict[str, Mark], *, y_label: str, zero: str) -> str:
-    """A panel per policy: its difference to `zero` in points against glimpses, the other policies' behind it."""
+    """A panel per policy: its difference to `zero` in points against glimpses, with the other policies in grey."""
     with report_style():
         columns = min(4, len(curves))
         lines = -(-len(curves) // columns)
@@ -226,7 +226,7 @@ def differences_figure(curves: dict[str, dict[str, Any]], drawn: dict[str, Mark]
         )
         budget = len(next(iter(curves.values()))["value"])
         x = np.arange(1, budget + 1)
-        # All in one line, broken where a curve ends.
+        # One polyline, broken where a curve ends.
         behind = (
             np.concatenate([np.append(x, np.nan) for _ in curves]),
             np.concatenate([np.append(100 * np.array(curve["value"]), np.nan) for curve in curves.values()]),
@@ -247,7 +247,7 @@ def differences_figure(curves: dict[str, dict[str, Any]], drawn: dict[str, Mark]
         )  # fmt: skip
         for axes in panels.flat[len(curves) :]:
             axes.set_visible(False)
-        for column in range(columns):  # where the last line ends early, the line above bears the axis
+        for column in range(columns):  # if the last row is shorter, the row above has the axis
             lowest = max(line for line in range(lines) if line * columns + column < len(curves))
             panels[lowest, column].xaxis.set_tick_params(labelbottom=True)
         figure.supxlabel("glimpses taken", fontsize=9)
@@ -259,7 +259,7 @@ def differences_figure(curves: dict[str, dict[str, Any]], drawn: dict[str, Mark]
 def intervals_figure(
     panels: Sequence[tuple[str, dict[str, dict[str, Any] | None], float]], drawn: dict[str, Mark], labels: Sequence[str]
 ) -> str:
-    """Scalar estimates as dots with 95% bars, one line a label: panels of (title, estimates by label, line at)."""
+    """Scalar estimates as dots with 95% bars, a row per label: panels of (title, estimates by label, line at)."""
     with report_style():
         height = 0.27 * len(labels) + 0.75
         figure, columns = plt.subplots(1, len(panels), figsize=(8.6, height), sharey=True, squeeze=False)
@@ -289,7 +289,7 @@ def intervals_figure(
 
 
 def glimpse_groups(budget: int) -> list[tuple[int, int]]:
-    """[first, last] glimpses (from 1) that share a column, single ones first; glimpse 1 is left to itself."""
+    """[first, last] glimpses (from 1) that share a column, single ones first; glimpse 1 never shares one."""
     later = list(range(2, budget + 1))
     if len(later) <= COLUMNS:
         return [(t, t) for t in later]
@@ -309,7 +309,7 @@ def fixation_density(viewpoints: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def density_figure(benchmark: Benchmark) -> str:
-    """A line of maps per policy, a map per glimpse after the first; each map is scaled to its own maximum."""
+    """A row of maps per policy, a map per glimpse after the first, each scaled to its own maximum."""
     groups = glimpse_groups(benchmark.budget)
     gap = 3
     pitch = DENSITY_BINS + gap
@@ -348,9 +348,9 @@ def _mosaic_labels(axes: Axes, lines: Sequence[str], groups: Sequence[tuple[int,
 
 
 LABELLED_SHARE = 0.06
-"""The least share of a bar that has room for its scale."""
+"""The smallest share whose part of the bar has room for its scale."""
 ON_BRIGHT, ON_DARK, LUMINANCE = "#101010", "#fdfdfd", (0.2126, 0.7152, 0.0722)
-"""Text on a bar, which is no colour of the page's, and how bright red, green and blue are."""
+"""Colours of text on a bar, and the brightness of red, green and blue."""
 SCALE_COLOURS = LinearSegmentedColormap.from_list("scales", ["#d8c27a", "#6fa98f", "#2f7f9b", "#33558b", "#2b2a5a"])
 
 
@@ -361,7 +361,7 @@ def scale_shares(viewpoints: NDArray[np.float32], halvings: int) -> NDArray[np.f
 
 
 def scale_bars(entry: Entry, halvings: int) -> list[tuple[float, float]]:
-    """(scale, share) of the glimpses after the first: the policy's own scales where it has few, else in octaves."""
+    """(scale, share) of the glimpses after the first: the policy's own scales if there are few, else in octaves."""
     later = entry.viewpoints[:, 1:].reshape(-1, 3)
     if entry.scales is None:
         return [(2.0**-octave, share) for octave, share in enumerate(scale_shares(later, halvings).tolist())]
@@ -370,7 +370,7 @@ def scale_bars(entry: Entry, halvings: int) -> list[tuple[float, float]]:
 
 
 def scales_figure(benchmark: Benchmark) -> str:
-    """Stacked shares of scales of the glimpses after the first, a line per policy; in it the scales, where few."""
+    """Stacked shares of the scales of glimpses after the first, a bar per policy, with the scales if there are few."""
     finest = min(float(entry.viewpoints[:, 1:, 2].min(initial=1)) for entry in benchmark.entries)
     halvings = max(1, int(np.ceil(-np.log2(finest) - 0.5)))
     with report_style():

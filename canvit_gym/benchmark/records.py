@@ -1,14 +1,14 @@
-"""A benchmark on disk: what identifies it, what it consists of, and one record per evaluation.
+"""A benchmark on disk: its identity, its plan, and one record per evaluation.
 
     benchmark.json      identity, plan, provenance
     records/*.npz       one Evaluation each: see canvit_gym.evaluation for the arrays
     results.json        every number of the report
 
-Without records/ the report is made of benchmark.json and results.json.
+Without records/ the report is made from benchmark.json and results.json.
 
-The identity is all that a directory's records share: the environment, its scenes, the checkpoint, the probe and the
-versions of what computes. A record's name carries a key: the hash of that, of the policy and of the seed. A record
-with the right key is never computed again, and no record with another key is ever read.
+The identity is what all records of a directory share: the environment, its scenes, the checkpoint, the probe and the
+versions of the packages that compute. A record's file name contains a key: the hash of the identity, the policy and the
+seed. Records with the right key are not computed again, and records with another key are never read.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from canvit_gym.evaluation import Evaluation
 
 MANIFEST, RECORDS, RESULTS = "benchmark.json", "records", "results.json"
 NOT_EVALUATING = ("benchmark/", "cli.py", "command_line.py", "listing.py", "play/", "probes/", "sb3.py", "suite/")
-"""Parts of canvit_gym that change no evaluation."""
+"""Parts of canvit_gym that do not affect evaluations."""
 FEW_SCALES, SCALE_DIGITS = 4, 4
 
 
@@ -37,7 +37,7 @@ def digest(value: Any) -> str:
 
 @cache
 def code_sha256() -> str:
-    """Of the modules that evaluation runs: records of other code are not mixed with those of this one."""
+    """The hash of the modules that evaluations use, so that records of different code are not mixed."""
     root = Path(canvit_gym.__file__).parent
     whole = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -56,7 +56,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 def check_identity(directory: Path, identity: dict[str, Any], *, manifest: str = MANIFEST) -> None:
     """
     Raises:
-        ValueError: the directory holds another benchmark; names every field that differs.
+        ValueError: the directory has another benchmark; the message names every field that differs.
     """
     path = directory / manifest
     if not path.exists():
@@ -95,13 +95,13 @@ def _damaged(path: Path, how: object) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a learned policy, or one seed of a hand-coded one: the unit that is resampled."""
+    """A training run of a learned policy, or a seed of a hand-coded one: the unit that is resampled."""
 
     training: dict[str, Any] | None
-    """Of a learned policy: its directory and weights."""
+    """Directory and weights of a learned policy."""
     seeds: tuple[int, ...]
     evaluations: tuple[Evaluation, ...]
-    """One per seed; none where the records are not there."""
+    """One per seed; empty without the records."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Entry:
 
     @property
     def first(self) -> Evaluation:
-        """The one that stands for the policy in pictures."""
+        """The evaluation that represents the policy in pictures."""
         return self.runs[0].evaluations[0]
 
     @property
@@ -132,7 +132,7 @@ class Entry:
 
     @property
     def scales(self) -> list[float] | None:
-        """The scales of the glimpses after the first, largest first; None where there are more than FEW_SCALES."""
+        """The scales of the glimpses after the first, largest first; None if there are more than FEW_SCALES."""
         scales = np.unique(self.viewpoints[:, 1:, 2].astype(np.float64).round(SCALE_DIGITS))
         return scales[::-1].tolist() if len(scales) <= FEW_SCALES else None
 
@@ -143,15 +143,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """All evaluations of a benchmark, and what its manifest says of it."""
+    """All evaluations of a benchmark, and its manifest."""
 
     directory: Path
     manifest: dict[str, Any]
     entries: tuple[Entry, ...]
     people: tuple[Entry, ...] = ()
-    """On the scenes that they played."""
+    """People, on the scenes that they played."""
     numbers: dict[str, Any] | None = None
-    """What results.json holds, where there are no records: what is drawn of single scenes cannot be drawn then."""
+    """The contents of results.json if there are no records. Single scenes cannot be drawn then."""
 
     @property
     def reference(self) -> Entry:
@@ -159,7 +159,7 @@ class Benchmark:
 
     @property
     def num_scenes(self) -> int:
-        """Of every policy that uses no labels."""
+        """The entries of policies that use no labels."""
         return self.reference.num_scenes
 
     @property
@@ -174,7 +174,7 @@ class Benchmark:
 def load_benchmark(directory: Path) -> Benchmark:
     """
     Raises:
-        FileNotFoundError: no benchmark there, or one that is not complete.
+        FileNotFoundError: no benchmark there, or an incomplete one.
         ValueError: a damaged file.
     """
     manifest = read_manifest(directory)
@@ -224,11 +224,11 @@ def _read_numbers(directory: Path) -> dict[str, Any] | None:
         raise ValueError(_damaged(path, error)) from error
     if not isinstance(numbers, dict) or "policies" not in numbers:
         raise ValueError(_damaged(path, "without policies"))
-    return {"people": [], **numbers}  # version 0.1 knew no people
+    return {"people": [], **numbers}  # version 0.1 had no people
 
 
 def _load_people(manifest: dict[str, Any], directory: Path) -> tuple[Entry, ...]:
-    """The people of a benchmark, as entries that stand beside its policies."""
+    """The people of a benchmark, as entries like those of its policies."""
     return tuple(
         Entry(
             label=kept["label"],

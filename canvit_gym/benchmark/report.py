@@ -1,13 +1,13 @@
-"""The report of a benchmark, from its stored records alone: no model is loaded and nothing is evaluated.
+"""The report of a benchmark, from its stored records: no model is loaded and nothing is evaluated.
 
     canvit-gym report --results experiments/results/benchmark/fashion_segmentation_b5
 
-Writes into the directory: report.html (one file, nothing is fetched), results.md (its tables), results.json (every
-number, with provenance), scenes.csv (a line per scene: score and cross-entropy of each policy after the last glimpse)
-and figures/. The gallery's pictures are those that the benchmark drew.
+Writes into the directory: report.html (a single file that needs no network), results.md (its tables), results.json
+(every number, with provenance), scenes.csv (a row per scene: score and cross-entropy of each policy after the last
+glimpse) and figures/. The gallery's pictures are those that the benchmark drew.
 
-Where the records are not there, as in a fresh clone, the report is made of benchmark.json and results.json: without
-scenes.csv and without the figures of where policies look.
+Without the records, as in a fresh clone, the report is made from benchmark.json and results.json: without scenes.csv
+and without the figures of where policies look.
 """
 
 import base64
@@ -90,7 +90,7 @@ def sections(benchmark: Benchmark, numbers: dict[str, Any]) -> list[Section]:
     if numbers["oracle"]:
         made.append(Section("Headroom", tables=(headroom_table(numbers),), pictures=some("headroom", "oracle_scenes")))
     else:
-        text = "No share of headroom is given: it takes both greedy_oracle and coarse_to_fine among the policies."
+        text = "There is no share of headroom: it needs both greedy_oracle and coarse_to_fine among the policies."
         made.append(Section("Headroom", text=(text,)))
     for people in numbers["people"]:
         title = f"People: {people['label']}"
@@ -102,31 +102,31 @@ def sections(benchmark: Benchmark, numbers: dict[str, Any]) -> list[Section]:
 
 def _methods(benchmark: Benchmark, numbers: dict[str, Any]) -> list[str]:
     lines = [
-        f"Every policy sees every scene once, in the same order, and takes {numbers['budget']} glimpses; after each "
-        "of them the probe's reading is compared with the truth.",
+        f"Every policy sees every scene once, in the same order, and takes {numbers['budget']} glimpses. The probe's "
+        "reading is compared with the truth after each of them.",
         metric_named(numbers["metric"]).doc,
-        f"Intervals are 95% percentile intervals over {numbers['resamples']:,} bootstrap resamples: of scenes, the "
-        "same for all policies, so that differences are paired; and, where a policy has several runs (seeds of a "
-        "random policy, training runs of a learned one), of runs too. With few runs they are too narrow.",
-        "Interquartile mean and probability of improvement are rliable's (Agarwal et al., 2021), with scenes as tasks; "
-        "their intervals differ: rliable by default resamples runs only, here scenes are resampled too.",
+        f"Intervals are 95% percentile intervals over {numbers['resamples']:,} bootstrap resamples of scenes, the same "
+        "for all policies, so that differences are paired. If a policy has several runs (seeds of a random policy, "
+        "training runs of a learned one), these are resampled too. With few runs intervals are too narrow.",
+        "Interquartile mean and probability of improvement are those of rliable (Agarwal et al., 2021), with scenes as "
+        "tasks. The intervals differ: by default rliable only resamples runs, here scenes are resampled too.",
     ]
     if seeds := _seeds(benchmark, learned=False):
-        lines.append(f"Hand-coded policies that draw random numbers: {seeds}.")
+        lines.append(f"Hand-coded policies with random choices: {seeds}.")
     if seeds := _seeds(benchmark, learned=True):
-        lines.append(f"Learned policies whose viewpoints are sampled: {seeds} per training run.")
+        lines.append(f"Learned policies with sampled viewpoints: {seeds} per training run.")
     return lines
 
 
 def _seeds(benchmark: Benchmark, *, learned: bool) -> str:
-    """How many a run of a random policy is evaluated with: "1 seed"; empty where there is no such policy."""
+    """The number of seeds per run of a random policy: "1 seed"; empty if there is no such policy."""
     random = [entry for entry in benchmark.entries if entry.learned == learned and not entry.deterministic]
     counts = sorted({len(run.seeds) for entry in random for run in entry.runs})
     return f"{listed([str(count) for count in counts])} seed{'s' * (counts != [1])}" if counts else ""
 
 
 def figure_html(content: bytes, kind: str, *, alt: str, caption: str) -> str:
-    """A picture within the page, as the file holds it."""
+    """A picture file, embedded in the page."""
     data = base64.b64encode(content).decode()
     image = f'<img alt="{html(alt)}" src="data:image/{kind};base64,{data}">'
     return f"<figure>{image}<figcaption>{html(caption)}</figcaption></figure>"
@@ -144,7 +144,7 @@ def html_document(title: str, parts: Sequence[str]) -> str:
 
 
 def _gain_text(gain: float, metric: str) -> str:
-    """By how much a scene is read better, more being better."""
+    """By how much better a scene is read, in words."""
     measure = metric_named(metric).scene_measure
     if measure.of == "loss":
         gain = -gain
@@ -220,18 +220,18 @@ def _provenance_rows(benchmark: Benchmark) -> list[tuple[str, str]]:
 
 
 def _decisions(training: dict[str, Any]) -> str:
-    """How much it learned from, where that is known."""
+    """The number of training decisions, if it is known."""
     count = decisions_of(training)
     return "" if count is None else f", after {count:,} decisions"
 
 
 def _budget_notes(benchmark: Benchmark) -> list[str]:
-    """Where a learned policy is used at another budget than it was trained at."""
+    """Notes on learned policies that are used with another budget than in training."""
     notes = []
     for label, trainings in trained_policies(benchmark.entries):
         if other := sorted({training["budget"] for training in trainings} - {benchmark.budget}):
             notes.append(
-                f"{label}: trained at a budget of {listed([str(b) for b in other])} glimpses, evaluated at "
+                f"{label}: trained with a budget of {listed([str(b) for b in other])} glimpses, evaluated with "
                 f"{benchmark.budget}."
             )
     return notes
@@ -266,7 +266,7 @@ def html_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Section]
 
 
 def markdown_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Section]) -> str:
-    """The tables. Figures and gallery are in the page in HTML."""
+    """The tables. Only the HTML page has figures and a gallery."""
     parts = [f"# {markdown(_title(benchmark))}", markdown(_scope(benchmark, numbers))]
     parts += [f"> Warning: {markdown(text)}" for text in warnings(benchmark)]
     parts += [f"> {markdown(text)}" for text in benchmark.manifest["left_out"]]
@@ -283,7 +283,7 @@ def markdown_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Sect
 
 
 def scenes_csv(benchmark: Benchmark) -> str:
-    """A line per scene: of every policy, its score and cross-entropy after the last glimpse, averaged over runs."""
+    """A row per scene: score and cross-entropy of every policy after the last glimpse, averaged over runs."""
     columns: dict[str, Any] = {"scene": benchmark.reference.first.scene.astype(int)}
     for entry in benchmark.entries:
         for name, values in (
@@ -301,7 +301,7 @@ def scenes_csv(benchmark: Benchmark) -> str:
 
 
 def write_report(benchmark: Benchmark) -> Path:
-    """All of the report's files that what is stored allows; returns the path of report.html."""
+    """Write all files of the report that the stored data allows. Returns the path of report.html."""
     numbers = compare(benchmark) if benchmark.numbers is None else benchmark.numbers
     made = sections(benchmark, numbers)
     directory = benchmark.directory
@@ -320,7 +320,7 @@ def write_report(benchmark: Benchmark) -> Path:
 
 
 def _results(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Any]:
-    """Every number, with what it is a number of."""
+    """Every number, with identity and provenance."""
     manifest = benchmark.manifest
     return {
         "summary": summary(numbers),

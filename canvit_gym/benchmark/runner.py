@@ -1,20 +1,19 @@
-"""Benchmark policies on one environment: every policy on the same scenes, with intervals, in a report one can cite.
+"""Benchmark policies on one environment: all policies on the same scenes, with intervals and a report.
 
     canvit-gym benchmark --env CanViT/FashionSegmentation-v0 --budget 5 \
         --learned ppo=runs/seed0/best,runs/seed1/best,runs/seed2/best \
         --output experiments/results/benchmark/fashion_segmentation_b5
 
-The output directory then holds report.html (self-contained), results.md, results.json, scenes.csv, figures/ and
-gallery/, and the records that all of them are made of: records/*.npz, one per policy and seed, with viewpoints, losses
-and intersections and unions of every scene and glimpse.
+The output directory then contains report.html (self-contained), results.md, results.json, scenes.csv, figures/ and
+gallery/, and the records from which they are made: records/*.npz, one per policy and seed, with the viewpoints, losses
+and counts of every scene and glimpse.
 
-A benchmark that was interrupted goes on with the same command: what is in records/ is not computed again, and the
-result is the same. Policies and seeds may be added in that way too. `canvit-gym report --results DIR`
-writes the report again from the records, without a model.
+Run the same command again to continue an interrupted benchmark: evaluations in records/ are not repeated, and the
+result is the same. Policies and seeds can be added in the same way. `canvit-gym report --results DIR` rewrites the
+report from the records, without a model.
 
-Policies that draw random numbers are evaluated with seeds 0, 1, ..., others once. Policies that use labels (ceilings)
-cost a forward per candidate: they see the first `oracle_scenes` scenes, and what is compared with them is compared on
-those scenes.
+Policies with random choices are evaluated with seeds 0, 1, ..., others once. Policies that use labels (ceilings) cost a
+forward per candidate. They only see the first `oracle_scenes` scenes, and are compared with others on those scenes.
 """
 
 import glob
@@ -72,7 +71,7 @@ DEFAULT_POLICIES = (
 )
 
 NOT_IDENTIFYING = ("device", "workers", "cache", "observations", "reward", "glimpse_cost", "allow_stop", "track_score")
-"""Fields of the configuration that change no hand-coded policy's numbers; learned ones bring their own."""
+"""Fields of the configuration that do not affect hand-coded policies; learned ones have their own values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,28 +79,28 @@ class BenchmarkConfig(EvaluationOptions):
     output: Path
     """Directory of the records and the report."""
     policies: tuple[str, ...] | None = None
-    """Hand-coded policies, with arguments where they take some: "center(scale=0.55)"; or run directories, each a
-    learned policy by itself. None: all hand-coded ones that support the environment."""
+    """Hand-coded policies, optionally with arguments: "center(scale=0.55)"; or run directories, each a separate learned
+    policy. None: all hand-coded ones that support the environment."""
     also: tuple[str, ...] = ()
-    """Further policies, beside those: the same with other arguments, say. And people, as human=FILE, where
-    `canvit-gym play --record FILE` wrote the file."""
+    """Additional policies, for example with other arguments. And people, as human=FILE, with a file from
+    `canvit-gym play --record FILE`."""
     learned: tuple[str, ...] = ()
-    """Learned policies with several training runs, as name=directory,directory,...; each is evaluated with its most
-    likely viewpoints and with sampled ones."""
+    """Learned policies with one or more training runs, as name=directory,directory,... They are evaluated with their
+    most likely viewpoints and with sampled ones."""
     seeds: int = 5
-    """Seeds of policies that draw random numbers. Sampled learned policies share them among their training runs."""
+    """Seeds of policies with random choices. Sampled learned policies divide them among their training runs."""
     reference: str = "coarse_to_fine"
-    """The policy that the others are compared with, as named in policies."""
+    """The policy that all others are compared with, as named in policies."""
     oracle_scenes: int = 200
-    """Scenes for policies that use labels."""
+    """Number of scenes for policies that use labels."""
     gallery_policy: str | None = None
-    """Whose best, median and worst scenes against the reference the gallery shows, by its label in the tables. None:
-    the best learned policy, else the best that uses no labels."""
+    """Label of the policy whose best, median and worst scenes against the reference the gallery shows. None: the best
+    learned policy, or else the best that uses no labels."""
 
 
 @dataclass(frozen=True)
 class Evaluable:
-    """One policy that can be evaluated, and what decides its numbers."""
+    """A policy that can be evaluated, and what determines its numbers."""
 
     policy: GlimpsePolicy
     config: EnvConfig
@@ -111,7 +110,7 @@ class Evaluable:
 
 @dataclass(frozen=True)
 class Planned:
-    """One line of the tables: runs of a policy, and the seeds to evaluate each with."""
+    """A row of the tables: runs of a policy, and the seeds to evaluate each with."""
 
     label: str
     spec: str
@@ -137,7 +136,7 @@ class Plan:
 
 
 def identity(config: EnvConfig, env_id: str) -> dict[str, Any]:
-    """What all records of a directory share; JSON values, without the directories of the machine that ran it."""
+    """What all records of a directory share, as JSON values without this machine's directories."""
     backbone, scenes = build_backbone(config), build_scenes(config)
     task = build_task(config, backbone, scenes.classes)
     values = {name: value for name, value in config.to_json().items() if name not in NOT_IDENTIFYING}
@@ -157,10 +156,10 @@ def identity(config: EnvConfig, env_id: str) -> dict[str, Any]:
 
 
 def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
-    """What is to be evaluated. Searches the best fixed sequence where it is asked for and not cached.
+    """Decide what to evaluate. Searches the best fixed sequence if it is needed and not cached.
 
     Raises:
-        ValueError: a policy that is unknown or does not fit; none; a reference that is not among them.
+        ValueError: an unknown policy, one that does not support the environment, or no policies.
     """
     backbone = build_backbone(env)
     task_name = build_task(env, backbone, build_scenes(env).classes).name
@@ -188,10 +187,10 @@ def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
 
 
 def _training_runs(group: str) -> tuple[str, list[str]]:
-    """The name and the directories of name=directory,directory,...; a directory may have commas if it is the only one.
+    """Split name=directory,directory,... A directory may contain commas if it is the only one.
 
     Raises:
-        ValueError: not of this form.
+        ValueError: another form.
     """
     name, equals, directories = group.partition("=")
     if not (name and equals and directories.strip(",")):
@@ -202,7 +201,7 @@ def _training_runs(group: str) -> tuple[str, list[str]]:
 
 
 def run_name(directory: str) -> str:
-    """What a run directory is called, or the one that holds a policy's best/ or last/."""
+    """The name of a run directory, also for its best/ or last/."""
     path = Path(directory)
     return path.parent.name if path.name in ("best", "last") and path.parent.name else path.name
 
@@ -212,7 +211,7 @@ def _is_directory(spec: str) -> bool:
 
 
 def _supported(specs: tuple[str, ...], task_name: str, backbone: Backbone) -> tuple[tuple[str, ...], list[str]]:
-    """The specs that support the environment; the others in a line for each reason, for the report."""
+    """The specs that support the environment, and a line for the report for each reason why others do not."""
     supported: list[str] = []
     left_out: dict[str, list[str]] = {}
     for spec in specs:
@@ -231,7 +230,7 @@ def _supported(specs: tuple[str, ...], task_name: str, backbone: Backbone) -> tu
 
 
 def evaluable(spec: str, env: EnvConfig, *, deterministic: bool = True, progress: bool = False) -> Evaluable:
-    """One policy by itself: hand-coded ones by their spec, learned ones by their directory."""
+    """A single policy: a hand-coded one by its spec, or a learned one by its directory."""
     if _is_directory(spec):
         return _trained(spec, env, deterministic=deterministic)
     policy = make_policy(spec, config=env, num_glimpses=env.budget, progress=progress)
@@ -258,7 +257,7 @@ def _hand_coded(spec: str, config: BenchmarkConfig, env: EnvConfig) -> Planned:
 
 
 def _learned(name: str, directories: list[str], config: BenchmarkConfig, env: EnvConfig) -> list[Planned]:
-    """Two lines: most likely viewpoints, and sampled ones."""
+    """Two rows: with the most likely viewpoints, and with sampled ones."""
     if twice := [d for d, count in Counter(directories).items() if count > 1]:
         raise ValueError(f"learned policy {name!r} names a directory twice: {', '.join(twice)}")
     lines = []
@@ -275,7 +274,7 @@ def _trained(directory: str, env: EnvConfig, *, deterministic: bool) -> Evaluabl
     """
     Raises:
         FileNotFoundError: no policy there.
-        ValueError: one of another environment, checkpoint or probe.
+        ValueError: a policy of another environment, checkpoint or probe.
     """
     where = policy_directory(Path(directory))
     record = load_record(where)
@@ -354,11 +353,11 @@ def _described(entry: Planned, records: list[list[PendingEvaluation]]) -> dict[s
 
 
 def evaluate_missing(records: list[PendingEvaluation], *, batch_size: int, progress: bool) -> None:
-    """Every record that does not exist yet, under one progress bar that moves with every glimpse of a batch."""
+    """Evaluate every record that does not exist yet, with one progress bar for all of them."""
     planned = {record.path for record in records}
     missing = [record for record in records if not record.path.exists()]
     if done := len(records) - len(missing):
-        print(f"{done} of {len(records)} evaluations are in {records[0].path.parent} already")
+        print(f"{done} of {len(records)} evaluations are already in {records[0].path.parent}")
     total = sum(len(build_scenes(r.evaluable.config)) * r.evaluable.config.budget for r in missing)
     with tqdm(total=total, unit="glimpse", disable=None if progress else True, smoothing=0.05) as bar:
         for place, record in enumerate(missing):
@@ -382,7 +381,7 @@ def evaluate_missing(records: list[PendingEvaluation], *, batch_size: int, progr
 
 
 def _remove_outdated(path: Path, *, planned: set[Path]) -> None:
-    """Records of the same policy and seed under another key: of other weights, or other code."""
+    """Remove records of the same policy and seed with another key: of other weights, or other code."""
     name = path.stem.rsplit("-", 1)[0]
     for other in path.parent.glob(f"{glob.escape(name)}-????????????.npz"):
         if other not in planned:
@@ -397,7 +396,7 @@ def _advance(bar: "tqdm[Any]") -> Callable[[int, EpisodeBatch], None]:
 
 
 def benchmark(config: BenchmarkConfig) -> Path:
-    """Do what is missing, then write the report; returns its path."""
+    """Run the missing evaluations, then write the report. Returns its path."""
     integer(1)("--seeds", config.seeds)
     integer(1)("--oracle-scenes", config.oracle_scenes)
     env = config.env_config()

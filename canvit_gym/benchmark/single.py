@@ -3,7 +3,7 @@
     canvit-gym evaluate --policy entropy_coarse_to_fine
     canvit-gym evaluate --policy runs/mine --split validation --output runs/mine/validation.npz
 
-To compare policies, use `canvit-gym benchmark`: it pairs them scene by scene.
+To compare policies use `canvit-gym benchmark`, which pairs them scene by scene.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,11 @@ from canvit_gym.statistics import Statistic, bootstrap_interval
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(EvaluationOptions):
     policy: str
-    """A hand-coded policy, with arguments where it takes some: "center(scale=0.55)"; or the directory of a training
-    run."""
+    """A hand-coded policy, optionally with arguments: "center(scale=0.55)"; or the directory of a training run."""
     sampled: bool = False
-    """Sample the viewpoints of a learned policy in place of taking the most likely ones."""
+    """Sample the viewpoints of a learned policy instead of taking the most likely ones."""
     output: Path | None = None
-    """Save the evaluation there, as canvit_gym.evaluation.Evaluation.load reads it."""
+    """File to save the evaluation to; canvit_gym.evaluation.Evaluation.load reads it."""
     seed: int = 0
 
 
@@ -53,7 +52,7 @@ def table(evaluation: Evaluation) -> str:
 
 
 def main(config: EvaluateConfig) -> Evaluation:
-    """Evaluate, print the table, and save what was asked for."""
+    """Evaluate, print the table, and save the evaluation if requested."""
     env = config.env_config()
     output = config.output and config.output.expanduser()
     if output is not None:

@@ -1,4 +1,4 @@
-"""The style sheet of a benchmark's report, for light and dark pages. Figures have a white ground on both."""
+"""The style sheet of a benchmark's report, light and dark. Figures have a white background in both."""
 
 CSS = """
 :root { color-scheme: light dark; --page: #f6f7f8; --card: #ffffff; --ink: #1b1f24; --faint: #69707a; --rule: #d5d9de;

@@ -16,7 +16,7 @@ from canvit_gym.tasks.metric import SceneMeasure
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are plain text; the first column names a policy."""
+    """Cells are plain text; the first column is the policy."""
 
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
@@ -43,12 +43,12 @@ class Table:
 
 
 def _cell(text: str) -> str:
-    """An interval in brackets steps back behind its value."""
+    """Show intervals in brackets less prominently than their value."""
     return re.sub(r" (\[[^\]]*\])", r" <span class=interval>\1</span>", escaping.html(text))
 
 
 def _columns(budget: int) -> list[int]:
-    """Glimpses (from 1) that get a column."""
+    """Glimpses (from 1) that have a column."""
     if budget <= COLUMNS:
         return list(range(1, budget + 1))
     return sorted({round(t) for t in np.geomspace(1, budget, COLUMNS)})
@@ -73,14 +73,14 @@ def scores_table(numbers: dict[str, Any]) -> Table:
     return Table(
         header=tuple(header),
         rows=rows,
-        note=f"{metric} in % after each number of glimpses; with 95% intervals in brackets. Area: under the curve over "
-        "glimpses, as a mean. IQM: interquartile mean, the mean of the middle half, of the "
+        note=f"{metric} in % after each number of glimpses, with 95% intervals in brackets. Area: under the curve "
+        "over glimpses, as a mean. IQM: interquartile mean, the mean of the middle half, of the "
         f"{measure.name} after the last glimpse.",
     )
 
 
 def _per_scene(estimate: Estimate, measure: SceneMeasure) -> str:
-    """An estimate, of which more is better, as the measure is shown."""
+    """Format an estimate, where more is better, like the measure."""
     value, (low, high) = estimate["value"], estimate["interval"]
     if measure.of == "loss":
         value, low, high = -value, -high, -low
@@ -113,9 +113,9 @@ def differences_table(numbers: dict[str, Any]) -> Table:
             f"by {metric}",
         ),
         rows=rows,
-        note="After the last glimpse, on the same scenes, with 95% intervals; less cross-entropy is better. "
-        "P(improvement): the probability that the policy reads a random scene better than the reference does, ties "
-        "one half. 'Within noise': the interval holds zero. Intervals are of single comparisons, not corrected for "
+        note="After the last glimpse, on the same scenes, with 95% intervals. Less cross-entropy is better. "
+        "P(improvement): the probability that the policy reads a random scene better than the reference, ties "
+        "one half. 'Within noise': the interval includes zero. Intervals are of single comparisons, not corrected for "
         "their number.",
     )
 
@@ -153,10 +153,10 @@ def headroom_table(numbers: dict[str, Any]) -> Table:
             "share of cross-entropy headroom, %",
         ),
         rows=rows,
-        note=f"On {oracle_scope(numbers)}, those that {oracle['label']} has seen, for every policy. "
+        note=f"On {oracle_scope(numbers)}, which {oracle['label']} was evaluated on, for every policy. "
         f"Share: (policy − {oracle['baseline']}) / ({oracle['label']} − {oracle['baseline']}) after the last glimpse; "
-        "not defined where the interval of the oracle's own lead ends nearer to zero than a fifth of its far end, or "
-        "where a resample of the scenes left the oracle no lead.",
+        "undefined if the interval of the oracle's lead comes closer to zero than a fifth of its far end, or "
+        "if the oracle has no lead in some resample of the scenes.",
     )
 
 
@@ -184,8 +184,8 @@ def people_table(people: dict[str, Any], *, metric: str) -> Table:
             )
             for label in sorted(rows, key=lambda label: -rows[label]["score"]["value"][-1])
         ],
-        note=f"After the last glimpse, on the {people['num_scenes']} scenes that were played, each at the first try; "
-        "with 95% intervals over scenes. Policies that have not seen them all are left out.",
+        note=f"After the last glimpse, on the {people['num_scenes']} scenes that were played, at the first attempt; "
+        "with 95% intervals over scenes. Policies that were not evaluated on all of them are left out.",
     )
 
 
@@ -210,5 +210,5 @@ def policies_table(benchmark: Benchmark, numbers: dict[str, Any]) -> Table:
         header=("policy", "spec", "what it does", "runs", "scenes", "GFLOPs"),
         rows=rows,
         of_words=True,
-        note="GFLOPs per scene for all glimpses: the backbone's and the policy's own, one multiply-accumulate as two.",
+        note="GFLOPs per scene for all glimpses, of backbone and policy; a multiply-accumulate counts as two.",
     )

@@ -1,10 +1,10 @@
-"""A benchmark's numbers in words: estimates as text, verdicts, and the sentences that a report begins with."""
+"""A benchmark's numbers in words: estimates as text, verdicts, and the summary of a report."""
 
 import math
 from typing import Any
 
 Estimate = dict[str, Any]
-"""{"value", "interval"}: a number and (low, high), or curves of them over glimpses."""
+"""{"value", "interval"}: a number and (low, high), or curves over glimpses."""
 
 
 def number(value: float, *, digits: int, signed: bool = False) -> str:
@@ -15,7 +15,7 @@ def number(value: float, *, digits: int, signed: bool = False) -> str:
 
 
 def at(estimate: Estimate, place: int | None = None) -> tuple[float, float, float]:
-    """(value, low, high), of a curve at one glimpse."""
+    """(value, low, high) of a curve at one glimpse."""
     value, (low, high) = estimate["value"], estimate["interval"]
     return (value, low, high) if place is None else (value[place], low[place], high[place])
 
@@ -42,7 +42,7 @@ def listed(items: list[str]) -> str:
 
 
 def scale_text(scale: float) -> str:
-    """1, 1/2, 1/4, ... where it is one of these, else two digits."""
+    """1, 1/2, 1/4, ... if it is one of these, else two digits."""
     halvings = round(-math.log2(scale))
     if not math.isclose(scale, 2.0**-halvings, rel_tol=1e-3):
         return f"{scale:.2g}"
@@ -54,37 +54,37 @@ def scales_text(scales: list[float] | None) -> str:
 
 
 def _against_fixed(numbers: dict[str, Any], label: str) -> str:
-    """What the difference to the fixed sequence says of a policy, whose windows may be of other scales."""
+    """What the difference to the fixed sequence, whose windows may have other scales, says about a policy."""
     fixed, policies = numbers["fixed"], numbers["policies"]
     difference = policies[label]["minus_fixed"]["score"]
     own, theirs = policies[label]["scales"], policies[fixed]["scales"]
     meaning = {
-        "better": "it gains more than this sequence gives",
-        "within noise": "what it gains over other policies may be a prior over places",
-        "worse": "a prior over places does better",
+        "better": "it gains more than this sequence",
+        "within noise": "its gain over other policies may be a prior over places",
+        "worse": "a prior over places is better",
     }[found := verdict(difference, -1)]
     if found == "better" and theirs and (own is None or set(own) - set(theirs)):
-        meaning += f", but its own windows are of {scales_text(own)}, which may be the reason"
+        meaning += f", but its own windows have {scales_text(own)}, which may be the reason"
     windows = f" and takes windows of {scales_text(theirs)}" if theirs else ""
     amount = interval_text(difference, -1, signed=True)
-    return f"{label} against the {fixed}, which sees no image{windows}: {amount} points; {meaning}."
+    return f"{label} against the {fixed}, which ignores the scene{windows}: {amount} points; {meaning}."
 
 
 def by_score(numbers: dict[str, Any]) -> list[str]:
-    """Labels on all scenes, best first."""
+    """Labels of policies evaluated on all scenes, best first."""
     policies = numbers["policies"]
     labels = [label for label, p in policies.items() if "score" in p]
     return sorted(labels, key=lambda label: -policies[label]["score"]["value"][-1])
 
 
 def summary(numbers: dict[str, Any]) -> list[str]:
-    """What the numbers say, in sentences."""
+    """What the numbers say, in sentences. They begin the report."""
     policies, metric, budget = numbers["policies"], numbers["metric"], numbers["budget"]
     best, reference, fixed = numbers["best"], numbers["reference"], numbers["fixed"]
     ranked = [label for label, p in policies.items() if "score" in p and not p["uses_labels"]]
     score = interval_text(policies[best]["score"], -1)
     lines = [
-        f"{best} reads best of the {len(ranked)} policies that use no labels: {metric} {score} % after {budget} "
+        f"{best} is the best of the {len(ranked)} policies that use no labels: {metric} {score} % after {budget} "
         f"glimpses"
         + (
             ", the reference."
@@ -99,9 +99,9 @@ def summary(numbers: dict[str, Any]) -> list[str]:
         if label != best and verdict(policies[label]["minus_best"]["score"], -1) == "within noise"
     ]
     if near:
-        lines.append(f"Not told apart from {best} on these scenes: {listed(near)}.")
+        lines.append(f"Not distinguishable from {best} on these scenes: {listed(near)}.")
     elif len(ranked) > 1:
-        lines.append(f"The lead of {best} over every other policy is clear of zero.")
+        lines.append(f"The interval of {best}'s lead over every other policy excludes zero.")
     against: dict[str, list[str]] = {"better": [], "within noise": [], "worse": []}
     for label in ranked:
         if label != reference:
@@ -112,7 +112,7 @@ def summary(numbers: dict[str, Any]) -> list[str]:
     lowest = min(ranked, key=lambda label: policies[label]["cross_entropy"]["value"][-1])
     if lowest != best:
         loss = interval_text(policies[lowest]["cross_entropy"], -1, scale=1, digits=3)
-        text = f"By cross-entropy {lowest} reads best: {loss} nats"
+        text = f"By cross-entropy {lowest} is the best: {loss} nats"
         if lowest != reference:
             change = interval_text(
                 policies[lowest]["minus_reference"]["cross_entropy"], -1, scale=1, digits=4, signed=True
@@ -134,6 +134,6 @@ def summary(numbers: dict[str, Any]) -> list[str]:
         if shares:
             top = max(shares, key=lambda label: shares[label]["value"])
             text += f" The largest share of that lead: {top}, {interval_text(shares[top], digits=0)} %"
-            text += ", not told apart from none." if verdict(shares[top]) != "better" else "."
+            text += ", not distinguishable from none." if verdict(shares[top]) != "better" else "."
         lines.append(text)
     return lines
