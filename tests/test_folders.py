@@ -196,7 +196,7 @@ class TestOrientation:
         decoder = SqueezedMask(64, 2)
         told = orientation != 1 and turned != "both" and (orientation < 5 or size[0] == size[1])
         if told:
-            with pytest.raises(ValueError, match=rf"\(EXIF orientation {orientation}\).*cannot be told.*auto-orient"):
+            with pytest.raises(ValueError, match=rf"\(EXIF orientation {orientation}\).*it is unknown.*auto-orient"):
                 decoder.decode(tmp_path / "a.jpg", tmp_path / "a.png")
         else:
             pixels, labels = decoder.decode(tmp_path / "a.jpg", tmp_path / "a.png")
@@ -227,7 +227,7 @@ class TestOrientation:
         picture, mask = self.pair((40, 30))
         self.save(picture, tmp_path / "a.jpg", orientation)
         mask.point(lambda value: value + 1).save(tmp_path / "a.png")
-        with pytest.raises(ValueError, match=rf"\(EXIF orientation {orientation}\).*cannot be told.*auto-orient"):
+        with pytest.raises(ValueError, match=rf"\(EXIF orientation {orientation}\).*it is unknown.*auto-orient"):
             SqueezedADE20K(64).decode(tmp_path / "a.jpg", tmp_path / "a.png")
 
     def test_a_damaged_exif_block_is_none(self, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ class TestSplits:
     def test_what_looks_like_a_split_is_neither_class_nor_hashed(
         self, tmp_path: Path, names: tuple[str, ...], told: str
     ) -> None:
-        told += ".* a split, but splits are called train/, val/ and test/: at least train/"
+        told += ".* a split, but splits are named train/, val/ and test/, in lower case"
         for split in ("training", "validation"):
             with pytest.raises(ValueError, match=told):
                 scenes_of("image-folder", self._written(write_image_folder, tmp_path / "images", names), split=split)
@@ -467,7 +467,9 @@ class TestBadLayouts:
     def test_a_class_without_images(self, folder: Path) -> None:
         shutil.rmtree(folder / "train" / "ring")
         (folder / "train" / "ring").mkdir()
-        with pytest.raises(FileNotFoundError, match=r"for the classes ring\..*remove the folder of a class"):
+        with pytest.raises(
+            FileNotFoundError, match=r"for the classes ring\..*remove the folders of classes without images"
+        ):
             scenes_of("image-folder", folder)
         assert len(scenes_of("image-folder", folder, split="validation")) == 12
 
@@ -512,7 +514,7 @@ class TestBadLayouts:
         ("text", "told"),
         [
             ("{", r"classes\.json is not JSON"),
-            ('{"sky": 0}', r'must hold a list of class names, such as \["sky"'),
+            ('{"sky": 0}', r'must contain a list of class names, such as \["sky"'),
             ('["sky"]', "names 1 classes; there must be 2 to 255"),
             ('["sky", "sea", "sky"]', "names a class twice: sky"),
         ],
@@ -548,10 +550,10 @@ class TestBadLayouts:
             ("size", r"is \d+ x \d+ px, but its mask .*scene_0\.png is 5 x 4 px\. Give each"),
             (
                 "value",
-                r"scene_0\.png holds the value 7, but there are 3 classes: values must be 0 to 2, or 255.*classes",
+                r"scene_0\.png has the value 7, but there are 3 classes: values must be 0 to 2, or 255.*classes",
             ),
-            ("16 bits", r"scene_0\.png holds the value 3000"),
-            ("colours", r"scene_0\.png has mode RGB, but a mask holds one class index a pixel.*mask_values="),
+            ("16 bits", r"scene_0\.png has the value 3000"),
+            ("colours", r"scene_0\.png has mode RGB, but masks have a class index per pixel.*mask_values="),
         ],
     )
     @pytest.mark.parametrize("unreadable", ["raise", "skip"])

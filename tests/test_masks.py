@@ -65,8 +65,8 @@ def test_masks_of_0_and_255(root: Path) -> None:
     expected = labels_of(root)
     recode(root, lambda labels: labels * 255)
     told = (
-        r"no pixel of the class 'thing' was found: 5 of 5 masks .* They hold 0 \(in 5\), 255 \(in 5\)\. 255 stands for "
-        "pixels that are ignored"
+        r"no pixel of the class 'thing' was found: 5 of 5 masks .* They contain 0 \(in 5\), 255 \(in 5\)\. 255 marks "
+        "ignored pixels"
     )
     with pytest.raises(ValueError, match=told) as caught:
         scenes_of(root)
@@ -105,7 +105,7 @@ def test_classes_counted_from_1(root: Path, offset: str) -> None:
         (root / "masks/train/scene_0.png").unlink()
         with Image.open(root / "images/train/scene_0.jpg") as image:
             Image.new("L", image.size).save(root / "masks/train/scene_0.png")
-    told = {"from 1": "seem to count the classes from 1", "background": "add the background to the list"}[offset]
+    told = {"from 1": "seem to number the classes from 1", "background": "add the background to the list"}[offset]
     with pytest.raises(ValueError, match=told) as caught:
         scenes_of(root)
     typed = suggested(str(caught.value))
@@ -119,7 +119,7 @@ def test_classes_counted_from_1(root: Path, offset: str) -> None:
 def test_other_values(root: Path) -> None:
     expected = labels_of(root)
     recode(root, lambda labels: np.where(labels == 255, 9, labels * 100).astype(np.uint8))
-    told = r"They hold 0 \(in 5\), 9 \(in 5\), 100 .*200 .*but there are 3 classes: 0 'ground', 1 'disc', 2 'square'"
+    told = r"They contain 0 \(in 5\), 9 \(in 5\), 100 .*200 .*but there are 3 classes: 0 'ground', 1 'disc', 2 'square'"
     with pytest.raises(ValueError, match=told) as caught:
         scenes_of(root)
     assert suggested(str(caught.value)) == dict.fromkeys(["0", "9", "100", "200"], "CLASS")
@@ -140,7 +140,7 @@ def test_values_of_16_bits(root: Path) -> None:
 
 def test_masks_scaled_with_interpolation(root: Path) -> None:
     recode(root, lambda labels: np.tile(np.arange(labels.shape[1], dtype=np.uint8), (labels.shape[0], 1)))
-    with pytest.raises(ValueError, match="values for 3 classes are what masks hold that were scaled with"):
+    with pytest.raises(ValueError, match="values for 3 classes were probably scaled with"):
         scenes_of(root)
 
 
@@ -154,7 +154,7 @@ def test_colours(root: Path, mode: str) -> None:
         (coloured.quantize(3) if mode == "P" else coloured.convert(mode)).save(path)
     typed: dict[str, Any] = {"#000000": "ground", "#ff0000": "disc", "#0080ff": "square"}
     if mode != "P":
-        told = rf"masks hold colours, not class indices: 5 of 5 masks .* 5 of mode {mode}\."
+        told = rf"masks contain colours, not class indices: 5 of 5 masks .* 5 of mode {mode}\."
         with pytest.raises(ValueError, match=told) as caught:
             scenes_of(root)
         assert suggested(str(caught.value)).keys() == typed.keys()
@@ -175,7 +175,7 @@ def test_a_mask_that_the_look_at_the_start_did_not_see(root: Path) -> None:
         labels = np.asarray(file).copy()
     labels[3, 3] = 17
     Image.fromarray(labels).save(root / "masks/train/scene_3.png")
-    with pytest.raises(ValueError, match=r"scene_3\.png holds 17, which mask_values does not name; it names 0, 1, 2"):
+    with pytest.raises(ValueError, match=r"scene_3\.png has 17, which is not in mask_values; it has 0, 1, 2"):
         scenes.load(np.array([3]))
 
 
@@ -239,7 +239,7 @@ def test_the_look_takes_little_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             (root / folder / "train" / f"scene_{k}.{suffix}").symlink_to(root / folder / "train" / f"scene_0.{suffix}")
     (root / "classes.txt").write_text("\n".join([*SEGMENTATION_CLASSES, "rare"]), encoding="utf-8")
     start = time.perf_counter()
-    with pytest.warns(RuntimeWarning, match=r"'rare' was found in none of the masks looked at \(\d+ of 400"):
+    with pytest.warns(RuntimeWarning, match=r"'rare' was found in none of the checked masks \(\d+ of 400"):
         scenes_of(root)  # the class is searched for until time is up
     assert time.perf_counter() - start < mask_check.PATIENCE_S + 1.5
     monkeypatch.setattr(mask_check, "_look", None)

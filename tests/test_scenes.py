@@ -288,7 +288,7 @@ def test_a_damaged_scene_is_noticed_and_made_anew(empty_cache: Path, load: str) 
         file.write(bytes(4096))  # a page that never reached the disk
     scenes = FashionScenes("segmentation", "training", 6)
     getattr(scenes, load)(np.arange(4))
-    with pytest.raises(OSError, match=r"scene 4 in .*\.scenes is not what was saved .*has been removed: run again"):
+    with pytest.raises(OSError, match=r"scene 4 in .*\.scenes is damaged: .*has been removed; run again"):
         getattr(scenes, load)(np.array([3, 4]))
     assert not path.exists()
     scene = generate_scene("segmentation", "training", 4)

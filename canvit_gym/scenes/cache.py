@@ -1,14 +1,14 @@
 """Scenes of a data set on disk, decoded and resized once into a memory-mapped file, then read at memory speed.
 
-The file holds a record per scene (uint8 pixels and, where the task is dense, the label map); after the records a stamp
-per scene, a hash of its files' paths, sizes and modification times; and after the stamps a checksum per scene.
+The file has a record per scene (uint8 pixels and, for segmentation, the label map), then a stamp per scene, which is a
+hash of its files' paths, sizes and modification times, and then a checksum per scene.
 
-- A file is never changed once it bears its final name, which tells the stamps: where images change, another file is
-  made out of the old one, in which only the scenes that changed are decoded again. A process that has the old one open
-  goes on with it.
-- An interrupted build goes on where it stopped: records are on the disk before their stamps are written.
+- A complete file never changes, and its name depends on the stamps. When images change, a new file is made from the old
+  one, for which only the changed scenes are decoded again. A process that has the old file open continues to use it.
+- An interrupted build can be continued: records are on disk before their stamps are written.
 - A record is compared with its checksum when it is first used (canvit_gym.scenes.stored).
-- An added or removed file, another size or geometry makes another file. Files of older lists or stamps are deleted.
+- An added or removed file, another size or another geometry makes a new file. Files for older lists or stamps are
+  deleted.
 """
 
 import logging
@@ -41,14 +41,14 @@ log = logging.getLogger(__name__)
 
 _SYNC_EVERY = 64
 _FORMAT = "records, stamps, checksums"
-"""Part of a file's name: one of another layout is never opened."""
+"""Part of the file name, so that files of another layout are never opened."""
 
 
 class CachedFileScenes(ScenesOnDisk):
-    """The scenes of a split, from a cache in `directory` that is built or brought up to date first.
+    """The scenes of a split, from a cache in `directory` that is built or updated first.
 
-    Unreadable scenes stop the build, unless they are to be left out: then each is warned of when the cache is
-    opened.
+    Unreadable scenes stop the build, unless they are to be left out. In that case there is a warning for each when the
+    cache is opened.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class CachedFileScenes(ScenesOnDisk):
         def picked(name: str) -> torch.Tensor:
             field = self._scenes[name]
             out = torch.empty(len(indices), *field.shape[1:], dtype=torch.uint8, pin_memory=self._pin)
-            out.numpy()[:] = field[indices]  # np.take would copy the whole file first where records hold two fields
+            out.numpy()[:] = field[indices]  # np.take would first copy the whole file if records have two fields
             return out
 
         truth = self.files.truth
@@ -93,7 +93,7 @@ class CachedFileScenes(ScenesOnDisk):
         return SceneBatch(images=picked("image"), labels=labels)
 
     def prefetch(self, indices: NDArray[np.int64]) -> None:
-        """Ask the operating system to read these records from the disk, where it can be asked."""
+        """Ask the operating system to read these records from disk, where it supports this."""
         if hasattr(os, "posix_fadvise") and not self._file.closed:
             size = self._record.itemsize
             for index in indices.tolist():
@@ -104,7 +104,7 @@ class CachedFileScenes(ScenesOnDisk):
         return np.array([index not in self.unreadable for index in indices.tolist()])
 
     def close(self) -> None:
-        """There is no process to end, the build's have ended: it closes the file. Scenes can be loaded on."""
+        """Close the file. Scenes can still be loaded, from the memory map."""
         self._file.close()  # the memory map stays
 
     @property
@@ -123,7 +123,7 @@ class CachedFileScenes(ScenesOnDisk):
         return self._checksums_at + CHECKSUM.itemsize * len(self.files)
 
     def _after_records(self, file: BinaryIO, dtype: np.dtype, offset: int) -> NDArray[Any]:
-        """[n] stamps or checksums, a copy; zeros where the file is cut short."""
+        """[n] a copy of stamps or checksums; zeros where the file is truncated."""
         file.seek(offset)
         held = file.read(dtype.itemsize * len(self.files))
         if len(held) < dtype.itemsize * len(self.files):
@@ -131,7 +131,7 @@ class CachedFileScenes(ScenesOnDisk):
         return np.frombuffer(held, dtype=dtype).copy()
 
     def _up_to_date(self, directory: Path, workers: int) -> tuple[Path, BinaryIO]:
-        """The complete file, open for reading; it is built where it has to be."""
+        """The complete file, open for reading; it is built if necessary."""
         files, size = self.files, self.decoder.size_px
         slug = re.sub(r"\W+", "-", files.name.lower())
         which = digest(str(files.root.resolve()), files.name, str(size)).hex()[:8]
@@ -163,7 +163,7 @@ class CachedFileScenes(ScenesOnDisk):
         return path, file
 
     def _complete(self, path: Path, wanted: NDArray[np.uint64]) -> BinaryIO | None:
-        """The open file, where it holds every scene of the files as they are now."""
+        """The open file, if it has every scene of the files as they are now; else None."""
         try:
             file = path.open("rb")
         except OSError:
@@ -176,16 +176,16 @@ class CachedFileScenes(ScenesOnDisk):
         return None
 
     def _to_do(self, held: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """Scenes without a record of their files as they are now; unreadable ones count unless they are left out."""
+        """Scenes without a record of their current files, including unreadable ones unless those are left out."""
         fits = held == wanted
         return np.flatnonzero(~(fits | (held == (wanted ^ READABLE))) if self.skips_unreadable else ~fits)
 
     def _build(self, path: Path, wanted: NDArray[np.uint64], workers: int, *, older: str, others: str) -> None:
-        """Make `path`, out of what an interrupted build or the newest file of older stamps holds."""
+        """Make `path`, reusing an interrupted build or the newest file with older stamps."""
         partial = path.with_suffix(".partial")
         before = max(path.parent.glob(older), key=lambda file: file.stat().st_mtime_ns, default=None)
         if before is not None and before != path:
-            log.warning("%s has changed since it was cached: what changed is cached again", self.files.name)
+            log.warning("%s has changed since it was cached: caching the changed scenes again", self.files.name)
         elif any(path.parent.glob(others)):
             log.warning("the list of files of %s has changed since it was cached: caching it again", self.files.name)
         for interrupted in path.parent.glob(older.replace(".bin", ".partial")):  # of older stamps: none has two
@@ -219,7 +219,7 @@ class CachedFileScenes(ScenesOnDisk):
     @staticmethod
     def _require_room(directory: Path, num_bytes: int) -> None:
         if num_bytes > (room := shutil.disk_usage(directory).free):
-            raise OSError(f"{num_bytes / 2**20:.0f} MiB are to be written, but there is room for {room / 2**20:.0f}")
+            raise OSError(f"it needs {num_bytes / 2**20:.0f} MiB, but only {room / 2**20:.0f} MiB are free")
 
     def _decoded(self, indices: NDArray[np.int64], workers: int) -> Iterator[tuple[int, Callable[[], Pixels]]]:
         """Each index with what waits for its scene; workers stay busy a few scenes ahead."""
@@ -243,7 +243,7 @@ class CachedFileScenes(ScenesOnDisk):
 
 
 class _SceneWriter:
-    """Writes records, and their stamps once the records are on the disk; whatever ends the build, none are lost."""
+    """Writes records, and then their stamps once the records are on disk, so that no finished scene is lost."""
 
     def __init__(self, file: RawIOBase, *, record_bytes: int, stamps_at: int, checksums_at: int) -> None:
         self._file = file
@@ -283,7 +283,7 @@ class _SceneWriter:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process that holds it, however it ends."""
+    """Allow one process at a time. The lock is released when its process ends, however it ends."""
     with path.open("a+b") as file:
         if sys.platform == "win32":
             import msvcrt

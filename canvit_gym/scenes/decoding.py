@@ -1,18 +1,18 @@
-"""From files to scenes: decode an image (and its mask) and bring it to scene size, with canvit-pytorch's own geometry.
+"""From files to scenes: decode an image (and its mask) and resize it to scene size, with canvit-pytorch's geometry.
 
-Classification scenes are resized on the short side and center-cropped, dense ones are squeezed to the square.
-Pixels stay uint8, [3, S, S] RGB: canvit-pytorch's transforms without their last two, ToTensor and Normalize,
-which the environment applies on the device in the same order. Images are read as canvit-pytorch reads them,
-`Image.open(path).convert("RGB")`: grey, palette, CMYK and transparent files become RGB (transparency is
-dropped). Grey images of 16 or 32 bits are refused: that conversion makes every value above 255 white.
+For classification the short side is resized and the image center-cropped; for segmentation the image is squeezed to a
+square. Pixels stay uint8, [3, S, S] RGB: these are canvit-pytorch's transforms without the last two, ToTensor and
+Normalize, which the environment applies on the device in the same order. Like canvit-pytorch, it reads images with
+`Image.open(path).convert("RGB")`: grey, palette, CMYK and transparent images become RGB (transparency is dropped). Grey
+images of 16 or 32 bits are an error, because this conversion makes every value above 255 white.
 
-An EXIF orientation is not applied, with one exception: where an image has a mask and only the turned image fits it.
-Where image and mask fit turned or not, the scene is refused.
+EXIF orientations are not applied, with one exception: if an image has a mask that only fits the rotated image. If the
+mask fits both the rotated and the stored image, it is an error.
 
-A file's content decides how it is read, not its name, and only the decoders in FORMATS run: Pillow hands PostScript
-to Ghostscript, whatever the file is called.
+A file's content decides how it is decoded, not its name, and only the decoders in FORMATS are used: Pillow would pass
+PostScript to Ghostscript, whatever the file is called.
 
-Decoders are small frozen values, so that a worker process can be given one.
+Decoders are small frozen values that can be sent to worker processes.
 """
 
 from collections.abc import Iterable, Mapping
@@ -57,27 +57,27 @@ _TURNS = {
     7: (Image.Transpose.TRANSVERSE, "mirrored and turned by 90 degrees"),
     8: (Image.Transpose.ROTATE_90, "turned by 90 degrees"),
 }
-"""EXIF orientation -> what makes the picture upright, and how it lies in the file."""
+"""EXIF orientation -> (the operation that makes the picture upright, how it is stored in the file)."""
 
 
 class UnreadableSceneError(OSError):
-    """A scene's file cannot be decoded: missing, empty, truncated, no image, or one that is not for here."""
+    """A scene's file cannot be decoded: it is missing, empty, truncated, not an image, or not supported."""
 
     cure = "Repair or remove it"
 
 
 class UnsuitableImageError(UnreadableSceneError):
-    """An intact image whose pixels cannot be had, or would not be what it shows."""
+    """An intact image whose pixels cannot be read, or not without changing what it shows."""
 
     cure = "Convert or remove it"
 
 
 class InvalidMaskError(ValueError):
-    """A mask that can be decoded but is not one of class indices for its image."""
+    """A mask that can be decoded but does not contain class indices for its image."""
 
 
 class Decoder(Protocol):
-    """Files of one scene -> its pixels and, where the task is dense, its label map."""
+    """Files of a scene -> its pixels and, for segmentation, its label map."""
 
     @property
     def size_px(self) -> int: ...
@@ -87,7 +87,7 @@ class Decoder(Protocol):
 
     @property
     def geometry(self) -> str:
-        """What was done to the pixels, and its version: part of a cache's key."""
+        """A description of the transform with its version: part of a cache's key."""
         ...
 
     def decode(self, image: Path, mask: Path | None) -> tuple[Tensor, Tensor | None]:
@@ -136,14 +136,14 @@ def _is_empty(path: Path) -> bool:
 
 
 def _without_normalization(transform: transforms.Compose) -> transforms.Compose:
-    """canvit-pytorch's image transform, ending in uint8 pixels in place of normalized ones."""
+    """canvit-pytorch's image transform, but with uint8 pixels instead of normalized ones."""
     *geometry, to_tensor, normalize = transform.transforms
     assert isinstance(to_tensor, transforms.ToTensor) and isinstance(normalize, transforms.Normalize), transform
     return transforms.Compose([*geometry, transforms.PILToTensor()])
 
 
 INTEGER_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-"""Pillow's modes of masks that hold one number a pixel."""
+"""Pillow's modes with one number per pixel."""
 
 
 def open_mask(path: Path) -> Image.Image:
@@ -155,8 +155,7 @@ def open_mask(path: Path) -> Image.Image:
     mask, stored_as = _opened_as(path, None)
     if stored_as in ("JPEG", "MPO"):
         raise InvalidMaskError(
-            f"mask {path} is a JPEG, which smears values where classes meet: save the labels as PNG again, from what "
-            "they were made of"
+            f"mask {path} is a JPEG, which blurs values where classes meet: export the labels as PNG from their source"
         )
     return mask
 
@@ -165,15 +164,15 @@ def mask_pixels(mask: Image.Image, *, path: Path, as_colours: bool) -> NDArray[n
     """[H, W]: the values of a mask, or its colours as 0xRRGGBB.
 
     Raises:
-        InvalidMaskError: colours where values are asked for.
+        InvalidMaskError: colours where values are expected.
     """
     if as_colours:
         red, green, blue = np.moveaxis(np.asarray(mask.convert("RGB"), dtype=np.int32), 2, 0)
         return red << 16 | green << 8 | blue
     if mask.mode not in INTEGER_MODES:
         raise InvalidMaskError(
-            f"mask {path} has mode {mask.mode}, but a mask holds one class index a pixel: save it as a grey or palette "
-            'PNG, or say what its colours mean: mask_values={"#000000": "CLASS", "#ff0000": "CLASS", ...}'
+            f"mask {path} has mode {mask.mode}, but masks have a class index per pixel: save it as a grey or palette "
+            'PNG, or define its colours: mask_values={"#000000": "CLASS", "#ff0000": "CLASS", ...}'
         )
     pixels = np.asarray(mask)
     return pixels.astype(np.uint8) if pixels.dtype == np.bool_ else pixels
@@ -181,13 +180,13 @@ def mask_pixels(mask: Image.Image, *, path: Path, as_colours: bool) -> NDArray[n
 
 def distinct(pixels: NDArray[np.integer]) -> NDArray[np.int64]:
     """The values that occur, sorted."""
-    if pixels.dtype == np.uint8:  # counted in a fraction of the time that sorting takes
+    if pixels.dtype == np.uint8:  # counting takes a fraction of the time of sorting
         return np.flatnonzero(np.bincount(pixels.ravel(), minlength=256))
     return np.unique(pixels).astype(np.int64)
 
 
 def listed(values: Iterable[object], most: int = 5) -> str:
-    """The first values, with an ellipsis where there are more."""
+    """The first values, with an ellipsis if there are more."""
     shown = [str(value) for value in values]
     return ", ".join(shown[:most]) + (", ..." if len(shown) > most else "")
 
@@ -196,45 +195,45 @@ def _checked_indices(pixels: NDArray[np.integer], num_classes: int, *, path: Pat
     values = distinct(pixels)
     if len(wrong := values[((values < 0) | (values >= num_classes)) & (values != IGNORE_LABEL)]):
         raise InvalidMaskError(
-            f"mask {path} holds the value {listed(wrong)}, but there are {num_classes} classes: values must be "
-            f"0 to {num_classes - 1}, or {IGNORE_LABEL} where a pixel is to be ignored. Correct the mask, list every "
-            "class in classes.txt, or say what the values mean with mask_values={...}."
+            f"mask {path} has the value {listed(wrong)}, but there are {num_classes} classes: values must be 0 to "
+            f"{num_classes - 1}, or {IGNORE_LABEL} for pixels to ignore. Correct the mask, list every class in "
+            "classes.txt, or define the values with mask_values={...}."
         )
     return pixels.astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class MaskValues:
-    """What the values or colours of masks stand for."""
+    """The meaning of the values or colours of masks."""
 
     classes: tuple[tuple[int, int], ...]
     """(value or 0xRRGGBB, class index or IGNORE_LABEL), sorted."""
     are_colours: bool = False
 
     def key(self, value: int) -> str:
-        """A value as the keyword mask_values has it."""
+        """A value as a key of mask_values."""
         return f"#{value:06x}" if self.are_colours else str(value)
 
     def classes_of(self, pixels: NDArray[np.integer], *, path: Path) -> NDArray[np.uint8]:
         """[H, W] values -> class indices or IGNORE_LABEL.
 
         Raises:
-            InvalidMaskError: a value that stands for nothing.
+            InvalidMaskError: a value without an entry.
         """
         known = np.array([value for value, _ in self.classes], dtype=np.int64)
         meaning = np.array([label for _, label in self.classes], dtype=np.uint8)
         at = np.searchsorted(known, pixels).clip(max=len(known) - 1)
         if (wrong := known[at] != pixels).any():
             raise InvalidMaskError(
-                f"mask {path} holds {listed(map(self.key, distinct(pixels[wrong])))}, which mask_values does not "
-                f"name; it names {listed((self.key(value) for value in known.tolist()), 10)}. Add what is missing; "
-                "null (None) stands for pixels that are to be ignored."
+                f"mask {path} has {listed(map(self.key, distinct(pixels[wrong])))}, which is not in mask_values; it "
+                f"has {listed((self.key(value) for value in known.tolist()), 10)}. Add what is missing, with null "
+                "(None) for pixels to ignore."
             )
         return meaning[at]
 
 
 def read_mask_values(given: Mapping[str, str | None], classes: tuple[str, ...]) -> MaskValues:
-    """From what the user passed: {"0": "background", "255": "thing"}, or {"#ff0000": "thing", ...}.
+    """From the keyword: {"0": "background", "255": "thing"}, or {"#ff0000": "thing", ...}.
 
     Raises:
         ValueError: keys that are neither values nor colours, or names that are not exactly the classes.
@@ -254,17 +253,17 @@ def read_mask_values(given: Mapping[str, str | None], classes: tuple[str, ...]) 
         meaning[value] = IGNORE_LABEL if name is None else classes.index(name)
     if lacking := [name for k, name in enumerate(classes) if k not in meaning.values()]:
         raise ValueError(
-            f"mask_values has no value for {listed(lacking)}: name one for every class, or remove the class from the "
+            f"mask_values has no value for {listed(lacking)}: add one for every class, or remove the class from the "
             f"list. Example: {example}"
         )
     return MaskValues(tuple(sorted(meaning.items())), are_colours=all(colours))
 
 
 def orientation(picture: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied; 1 for none."""
+    """The EXIF orientation that has not been applied; 1 if there is none."""
     try:
         found = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a damaged EXIF block says nothing; Pillow raises whatever its parser meets
+    except Exception:  # a damaged EXIF block is ignored; Pillow may raise anything
         return 1
     return found if found in _TURNS else 1
 
@@ -276,7 +275,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Stored:
-    """How a picture lies in its file."""
+    """How a picture is stored in its file."""
 
     path: Path
     size: tuple[int, int]
@@ -293,10 +292,10 @@ class _Stored:
 
 
 def _must_turn(image: _Stored, mask: _Stored) -> bool:
-    """Whether image and mask lie on each other as their EXIF orientations turn them, and not as they are stored.
+    """Whether image and mask fit each other with their EXIF orientations applied, and not as stored.
 
     Raises:
-        InvalidMaskError: neither, or both, so that which one is meant cannot be told.
+        InvalidMaskError: they fit in neither way, or in both, which is ambiguous.
     """
     as_stored, as_turned = image.size == mask.size, image.upright_size == mask.upright_size
     if as_stored and (image.orientation == mask.orientation or not as_turned):
@@ -312,14 +311,14 @@ def _must_turn(image: _Stored, mask: _Stored) -> bool:
     turned, other = (image, mask) if image.orientation != 1 else (mask, image)
     raise InvalidMaskError(
         f"{turned.path} is stored {_TURNS[turned.orientation][1]} (EXIF orientation {turned.orientation}). It has the "
-        f"size of {other.path} turned or not, so it cannot be told whether the mask was drawn on the picture as stored "
-        "or as viewers show it. Store it upright, for example with `mogrify -auto-orient`; where the mask was drawn on "
-        "the stored pixels, remove the tag instead (`exiftool -Orientation= FILE`)."
+        f"size of {other.path} both as stored and rotated, so it is unknown whether the mask was drawn on the stored "
+        "picture or on the rotated one that viewers show. Store it upright, for example with `mogrify -auto-orient`; "
+        "if the mask was drawn on the stored pixels, remove the tag instead (`exiftool -Orientation= FILE`)."
     )
 
 
 def require_same_pixels(image: Path, mask: Path) -> None:
-    """Raise InvalidMaskError where an image and its mask do not lie on each other. Reads no pixels."""
+    """Raise InvalidMaskError if an image and its mask do not fit each other. Reads no pixels."""
     headers = []
     for path in (image, mask):
         try:
@@ -369,7 +368,7 @@ class SqueezedADE20K:
         label_map = _opened(mask, None)
         if label_map.mode != "L":
             raise InvalidMaskError(
-                f"annotation {mask} has mode {label_map.mode}, but those of ADEChallengeData2016 have one byte a "
+                f"annotation {mask} has mode {label_map.mode}, but those of ADEChallengeData2016 have one byte per "
                 "pixel, 0 for unlabeled and 1 to 150 for the classes (the full ADE20K release is another data set)"
             )
         photo = _opened(image, "RGB")
@@ -386,12 +385,12 @@ class SqueezedADE20K:
 
 @dataclass(frozen=True)
 class SqueezedMask:
-    """Squeeze image (bilinear) and mask (nearest) to the square, as the ADE20K protocol does; masks hold classes."""
+    """Squeeze image (bilinear) and mask (nearest) to a square, as the ADE20K protocol does."""
 
     size_px: int
     num_classes: int
     values: MaskValues | None = None
-    """What the masks' values mean. None: they are class indices, and IGNORE_LABEL where a pixel is ignored."""
+    """The meaning of the masks' values. None: class indices, and IGNORE_LABEL for ignored pixels."""
     is_dense = True
     geometry = "squeezed, masks of class indices, v2"
 

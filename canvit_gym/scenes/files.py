@@ -1,4 +1,4 @@
-"""Scenes that lie on disk as images: decoded when they are needed, or ahead of need by worker processes."""
+"""Scenes that are image files on disk: decoded when they are needed, or in advance by worker processes."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.scenes.workers import DecodingPool, Pixels
 
 READABLE = np.uint64(1)
-"""A stamp's lowest bit: whether the scene could be decoded. A stamp of 0 is no scene's."""
+"""A stamp's lowest bit: whether the scene could be decoded. No scene has stamp 0."""
 
 
 def digest(*parts: str) -> bytes:
@@ -30,7 +30,7 @@ def digest(*parts: str) -> bytes:
 
 
 def _state(path: str, *, with_time: bool = True) -> str:
-    """Size and modification time of a file, or that there is none."""
+    """Size and modification time of a file, or that it does not exist."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -39,12 +39,12 @@ def _state(path: str, *, with_time: bool = True) -> str:
 
 
 _THREADS = 8
-"""Files asked for at a time: on a network file system each takes a round trip."""
+"""Number of files queried concurrently: on a network file system each takes a round trip."""
 _CHUNK = 1000
 
 
 def _states(paths: list[str], *, with_time: bool, doing: str) -> Iterator[str]:
-    """`_state` of each, in order, with a progress bar where it takes long."""
+    """`_state` of each, in order, with a progress bar if it takes long."""
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     progress = tqdm(desc=doing, total=len(paths), unit=" files", delay=PROGRESS_AFTER_S, leave=False)
     with ThreadPoolExecutor(_THREADS) as pool, progress:
@@ -54,7 +54,7 @@ def _states(paths: list[str], *, with_time: bool, doing: str) -> Iterator[str]:
 
 
 class FilePaths(Sequence[Path]):
-    """Paths kept as strings: a hundred thousand Path objects take seconds to make."""
+    """Paths stored as strings, because making a hundred thousand Path objects takes seconds."""
 
     def __init__(self, strings: list[str]) -> None:
         self.strings = strings
@@ -73,7 +73,7 @@ class FilePaths(Sequence[Path]):
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """One split of a data set: which files its scenes are made of, in order."""
+    """A split of a data set: the files of its scenes, in order."""
 
     name: str
     """Data set and split."""
@@ -90,7 +90,7 @@ class SceneFiles:
         return None if isinstance(self.truth, np.ndarray) else self.truth[index]
 
     def stamps(self) -> NDArray[np.uint64]:
-        """[n] hashes of what the scenes' files are now, lowest bit set."""
+        """[n] hashes of the current state of the scenes' files, with the lowest bit set."""
         stamps = np.empty(len(self), dtype=np.uint64)
         doing = f"Looking at the files of {self.name}"
         images = _states(self.images.strings, with_time=True, doing=doing)
@@ -103,14 +103,14 @@ class SceneFiles:
         return stamps
 
     def relative(self, paths: FilePaths) -> Iterator[str]:
-        """What os.path.relpath says of paths below the root, at a twentieth of its time."""
+        """os.path.relpath for paths below the root, in a twentieth of the time."""
         root = os.path.join(self.root, "")
         for path in paths.strings:
             yield path[len(root) :] if path.startswith(root) else os.path.relpath(path, self.root)
 
     @property
     def content_sha256(self) -> str:
-        """Of names, classes and sizes of all files, in order: the same for copies of a data set on any machine."""
+        """Hash of names, classes and sizes of all files, in order: the same for copies of a data set on any machine."""
         sha256 = hashlib.sha256(json.dumps(self.classes).encode())
         for paths in (self.images,) if isinstance(self.truth, np.ndarray) else (self.images, self.truth):
             sizes = _states(paths.strings, with_time=False, doing=f"Looking at the files of {self.name}")
@@ -139,23 +139,23 @@ def spread(count: int, total: int) -> NDArray[np.int64]:
 
 
 def how_to_go_on(error: UnreadableSceneError) -> UnreadableSceneError:
-    """The error, with what the user can do about it."""
+    """The error with its cure."""
     return UnreadableSceneError(f'{error}. {error.cure}, or pass unreadable="skip" to leave such scenes out.')
 
 
 def left_out(error: Exception | str) -> UnreadableSceneError:
-    """For a scene that was asked for by its index, although such scenes are to be left out."""
+    """The error for a scene that was requested by its index although such scenes are left out."""
     return UnreadableSceneError(f"{error}. Such scenes are left out, as unreadable='skip' asks: choose another index.")
 
 
 def stacked(tensors: Sequence[torch.Tensor], *, pin: bool) -> torch.Tensor:
-    """[n, ...], in page-locked memory where it is to be copied to a GPU while the host goes on."""
+    """[n, ...], in page-locked memory if it will be copied to a GPU asynchronously."""
     out = torch.empty(len(tensors), *tensors[0].shape, dtype=tensors[0].dtype, pin_memory=pin)
     return torch.stack(list(tensors), out=out)
 
 
 class ScenesOnDisk:
-    """What is the same of a split's files, however their pixels come."""
+    """What all sources of scenes on disk share, however they get the pixels."""
 
     def __init__(self, files: SceneFiles, decoder: Decoder, *, skip_unreadable: bool, pin_memory: bool) -> None:
         self.files = files
@@ -191,8 +191,8 @@ class ScenesOnDisk:
 class FileScenes(ScenesOnDisk):
     """The scenes of a split, decoded from their files. `workers` processes decode ahead; 0 decodes in `load`.
 
-    A scene that cannot be read raises UnreadableSceneError from `load`; with skip_unreadable, `readable` tells
-    such scenes beforehand, and each is warned of once and kept in `unreadable`.
+    `load` raises UnreadableSceneError for a scene that cannot be read. With skip_unreadable, `readable` reports such
+    scenes beforehand; there is one warning for each, and they are collected in `unreadable`.
     """
 
     def __init__(
@@ -258,7 +258,8 @@ class FileScenes(ScenesOnDisk):
             self._pool = None
 
     def _make_ready(self, indices: NDArray[np.int64]) -> dict[int, UnreadableSceneError]:
-        """Fill `_ready`: from the last one on here, while the workers go on from the first one. Failures by index."""
+        """Fill `_ready`: here starting with the last one, while the workers start with the first. Returns failures by
+        index."""
         failed: dict[int, UnreadableSceneError] = {}
         waiting: list[tuple[int, Future[Pixels]]] = []
         for index in reversed(dict.fromkeys(indices.tolist())):

@@ -1,8 +1,7 @@
-"""Data sets on disk: where the files of each split are, and the errors of a layout that is not as expected.
+"""Data sets on disk: where the files of each split are, and errors for unexpected layouts.
 
-Image folders are in the order in which torchvision lists them (classes sorted by name, files by path), ADE20K in
-canvit-pytorch's. What is no data is left out, with a warning that says how much and why: see canvit_gym.scenes.listing.
-Nothing is decoded here.
+Image folders are in torchvision's order (classes sorted by name, files by path), ADE20K in canvit-pytorch's. Other
+files are left out, with a warning that says how many and why: see canvit_gym.scenes.listing. Nothing is decoded here.
 """
 
 import bisect
@@ -32,17 +31,17 @@ SPLIT_FOLDERS = {
     "validation": ("val", "valid", "validation"),
     "test": ("test",),
 }
-"""Names a split's folder may have."""
+"""Names that a split's folder may have."""
 
 LIKE_SPLITS = {name for names in SPLIT_FOLDERS.values() for name in names} | {"dev", "eval", "testing"}
-"""Names, in lower case, that say that a folder is a split, also where it is none of those above."""
+"""Lower-case names of folders that are probably splits, even if they are not one of those above."""
 
 HASH_SHARES = {"training": 0.8, "validation": 0.1, "test": 0.1}
-"""How a folder without splits is split; see hash_split."""
+"""Shares of the splits of a folder without split folders; see hash_split."""
 
 
 def hash_split(relative_path: str) -> str:
-    """The split of a file by the SHA-256 of its relative path (with forward slashes): the same everywhere and always.
+    """The split of a file, by the SHA-256 of its relative path (with forward slashes), the same on every machine.
 
     Adding or removing files moves no other file to another split.
 
@@ -61,7 +60,7 @@ def _require_folder(folder: Path, root: Path, layout: str) -> Path:
 
 
 MASK_SUFFIXES = tuple(suffix for name in ("PNG", "TIFF", "BMP", "GIF", "PPM") for suffix in FORMATS[name])
-"""Of formats that keep every value as it is."""
+"""Suffixes of formats that preserve every value."""
 
 
 def ade20k_files(root: Path, split: str) -> SceneFiles:
@@ -100,7 +99,7 @@ def imagenet_files(root: Path, split: str) -> SceneFiles:
 
 
 def image_folder_files(root: Path, split: str) -> SceneFiles:
-    """A split of a folder with a folder per class; split by folders where there are any, else by hash_split."""
+    """A split of a folder with a subfolder per class, by split folders if there are any, else by hash_split."""
     name = f"image folder {root.resolve().name}, {split}"
     splits = _split_folders(root)
     if not splits:
@@ -114,34 +113,34 @@ def image_folder_files(root: Path, split: str) -> SceneFiles:
     if foreign := sorted(set(folders) - set(classes)):
         raise ValueError(
             f"{folder} has the class {', '.join(foreign[:5])}, which {train} does not have: "
-            "classes are those of the training folder"
+            "the classes are those of the training folder"
         )
     return _classified(name, root, folder, classes | folders, may_lack=folder != train)
 
 
 def _folders(folder: Path) -> list[Path]:
-    """Those that may hold data, sorted."""
+    """Folders that may contain data, sorted."""
     return sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name) and entry.is_dir())
 
 
 def _class_folders(folder: Path) -> dict[str, str]:
-    """Class -> name of its folder, which may be spelled in another Unicode form; sorted by class."""
+    """Class -> name of its folder, which may have another Unicode form; sorted by class."""
     classes: dict[str, str] = {}
     for entry in _folders(folder):
         if (name := composed(entry.name)) in classes:
             raise ValueError(
-                f"{folder} has two folders called {name!r}, in two Unicode spellings: move the images into one of them"
+                f"{folder} has two folders named {name!r} in different Unicode forms: move the images into one of them"
             )
         try:
             name.encode()
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"the name of the folder {printable(entry)} is not UTF-8, so it cannot name a class: rename it"
+                f"the name of the folder {printable(entry)} is not UTF-8 and cannot be a class name: rename it"
             ) from error
         classes[name] = entry.name
     if len(classes) < 2:
         found = f"only the folder {next(iter(classes))!r}" if classes else "no folder"
-        raise ValueError(f"{folder} holds {found}, but at least two classes are needed: {IMAGE_FOLDER_LAYOUT}")
+        raise ValueError(f"{folder} has {found}, but at least two classes are needed: {IMAGE_FOLDER_LAYOUT}")
     return dict(sorted(classes.items()))
 
 
@@ -154,7 +153,7 @@ def _classified(
     names: tuple[str, ...] | None = None,
     may_lack: bool = False,
 ) -> SceneFiles:
-    """Images below `folder` in a folder per class; a split other than training may lack some."""
+    """Images below `folder` in a folder per class; splits other than training may lack some."""
     listing = list_images(folder, top_level=False)
     listing.warn()
     label_of = {os.path.join(folder, entry): label for label, entry in enumerate(classes.values())}
@@ -166,8 +165,8 @@ def _classified(
             held[label_of[top]].append(path)
     if not may_lack and (lacking := [c for c, found in zip(classes, held, strict=True) if not found]):
         raise FileNotFoundError(
-            f"{folder}: no image was found for the classes {listed(lacking)}. Put images there, or remove the folder "
-            f"of a class that has none.{_left_out(listing)}"
+            f"{folder}: no image was found for the classes {listed(lacking)}. Add images, or remove the folders "
+            f"of classes without images.{_left_out(listing)}"
         )
     images: list[str] = []
     labels: list[int] = []
@@ -176,7 +175,7 @@ def _classified(
         images += found
         labels += [label] * len(found)
     if not images:
-        raise FileNotFoundError(f"{folder} holds no image. Expected: {IMAGE_FOLDER_LAYOUT}.{_left_out(listing)}")
+        raise FileNotFoundError(f"{folder} has no image. Expected: {IMAGE_FOLDER_LAYOUT}.{_left_out(listing)}")
     return SceneFiles(
         name=name,
         root=root,
@@ -187,13 +186,13 @@ def _classified(
 
 
 def _left_out(listing: Listing) -> str:
-    """To end an error with."""
+    """The end of an error message: what was left out."""
     told = f" Left out: {listing.left_out}." if listing.left_out else ""
     return f"{told} Images are {' '.join(IMAGE_SUFFIXES)}."
 
 
 def _warn_of_untrained(whole: SceneFiles) -> None:
-    """Tell the classes of which the hash puts no image into the training split."""
+    """Raise or warn if the hash puts no image of some class into the training split."""
     trained = {
         label for label, path in zip(whole.truth, whole.relative(whole.images), strict=True) if _is_training(path)
     }
@@ -212,7 +211,7 @@ def _is_training(relative: str) -> bool:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """Split -> its folder; none where the folder is not divided: a class may be called "train"."""
+    """Split -> its folder; empty if the folder is not divided, because a class may be named "train"."""
     present = {
         split: [root / name for name in names if (root / name).is_dir()] for split, names in SPLIT_FOLDERS.items()
     }
@@ -227,18 +226,18 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _holds_images_itself(folder: Path) -> bool:
-    """As a class does, whatever it is called; a split holds folders."""
+    """Whether a folder directly contains images, like a class; a split contains folders."""
     entries = list(folder.iterdir())
     return any(entry.suffix.lower() in IMAGE_SUFFIXES for entry in entries) or not any(map(Path.is_dir, entries))
 
 
 def _require_no_split(root: Path, folders: list[Path]) -> None:
-    """Raise ValueError where one of the folders, none of which was taken for a split, is called like one."""
+    """Raise ValueError if a folder that was not recognized as a split has a name like one."""
     if like := [folder.name for folder in folders if folder.name.casefold() in LIKE_SPLITS]:
         raise ValueError(
             f"{', '.join(name + '/' for name in like)} in {root} {'looks' if len(like) == 1 else 'look'} like a split, "
-            "but splits are called train/, val/ and test/: at least train/ and one of the others, in lower case. "
-            "Rename the folders so, or do without any: a hash of the file names then chooses the splits."
+            "but splits are named train/, val/ and test/, in lower case, with at least train/ and one of the others. "
+            "Rename the folders, or use none of them: a hash of the file names then chooses the splits."
         )
 
 
@@ -257,8 +256,8 @@ def _hashed(whole: SceneFiles, split: str, layout: str) -> SceneFiles:
     chosen = [i for i, name in enumerate(names) if hash_split(name) == split]
     if not chosen:
         raise ValueError(
-            f"of the {len(whole)} images below {whole.root} none falls into the {split} split, which is chosen by a "
-            f"hash of the file names. Add images, or choose the splits yourself: {layout}"
+            f"none of the {len(whole)} images below {whole.root} is in the {split} split, which is chosen by a hash of "
+            f"the file names. Add images, or choose the splits yourself: {layout}"
         )
     return whole.subset(np.array(chosen), whole.name)
 
@@ -277,7 +276,7 @@ def segmentation_folder_files(root: Path, split: str) -> SceneFiles:
     listing.warn()
     if not len(listing):
         raise FileNotFoundError(
-            f"{folder} holds no image. Expected below {root}: {SEGMENTATION_LAYOUT}.{_left_out(listing)}"
+            f"{folder} has no image. Expected below {root}: {SEGMENTATION_LAYOUT}.{_left_out(listing)}"
         )
     found = sorted(listing.paths(), key=lambda path: path.split(os.sep))
     pairs = _masks_of(found, images=images, masks=masks, below=folder.relative_to(images), root=root)
@@ -313,7 +312,7 @@ def unlabelled_folder_files(root: Path, split: str) -> SceneFiles:
 
 
 def _masks_of(found: list[str], *, images: Path, masks: Path, below: Path, root: Path) -> list[str]:
-    """The mask of each image: of the same path but for the suffix, in whatever Unicode form."""
+    """The mask of each image: the same path except for the suffix, in any Unicode form."""
     listing = list_images(masks / below, suffixes=MASK_SUFFIXES) if (masks / below).is_dir() else Listing(masks / below)
     by_name: dict[str, list[str]] = {}
     for path in listing.paths():
@@ -329,7 +328,7 @@ def _masks_of(found: list[str], *, images: Path, masks: Path, below: Path, root:
             continue
         if name in image_of:
             raise ValueError(
-                f"{image_of[name]} and {image} share the mask {of_name[0]}: give each image a name of its own"
+                f"{image_of[name]} and {image} share the mask {of_name[0]}: give each image a different name"
             )
         if len(of_name) > 1:
             raise ValueError(f"{image} has the masks {listed(of_name)}: keep one of them")
@@ -340,8 +339,8 @@ def _masks_of(found: list[str], *, images: Path, masks: Path, below: Path, root:
         why = ""
         if jpeg:
             why = (
-                f" {len(jpeg)} masks are JPEG, which smears values where classes meet: save them as PNG again, from "
-                "what they were made of."
+                f" {len(jpeg)} masks are JPEG, which blurs values where classes meet: export them as PNG from their "
+                "source."
             )
         raise FileNotFoundError(
             f"{len(missing)} of {len(found)} images have no mask, the first one {printable(missing[0])}. Add the masks "
@@ -349,7 +348,7 @@ def _masks_of(found: list[str], *, images: Path, masks: Path, below: Path, root:
         )
     if orphans := sum(len(paths) for name, paths in by_name.items() if name not in image_of):
         warnings.warn(
-            f"left out: {orphans} masks below {printable(masks / below)} that belong to no image",
+            f"left out: {orphans} masks below {printable(masks / below)} without an image",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -357,7 +356,7 @@ def _masks_of(found: list[str], *, images: Path, masks: Path, below: Path, root:
 
 
 def _name_of(path: str, folder: Path) -> str:
-    """The path below the folder, without suffix, in Unicode's composed form."""
+    """The path below the folder without suffix, in composed Unicode."""
     return composed(os.path.splitext(path[len(os.path.join(folder, "")) :])[0])
 
 
@@ -380,7 +379,7 @@ def read_classes(root: Path) -> tuple[str, ...]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{data} is not JSON: {error}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError(f'{data} must hold a list of class names, such as ["sky", "road"]')
+            raise ValueError(f'{data} must contain a list of class names, such as ["sky", "road"]')
     else:
         raise FileNotFoundError(f"neither {text} nor {data} exists. Expected below {root}: {SEGMENTATION_LAYOUT}")
     if not 2 <= len(names) <= IGNORE_LABEL:

@@ -1,8 +1,8 @@
-"""Which files below a folder are images, and which were left out and why.
+"""Which files below a folder are images, and which are left out and why.
 
-Links to folders are followed. What a file manager, a notebook or an archive leaves behind is no data: hidden names,
-`__MACOSX`, `@eaDir` and the like. Names are compared in Unicode's composed form (NFC), whatever form the file system
-or an archive stored them in.
+Links to folders are followed. Files that file managers, notebooks or archives leave behind are ignored: hidden names,
+`__MACOSX`, `@eaDir` and the like. Names are compared in composed Unicode (NFC), whatever form the file system or an
+archive stored.
 """
 
 import os
@@ -21,19 +21,19 @@ from canvit_gym.scenes.decoding import IMAGE_SUFFIXES, listed
 _SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information"}
 )
-"""What archives, network storage and file systems put beside data, in lower case."""
+"""Names that archives, network storage and file systems add, in lower case."""
 
 _UNTOLD = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
-"""Files that file managers write everywhere, and that nobody takes for data."""
+"""Files that file managers write everywhere. They are ignored without a warning."""
 
 _THREADS = 8
-"""Folders read at a time: on a network file system each takes a round trip."""
+"""Number of folders read concurrently: on a network file system each takes a round trip."""
 
 PROGRESS_AFTER_S = 2.0
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form, so that an e with an accent is the same on every file system.
+    """A name in composed Unicode, so that an e with an accent is the same on every file system.
 
     >>> composed("cafe\\u0301") == "caf\\u00e9"
     True
@@ -47,12 +47,12 @@ def encoded(name: str) -> bytes:
 
 
 def printable(name: object) -> str:
-    """A path or name that can be written to any UTF-8 file: bytes that are no UTF-8 as escapes."""
+    """A path or name that can be written as UTF-8, with escapes for bytes that are not UTF-8."""
     return str(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is no data."""
+    """Whether a file or folder with this name is ignored."""
     return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
 
 
@@ -68,7 +68,7 @@ class Listing:
     other_suffixes: Counter[str] = field(default_factory=Counter)
     """Suffix -> number of files that cannot be read."""
     loops: list[str] = field(default_factory=list)
-    """Links to a folder that they lie in."""
+    """Links to one of their parent folders."""
 
     def __len__(self) -> int:
         return sum(map(len, self.names.values()))
@@ -80,19 +80,21 @@ class Listing:
 
     @property
     def left_out(self) -> str:
-        """What was left out, in words; empty where nothing was."""
+        """What was left out, in words; empty if nothing was."""
         parts = []
         if self.hidden:
             parts.append(f"{len(self.hidden)} hidden ({listed(sorted(map(printable, self.hidden)), 3)})")
         if self.other_suffixes:
             told = (f"{count} {printable(suffix)}" for suffix, count in self.other_suffixes.most_common())
-            parts.append(f"{self.other_suffixes.total()} whose suffix is none of an image read here ({listed(told)})")
+            parts.append(
+                f"{self.other_suffixes.total()} whose suffix is not that of a supported image ({listed(told)})"
+            )
         if self.loops:
-            parts.append(f"{len(self.loops)} links to a folder that they lie in ({listed(self.loops, 3)})")
+            parts.append(f"{len(self.loops)} links to a parent folder ({listed(self.loops, 3)})")
         return "; ".join(parts)
 
     def warn(self) -> None:
-        """Say once how many files were left out and why."""
+        """Warn once about how many files were left out and why."""
         if told := self.left_out:
             warnings.warn(f"left out below {printable(self.folder)}: {told}", RuntimeWarning, stacklevel=2)
 
@@ -102,7 +104,7 @@ def list_images(
 ) -> Listing:
     """The files below `folder` that have one of the suffixes (in lower case).
 
-    top_level: whether files in `folder` itself count; where they do not, only images there are told as left out.
+    top_level: whether files in `folder` itself count; if not, only images there are reported as left out.
     """
     listing = Listing(folder)
     suffixes = frozenset(suffixes)

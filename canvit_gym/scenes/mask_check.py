@@ -1,7 +1,7 @@
-"""A look at some masks of a segmentation folder before anything is computed with them.
+"""Check some masks of a segmentation folder before anything is computed with them.
 
-Masks rarely say what they mean: 0 and 255 for two classes, classes counted from 1, colours, a list that lacks the
-background. Each is a mistake that training does not notice. What is found is told in words, with what to type.
+Masks often do not mean what one expects: 0 and 255 for two classes, classes numbered from 1, colours, a list without
+the background. Training does not notice any of these mistakes. Errors describe what was found and what to type.
 """
 
 import time
@@ -27,34 +27,34 @@ from canvit_gym.scenes.decoding import (
 from canvit_gym.scenes.files import SceneFiles
 
 SAMPLE = 32
-"""Masks looked at in any case."""
+"""Number of masks that are always checked."""
 PATIENCE_S = 1.5
-"""After this time no more masks are looked at, but for the first few."""
+"""After this time only the first few masks are still checked."""
 _MOST_SHOWN = 12
 
 _passed: set[tuple[object, ...]] = set()
-"""What this process has looked at: many environments may be made of one folder."""
+"""What this process has checked, since many environments may use the same folder."""
 
 
 @dataclass
 class Found:
-    """What the masks looked at hold."""
+    """The contents of the masks that were checked."""
 
     num_masks: int = 0
     values: Counter[int] = field(default_factory=Counter)
-    """Value or 0xRRGGBB -> number of masks that hold it."""
+    """Value or 0xRRGGBB -> number of masks that contain it."""
     colour_modes: Counter[str] = field(default_factory=Counter)
-    """Modes of masks that hold no integers."""
+    """Modes of masks without integers."""
     all_grey: bool = True
     """Whether the colours have three equal channels."""
 
 
 def check_masks(files: SceneFiles, values: MaskValues | None, *, is_training: bool) -> None:
-    """Look at masks spread over the split: at all of them, while a class is still missing and time allows.
+    """Check masks spread over the split, and all of them while a class is still missing and time allows.
 
     Raises:
-        InvalidMaskError: masks that do not hold what the list of classes says, that do not lie on their images' pixels,
-            or training masks of which none holds a pixel of some class.
+        InvalidMaskError: masks that do not agree with the list of classes or do not fit their images, or training masks
+            without a pixel of some class.
     """
     order = np.random.default_rng(0).permutation(len(files))
     first = order[:SAMPLE]
@@ -81,7 +81,7 @@ def _look(files: SceneFiles, order: np.ndarray, values: MaskValues | None, *, is
                 require_same_pixels(files.images[index], path)
             _add(found, path, as_colours=values is not None and values.are_colours)
         except UnreadableSceneError:
-            continue  # a file that cannot be read is told, or left out, when it is its turn
+            continue  # unreadable files are handled when their scene is loaded
     return found
 
 
@@ -98,7 +98,7 @@ def _add(found: Found, path: Path, *, as_colours: bool) -> None:
 def _check(found: Found, files: SceneFiles, values: MaskValues | None, *, is_training: bool) -> None:
     if not found.num_masks:
         return
-    classes, looked = files.classes, f"{found.num_masks} of {len(files)} masks of {files.name} were looked at"
+    classes, looked = files.classes, f"{found.num_masks} of {len(files)} masks of {files.name} were checked"
     if found.colour_modes and values is None:
         raise InvalidMaskError(_about_colours(found, classes, looked))
     named = MaskValues((), are_colours=values is not None and values.are_colours)
@@ -108,12 +108,12 @@ def _check(found: Found, files: SceneFiles, values: MaskValues | None, *, is_tra
     else:
         known = {value for value, _ in values.classes}
         meaning = {value: classes[label] for value, label in values.classes if label != IGNORE_LABEL}
-    in_words = f"{looked}. They hold {_counted(found, named)}"
+    in_words = f"{looked}. They contain {_counted(found, named)}"
     if unknown := sorted(found.values.keys() - known):
         if values is not None:
             raise InvalidMaskError(
-                f"{in_words}; {listed(map(named.key, unknown))} is not in mask_values. Add it; null (None) stands for "
-                "pixels that are to be ignored."
+                f"{in_words}; {listed(map(named.key, unknown))} is not in mask_values. Add it, with null (None) for "
+                "pixels to ignore."
             )
         raise InvalidMaskError(
             f"{in_words}, but there are {len(classes)} classes: {_listed_classes(classes)}. "
@@ -125,14 +125,14 @@ def _check(found: Found, files: SceneFiles, values: MaskValues | None, *, is_tra
     cure = f"remove the class from the list, or add images of it. The classes are {_listed_classes(classes)}."
     if values is None and set(found.values) <= {0, IGNORE_LABEL}:
         cure = (
-            f"{IGNORE_LABEL} stands for pixels that are ignored. If it means {missing[0]!r}, pass "
+            f"{IGNORE_LABEL} marks ignored pixels. If it means {missing[0]!r}, pass "
             f"mask_values={_mapping({0: classes[0], IGNORE_LABEL: missing[0]}, named)}; otherwise {cure}"
         )
     if found.num_masks == len(files) or set(found.values) <= {0, IGNORE_LABEL}:
         raise InvalidMaskError(f"no pixel of the class {listed(map(repr, missing))} was found: {in_words}. {cure}")
     warnings.warn(
-        f"the class {listed(map(repr, missing))} was found in none of the masks looked at ({looked}). If it is in none "
-        f"at all, {cure}",
+        f"the class {listed(map(repr, missing))} was found in none of the checked masks ({looked}). If it is in no "
+        f"mask at all, {cure}",
         RuntimeWarning,
         stacklevel=3,
     )
@@ -141,43 +141,40 @@ def _check(found: Found, files: SceneFiles, values: MaskValues | None, *, is_tra
 def _about_colours(found: Found, classes: tuple[str, ...], looked: str) -> str:
     colours, named = sorted(found.values), MaskValues((), are_colours=True)
     modes = listed(f"{count} of mode {mode}" for mode, count in found.colour_modes.items())
-    told = f"masks hold colours, not class indices: {looked}, {modes}. "
+    told = f"masks contain colours, not class indices: {looked}, {modes}. "
     if found.all_grey:
         told += "Red, green and blue are equal everywhere, so they can be saved as grey PNGs (mode L). "
     if len(colours) > len(classes) + _MOST_SHOWN:
         return told + (
-            f"They hold {len(colours)} colours for {len(classes)} classes, as masks do that were scaled with "
-            "interpolation or saved as JPEG: save them again as PNG, from what they were made of."
+            f"They have {len(colours)} colours for {len(classes)} classes, like masks that were scaled with "
+            "interpolation or saved as JPEG: export them again as PNG from their source."
         )
-    return (
-        told
-        + f"They hold {_counted(found, named)}. Say what they mean: mask_values={_example(colours, classes, named)}"
-    )
+    return told + f"They contain {_counted(found, named)}. Define them: mask_values={_example(colours, classes, named)}"
 
 
 def _about_values(found: Found, classes: tuple[str, ...]) -> str:
-    """What values that are no class may mean, and what to type."""
+    """What values that are not classes may mean, and what to type."""
     held, named = sorted(found.values.keys() - {IGNORE_LABEL}), MaskValues(())
     count = len(classes)
     if len(held) > count + _MOST_SHOWN:
         return (
-            f"{len(held)} values for {count} classes are what masks hold that were scaled with interpolation, or that "
-            "number objects and not classes: save them again, from what they were made of."
+            f"masks with {len(held)} values for {count} classes were probably scaled with interpolation, or number "
+            "objects instead of classes: export them again from their source."
         )
     if held[0] >= 1 and held[-1] == count:
         mapping = _mapping(dict(enumerate(classes, start=1)), named)
-        return f"They seem to count the classes from 1. If so, pass mask_values={mapping}"
+        return f"They seem to number the classes from 1. If so, pass mask_values={mapping}"
     if held[-1] == count:
         mapping = _mapping({0: None, **dict(enumerate(classes, start=1))}, named)
         return (
-            "If 0 is the background and the classes count from 1, add the background to the list as its first name, or "
-            f"have it ignored: mask_values={mapping}"
+            "If 0 is the background and the classes are numbered from 1, add the background to the list as its first "
+            f"name, or ignore it: mask_values={mapping}"
         )
-    return f"Correct the masks, list every class, or say what they mean: mask_values={_example(held, classes, named)}"
+    return f"Correct the masks, list every class, or define their values: mask_values={_example(held, classes, named)}"
 
 
 def _example(held: list[int], classes: tuple[str, ...], named: MaskValues) -> str:
-    """A mapping to type: complete where there are as many values as classes, else to be filled in."""
+    """A mapping to type: complete if there are as many values as classes, else to be filled in."""
     if len(held) == len(classes):
         return _mapping(dict(zip(held, classes, strict=True)), named) + ", if that is their order"
     return _mapping(dict.fromkeys(held, "CLASS"), named) + ", with the name of a class for each, or null (None)"

@@ -1,5 +1,5 @@
-"""The scenes of data sets on disk: below a root, brought to the size that the checkpoint wants, and streamed by worker
-processes or read from a cache.
+"""The scenes of data sets on disk: resized to the checkpoint's size, and decoded by worker processes or read from a
+cache.
 """
 
 import os
@@ -82,9 +82,9 @@ def file_scenes(
 
 
 def dataset_root(dataset: str, root: str | None) -> Path:
-    """The directory of a data set on disk: `root`, or what its environment variable says.
+    """The directory of a data set on disk: `root`, or the value of its environment variable.
 
-    Absolute, so that scenes can be read after the working directory has changed; links stay as they are spelled.
+    It is made absolute, so that the working directory may change afterwards. Links are not resolved.
     """
     where = DATASETS[dataset].on_disk
     assert where is not None, f"{dataset} is not on disk"
@@ -96,15 +96,16 @@ def dataset_root(dataset: str, root: str | None) -> Path:
     try:
         path = Path(given).expanduser()
     except RuntimeError as error:  # a container's user without a home directory
-        raise FileNotFoundError(f"{source}={given!r}: there is no home directory; give the path without ~") from error
+        raise FileNotFoundError(f"{source}={given!r}: there is no home directory; use a path without ~") from error
     if not path.is_dir():
-        here = "" if path.is_absolute() else f" (looked for from {Path.cwd()})"
+        here = "" if path.is_absolute() else f" (relative to {Path.cwd()})"
         raise FileNotFoundError(f"{source}={given!r} is not a directory{here}. Expected: {where.layout}")
     return path.absolute()
 
 
 def choose_files(list_files: ListFiles, request: SceneRequest, *, root: Path) -> SceneFiles:
-    """The files of a split, the tuning scenes taken out of training ones, and at most `num_scenes`, evenly spread."""
+    """The files of a split, with tuning scenes taken from the training ones, and at most `num_scenes`, evenly
+    spread."""
     split, num_scenes, tuning_scenes = request.split, request.num_scenes, request.tuning_scenes
     files = list_files(root, "training" if split == "tuning" else split)
     if tuning_scenes and split in ("training", "tuning"):

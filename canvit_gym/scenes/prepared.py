@@ -1,9 +1,9 @@
-"""FashionScenes prepared once: generated into a memory-mapped file, then read at memory speed.
+"""FashionScenes, generated once into a memory-mapped file and then read at memory speed.
 
-The files live in `cache_dir()`; each name carries the generator's version, so a changed generator never
-meets an old file. A file is written under a temporary name and renamed when complete: an interrupted or
-concurrent preparation leaves nothing half-written under the final name. After the records comes a checksum for each,
-which it is compared with at its first use (canvit_gym.scenes.stored).
+The files are in `cache_dir()`. Their names contain the generator's version, so that a changed generator never uses an
+old file. A file is written under a temporary name and renamed when it is complete, so that interrupted or concurrent
+preparations never leave a partial file. After the records there is a checksum for each, which is verified when the
+record is first used (canvit_gym.scenes.stored).
 """
 
 import os
@@ -44,7 +44,7 @@ _RECORD = np.dtype(
 
 
 STALE_AFTER_S = 600
-"""A partial file that nobody has written to for so long is what a killed preparation left."""
+"""A partial file that has not been written to for this long was left by a killed preparation."""
 
 
 def cache_dir() -> Path:
@@ -59,7 +59,7 @@ def cache_dir() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "canvit_gym"
     except RuntimeError as error:
         raise FileNotFoundError(
-            "this user has no home directory to keep prepared scenes in: set $CANVIT_GYM_CACHE to a writable directory"
+            "there is no home directory for prepared scenes: set $CANVIT_GYM_CACHE to a writable directory"
         ) from error
 
 
@@ -80,7 +80,7 @@ def _num_bytes(num_scenes: int) -> int:
 
 
 def _prepared_file(flavour: Flavour, split: Split, num_scenes: int) -> Path | None:
-    """A complete file that begins with the scenes wanted: scene k does not depend on how many there are."""
+    """A complete file that begins with the requested scenes: scene k does not depend on the number of scenes."""
     pattern = _file(flavour, split, "*")
     for path in pattern.parent.glob(pattern.name):
         count = path.stem.rsplit("-", 1)[-1]
@@ -91,12 +91,12 @@ def _prepared_file(flavour: Flavour, split: Split, num_scenes: int) -> Path | No
 
 
 def _remove_leftovers(directory: Path) -> None:
-    """Partial files of killed preparations, and files of layouts without checksums."""
+    """Remove partial files of killed preparations, and files of layouts without checksums."""
     for path in [*directory.glob("fashion-*.partial"), *directory.glob("fashion-*.bin")]:
         try:
             if path.suffix == ".bin" or time.time() - path.stat().st_mtime > STALE_AFTER_S:
                 path.unlink()
-        except OSError:  # another process was faster, or it is another user's
+        except OSError:  # another process was faster, or another user owns it
             continue
 
 
@@ -172,7 +172,7 @@ class FashionScenes:
 
     @property
     def fingerprint(self) -> str:
-        return self.name  # a scene is a function of what the name tells
+        return self.name  # scenes are a function of what is in the name
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -183,7 +183,7 @@ class FashionScenes:
 
     def load(self, indices: NDArray[np.int64]) -> SceneBatch:
         """The scenes at `indices`; see SceneSource."""
-        records = self._records  # a field first, then its rows: one copy
+        records = self._records  # the field first, then its rows: only one copy
         records.check(indices)
         has_maps = FLAVOURS[self.flavour].labels == "maps"
         labels = records["labels"][indices] if has_maps else records["class"][indices].astype(np.int64)
@@ -191,7 +191,7 @@ class FashionScenes:
 
     def items(self, index: int) -> tuple[Item, ...]:
         """The garments of scene `index`; see LocatedSource."""
-        offset = 0 if FLAVOURS[self.flavour].labels == "maps" else 1  # `classes` begin with the background, or not
+        offset = 0 if FLAVOURS[self.flavour].labels == "maps" else 1  # `classes` may begin with the background
         return tuple(
             Item(
                 label=label - offset,
@@ -203,7 +203,7 @@ class FashionScenes:
         )
 
     def load_with_maps(self, indices: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(images [n, 3, H, W], label maps [n, H, W]), uint8, of any flavour: what pretraining needs."""
+        """(images [n, 3, H, W], label maps [n, H, W]), uint8, of any flavour, for pretraining."""
         self._records.check(indices)
         images, labels = (self._records[name][indices] for name in ("image", "labels"))
         return torch.from_numpy(images), torch.from_numpy(labels)

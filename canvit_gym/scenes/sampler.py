@@ -1,4 +1,4 @@
-"""Which scene comes next: passes over a split, or over one worker's share of it, and scenes announced ahead."""
+"""Which scene comes next: passes over a split, or over a shard of it, and prefetching."""
 
 import operator
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from canvit_gym.scenes.source import SceneSource, StreamedSource
 
 
 def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
-    """The shard in plain integers. Raise ValueError where it is not (i, n) with 0 <= i < n."""
+    """The shard in plain integers. Raise ValueError unless it is (i, n) with 0 <= i < n."""
     try:
         if any(isinstance(value, bool | np.bool_) for value in shard):
             raise TypeError
@@ -20,12 +20,12 @@ def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
     except (TypeError, ValueError):
         index, count = -1, -1
     if not 0 <= index < count:
-        raise ValueError(f"shard must be (i, n), two ints with 0 <= i < n, got {shard!r}")
+        raise ValueError(f"shard must be (i, n), two integers with 0 <= i < n, got {shard!r}")
     return index, count
 
 
 class SceneSampler:
-    """An endless sequence of scene indices: every pass holds each scene of the shard exactly once.
+    """An endless sequence of scene indices. Every pass has each scene of the shard exactly once.
 
     >>> order = SceneSampler(num_scenes=5, shard=(1, 2), shuffle=False)
     >>> order.take(3, np.random.default_rng(0)).tolist()
@@ -49,17 +49,17 @@ class SceneSampler:
         self._pass = self._scenes[:0]
 
     def take(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The next `count` scenes; a new pass begins where one ends."""
+        """The next `count` scenes; a new pass follows when one ends."""
         taken = self.upcoming(count, rng)
         self._pass = self._pass[count:]
         return taken
 
     def drawn(self, count: int) -> NDArray[np.int64]:
-        """Of the `count` scenes that `take` will give those that are known without a draw."""
+        """Those of the next `count` scenes that are known without drawing a new pass."""
         return self._pass[:count]
 
     def upcoming(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """The `count` scenes that `take` will give; passes are drawn as far ahead as that needs."""
+        """The next `count` scenes without taking them; new passes are drawn as needed."""
         while len(self._pass) < count:
             following = rng.permutation(self._scenes) if self._shuffle else self._scenes
             self._pass = np.concatenate([self._pass, following])
@@ -69,12 +69,12 @@ class SceneSampler:
 def next_scenes(
     order: SceneSampler, scenes: SceneSource, *, count: int, ahead: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """The next `count` scenes that can be loaded; the source is told them and the `ahead` after them.
+    """The next `count` scenes that can be loaded. The source prefetches them and the `ahead` after them.
 
-    What is drawn depends on the files alone: neither on the number of workers nor on how fast they are.
+    The drawn scenes only depend on the files, neither on the number of workers nor on their speed.
 
     Raises:
-        UnreadableSceneError: unreadable scenes are left out, and a whole pass had no other.
+        UnreadableSceneError: unreadable scenes are left out, and a whole pass has no readable one.
     """
     taken = order.take(count, rng)
     if not isinstance(scenes, StreamedSource):
@@ -95,9 +95,9 @@ def next_scenes(
 
 
 def batches_ahead(scenes: SceneSource, indices: NDArray[np.int64], *, batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """`indices` in order, batch_size at a time; while one batch is in use, the next one is made ready.
+    """`indices` in order, batch_size at a time; the next batch is prefetched while one is in use.
 
-    Where the source leaves unreadable scenes out they are missing here: keep what comes, not what was asked for.
+    If the source leaves unreadable scenes out they are missing here too: use the yielded indices.
     """
     if not isinstance(scenes, StreamedSource):
         for start in range(0, len(indices), batch_size):

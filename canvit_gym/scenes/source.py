@@ -1,4 +1,4 @@
-"""What a set of scenes is to the environments: scenes by index, as uint8 tensors."""
+"""The interface of scenes: scenes by index, as uint8 tensors."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -27,7 +27,7 @@ class SceneSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """The same only where the scenes are: what was found on them may be kept under it."""
+        """Equal only for equal scenes, so that results computed on them may be cached under it."""
         ...
 
     @property
@@ -45,12 +45,12 @@ class SceneSource(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """One thing in a scene, in a square box."""
+    """An item of a scene, in a square box."""
 
     label: int
     """Its class, as an index into the source's `classes`."""
     row: float
-    """Of the box's center, in scene coordinates [-1, 1]."""
+    """The box's center, in scene coordinates [-1, 1]."""
     col: float
     scale: float
     """Half the box's side: a viewpoint (row, col, scale) shows just the box."""
@@ -58,35 +58,35 @@ class Item:
 
 @runtime_checkable
 class LocatedSource(Protocol):
-    """What a source offers besides that knows where the items of its scenes lie."""
+    """A source that also knows where the items of its scenes are."""
 
     def items(self, index: int) -> tuple[Item, ...]:
-        """The items of scene `index`, the asked-for one first where there is one."""
+        """The items of scene `index`, beginning with the one that the label is about, if any."""
         ...
 
 
 @runtime_checkable
 class StreamedSource(Protocol):
-    """What a source of files offers besides: scenes made ready ahead of need, and files that cannot be read."""
+    """A source of files, which prefetches scenes and handles files that cannot be read."""
 
     skips_unreadable: bool
-    """Whether scenes that cannot be read are to be left out; else loading one raises."""
+    """Whether scenes that cannot be read are left out; otherwise loading one raises an error."""
 
     def prefetch(self, indices: NDArray[np.int64]) -> None:
-        """These scenes are loaded next, in this order. A hint: it replaces the last one, and loads what it may."""
+        """Hint that these scenes are loaded next, in this order. It replaces the previous hint."""
         ...
 
     def readable(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """[n] whether each scene can be loaded; readable ones are kept ready for `load`."""
+        """[n] whether each scene can be loaded; readable ones are kept for `load`."""
         ...
 
     def close(self) -> None:
-        """End the processes that prefetch, if any. Scenes can be loaded on."""
+        """End the worker processes, if any. Scenes can still be loaded."""
         ...
 
 
 def load_scenes(scenes: SceneSource, indices: NDArray[np.int64]) -> SceneBatch:
-    """The scenes at `indices`, from a source that may be a user's own.
+    """The scenes at `indices`, checked, since the source may be user code.
 
     Raises:
         ValueError: what the source returns is not a SceneBatch of this size.

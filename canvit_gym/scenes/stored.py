@@ -1,7 +1,7 @@
-"""Scenes in a memory-mapped file, each checked against the checksum it was saved with when it is first used.
+"""Scenes in a memory-mapped file, each compared with its checksum when it is first used.
 
-A disk that fills up or fails, a power cut or an interrupted copy leaves pages of zeros that nothing else would notice.
-The check takes well under a tenth of a millisecond for 64 KiB, once per scene and process.
+A full or failing disk, a power cut or an interrupted copy can leave pages of zeros that nothing else would notice. The
+check takes well under a tenth of a millisecond for 64 KiB, once per scene and process.
 """
 
 import zlib
@@ -15,11 +15,11 @@ CHECKSUM = np.dtype(np.uint32)
 
 
 class DamagedCacheError(OSError):
-    """A file of prepared scenes that does not hold what was saved."""
+    """A file of prepared scenes whose contents differ from what was saved."""
 
 
 def checksum(record: bytes | memoryview) -> int:
-    """Of a record's bytes, as they are saved."""
+    """The checksum of a record's bytes."""
     return zlib.crc32(record)
 
 
@@ -40,7 +40,7 @@ class Records:
         return self._values[field]
 
     def check(self, indices: NDArray[np.int64]) -> None:
-        """Raise DamagedCacheError where one of the records is not what was saved; the file is then removed."""
+        """Raise DamagedCacheError, and remove the file, if one of the records is not what was saved."""
         for index in indices[~self._checked[indices]].tolist():
             if checksum(self._bytes[index].data) != self._checksums[index]:
                 raise self._damaged(index)
@@ -49,10 +49,10 @@ class Records:
     def _damaged(self, index: int) -> DamagedCacheError:
         try:
             self._path.unlink(missing_ok=True)
-            cure = "The file has been removed: run again, and it is made anew."
+            cure = "The file has been removed; run again to make a new one."
         except OSError:
-            cure = "Remove the file and run again: it is made anew."
+            cure = "Remove the file and run again to make a new one."
         return DamagedCacheError(
-            f"scene {index} in {self._path} is not what was saved there: the disk was full or fails, or a copy was "
-            f"interrupted. {cure}"
+            f"scene {index} in {self._path} is damaged: the disk was full or is failing, or a copy was interrupted. "
+            f"{cure}"
         )

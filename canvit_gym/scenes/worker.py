@@ -1,10 +1,10 @@
 """Processes that decode scenes for `canvit_gym.scenes.workers`: `python -m canvit_gym.scenes.worker FD,FD,FD ...`.
 
-A program of its own, neither a fork of the training process (whose threads and CUDA context do not survive
-one) nor a re-import of the user's main module. It imports what decoding needs, reads the decoder from standard
-input, and then forks once per argument: while it has one thread, and so that the workers share the memory of
-the imports. An argument names a worker's files: the memory it shares with the training process, the pipe of
-requests, the pipe of answers. A worker ends when its requests do, however the training process ends.
+This is a separate program, neither a fork of the training process (whose threads and CUDA context do not survive a
+fork) nor a re-import of the user's main module. It imports what decoding needs, reads the decoder from standard input,
+and forks once per argument. At that point it has a single thread, and the workers share the memory of the imports. An
+argument has the file descriptors of a worker: the memory that it shares with the training process, and the pipes of
+requests and answers. A worker ends when its pipe of requests is closed, however the training process ends.
 """
 
 import mmap
@@ -20,7 +20,7 @@ from canvit_gym.scenes.decoding import Decoder
 
 
 def serve(decoder: Decoder, *, shared: int, requests: int, answers: int) -> None:
-    """Write each scene asked for into the shared memory; answer with None, or the exception."""
+    """Write each requested scene into the shared memory; answer with None, or the exception."""
     memory = np.frombuffer(mmap.mmap(shared, 0), dtype=np.uint8)
     pixels = 3 * decoder.size_px**2
     with os.fdopen(requests, "rb") as asked, os.fdopen(answers, "wb", buffering=0) as answer:
@@ -44,7 +44,7 @@ def serve(decoder: Decoder, *, shared: int, requests: int, answers: int) -> None
 def main(workers: list[tuple[int, int, int]]) -> None:
     """Fork the workers and wait for their end."""
     decoder = pickle.load(sys.stdin.buffer)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all: the workers end, and are waited for here
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it was sent to all of them: the workers end, wait for them here
     for own in workers:
         if os.fork() == 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -60,7 +60,7 @@ def main(workers: list[tuple[int, int, int]]) -> None:
         os.close(descriptor)
     for _ in workers:
         os.wait()
-    os._exit(0)  # at once: there is nothing to finish, and somebody waits for it
+    os._exit(0)  # immediately: there is nothing to finish, and another process waits for it
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Worker processes that decode scenes ahead of need.
+"""Worker processes that decode scenes in advance.
 
-The processes are a program of their own (see canvit_gym.scenes.worker). Each has one thread here, which hands
-it a scene at a time and copies the result out of the memory they share. A scene asked for is a future: whoever
-needs it before a worker has begun it can cancel it and decode it itself.
+The processes run a separate program (see canvit_gym.scenes.worker). Each has a thread here, which sends it one scene at
+a time and copies the result from the shared memory. Requested scenes are futures: whoever needs a scene that no worker
+has begun can cancel it and decode the scene itself.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ _PATIENCE_S = 5.0
 
 
 def automatic_workers() -> int:
-    """As many as this process has CPU cores, less the one that steps the environments; at least 1, at most 8.
+    """One less than the number of CPU cores, for the process that steps the environments; between 1 and 8.
 
-    None where processes cannot be forked, as on Windows: scenes are then decoded in this process, or read from a cache.
+    0 where processes cannot be forked, as on Windows: scenes are then decoded in this process, or read from a cache.
     """
     if not hasattr(os, "fork"):
         return 0
@@ -41,7 +41,7 @@ def automatic_workers() -> int:
 
 
 class _Worker:
-    """This process' end of a worker: two pipes, and the memory that the worker writes its scene into."""
+    """This process's end of a worker: two pipes, and the memory into which the worker writes scenes."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._size_px, self._is_dense = decoder.size_px, decoder.is_dense
@@ -51,7 +51,9 @@ class _Worker:
         shared = Path("/dev/shm")
         with tempfile.TemporaryFile(dir=shared if os.access(shared, os.W_OK) else None) as file:
             try:
-                file.write(bytes(num_bytes))  # not ftruncate: a full device is told here, not by a SIGBUS later
+                file.write(
+                    bytes(num_bytes)
+                )  # not ftruncate: a full device raises an error here instead of a SIGBUS later
                 file.flush()
             except OSError as error:
                 raise OSError(
@@ -68,7 +70,7 @@ class _Worker:
         self._answers = os.fdopen(answers, "rb")
 
     def await_start(self) -> None:
-        """Wait until the process has started; where it has not, `decode` will tell."""
+        """Wait until the process has started. If it fails to start, `decode` raises an error."""
         with contextlib.suppress(EOFError):
             self.process_id = pickle.load(self._answers)
 
@@ -78,7 +80,7 @@ class _Worker:
             error = pickle.load(self._answers)
         except (BrokenPipeError, EOFError) as gone:
             raise RuntimeError(
-                f"a worker process ended while it was to decode {image}. If the machine is short of memory, pass "
+                f"a worker process ended while decoding {image}. If the machine is short of memory, pass "
                 "fewer workers; workers=0 decodes in this process."
             ) from gone
         if error is not None:
@@ -89,7 +91,7 @@ class _Worker:
         return pixels, labels
 
     def hang_up(self) -> None:
-        """No more requests, upon which an idle worker ends."""
+        """Close the pipe of requests, which ends an idle worker."""
         self._requests.close()
         self._answers.close()
 
@@ -108,7 +110,7 @@ def _end(executor: ThreadPoolExecutor, workers: list[_Worker], program: subproce
 
 
 class DecodingPool:
-    """`count` processes; `close` ends them, as do the end of the program and of the last reference to the pool."""
+    """`count` processes, which end with `close`, with the program, or with the last reference to the pool."""
 
     def __init__(self, decoder: Decoder, count: int) -> None:
         if not hasattr(os, "fork"):
@@ -139,14 +141,15 @@ class DecodingPool:
 
         def adopt() -> None:
             own.worker = waiting.pop()  # list.pop is atomic
-            own.worker.await_start()  # a thread that is not ready takes nothing: what is urgent is decoded elsewhere
+            # A thread that is not ready takes nothing, so that urgent scenes are decoded elsewhere.
+            own.worker.await_start()
 
         self._executor = ThreadPoolExecutor(count, thread_name_prefix="canvit_gym-decoding", initializer=adopt)
         self.close = weakref.finalize(self, _end, self._executor, self._workers, program)
 
     @property
     def process_ids(self) -> list[int]:
-        """Of the program and of the workers that have started."""
+        """Process ids of the program and of the workers that have started."""
         return [self._program.pid, *(worker.process_id for worker in self._workers if worker.process_id)]
 
     def submit(self, image: Path, mask: Path | None) -> Future[Pixels]:

@@ -1,13 +1,13 @@
 """FashionScenes: procedural scenes of Fashion-MNIST items over textured clutter, with exact label maps.
 
-Scene k of a split is a pure function of (flavour, split, k, GENERATOR_VERSION): the same pixels on every
-machine, in any order, in parallel. For that reason every step is integer arithmetic on the raw output of a
-counter-based generator (Philox 4x64, Salmon et al. 2011); there is no floating point to round differently.
+Scene k of a split is a pure function of (flavour, split, k, GENERATOR_VERSION): it has the same pixels on every
+machine, in any order and in parallel. To ensure this, every step is integer arithmetic on the raw output of a
+counter-based generator (Philox 4x64, Salmon et al. 2011), without floating point, which may round differently.
 
 Pixels are uint8 RGB, [SCENE_SIZE_PX, SCENE_SIZE_PX, 3]; labels are uint8 maps, 0 = background, 1..10 = the
 ten Fashion-MNIST classes.
 
-A flavour is one module with `draw(drawing) -> FashionScene` and one entry of FLAVOURS.
+A flavour is a module with `draw(drawing) -> FashionScene` and an entry of FLAVOURS.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class FlavourSpec:
 
     draw: Callable[[Drawing], FashionScene]
     labels: str = "maps"
-    """What a scene's label is: "maps" of classes, background among them, or the scene's "class"."""
+    """The kind of label: "maps" of classes including background, or the "class" of the scene."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -45,7 +45,7 @@ FLAVOURS: dict[Flavour, FlavourSpec] = {
     "twice": FlavourSpec(twice.draw, labels="class"),
     "search": FlavourSpec(search.draw),
 }
-"""By name. A flavour's place in this table is part of its scenes' key: add new ones at the end."""
+"""Name -> flavour. Its position in this table is part of its scenes' key: add new ones at the end."""
 
 
 def generate_scene(flavour: Flavour, split: Split, index: int) -> FashionScene:

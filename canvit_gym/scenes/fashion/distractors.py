@@ -1,4 +1,4 @@
-"""Flavour "distractors": few items among look-alikes that no glimpse resolves, which are background."""
+"""Flavour "distractors": few items among look-alikes, which are background and stay ambiguous in every glimpse."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def draw(drawing: Drawing) -> FashionScene:
 
 
 def look_alike(drawing: Drawing) -> Sprite:
-    """Quarters of four items of different classes: each quarter says something else, however closely one looks."""
+    """Quarters of four items of different classes, which suggest different classes however closely one looks."""
     quarters = [drawing.draw_sprite_of(label) for label in drawing.draws.distinct(4, 10)]
     sprite = np.empty((SPRITE_PX, SPRITE_PX), dtype=np.uint8)
     for quarter, one in enumerate(quarters):

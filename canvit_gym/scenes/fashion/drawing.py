@@ -1,4 +1,4 @@
-"""A scene while it is drawn: background first, then what lies on it, every draw from the scene's own stream."""
+"""A scene being drawn: the background, then everything on it, with random numbers of the scene's own stream."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from canvit_gym.scenes.fashion.sprites import Sprite, resample
 from canvit_gym.scenes.fashion.texture import SCENE_SIZE_PX, background
 
 ITEM_SIZES_PX = tuple(range(26, 45, 2))
-"""Sides an item's 28 px sprite is resized to. A 32 px glimpse of the full scene shows 6 to 11 px of it."""
+"""Sizes of items, resized from 28 px sprites. In a 32 px glimpse of the full scene they are 6 to 11 px wide."""
 
 _MARGIN_PX = 2  # between two things, and between a thing and the border
 _PLACEMENT_TRIES = 24
@@ -23,11 +23,11 @@ class FashionScene:
     labels: NDArray[np.uint8]  # [128, 128], 0 = background, 1..10 = classes
     items: tuple[tuple[int, int, int, int], ...]  # (class 1..10, top, left, side), px
     class_index: int
-    """0..9: what a classification of the scene is right about."""
+    """0..9: the label of the scene in classification."""
 
 
 class Drawing:
-    """Image, label map and items so far. What is placed keeps clear of what was placed before it."""
+    """Image, label map and items so far. Items never overlap items placed before."""
 
     def __init__(self, draws: Draws, sprites: NDArray[np.uint8]) -> None:
         self.draws = draws
@@ -53,7 +53,7 @@ class Drawing:
         _, sprite = self.draw_sprite()
         size = draws.choice(sizes)
         height, width = draws.between(*_FRAGMENT_PX), draws.between(*_FRAGMENT_PX)
-        # The window is cut from the middle of the item, so that it is rarely empty.
+        # Crop the middle of the item, so that the crop is rarely empty.
         row = size // 4 + draws.below(size // 2) - height // 2
         col = size // 4 + draws.below(size // 2) - width // 2
         grey, alpha = resample(
@@ -67,7 +67,7 @@ class Drawing:
         self._paint(grey, alpha, top=draws.below(SCENE_SIZE_PX - height), left=draws.below(SCENE_SIZE_PX - width))
 
     def add_item(self, label: int, sprite: Sprite, sizes: tuple[int, ...] = ITEM_SIZES_PX) -> bool:
-        """A whole item of class 0..9, of one of the sizes; False where it found no room."""
+        """Place a whole item of class 0..9 with one of the sizes. Returns False if there is no room."""
         size = self.draws.choice(sizes)
         if (place := self._place(size)) is None:
             return False
@@ -79,7 +79,7 @@ class Drawing:
         return True
 
     def add_background_object(self, sprite: Sprite, sizes: tuple[int, ...] = ITEM_SIZES_PX) -> bool:
-        """What looks like an item and is background; False where it found no room."""
+        """Place something that looks like an item but is background. Returns False if there is no room."""
         size = self.draws.choice(sizes)
         if (place := self._place(size)) is None:
             return False
@@ -87,7 +87,7 @@ class Drawing:
         return True
 
     def scene(self, class_index: int | None = None) -> FashionScene:
-        """As it is now. class_index: by default the first item's."""
+        """The finished scene. class_index: that of the first item by default."""
         return FashionScene(
             image=np.ascontiguousarray(self._canvas.astype(np.uint8).transpose(1, 2, 0)),
             labels=self._labels,
@@ -96,7 +96,7 @@ class Drawing:
         )
 
     def _place(self, side: int) -> tuple[int, int] | None:
-        """A free (top, left) for a square, by rejection, kept free from now on; None where the scene is too full."""
+        """Reserve a free (top, left) for a square by rejection sampling; None if the scene is too full."""
         for _ in range(_PLACEMENT_TRIES):
             top = self.draws.between(_MARGIN_PX, SCENE_SIZE_PX - _MARGIN_PX - side)
             left = self.draws.between(_MARGIN_PX, SCENE_SIZE_PX - _MARGIN_PX - side)

@@ -1,17 +1,17 @@
 """Random integers of one scene: a counter-based generator (Philox 4x64, Salmon et al. 2011), keyed by the scene.
 
-Integers only, so that there is no floating point to round differently on another machine.
+It only uses integers, because floating point may round differently on another machine.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 GENERATOR_VERSION = 1
-"""Part of every scene's key; raise it whenever a change moves a single pixel of a flavour that is there."""
+"""Part of every scene's key. Increase it whenever a change affects a single pixel of an existing flavour."""
 
 
 class Draws:
-    """Bounded integers and bytes from one Philox stream, in the order they are asked for."""
+    """Bounded integers and bytes from one Philox stream, in the order of the calls."""
 
     def __init__(self, flavour: int, split: int, index: int) -> None:
         self._philox = np.random.Philox(key=[(GENERATOR_VERSION << 32) | (flavour << 8) | split, index])

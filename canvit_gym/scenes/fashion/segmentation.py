@@ -4,7 +4,8 @@ from canvit_gym.scenes.fashion.drawing import Drawing, FashionScene
 
 
 def draw(drawing: Drawing) -> FashionScene:
-    """3 to 5 items that do not overlap (2 where a third finds no room, one scene in a hundred), 3 to 7 fragments."""
+    """3 to 5 items that do not overlap (2 if there is no room for a third, in one of a hundred scenes), 3 to 7
+    fragments."""
     for _ in range(drawing.draws.between(3, 7)):
         drawing.add_fragment()
     for _ in range(drawing.draws.between(3, 5)):

@@ -1,4 +1,4 @@
-"""Fashion-MNIST items as sprites: every split's own instances, and their resizing in integer arithmetic."""
+"""Fashion-MNIST items as sprites: separate instances for every split, resized in integer arithmetic."""
 
 from functools import cache
 from importlib import resources
@@ -18,7 +18,7 @@ Sprite = NDArray[np.uint8]  # [28, 28] grey, 0 outside the item
 
 @cache
 def load_sprites(split: Split) -> NDArray[np.uint8]:
-    """[10, n, 28, 28] grey sprites of a split's own instances; 0 is outside the item."""
+    """[10, n, 28, 28] grey sprites of a split's instances; 0 is outside the item."""
     path = resources.files("canvit_gym") / "assets" / "fashion_sprites.npz"
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return arrays[split]

@@ -23,7 +23,7 @@ def background(draws: Draws) -> NDArray[np.int16]:
 
 
 def _octaves(draws: Draws, *, channels: int, finest: int, roughness: int) -> NDArray[np.int16]:
-    """[channels, 128, 128] multi-scale noise, about [-256, 256]; roughness / 16 is an octave's gain over the last."""
+    """[channels, 128, 128] multi-scale noise, about [-256, 256]; roughness / 16 is the gain from octave to octave."""
     size, gain = 4, 32
     field = draws.noise(channels, size)
     while size < SCENE_SIZE_PX:
