@@ -1,1 +1,1 @@
-"""Learned agents: PPO on Stable-Baselines3, with policies that score viewpoints from the spatial map."""
+"""Learners of glimpse policies: `python -m agents.train`."""

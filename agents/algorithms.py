@@ -1,7 +1,7 @@
-"""Learners by name: what `python -m agents.train --algo NAME` runs.
+"""Learners by name, for `python -m agents.train --algo NAME`.
 
-An algorithm is a folder of agents/ whose `learner` module has an `ALGORITHM`, a file of hyperparameters keyed by
-environment id, agents/hyperparameters/NAME.yml, and an entry here. Nothing else knows one learner from another.
+An algorithm is a folder of agents/ whose `learner` module defines an `ALGORITHM`, a file of hyperparameters keyed by
+environment id, agents/hyperparameters/NAME.yml, and an entry here. No other code distinguishes learners.
 """
 
 import difflib
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 HYPERPARAMETERS = Path(__file__).with_name("hyperparameters")
 DEFAULT = "ppo"
 DEFAULTS = "default"
-"""The entry of a file for environments that have none of their own."""
+"""The entry of a file for environments without their own."""
 
-_MODULES: dict[str, str] = {  # module:attribute, imported when asked for
+_MODULES: dict[str, str] = {  # module:attribute, imported when needed
     "ppo": "agents.ppo.learner:ALGORITHM",
     "q_regression": "agents.q_regression.learner:ALGORITHM",
     "dime": "agents.dime.learner:ALGORITHM",
@@ -41,14 +41,14 @@ ALGORITHMS = tuple(_MODULES)
 
 
 class Hyperparameters(Protocol):
-    """An entry of an algorithm's file, checked: a frozen dataclass with a field per hyperparameter."""
+    """An entry of an algorithm's file: a frozen dataclass with a field per hyperparameter, which checks its values."""
 
     @property
     def total_timesteps(self) -> int: ...
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of the environment that go with the algorithm."""
+        """Keyword arguments of the environment for this algorithm."""
         ...
 
     def to_json(self) -> dict[str, Any]: ...
@@ -60,16 +60,16 @@ class Hyperparameters(Protocol):
         ...
 
     def check_fit(self, config: EnvConfig) -> None:
-        """Raise ValueError where the algorithm cannot learn in this environment."""
+        """Raise ValueError if the algorithm cannot learn in this environment."""
         ...
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One learner: how it is called, what its file holds, and how it is made."""
+    """A learner: its title, its hyperparameters, and how to make it."""
 
     title: str
-    """As tables and descriptions call it."""
+    """The name in tables and descriptions."""
     hyperparameters: Callable[..., Hyperparameters]
     """A dataclass; its keyword arguments are the keys of the file's entries."""
     make: Callable[["Plan"], Learner]
@@ -78,7 +78,7 @@ class Algorithm:
 def find_algorithm(name: str) -> Algorithm:
     """
     Raises:
-        ValueError: no such algorithm. ImportError: it needs an extra that is not installed.
+        ValueError: no such algorithm. ImportError: it needs a package that is not installed.
     """
     if name not in _MODULES:
         close = difflib.get_close_matches(name, ALGORITHMS, n=1)
@@ -91,7 +91,7 @@ def find_algorithm(name: str) -> Algorithm:
         if error.name != "sb3_contrib":
             raise
         raise ImportError(
-            f"algorithm {name!r} is sb3-contrib's, which is not installed: pip install sb3-contrib"
+            f"algorithm {name!r} needs sb3-contrib, which is not installed: pip install sb3-contrib"
         ) from error
 
 
@@ -100,7 +100,8 @@ def hyperparameters_file(name: str) -> Path:
 
 
 def load_hyperparameters(env_id: str, overrides: dict[str, Any] | None = None, *, algo: str = DEFAULT) -> Any:
-    """The entry for `env_id` of an algorithm's file, or its default one, with overrides; dicts are merged a level deep.
+    """The entry for `env_id` in an algorithm's file, or its default entry, with overrides. Dicts are merged one level
+    deep.
 
     Raises:
         ValueError: an unknown environment or hyperparameter, or a bad value.
@@ -109,7 +110,7 @@ def load_hyperparameters(env_id: str, overrides: dict[str, Any] | None = None, *
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     if env_id not in entries and env_id not in canvit_gym.ENVIRONMENTS:
         there = ", ".join(key for key in entries if key != DEFAULTS)
-        raise ValueError(f"{path} has no entry for {env_id!r}, which is no environment; there are: {there}")
+        raise ValueError(f"{path} has no entry for {env_id!r}, which is not an environment; there are: {there}")
     known = [option.name for option in fields(algorithm.hyperparameters)]  # type: ignore[arg-type]
     values = dict(entries.get(env_id, entries[DEFAULTS]))
     for name, value in (overrides or {}).items():

@@ -2,11 +2,11 @@
 
     model = DQN("MultiInputPolicy", envs, policy_kwargs={"features_extractor_class": SpatialExtractor})
 
-SB3's own for Dict observations flattens a map, or takes it for an image only where it is uint8 pixels. This one reads
-the maps as maps, together with the vectors, and gives the vector that SB3's networks want.
+SB3's own extractor for Dict observations flattens maps, unless they are uint8 images. This one processes maps with
+convolutions, together with the vectors, and returns the vector that SB3's networks need.
 
-CrossQ knows no Dict observations: FlattenObservations lays them out in one vector, FlatSpatialExtractor takes them
-apart again.
+CrossQ does not support Dict observations: FlattenObservations concatenates them into a vector, and FlatSpatialExtractor
+splits it again.
 """
 
 from typing import Any, cast
@@ -23,7 +23,7 @@ from canvit_gym.policies.trunks import MapEncoder
 
 
 class SpatialExtractor(BaseFeaturesExtractor):
-    """canvit_gym.policies.trunks.MapEncoder, whose options `features_extractor_kwargs` are: features_dim, channels,
+    """canvit_gym.policies.trunks.MapEncoder. `features_extractor_kwargs` are its options: features_dim, channels,
     context_dim, blocks, cell_channels, separable.
     """
 
@@ -36,7 +36,7 @@ class SpatialExtractor(BaseFeaturesExtractor):
 
 
 class FlattenObservations(VecEnvWrapper):
-    """Dict observations as [N, total] float32 vectors, key after key."""
+    """Dict observations as [N, total] float32 vectors, one key after the other."""
 
     def __init__(self, venv: VecEnv) -> None:
         self.layout = cast(spaces.Dict, venv.observation_space)
@@ -63,7 +63,7 @@ class FlattenObservations(VecEnvWrapper):
 
 
 class FlatSpatialExtractor(BaseFeaturesExtractor):
-    """SpatialExtractor of what FlattenObservations made of observations of `layout`."""
+    """SpatialExtractor for the vectors of FlattenObservations, for observations of `layout`."""
 
     def __init__(
         self, observation_space: spaces.Space, *, layout: spaces.Dict, features_dim: int = 256, **options: Any

@@ -1,8 +1,8 @@
-"""What training asks of a learner, whatever its algorithm.
+"""The interface of learners.
 
-Training (agents.train) makes the learner of a run's algorithm (agents.algorithms), begins or restores it, and lets it
-learn. The learner calls the monitor (agents.monitor) after every step of its environments and between its updates;
-there the policy is evaluated, and policies and states are written.
+agents.train makes the learner of a run's algorithm (agents.algorithms), begins or restores it, and calls `learn`. The
+learner calls the monitor (agents.monitor) after every step of its environments and between updates. The monitor
+evaluates the policy and writes policies and states.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ State = dict[str, Any]
 
 
 class Monitoring(Protocol):
-    """What a learner calls while it learns."""
+    """The methods that a learner calls while it learns."""
 
     def stepped(self, num_decisions: int) -> None:
-        """After a step of all environments."""
+        """Call after a step of all environments."""
         ...
 
     def between_updates(self) -> None:
-        """Before every rollout: nothing is under way. May raise KeyboardInterrupt."""
+        """Call before every rollout, when no update is in progress. May raise KeyboardInterrupt."""
         ...
 
 
@@ -43,12 +43,12 @@ class Learner(Protocol):
 
     @property
     def num_timesteps(self) -> int:
-        """Decisions so far, in all environments together."""
+        """Number of decisions so far, in all environments together."""
         ...
 
     @property
     def network(self) -> nn.Module:
-        """The policy's network in plain PyTorch: what is saved and evaluated (canvit_gym.policies.networks)."""
+        """The policy's network in plain PyTorch, which is saved and evaluated (canvit_gym.policies.networks)."""
         ...
 
     @property
@@ -58,12 +58,12 @@ class Learner(Protocol):
 
     @property
     def network_options(self) -> dict[str, Any]:
-        """Its keyword arguments, beyond those that the environment's actions decide."""
+        """Its keyword arguments, except for those that the environment's actions determine."""
         ...
 
     @property
     def captures_every_update(self) -> bool:
-        """Whether `capture` is cheap enough for every update; else it is called where a state is written only."""
+        """Whether `capture` is cheap enough for every update. Otherwise it is only called when a state is written."""
         ...
 
     @property
@@ -74,29 +74,29 @@ class Learner(Protocol):
     def set_logger(self, logger: Logger) -> None: ...
 
     def begin(self, *, progress: bool) -> list[dict[str, float]]:
-        """Before the first update of a new run: a warm start, if the hyperparameters ask for one, and what it found."""
+        """Begin a new run, with a warm start if the hyperparameters have one. Returns the warm start's statistics."""
         ...
 
     def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
-        """Until `total` decisions were made, its last rollout completed and learned from.
+        """Learn until `total` decisions were made, including the update on the last complete rollout.
 
-        Returns: whether that was reached; False where a callback ended training before.
+        Returns: whether this was reached; False if a callback ended training before.
 
         Raises:
-            KeyboardInterrupt, FloatingPointError: anywhere.
+            KeyboardInterrupt, FloatingPointError: at any time.
         """
         ...
 
     def capture(self) -> State:
-        """All that the next update depends on. Called between updates alone."""
+        """Everything that the next update depends on. Only called between updates."""
         ...
 
     def restore(self, state: State) -> None:
-        """Make a fresh learner of the same settings the one whose state was captured."""
+        """Restore a captured state into a new learner with the same settings."""
         ...
 
     def restore_network(self, state: State) -> None:
-        """The network alone, after an interruption within an update."""
+        """Restore only the network, after an interruption within an update."""
         ...
 
     def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""What happens between the updates of a run: evaluation, policies and training states on disk, the progress bar."""
+"""Evaluate the policy between updates, write policies and training states, and show a progress bar."""
 
 import json
 from dataclasses import replace
@@ -35,7 +35,7 @@ def merit(evaluation: dict[str, Any], env: EnvConfig) -> float:
 
 
 class Monitor:
-    """What happens between updates: evaluation, snapshots, checkpoints. And the progress bar."""
+    """Evaluation, snapshots and checkpoints between updates, and the progress bar."""
 
     def __init__(self, plan: Plan, learner: Learner, record: PolicyRecord, logger: Logger, clock: RunClock) -> None:
         self.plan, self.learner, self.record, self.logger, self.clock = plan, learner, record, logger, clock
@@ -43,7 +43,8 @@ class Monitor:
         self.evaluations: list[dict[str, Any]] = []
         self.warm_start: list[dict[str, float]] = []
         self.snapshot: State | None = None
-        """The state after the last complete update; of learners whose states are large, the one last written."""
+        """The state after the last complete update or, for learners with large states, the last one that was
+        written."""
         self.saved_at = -1
         self.bar: tqdm[Any] | None = None
         self._unsaved_evaluation = False
@@ -78,7 +79,7 @@ class Monitor:
         self._between_updates(finished=False)
 
     def finished(self) -> None:
-        """After the last update."""
+        """Call after the last update."""
         self._between_updates(finished=True)
         self.logger.dump(self.learner.num_timesteps)
 
@@ -95,7 +96,7 @@ class Monitor:
         warm = now == 0 and bool(self.warm_start)
         if warm:
             self._save_policy(WARM_START)
-        if self.saved_at < 0:  # a warm start took minutes: before anything else can fail
+        if self.saved_at < 0:  # a warm start took minutes, so save it before anything else can fail
             self.save()
         if every and ((warm and not self.evaluations) or now // every > last // every or (finished and now > last)):
             self.clock.note(now)
@@ -106,25 +107,25 @@ class Monitor:
             self.save()
 
     def _note_evaluations(self) -> None:
-        """In the snapshot, where it is of now."""
+        """Add the evaluations to the snapshot, if it is of the current update."""
         if self.snapshot is not None and self.snapshot["num_timesteps"] == self.learner.num_timesteps:
             self.snapshot["evaluations"] = json.dumps(self.evaluations)
 
     def save(self) -> None:
-        """The snapshot and its policy, to disk."""
+        """Write the snapshot and its policy to disk."""
         snapshot = self.snapshot
         if snapshot is None:
             return
         at = snapshot["num_timesteps"]
         if self.saved_at == at and not self._unsaved_evaluation and (self.run_dir / "last").exists():
             return
-        self.learner.restore_network(snapshot)  # Ctrl-C may have come within an update
+        self.learner.restore_network(snapshot)  # Ctrl-C may have interrupted an update
         self._save_policy("last", num_timesteps=at)
         save_state(self.run_dir / STATE, snapshot)
         self.saved_at, self._unsaved_evaluation = at, False
 
     def _save_policy(self, name: str, *, num_timesteps: int | None = None) -> None:
-        """The policy as it is, of now or of `num_timesteps`."""
+        """Save the current policy, with the record of now or of `num_timesteps`."""
         now = self.learner.num_timesteps if num_timesteps is None else num_timesteps
         save_policy(self.run_dir / name, self.learner.network, self._record(now))
 
@@ -135,7 +136,7 @@ class Monitor:
         return replace(self.record, training=training)
 
     def _evaluate(self) -> None:
-        """Every validation scene once, with the most likely viewpoints; keeps the policy if best so far."""
+        """Evaluate the most likely viewpoints on every validation scene. Saves the policy if it is the best so far."""
         network = self.learner.network.eval()
         validation = replace(self.env, split="validation", num_scenes=self.settings.eval_scenes, shard=(0, 1))
         learned = LearnedPolicy(network, self.record)
@@ -160,7 +161,7 @@ class Monitor:
         return entry | {"at_stop": at_stop | {"worth": found.worth(self.env)}}
 
     def _tell(self, entry: dict[str, Any]) -> None:
-        """To TensorBoard and above the progress bar."""
+        """Log the entry to TensorBoard and above the progress bar."""
         metric, score, loss, at_stop = entry["metric"], entry["score"], entry["loss"], entry.get("at_stop")
         for t in range(len(score)):
             self.logger.record(f"eval/{metric}_glimpse_{t + 1}", score[t])

@@ -1,7 +1,7 @@
 """Rewards standardized per time step.
 
-How much a glimpse brings depends most on how many came before it. Statistics per decision take that out, so that
-every decision of an episode teaches on the same scale.
+The gain of a glimpse mostly depends on the number of glimpses before it. Statistics per decision remove this effect, so
+that all decisions of an episode are learned from on the same scale.
 """
 
 from typing import Literal
@@ -19,18 +19,18 @@ from canvit_gym.running_moments import RunningMoments
 
 
 def clipped(rewards: NDArray[np.float64], most: float | None) -> NDArray[np.float64]:
-    """Rewards as they are, or within [-most, most]."""
+    """Rewards clipped to [-most, most], if `most` is given."""
     return rewards if most is None else np.clip(rewards, -most, most)
 
 
 class PerStepNormalize(VecEnvWrapper):
-    """(reward - mean) / standard deviation, both running, of the rewards of that decision of an episode (0, 1, ...).
+    """(reward - mean) / standard deviation, with running statistics for each decision of an episode (0, 1, ...).
 
-    With center=False only the scale changes: for agents that may stop, to whom the reward's sign says whether a
-    glimpse is worth its cost. Decisions from `num_decisions` on share the last statistics; with one for all, and
-    without clipping, an episode's rewards still add up to the difference of its potential.
+    With center=False only the scale changes. Agents that may stop need this, because for them the sign of a reward says
+    whether a glimpse is worth its cost. Decisions from `num_decisions` on share the last statistics. With a single
+    statistic for all and without clipping, the rewards of an episode still add up to the difference of its potential.
 
-    clip: so many standard deviations are the most that a reward counts; None: however much it is.
+    clip: the largest magnitude of a reward, in standard deviations; None: no limit.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class PerStepNormalize(VecEnvWrapper):
         return observation, normalized, dones, infos
 
     def normalize(self, rewards: NDArray[np.float32], decision: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[N] rewards of decisions [N] by the statistics so far."""
+        """[N] rewards of decisions [N], standardized by the statistics so far."""
         deviation = np.sqrt(self._moments.var + self.epsilon)[decision]
         centered = rewards - self.mean[decision] if self.center else rewards
         return clipped(centered / deviation, self.clip).astype(np.float32)
@@ -90,9 +90,9 @@ class PerStepNormalize(VecEnvWrapper):
 def normalized_rewards(
     env: VecEnv, config: EnvConfig, *, how: Literal["per_step", "pooled"] | None, clip: float | None
 ) -> VecEnv:
-    """`env` with rewards scaled by one statistic ("pooled"), standardized per decision ("per_step"), or as they are.
+    """`env` with rewards scaled by one statistic ("pooled"), standardized per decision ("per_step"), or unchanged.
 
-    Where the agent may stop, nothing is subtracted.
+    If the agent may stop, means are not subtracted.
     """
     if how is None:
         return env

@@ -1,4 +1,4 @@
-"""A run's directory: what its files are called, and its claim by one process at a time."""
+"""A run's directory: its files, and a lock for one process at a time."""
 
 import json
 import os
@@ -22,7 +22,7 @@ LOCK, OWNER = "run.lock", "owner.json"
 
 @contextmanager
 def writing_to(run_dir: Path) -> Iterator[None]:
-    """What the system says of files within is told with the cure."""
+    """Raise errors of the file system with their cure."""
     try:
         yield
     except OSError as error:
@@ -33,11 +33,11 @@ def writing_to(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """The directory, made where missing, is this process's alone. A process that dies gives it back.
+    """Lock the directory, which is made if missing, for this process. The lock ends with its process.
 
     Raises:
-        BlockingIOError: another process has it; the message names that process.
-        OSError: it cannot be written.
+        BlockingIOError: another process has the lock; the message names it.
+        OSError: the directory cannot be written to.
     """
     with writing_to(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a learner of Stable-Baselines3 tells the monitor of a run."""
+"""The callback through which Stable-Baselines3 calls the monitor of a run."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ class MonitorCallback(BaseCallback):
         self._monitor, self._total, self._before_rollout = monitor, total, before_rollout
         self._collecting = False
         self.reached = False
-        """Whether the last update was made: not where a callback ends training within the last rollout."""
+        """Whether the last update was made. False if a callback ended training within the last rollout."""
 
     def _on_step(self) -> bool:
         self._monitor.stepped(self.training_env.num_envs)
@@ -37,6 +37,6 @@ class MonitorCallback(BaseCallback):
 
 
 def mean_return(model: BaseAlgorithm) -> float | None:
-    """Of the episodes that ended last; None before the first."""
+    """Mean return of the latest episodes; None before the first one ended."""
     returns = [info["r"] for info in model.ep_info_buffer or ()]
     return float(np.mean(returns)) if returns else None

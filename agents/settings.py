@@ -1,4 +1,4 @@
-"""What decides a run: asked for on the command line, kept in its directory, the same again when it is resumed."""
+"""The settings of a run: chosen on the command line, saved in its directory, and reused when it is resumed."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -17,48 +17,48 @@ DEFAULT_ENV = "CanViT/FashionSegmentation-v0"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What is None was not given: a new run takes the default, a resumed one its own value."""
+    """None means not passed: a new run uses the default, a resumed one its own value."""
 
     run_dir: Path
-    """Policies, logs and the training state go here."""
+    """Directory of policies, logs and the training state."""
     algo: str | None = None
-    """A learner of agents.algorithms: ppo, ... None: ppo."""
+    """A learner from agents.algorithms. None: ppo."""
     env: str | None = None
     """Environment id. None: CanViT/FashionSegmentation-v0."""
     env_kwargs: str | None = None
     """Keyword arguments of the environment, as JSON: '{"action": "continuous"}'. None: {}."""
     total_timesteps: int | None = None
-    """Decisions to train for; the last rollout is completed. None: as in agents/hyperparameters/ALGO.yml."""
+    """Number of decisions; the last rollout is completed. None: as in agents/hyperparameters/ALGO.yml."""
     seed: int | None = None
     """None: 0."""
     hyper: str | None = None
     """Overrides of agents/hyperparameters/ALGO.yml, as JSON: '{"n_epochs": 4, "learning_rate": "lin_5e-4"}'.
     None: {}."""
     warm_start_states: int | None = None
-    """Training states in which viewpoints are tried with the labels, for a warm start (agents.ppo.warm_start), before
-    PPO. None: as in agents/hyperparameters/ALGO.yml."""
+    """Number of training states for a warm start before PPO, in which viewpoints are tried with the labels
+    (agents.ppo.warm_start). None: as in agents/hyperparameters/ALGO.yml."""
     eval_every: int | None = None
-    """Decisions between evaluations on validation scenes (and one after a warm start, and at the end). 0: never. None:
-    20,000."""
+    """Decisions between evaluations on validation scenes. There is also one after a warm start, and one at the end.
+    0: never. None: 20,000."""
     eval_scenes: int | None = None
-    """Validation scenes to evaluate on. None: all."""
+    """Number of validation scenes to evaluate on. None: all."""
     headroom_scenes: int | None = None
-    """Validation scenes on which the share of headroom is told in TensorBoard (agents.validation). 0: none.
-    None: 0, for the oracle costs a forward per viewpoint and glimpse."""
+    """Number of validation scenes for the share of headroom in TensorBoard (agents.validation). The oracle costs a
+    forward per viewpoint and glimpse. None: 0."""
     gaze_scenes: int | None = None
-    """Validation scenes drawn in TensorBoard at every evaluation, with heat maps of the fixations of all. 0: none.
-    None: 4."""
+    """Number of validation scenes to draw in TensorBoard at every evaluation, with heat maps of all fixations. 0: no
+    pictures. None: 4."""
     checkpoint_every: int | None = None
-    """Decisions between saved training states. Ctrl-C saves one in any case. None: 20,000."""
+    """Decisions between saved training states. Ctrl-C always saves one. None: 20,000."""
     resume: bool = False
-    """Go on with the run in run_dir, with its settings; a larger --total-timesteps extends it. What falls linearly over
-    training (lin_x) then falls towards the new end, so that an extended run is not one begun with that number."""
+    """Continue the run in run_dir with its settings. A larger --total-timesteps extends it. Linear schedules (lin_x)
+    then fall towards the new end, so an extended run differs from one that was begun with that number."""
     progress: bool = True
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the outcome of a run and what is told of it; recorded in config.json."""
+    """Everything that determines the outcome of a run and its logs; saved in config.json."""
 
     env: str
     env_kwargs: dict[str, Any]
@@ -71,13 +71,14 @@ class Settings:
     gaze_scenes: int = 4
     checkpoint_every: int = 20_000
     hyperparameters: dict[str, Any] = field(default_factory=dict)
-    """All of them, as resolved when the run began: a resumed run does not follow later edits of the file."""
+    """All hyperparameters as resolved when the run began, so that later edits of the file do not affect a resumed
+    run."""
     algo: str = DEFAULT
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's settings, resolved: what everything after `prepare` goes by."""
+    """A run's resolved settings, from `prepare`."""
 
     run_dir: Path
     settings: Settings
@@ -86,9 +87,9 @@ class Plan:
     """An instance of algorithm.hyperparameters."""
     env: EnvConfig
     env_kwargs: dict[str, Any]
-    """Those of the hyperparameters and those that were asked for, together."""
+    """Keyword arguments from the hyperparameters and from the command line, together."""
     state: State | None
-    """What to go on from; None: begin."""
+    """The state to resume from; None: begin a new run."""
     progress: bool
 
     @classmethod
@@ -106,7 +107,7 @@ class Plan:
 
 
 def prepare(config: TrainConfig) -> Plan:
-    """The run's settings, and the state to resume from. Refuses what is wrong before touching anything."""
+    """Check the options and resolve them into a plan, before anything is written."""
     least_values = {
         "total_timesteps": 1, "eval_every": 0, "eval_scenes": 1, "checkpoint_every": 1, "headroom_scenes": 0,
         "gaze_scenes": 0, "warm_start_states": 0,
@@ -119,17 +120,17 @@ def prepare(config: TrainConfig) -> Plan:
         if finished:
             done = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))["num_timesteps"]
             raise FileExistsError(
-                f"{run_dir} holds a finished run of {done:,} decisions. Choose another run directory, or "
+                f"{run_dir} contains a finished run of {done:,} decisions. Choose another run directory, or "
                 f"extend this run with --resume and --total-timesteps above {done}."
             )
         if begun:
             raise FileExistsError(
-                f"{run_dir} holds an unfinished run. Go on with it with --resume, or choose another run directory."
+                f"{run_dir} contains an unfinished run. Continue it with --resume, or choose another run directory."
             )
         return Plan.of(_fresh_settings(config), run_dir=run_dir, progress=config.progress)
     if not begun:
         raise FileNotFoundError(
-            f"{run_dir} holds no run to resume: {CONFIG} is missing. Leave out --resume to begin one."
+            f"{run_dir} contains no run to resume: {CONFIG} is missing. Leave out --resume to begin one."
         )
     saved = _saved_settings(run_dir / CONFIG)
     settings = _resumed_settings(config, saved)
@@ -138,8 +139,8 @@ def prepare(config: TrainConfig) -> Plan:
     if state is not None and asks_for_other and state["num_timesteps"] >= settings.total_timesteps:
         done = state["num_timesteps"]
         raise ValueError(
-            f"{run_dir} holds {'a finished' if finished else 'an unfinished'} run of {done:,} decisions: to extend it, "
-            f"ask for --total-timesteps above {done} (got {settings.total_timesteps})"
+            f"{run_dir} contains {'a finished' if finished else 'an unfinished'} run of {done:,} decisions: to extend "
+            f"it, pass --total-timesteps above {done} (got {settings.total_timesteps})"
         )
     return Plan.of(settings, run_dir=run_dir, state=state, progress=config.progress)
 
@@ -149,8 +150,8 @@ def _saved_settings(path: Path) -> Settings:
         return Settings(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged, or of another version ({error}): put the intact file in its place, or choose another "
-            "run directory"
+            f"{path} is damaged, or from another version ({error}): restore the intact file, or choose another run "
+            "directory"
         ) from error
 
 
@@ -158,7 +159,7 @@ def _fresh_settings(config: TrainConfig) -> Settings:
     env_kwargs = json_object(config.env_kwargs, option="--env-kwargs")
     overrides = _overrides(config)
     env_id = DEFAULT_ENV if config.env is None else config.env
-    env_config(env_id, env_kwargs)  # an unknown id is named before the lack of hyperparameters for it
+    env_config(env_id, env_kwargs)  # report an unknown id before missing hyperparameters for it
     algo = DEFAULT if config.algo is None else config.algo
     hyper = load_hyperparameters(env_id, overrides, algo=algo)
     env = env_config(env_id, {**hyper.env_kwargs, **env_kwargs})
@@ -177,18 +178,18 @@ def _fresh_settings(config: TrainConfig) -> Settings:
         eval_every=20_000 if config.eval_every is None else config.eval_every,
         eval_scenes=config.eval_scenes,
         hyperparameters=hyper.to_json(),
-        **_told(config),
+        **_outcome_neutral(config),
     )
 
 
-def _told(config: TrainConfig) -> dict[str, int]:
-    """What was asked for of the settings that leave the outcome as it is."""
+def _outcome_neutral(config: TrainConfig) -> dict[str, int]:
+    """The options passed that do not affect the outcome."""
     asked = {name: getattr(config, name) for name in ("headroom_scenes", "gaze_scenes", "checkpoint_every")}
     return {name: value for name, value in asked.items() if value is not None}
 
 
 def _overrides(config: TrainConfig) -> dict[str, Any]:
-    """--hyper, with what has an option of its own."""
+    """--hyper, together with hyperparameters that have their own option."""
     overrides = json_object(config.hyper, option="--hyper")
     if config.warm_start_states is not None:
         overrides["warm_start"] = {**overrides.get("warm_start", {}), "states": config.warm_start_states}
@@ -196,9 +197,8 @@ def _overrides(config: TrainConfig) -> dict[str, Any]:
 
 
 def _resumed_settings(config: TrainConfig, saved: Settings) -> Settings:
-    """The run's own. What was asked for must agree with those that decide the outcome, but for the number of
-    decisions.
-    """
+    """The run's own settings. Options that affect the outcome must agree with them, except for the number of
+    decisions."""
     for name in ("algo", "env", "env_kwargs", "seed", "hyper", "eval_every", "eval_scenes"):
         asked, own = getattr(config, name), getattr(saved, name)
         if name == "hyper" and (asked is not None or config.warm_start_states is not None):
@@ -207,7 +207,7 @@ def _resumed_settings(config: TrainConfig, saved: Settings) -> Settings:
             asked = json_object(asked, option="--" + name.replace("_", "-"))
         if asked is not None and asked != own:
             raise ValueError(
-                f"the run in {config.run_dir} was begun with {name}={own!r}, not {asked!r}: leave it out to go on "
-                "with that run, or choose another run directory"
+                f"the run in {config.run_dir} was begun with {name}={own!r}, not {asked!r}: leave it out to continue "
+                "that run, or choose another run directory"
             )
-    return replace(saved, total_timesteps=config.total_timesteps or saved.total_timesteps, **_told(config))
+    return replace(saved, total_timesteps=config.total_timesteps or saved.total_timesteps, **_outcome_neutral(config))

@@ -16,8 +16,8 @@ from agents.settings import Plan
 class TorchLearner[Network: nn.Module]:
     """Base of an agents.learner.Learner.
 
-    A subclass sets `_network` and `optimizer`, and adds what else its next update depends on to `capture` and
-    `restore`.
+    Subclasses set `_network` and `optimizer`, and extend `capture` and `restore` with everything else that their next
+    update depends on.
     """
 
     _network: Network

@@ -3,15 +3,15 @@
     python -m agents.train --algo ppo --env CanViT/FashionSegmentation-v0 --run-dir runs/segmentation
     python -m agents.train --run-dir runs/segmentation --resume
 
-A run directory holds best/, last/ and, where there was a warm start, warm_start/ (policies, which
-canvit_gym.policies.load_policy loads), config.json, provenance.json (one entry per start), training_state.pt (what
---resume goes on from), clock.json (how long it took), tensorboard/, headroom.json where that is asked for and, once
-finished, result.json. The best policy is the one with the least validation loss after the last glimpse; where the order
-is all that counts (revisit=False), averaged over the glimpses; of agents that may stop, the one whose stops are worth
-most, the cost of glimpses included.
+A run directory contains best/, last/ and, after a warm start, warm_start/ (policies, for
+canvit_gym.policies.load_policy), config.json, provenance.json (an entry per start), training_state.pt (for --resume),
+clock.json (how long it took), tensorboard/, headroom.json with --headroom-scenes and, when finished, result.json. The
+best policy is the one with the least validation loss after the last glimpse. If only the order matters (revisit=False)
+the loss is averaged over glimpses. Of agents that may stop, the best is the one whose stops are worth most, including
+the cost of glimpses.
 
-Ctrl-C saves the state after the last complete update. A resumed run equals an uninterrupted one, to the bit on the
-CPU with as many threads. Numbers of decisions count one per environment and step: a rollout of 64 environments and 8
+Ctrl-C saves the state after the last complete update. A resumed run is bitwise identical to an uninterrupted one on the
+CPU with the same number of threads. Decisions are counted per environment and step: a rollout of 64 environments and 8
 steps has 512.
 """
 
@@ -48,7 +48,7 @@ class TrainResult:
     run_dir: Path
     num_timesteps: int
     interrupted: bool
-    """By Ctrl-C or a callback; go on with resume=True."""
+    """By Ctrl-C or a callback; continue with resume=True."""
     best_policy_dir: Path
     last_policy_dir: Path
     evaluations: list[dict[str, Any]]
@@ -56,18 +56,19 @@ class TrainResult:
 
 
 def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> TrainResult:
-    """Train, or go on training. `callbacks` are SB3's, called after the learner's own where it is built on SB3.
+    """Begin or resume a run. `callbacks` are called after the learner's own, for learners of Stable-Baselines3.
 
     Raises:
-        FileExistsError, FileNotFoundError, OSError: the run directory holds a run (or none, to resume), cannot be
-            written, or is in use by another process.
+        FileExistsError, FileNotFoundError, OSError: the run directory already contains a run (or none to resume),
+        cannot
+            be written to, or is in use by another process.
         ValueError, TypeError: unknown algorithm, environment, keyword or hyperparameter, bad values, or a damaged
             state.
         FloatingPointError: a NaN or an infinity; the last checkpoint is kept.
     """
     run_dir = prepare(config).run_dir
     with claimed(run_dir):
-        return _train(prepare(config), callbacks)  # as the directory is now that it is this process's alone
+        return _train(prepare(config), callbacks)  # again, now that the directory is locked
 
 
 def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
@@ -94,7 +95,7 @@ def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
         warm_start = learner.begin(progress=plan.progress)
     else:
         learner.restore(state)
-    # Only now: a run that cannot be built, or a warm start cut short, leaves a directory in which a command may begin.
+    # Only now, so that after a failed start or an interrupted warm start the same command can begin again.
     _begin_run_dir(run_dir, settings, record.provenance)
     logger = _logger(run_dir, purge_from=None if state is None else learner.num_timesteps + 1)
     learner.set_logger(logger)
@@ -108,12 +109,12 @@ def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
         monitor.open_bar()
         if learner.learn(settings.total_timesteps, monitor, callbacks=callbacks):
             monitor.finished()
-        else:  # a callback said so
+        else:  # by a callback
             interrupted = True
     except KeyboardInterrupt:
         interrupted = True
     except FloatingPointError as error:
-        kept = f"The last good checkpoint, of decision {monitor.saved_at:,}, is kept in {run_dir} ({STATE} and last/)."
+        kept = f"The last good checkpoint, of decision {monitor.saved_at:,}, is in {run_dir} ({STATE} and last/)."
         raise FloatingPointError(
             f"training stopped at decision {learner.num_timesteps:,}: {error}. "
             f"{kept if monitor.saved_at >= 0 else 'Nothing was saved yet.'} A smaller learning_rate or max_grad_norm "
@@ -153,7 +154,8 @@ def _begin_run_dir(run_dir: Path, settings: Settings, origin: dict[str, Any]) ->
 
 
 def _logger(run_dir: Path, *, purge_from: int | None) -> Logger:
-    """To TensorBoard. What came after the state of a resumed run was lost with its process: it is not shown twice."""
+    """A logger to TensorBoard. Entries after the state of a resumed run are purged, so that they are not shown
+    twice."""
     folder = str(run_dir / "tensorboard")
     board = TensorBoardOutputFormat(folder)
     if purge_from is not None:
@@ -164,17 +166,17 @@ def _logger(run_dir: Path, *, purge_from: int | None) -> Logger:
 
 def main(config: TrainConfig) -> None:
     command = ["python", "-m", "agents.train", "--run-dir", str(config.run_dir.expanduser()), "--resume"]
-    go_on = f"Go on with:\n  {shlex.join(command)}"
+    go_on = f"Continue with:\n  {shlex.join(command)}"
     try:
         result = train(config)
-    except KeyboardInterrupt:  # while it began, or a second one while it saved
+    except KeyboardInterrupt:  # at the beginning, or a second one while saving
         if not (config.run_dir.expanduser() / CONFIG).exists():
             raise
-        log.info("Interrupted; what was saved before is in %s. %s", config.run_dir, go_on)
+        log.info("Interrupted; the last saved state is in %s. %s", config.run_dir, go_on)
         sys.exit(INTERRUPTED)
     if result.interrupted:
         log.info(
-            "Interrupted after %s decisions; all but the update that was under way is in %s. %s",
+            "Interrupted after %s decisions; everything but the update in progress is in %s. %s",
             f"{result.num_timesteps:,}", result.run_dir, go_on,
         )  # fmt: skip
         sys.exit(INTERRUPTED)
@@ -188,5 +190,5 @@ if __name__ == "__main__":
         main,
         TrainConfig,
         description=__doc__,
-        if_interrupted="Interrupted before the first rollout: nothing is saved, the same command begins again.",
+        if_interrupted="Interrupted before the first rollout: nothing was saved, run the same command again.",
     )

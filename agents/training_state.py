@@ -1,12 +1,12 @@
-"""The state of a training run between two updates: all that the next one depends on.
+"""The state of a training run between two updates: everything that the next update depends on.
 
-Tensors, numbers and strings only: written by torch.save and read with weights_only=True, so that nothing is
-ever unpickled. A run restored from it goes on as if it had never stopped, to the bit on the CPU.
+It only contains tensors, numbers and strings, written by torch.save and read with weights_only=True, so that nothing is
+ever unpickled. A restored run continues as if it had never stopped, bitwise identically on the CPU.
 
-Environments are restored in one of two ways. Where every rollout ends with its episodes (no stop action, a
-first glimpse that draws no random number), the scenes that all environments have just begun are recorded and
-begun again. Elsewhere episodes are cut: the scene order and the random generator are recorded, then every
-environment is reset, in the run that goes on exactly as in the one that resumes.
+Environments are restored in one of two ways. If episodes always end with the rollout (no stop action, no random first
+glimpse), the scenes that all environments have just begun are recorded and begun again. Otherwise episodes are cut: the
+order of scenes and the random generator are recorded, and then all environments are reset, both in the run that
+continues and in one that resumes.
 """
 
 import io
@@ -30,7 +30,7 @@ from canvit_gym.vector_env import GlimpseVectorEnv
 
 
 def random_state() -> State:
-    """Of every global generator that PyTorch, NumPy and Python's random draw from."""
+    """The state of all global generators of PyTorch, NumPy and Python's random."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, words, next_gauss = random.getstate()
     return {
@@ -58,7 +58,7 @@ def set_random_state(state: State) -> None:
 
 @contextmanager
 def preserved_random_state() -> Iterator[None]:
-    """Whatever is drawn inside, the generators go on as if nothing had been."""
+    """Restore the generators afterwards, as if nothing had been drawn in between."""
     state = random_state()
     try:
         yield
@@ -67,12 +67,12 @@ def preserved_random_state() -> Iterator[None]:
 
 
 def begin_episodes(env: VecEnv) -> Any:
-    """Reset every environment: the next rollout begins there. Returns its observation."""
+    """Reset every environment for the next rollout. Returns its first observation."""
     return env.reset()
 
 
 def capture_environments(env: GlimpseVecEnv) -> State:
-    """Where the environments stand. Whoever captures resets them next, unless their episodes end with rollouts."""
+    """The state of the environments. Reset them after capturing, unless their episodes end with rollouts."""
     envs = env.glimpse_envs
     whole = ends_with_rollouts(envs.config)
     if whole:
@@ -82,9 +82,9 @@ def capture_environments(env: GlimpseVecEnv) -> State:
 
 
 def restore_environments(env: VecEnv, state: State) -> Any:
-    """Begin what was captured, through the wrappers of `env`; returns the first observation."""
+    """Restore captured environments, through the wrappers of `env`. Returns the first observation."""
     inner = glimpse_env(env)
-    inner.seed(0)  # makes a generator of the right kind, whose state is replaced below
+    inner.seed(0)  # makes a generator, whose state is replaced below
     if state["scenes"]:
         inner.set_options([{"scene": scene} for scene in state["scenes"]])
     observation = begin_episodes(env)
@@ -93,7 +93,7 @@ def restore_environments(env: VecEnv, state: State) -> Any:
 
 
 def capture_native(envs: GlimpseVectorEnv) -> State:
-    """What decides the scenes that come next."""
+    """The state that determines the next scenes."""
     return {
         "scene_order": {
             "generator": json.dumps(envs.np_random.bit_generator.state),
@@ -103,7 +103,7 @@ def capture_native(envs: GlimpseVectorEnv) -> State:
 
 
 def restore_native(envs: GlimpseVectorEnv, state: State) -> None:
-    """Of environments that were reset before."""
+    """Restore it, in environments that have been reset."""
     envs.np_random.bit_generator.state = json.loads(state["scene_order"]["generator"])
     envs._sampler._pass = state["scene_order"]["pass"].numpy().copy()
 
@@ -116,33 +116,31 @@ def glimpse_env(env: VecEnv) -> GlimpseVecEnv:
 
 
 def num_decisions(config: EnvConfig) -> int:
-    """Of an episode that is not stopped early."""
+    """The number of decisions in an episode without an early stop."""
     return config.budget - (config.first_glimpse is not None)
 
 
 def ends_with_rollouts(config: EnvConfig) -> bool:
-    """Whether a rollout of whole episodes ends with every scene replaced, and its successor's state is a function of
-    the scene alone.
-    """
+    """Whether every episode ends with a rollout of whole episodes, and the next one only depends on its scene."""
     return not config.allow_stop and config.first_glimpse != "random"
 
 
 def check_revisits(config: EnvConfig, *, inhibition: float | None = None) -> None:
-    """Raise ValueError where the environment forbids to look twice and the learner would not know.
+    """Raise ValueError if the environment has revisit=False and the learner does not mask viewpoints taken before.
 
-    inhibition: the network's, which masks the viewpoints that `gaze` shows.
+    inhibition: that of the network, which masks the viewpoints in `gaze`.
     """
     masked = inhibition is not None and "gaze" in config.observations and num_decisions(config) <= GAZE_LENGTH
     if not config.revisit and not masked:
         raise ValueError(
-            "with revisit=False the environment refuses viewpoints that were taken, which this learner does not know: "
+            "with revisit=False the environment does not allow viewpoints twice, but this learner does not mask them: "
             "use --algo maskable_ppo or q_regression, or ppo with policy_kwargs inhibition 0.0, 'gaze' among the "
             f"observations and a budget of at most {GAZE_LENGTH} decisions (got {num_decisions(config)})"
         )
 
 
 def check_whole_episodes(config: EnvConfig, n_steps: int, *, name: str = "n_steps") -> None:
-    """Raise ValueError where rollouts of so many steps would end in the middle of episodes, though they need not."""
+    """Raise ValueError if rollouts of `n_steps` would end in the middle of episodes although they could be whole."""
     decisions = num_decisions(config)
     if ends_with_rollouts(config) and n_steps % decisions:
         raise ValueError(
@@ -163,10 +161,10 @@ def load_state(path: Path) -> State:
     Raises:
         ValueError: the file is damaged.
     """
-    content = io.BytesIO(path.read_bytes())  # what is wrong from here on is the content, OSError included
+    content = io.BytesIO(path.read_bytes())  # from here on every error, even OSError, is about the content
     try:
         state = torch.load(content, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged files make PyTorch raise nearly anything
+    except Exception as error:  # PyTorch may raise anything for damaged files
         raise ValueError(_damaged(path)) from error
     if not isinstance(state, dict) or "num_timesteps" not in state:
         raise ValueError(_damaged(path))
@@ -175,7 +173,7 @@ def load_state(path: Path) -> State:
 
 def _damaged(path: Path) -> str:
     return (
-        f"{path} is damaged: it does not hold a training state. Put a copy of the intact file in its place; or delete "
-        "it and --resume to train from the beginning with the same settings; or choose another run directory. The "
-        "policies beside it, best/ and last/, may be intact still."
+        f"{path} is damaged: it is not a training state. Restore an intact copy; or delete it and --resume to train "
+        "from the beginning with the same settings; or choose another run directory. The policies in best/ and last/ "
+        "may still be intact."
     )

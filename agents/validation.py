@@ -1,7 +1,7 @@
-"""What an evaluation during training shows beside its scores: the share of headroom, and pictures of the gaze.
+"""The share of headroom and pictures of the gaze, for evaluations during training.
 
-Headroom is what lies between coarse-to-fine and a greedy oracle that tries every viewpoint with the labels at hand,
-on the same scenes. Both are measured once, at the beginning: the oracle costs a forward per viewpoint and glimpse.
+Headroom is the difference between a greedy oracle, which tries every viewpoint with the labels, and coarse-to-fine on
+the same scenes. Both are only measured once, because the oracle costs a forward per viewpoint and glimpse.
 """
 
 import json
@@ -36,7 +36,8 @@ class Headroom:
     ceiling_policy: str
 
     def share(self, result: Evaluation) -> NDArray[np.float64]:
-        """[T]: 0 where the policy is as good as coarse-to-fine, 1 where as the oracle; NaN where that is no better."""
+        """[T]: 0 if the policy is as good as coarse-to-fine, 1 if it is as good as the oracle; NaN if there is no
+        headroom."""
         floor, ceiling = np.array(self.floor), np.array(self.ceiling)
         gap = ceiling - floor
         gained = result.score(slice(self.num_scenes)) - floor
@@ -44,7 +45,8 @@ class Headroom:
 
 
 def headroom(config: EnvConfig, num_scenes: int, *, path: Path) -> Headroom:
-    """On validation scenes of `config`; from `path` where it holds what is wanted, else measured and written there."""
+    """Headroom on validation scenes of `config`: read from `path` if it was measured before, else measured and
+    written."""
     discrete = isinstance(build_actions(config), DiscreteActions)
     oracle = "greedy_oracle(candidates='actions')" if discrete else "greedy_oracle"
     if path.exists():
@@ -69,7 +71,7 @@ def fixation_maps(viewpoints: NDArray[np.float32], *, size: int = HEAT_CELLS) ->
 
 
 def fixation_picture(viewpoints: NDArray[np.float32]) -> Frame:
-    """One heat map per glimpse side by side, each on its own scale from never to most often."""
+    """A heat map per glimpse, side by side, each scaled from never to most often."""
     maps = fixation_maps(viewpoints)
     heat = maps / np.maximum(maps.max(axis=(1, 2), keepdims=True), 1e-9)
     stops = np.linspace(0, 1, len(_HEAT))
@@ -81,7 +83,7 @@ def fixation_picture(viewpoints: NDArray[np.float32]) -> Frame:
 
 
 def gaze_strips(policy: GlimpsePolicy, config: EnvConfig, *, num_scenes: int) -> Frame:
-    """The first scenes of the config's split, one line each: the gaze, the reading after every glimpse, the truth."""
+    """The first scenes of the config's split, a row each: the gaze, the reading after every glimpse, and the truth."""
     views = record_views(policy, config=config, rows=np.arange(num_scenes))
     strips = [np.asarray(scene_strip(scene, num_readings=len(scene)).convert("RGB")) for scene in views]
     return np.concatenate(strips)

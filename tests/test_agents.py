@@ -561,7 +561,7 @@ def test_hyperparameters() -> None:
     with pytest.raises(ValueError, match="entropy_floor must be null or hold start"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"entropy_floor": {"begin": 3}})
     assert load_hyperparameters("CanViT/FashionSegmentation-v0", {"entropy_floor": None}).entropy_floor is None
-    with pytest.raises(ValueError, match="no entry for 'CanViT/Unknown-v0', which is no environment"):
+    with pytest.raises(ValueError, match="no entry for 'CanViT/Unknown-v0', which is not an environment"):
         load_hyperparameters("CanViT/Unknown-v0")
     with pytest.raises(ValueError, match=r'multiple of the 3 decisions.*"n_steps": 15'):
         hyper.check_fit(replace(CONFIG, budget=4))

@@ -195,7 +195,9 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert 0.9 < events.Scalars("viewpoint/entropy_t1")[0].value <= 1.02
 
     before = (config.run_dir / "last" / "policy.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match=r"holds a finished run of 64 decisions.*another run directory.*--resume"):
+    with pytest.raises(
+        FileExistsError, match=r"contains a finished run of 64 decisions.*another run directory.*--resume"
+    ):
         train(config)
     with pytest.raises(ValueError, match=r"finished run of 64 decisions.*--total-timesteps above 64"):
         train(replace(config, resume=True))
@@ -407,7 +409,7 @@ def test_damaged_settings_are_named(tmp_path: Path) -> None:
     config = tiny(tmp_path / "run", updates=1, eval_every=0)
     train(config)
     (config.run_dir / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is damaged, or of another version .*another run directory"):
+    with pytest.raises(ValueError, match=r"config\.json is damaged, or from another version .*another run directory"):
         train(TrainConfig(config.run_dir, resume=True))
 
 
@@ -457,7 +459,7 @@ def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, where: str, mon
         (
             {"env_kwargs": {"revisit": False}, "hyper": {"policy_kwargs": {"inhibition": None}}},
             ValueError,
-            "with revisit=False the environment refuses viewpoints that were taken",
+            "with revisit=False the environment does not allow viewpoints twice",
         ),
         ({"hyper": {"n_epoch": 1}}, ValueError, "unknown hyperparameter 'n_epoch'; there are: "),
         ({"hyper": {"learning_rate": "quick"}}, ValueError, "learning_rate must be a number > 0"),

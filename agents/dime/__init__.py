@@ -1,1 +1,2 @@
-"""DIME: gains as a share of the predictive entropy, and stopping by what a glimpse is worth (Gadgil et al. 2024)."""
+"""DIME: gains as a share of the predictive entropy, and stopping when no glimpse is worth its price (Gadgil et al.
+2024)."""

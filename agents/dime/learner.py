@@ -1,11 +1,11 @@
-"""DIME behind the seam of agents.algorithms.
+"""DIME as a learner of agents.algorithms.
 
-    sigmoid(v(s, a)) * entropy(s)  ->  the drop in loss that the glimpse at a brought
+    sigmoid(v(s, a)) * entropy(s)  ->  the drop in loss from the glimpse at a
 
-Rollouts, replay and the share of greedy steps are those of agents.q_regression; targets are nats, as they are. All
-glimpses cost the same, so that the best gain over cost is the largest gain. Where the agent may stop, it does so when
-that gain is worth less than `price`: by default the environment's glimpse_cost. Any other price may be set after
-training (`policy.network.price = 0.02`), which gives a curve of score against mean glimpses from one policy.
+Rollouts, replay and the share of greedy steps are those of agents.q_regression; targets are in nats, without
+normalization. All glimpses cost the same, so the best gain per cost is the largest gain. An agent that may stop does so
+when that gain is less than `price`, by default the environment's glimpse_cost. The price can be changed after training
+(`policy.network.price = 0.02`), which gives a curve of score against mean glimpses from a single policy.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class DimeHyperparameters(QHyperparameters):
 
 
 class Dime(QRegression):
-    """A GainNetwork that learns from rollouts."""
+    """Trains a GainNetwork on rollouts."""
 
     network_class = "GainNetwork"
 
@@ -64,7 +64,7 @@ class Dime(QRegression):
 
     def _found_and_wanted(self, batch: Samples) -> tuple[Tensor, Tensor]:
         gains = cast(GainNetwork, self._network).gains(batch.observation)
-        looked = batch.actions < gains.shape[1]  # a stop gains nothing and teaches nothing
+        looked = batch.actions < gains.shape[1]  # stops are not learned from
         drops = batch.rewards[looked] + self.plan.env.glimpse_cost
         taken = batch.actions[looked].to(self.device)
         return gains[looked.to(self.device)].gather(1, taken[:, None]).squeeze(1), drops.to(self.device)

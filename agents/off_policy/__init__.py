@@ -1,1 +1,1 @@
-"""Off-policy learners of Stable-Baselines3 and sb3-contrib, behind the seam of agents.algorithms."""
+"""Off-policy learners of Stable-Baselines3 and sb3-contrib, as learners of agents.algorithms."""

@@ -1,4 +1,4 @@
-"""What entries of dqn.yml, sac.yml, crossq.yml and tqc.yml hold."""
+"""Hyperparameters in dqn.yml, sac.yml, crossq.yml and tqc.yml."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from canvit_gym.config import EnvConfig
 
 @dataclass(frozen=True)
 class OffPolicyHyperparameters:
-    """One entry of a file; see dqn.yml for what they mean."""
+    """An entry of a file; dqn.yml explains the fields."""
 
     total_timesteps: int
     env_kwargs: dict[str, Any]
@@ -56,7 +56,7 @@ class OffPolicyHyperparameters:
 
 
 class OfTables(OffPolicyHyperparameters):
-    """Of a learner whose actions are a table."""
+    """For learners with discrete actions."""
 
     def check_fit(self, config: EnvConfig) -> None:
         if config.action == "continuous":
@@ -65,7 +65,7 @@ class OfTables(OffPolicyHyperparameters):
 
 
 class OfContinuous(OffPolicyHyperparameters):
-    """Of a learner whose actions are numbers."""
+    """For learners with continuous actions."""
 
     def check_fit(self, config: EnvConfig) -> None:
         if config.action != "continuous":

@@ -1,4 +1,4 @@
-"""DQN and SAC of Stable-Baselines3, and what their kin in sb3-contrib share with them."""
+"""DQN and SAC of Stable-Baselines3, and the base of related learners in sb3-contrib."""
 
 import ast
 import copy
@@ -39,15 +39,16 @@ from canvit_gym.policies.networks import NETWORK_CLASSES, EncodedActor, EncodedV
 from canvit_gym.sb3 import make_sb3_env
 
 _NUMBERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate")
-"""Of a model, those that its next step depends on, where it has them."""
+"""Attributes of a model that its next step depends on, if it has them."""
 _ARRAYS = ("actions", "rewards", "dones", "timeouts")
-"""Of a replay buffer, beside the observations."""
+"""Arrays of a replay buffer other than observations."""
 
 
 class OffPolicyLearner:
     """An off-policy model with the spatial extractor.
 
-    Its states hold the whole replay buffer: they are captured where they are written, and Ctrl-C goes back there.
+    Its states contain the whole replay buffer, so they are only captured when they are written, and Ctrl-C goes back to
+    the last one.
     """
 
     captures_every_update = False
@@ -151,7 +152,7 @@ class OffPolicyLearner:
         return {"pos": buffer.pos, "full": buffer.full, "arrays": arrays}
 
     def _replay_arrays(self) -> dict[str, NDArray[Any]]:
-        """All that the replay buffer holds, by name."""
+        """The contents of the replay buffer, by name."""
         buffer = cast(Any, self.model.replay_buffer)
         arrays = {name: getattr(buffer, name) for name in _ARRAYS}
         for kind in ("observations", "next_observations"):
@@ -200,7 +201,7 @@ def share_values(network: EncodedValues, policy: Any) -> None:
 
 
 def share_actor(network: EncodedActor, policy: Any) -> None:
-    """The layers of SAC's actor, and its kin's."""
+    """The layers of the actors of SAC, TQC and CrossQ."""
     actor = policy.actor
     network.encoder, network.latent = actor.features_extractor.encoder, actor.latent_pi
     network.mean, network.log_std = actor.mu, actor.log_std

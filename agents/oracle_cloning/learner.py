@@ -1,10 +1,10 @@
-"""Imitate a greedy oracle: look where, of some viewpoints tried with the labels at hand, most is gained.
+"""Imitate a greedy oracle, which tries viewpoints with the labels and takes the best.
 
-In every state the oracle tries `candidates` viewpoints of the table, each with one forward of the backbone, and the
-network learns to give the best of them the highest score (cross-entropy over those tried). States are collected in
-rounds, the first with random viewpoints, the others with those that the network samples by then, and after every round
-it learns from all states so far (Ross et al. 2011, DAgger): a cheap upper baseline for learners that are told less.
-A decision here is a state in which the oracle was asked; it costs candidates + 1 forwards.
+In every state the oracle tries `candidates` viewpoints of the table, with a forward of the backbone each, and the
+network learns to give the best of them the highest score (cross-entropy over the candidates). States are collected in
+rounds, the first with random viewpoints, the others with viewpoints sampled from the network. After every round it
+learns from all states so far (Ross et al. 2011, DAgger). It is a cheap upper baseline for learners that do not use
+labels. Here a decision is a state in which the oracle is used; it costs candidates + 1 forwards.
 """
 
 import ast
@@ -35,7 +35,7 @@ from canvit_gym.vector_env import GlimpseVectorEnv
 
 @dataclass(frozen=True)
 class CloningHyperparameters:
-    """One entry of agents/hyperparameters/oracle_cloning.yml; see there for what they mean."""
+    """An entry of agents/hyperparameters/oracle_cloning.yml, which explains the fields."""
 
     total_timesteps: int
     env_kwargs: dict[str, Any]
@@ -70,10 +70,10 @@ class CloningHyperparameters:
 
 
 class OracleCloning(TorchLearner[ViewpointNetwork]):
-    """A ViewpointNetwork that imitates the oracle."""
+    """Trains a ViewpointNetwork to imitate the oracle."""
 
     network_class = "ViewpointNetwork"
-    captures_every_update = False  # a state holds all that the oracle was asked so far
+    captures_every_update = False  # states contain all states of the oracle so far
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)

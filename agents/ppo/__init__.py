@@ -1,1 +1,1 @@
-"""PPO: its policy for Stable-Baselines3, rollouts on the device, callbacks and warm start."""
+"""PPO on Stable-Baselines3: policy, rollouts on the device, callbacks and warm start."""

@@ -1,4 +1,4 @@
-"""SB3 callbacks: what the distribution over viewpoints does, and a floor under its entropy."""
+"""SB3 callbacks: statistics of the distribution over viewpoints, and a floor for its entropy."""
 
 from typing import cast
 
@@ -13,7 +13,7 @@ from canvit_gym.actions import Actions
 
 
 def decision_index(episode_starts: NDArray[np.float32]) -> NDArray[np.int64]:
-    """[n_steps, n_envs] -> which decision of its episode each step was; row 0 must begin episodes."""
+    """[n_steps, n_envs] -> the number of each step's decision in its episode; row 0 must begin episodes."""
     if not (episode_starts[0] > 0).all():
         raise ValueError(
             "this rollout begins in the middle of episodes, so that decisions cannot be counted: choose n_steps as a "
@@ -26,7 +26,7 @@ def decision_index(episode_starts: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def normalized_entropy(log_probs: NDArray[np.float32], space: spaces.Space) -> float:
-    """How spread the distribution is that gave these log probabilities, 1 = uniform over the action space.
+    """The normalized entropy of a distribution from log probabilities of its samples; 1 is uniform.
 
     Their negated mean is an unbiased estimate of the entropy H. Discrete(n): H / log n. Box of volume V and
     dimension d: exp((H - log V) / d), the effective share of the box's side.
@@ -40,7 +40,7 @@ def normalized_entropy(log_probs: NDArray[np.float32], space: spaces.Space) -> f
 
 
 class _RolloutCallback(BaseCallback):
-    """Base of callbacks that look at the finished rollout."""
+    """Base of callbacks that use the finished rollout."""
 
     @property
     def buffer(self) -> RolloutBuffer:
@@ -51,15 +51,15 @@ class _RolloutCallback(BaseCallback):
 
 
 class ViewpointStatistics(_RolloutCallback):
-    """Scalars `viewpoint/entropy_t*` and `viewpoint/mean_scale_t*`, t counting an episode's decisions; where the agent
-    may stop also `viewpoint/stop_share_t*`, of the episodes that came so far. Rollouts must begin with episodes.
+    """Logs `viewpoint/entropy_t*` and `viewpoint/mean_scale_t*`, where t counts an episode's decisions. If the agent
+    may stop also `viewpoint/stop_share_t*`, of the episodes that reached t. Rollouts must begin with episodes.
     """
 
     def __init__(self, actions: Actions) -> None:
         super().__init__()
         self.actions = actions
         self.entropy: float | None = None
-        """Of the last rollout."""
+        """Normalized entropy of the last rollout."""
 
     def _on_rollout_end(self) -> None:
         buffer = self.buffer

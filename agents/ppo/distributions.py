@@ -1,4 +1,4 @@
-"""Plain distributions of continuous actions behind the interface of Stable-Baselines3's."""
+"""Distributions of continuous actions with the interface of Stable-Baselines3."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from canvit_gym.policies import distributions
 
 
 class ContinuousDistribution(Distribution):
-    """One of canvit_gym.policies.distributions, by name, kept at `distribution`."""
+    """A distribution of canvit_gym.policies.distributions, by name; it is the attribute `distribution`."""
 
     distribution: Any
 

@@ -1,4 +1,4 @@
-"""Hyperparameters of PPO: what an entry of agents/hyperparameters/ppo.yml holds."""
+"""Hyperparameters in agents/hyperparameters/ppo.yml."""
 
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -15,7 +15,7 @@ ENTROPY_FLOOR = ("start", "end", "low", "high", "rate")
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """One entry of the file; see there for what they mean."""
+    """An entry of the file, which explains the fields."""
 
     total_timesteps: int
     env_kwargs: dict[str, Any]
@@ -59,7 +59,7 @@ class Hyperparameters:
         if self.entropy_floor is not None:
             if set(self.entropy_floor) != set(ENTROPY_FLOOR):
                 raise ValueError(
-                    f"entropy_floor must be null or hold {', '.join(ENTROPY_FLOOR)}; got {self.entropy_floor}"
+                    f"entropy_floor must be null or contain {', '.join(ENTROPY_FLOOR)}; got {self.entropy_floor}"
                 )
             EntropyFloor(**self.entropy_floor)
         if (self.n_envs * self.n_steps) % self.batch_size or self.batch_size < 2:

@@ -1,4 +1,4 @@
-"""PPO behind the seam of agents.algorithms."""
+"""PPO as a learner of agents.algorithms."""
 
 import copy
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from canvit_gym.assembly import build_actions
 
 
 class PPOLearner:
-    """GlimpsePPO as a run's plan wants it."""
+    """Trains GlimpsePPO by a run's plan."""
 
     captures_every_update = True
     network_class = "ViewpointNetwork"
@@ -93,7 +93,7 @@ class PPOLearner:
         learning: list[BaseCallback] = [ours, self._statistics]
         if self.hyper.entropy_floor is not None:
             learning.append(EntropyFloor(**self.hyper.entropy_floor))
-        # SB3 counts from num_timesteps on, so that total_timesteps is what remains.
+        # SB3 counts from num_timesteps, so total_timesteps is the remaining number.
         remaining = total - self.model.num_timesteps
         self.model.learn(remaining, callback=[*learning, *callbacks], reset_num_timesteps=False)
         return ours.reached
@@ -111,7 +111,9 @@ class PPOLearner:
             "random": random_state(),
             **capture_environments(glimpse_env(self.env)),
         }
-        if not ends_with_rollouts(self.plan.env):  # episodes are cut here, in the run that goes on as in one resumed
+        if not ends_with_rollouts(
+            self.plan.env
+        ):  # episodes are cut here, in the continuing run and in a resumed one alike
             self._begin_episodes()
         return state
 

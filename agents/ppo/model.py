@@ -1,4 +1,4 @@
-"""PPO and its environments as a run's hyperparameters want them."""
+"""Make PPO and its environments from a run's hyperparameters."""
 
 from functools import partial
 from typing import Any
@@ -19,13 +19,13 @@ from canvit_gym.sb3 import make_sb3_env
 
 
 def make_training_env(env_id: str, config: EnvConfig, hyper: Hyperparameters, env_kwargs: dict[str, Any]) -> VecEnv:
-    """GlimpseVecEnv, VecMonitor (returns as the environment pays them), PerStepNormalize."""
+    """GlimpseVecEnv with VecMonitor (for unnormalized returns) and PerStepNormalize."""
     envs = VecMonitor(make_sb3_env(env_id, hyper.n_envs, tensors=hyper.rollout_tensors, **env_kwargs))
     return normalized_rewards(envs, config, how=hyper.normalize_reward, clip=hyper.clip_reward)
 
 
 def ppo_arguments(hyper: Hyperparameters) -> dict[str, Any]:
-    """Stable-Baselines3's own: those that have nothing to do with networks, rollouts or devices."""
+    """Stable-Baselines3's own arguments, except for networks, rollouts and devices."""
     return dict(
         learning_rate=schedule("learning_rate", hyper.learning_rate),
         n_steps=hyper.n_steps,
@@ -62,7 +62,7 @@ def make_model(env: VecEnv, config: EnvConfig, hyper: Hyperparameters, *, seed: 
 def warmed_up(
     model: GlimpsePPO, config: EnvConfig, hyper: Hyperparameters, *, seed: int, progress: bool
 ) -> list[dict[str, float]]:
-    """The warm start that the hyperparameters ask for, if any; what it found, round by round."""
+    """Run the hyperparameters' warm start, if any. Returns its statistics, round by round."""
     options = WarmStart(**hyper.warm_start)
     if not options.states:
         return []

@@ -25,11 +25,11 @@ _DECIDED_HERE: dict[str, tuple[Any, ...]] = {
     "features_extractor_kwargs": (),
     "share_features_extractor": (True,),
 }
-"""SB3's keyword arguments that are no choice here, and the values that say nothing else."""
+"""SB3's keyword arguments that cannot be chosen here, and the values that are accepted."""
 
 
 class ViewpointPolicy(MultiInputActorCriticPolicy):
-    """PPO("MultiInputPolicy", ...) with a map where that has one long vector.
+    """Like SB3's MultiInputPolicy, but with a spatial map in place of one long vector.
 
     It takes the keyword arguments of canvit_gym.policies.networks.ViewpointNetwork, whose layers it has, and SB3's,
     except for those that choose layers, initialization or noise, which ViewpointNetwork decides. `plain` is the network
@@ -53,18 +53,18 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
         self._options = {name: kwargs.pop(name, default) for name, default in NETWORK_OPTIONS.items()}
         kwargs |= dict(
             features_extractor_class=NETWORKS.get(self._options["network"], (MapTrunk,))[0],
-            net_arch=[],  # the latent of actor and critic is what the trunk gives
+            net_arch=[],  # the latent of actor and critic is the output of the trunk
             log_std_init=self._options["log_std_init"],
         )
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     @property
     def plain(self) -> ViewpointNetwork:
-        """The network itself: what is saved, and acts without SB3. It shares this policy's layers."""
+        """The network itself, which is saved and acts without SB3. It shares this policy's layers."""
         return self._plain[0]
 
     def make_features_extractor(self) -> MapTrunk:  # type: ignore[override]
-        # In a tuple: its layers are registered below, by the names that SB3 knows, and not twice.
+        # In a tuple, so that its layers are not registered twice: they are registered below, with SB3's names.
         self._plain = (ViewpointNetwork(cast(spaces.Dict, self.observation_space), self.action_space, **self._options),)
         return self.plain.features_extractor
 
@@ -126,7 +126,7 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
         return self.action_dist.proba_distribution(action_logits=scores)
 
     def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
-        """As SB3's, which takes arrays; tensors stay tensors, on whatever device they are."""
+        """Like SB3's, which only takes arrays, but also for tensors."""
         if not (isinstance(observation, dict) and all(isinstance(value, Tensor) for value in observation.values())):
             return super().obs_to_tensor(observation)
         shapes = {key: space.shape or () for key, space in cast(spaces.Dict, self.observation_space).items()}

@@ -1,9 +1,9 @@
-"""A rollout buffer whose observations stay where they were made.
+"""A rollout buffer whose observations stay on their device.
 
-Stock SB3 moves every observation to the host, keeps it there, copies the whole rollout into another order before the
-update, and moves every minibatch back. Here observations are stored once, as the tensors that the environment gave
-(canvit_gym.sb3.GlimpseVecEnv with tensors=...), on their device and in their precision, and minibatches are gathered
-there, in the order that stock SB3 would take: with float32 observations all numbers are those of DictRolloutBuffer.
+Stock SB3 moves every observation to the host, copies the whole rollout into another order before the update, and moves
+every minibatch back. Here observations are stored once, as the environment's tensors (canvit_gym.sb3.GlimpseVecEnv with
+tensors=...), on their device and in their precision. Minibatches are gathered there in stock SB3's order, so that all
+numbers equal those of DictRolloutBuffer with float32 observations.
 """
 
 from collections.abc import Generator
@@ -20,12 +20,12 @@ _LEARNED_FROM = ("actions", "values", "log_probs", "advantages", "returns")
 
 
 class TensorRolloutBuffer(DictRolloutBuffer):
-    """`rollout_buffer_class` for environments whose observations are tensors. What is small is on the host, as in SB3:
-    [n_steps, n_envs] arrays, never reordered.
+    """A `rollout_buffer_class` for environments whose observations are tensors. Everything else is on the host as in
+    SB3, in [n_steps, n_envs] arrays that are never reordered.
     """
 
     tensors: dict[str, Tensor]
-    """[n_steps, n_envs, ...] each; allocated by the first observation, then kept."""
+    """[n_steps, n_envs, ...] each; allocated with the first observation and reused."""
 
     def reset(self) -> None:
         if not hasattr(self, "tensors"):
@@ -65,7 +65,7 @@ class TensorRolloutBuffer(DictRolloutBuffer):
         self.full = self.pos == self.buffer_size
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: NDArray[np.bool_]) -> None:
-        estimates = torch.stack(self._estimates).cpu().numpy()  # the rollout's estimates in one transfer
+        estimates = torch.stack(self._estimates).cpu().numpy()  # one transfer for all value estimates of the rollout
         self.values, self.log_probs = estimates[:, 0].copy(), estimates[:, 1].copy()
         super().compute_returns_and_advantage(last_values, dones)
 
@@ -97,6 +97,6 @@ class TensorRolloutBuffer(DictRolloutBuffer):
 
     @property
     def num_bytes(self) -> int:
-        """Of what a whole rollout holds, until its update makes minibatches of it."""
+        """A whole rollout, before its update makes minibatches."""
         arrays = sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
         return arrays + sum(value.nbytes for value in self.tensors.values())

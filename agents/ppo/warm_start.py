@@ -1,17 +1,17 @@
-"""A warm start for PPO: supervised regression of what a glimpse at each viewpoint would gain.
+"""A warm start for PPO: supervised regression of the gain of a glimpse at each viewpoint.
 
-On training scenes, where labels may be used, K random viewpoints of the table are tried in every state that the
-policy comes to, each with one forward of the backbone, and the actor learns which of them help more than the others:
+On training scenes, where labels may be used, K random viewpoints of the table are tried in every state that the policy
+reaches, with a forward of the backbone each. The actor learns which of them help more than the others:
 
-    logit of a viewpoint = gain / (temperature * sigma) + anything that is the same for all viewpoints of the state
+    logit of a viewpoint = gain / (temperature * sigma) + a constant of the state
 
-Gains are the environment's rewards one glimpse ahead (of the soft score, where the reward is a score's), sigma is their
-standard deviation within states. The actor begins as a softmax over predicted gains; what it gives up by looking one
-glimpse ahead only is left to PPO. The critic learns the returns of the same episodes.
+Gains are the environment's rewards for the next glimpse (of the soft score, if the reward is based on the score), and
+sigma is their standard deviation within states. The actor begins as a softmax over predicted gains, and PPO improves on
+looking only one glimpse ahead. The critic learns the returns of the same episodes.
 
-States are collected in rounds, the first with random viewpoints, the others with those that the policy samples by
-then: a policy that learns from other states than its own stalls after the first glimpses. After every round it learns
-from all states so far (Ross et al. 2011, DAgger), maps kept in float16.
+States are collected in rounds, the first with random viewpoints, the others with viewpoints sampled from the policy,
+because a policy that only learns from the states of other policies stalls after the first glimpses. After every round
+it learns from all states so far (Ross et al. 2011, DAgger). Maps are stored in float16.
 """
 
 from collections.abc import Callable
@@ -43,17 +43,17 @@ Objective = Literal["regression", "ranking", "cloning"]
 
 @dataclass(frozen=True)
 class WarmStart:
-    """How much is tried, and how it is learned. No states: no warm start."""
+    """The amount of data, and how it is learned from. Without states there is no warm start."""
 
     states: int = 0
     candidates: int = 8
-    """Viewpoints tried in every state, the same for the states of one step of the batch."""
+    """Number of viewpoints tried in every state; the same viewpoints for all states of a batched step."""
     round_states: int = 4096
     epochs: int = 4
     """Passes over all states so far, after every round."""
     batch_size: int = 128
     learning_rate: float = 1e-3
-    """Of the first round; falls linearly towards 0, so that of n rounds the last has an n-th of it."""
+    """In the first round. It falls linearly towards 0: the last of n rounds has 1/n of it."""
     temperature: float = 0.25
     objective: Objective = "regression"
     """regression: squared error of gains; ranking: cross-entropy to softmax(gain / (temperature * sigma)); cloning:
@@ -70,12 +70,12 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class Tried:
-    """S states: what the policy saw, what it might have gained, and what it did gain until the episode's end."""
+    """S states: observations, gains of the tried viewpoints, and returns until the end of the episode."""
 
     observations: dict[str, Tensor]  # [S, ...] each, maps in float16
     chosen: Tensor  # [S, K] which actions were tried
     gains: Tensor  # [S, K]
-    rewards: NDArray[np.float64]  # [S / T, T]: the states of an episode stand together
+    rewards: NDArray[np.float64]  # [S / T, T]: states of an episode are contiguous
 
     def and_then(self, other: "Tried") -> "Tried":
         return Tried(
@@ -95,7 +95,7 @@ class Tried:
 
 
 ReturnsOf = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""Rewards [episodes, decisions] as the environment pays them -> what the critic shall say of each state."""
+"""Rewards [episodes, decisions] of the environment -> targets of the critic for each state."""
 
 
 def discounted_returns(
@@ -106,7 +106,7 @@ def discounted_returns(
     center: bool,
     clip: float | None,
 ) -> NDArray[np.float64]:
-    """[E, T] rewards of whole episodes -> returns of what PerStepNormalize would make of them."""
+    """[E, T] rewards of whole episodes -> discounted returns of the rewards as PerStepNormalize would scale them."""
     axis = 0 if normalize == "per_step" else None
     if normalize == "per_step" and center:
         rewards = rewards - rewards.mean(axis=0)
@@ -129,7 +129,7 @@ def warm_start(
     seed: int = 0,
     progress: bool = False,
 ) -> list[dict[str, float]]:
-    """Train `network` in place; one dict per round. A function of its arguments: it seeds the global generators.
+    """Train `network` in place. Returns a dict per round. It seeds the global generators.
 
     `explained` is the share of the gains' variance within states that the actor predicted before it learned from the
     round (0: nothing, 1: all, luck included); `sigma` is in the reward's units.
@@ -192,7 +192,7 @@ def collect(
     """At least `size` states, in whole batches of whole episodes."""
     network.eval()
     table, reward, cost = actions.viewpoints, envs.config.reward, envs.config.glimpse_cost
-    seen: list[dict[str, Tensor]] = []  # one per episode batch, [N * T, ...]
+    seen: list[dict[str, Tensor]] = []  # per batch of episodes, [N * T, ...]
     chosen, gains, rewards = [], [], []
     count = 0
     while count < size:
@@ -205,7 +205,7 @@ def collect(
             steps.append({k: v.half() if v.ndim == 4 else v for k, v in observation.items()})
             tried = rng.choice(len(table), options.candidates, replace=False)
             gain = _gains(reward, envs.episodes, table[tried]).T - cost
-            if actions.allow_stop:  # to stop gains nothing and costs nothing
+            if actions.allow_stop:  # a stop has no gain and no cost
                 tried, gain = np.append(tried, len(table)), np.pad(gain, ((0, 0), (0, 1)))
             looks = (
                 rng.integers(len(table), size=envs.num_envs) if explores else _sampled(network, observation, len(table))
@@ -229,8 +229,8 @@ def collect(
 
 
 def _gains(reward: str, episodes: EpisodeBatch, candidates: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[K, N]: what each of the candidates [K, 3] would pay now, in every episode."""
-    # A score is jumpy: the soft score tells more of candidates that are close.
+    """[K, N]: the reward of each of the candidates [K, 3] now, in every episode."""
+    # Scores are not smooth: the soft score distinguishes similar candidates better.
     kind = "soft_score_gain" if REWARDS[reward].potential == "score" else reward
     measure = episodes.task.potentials[REWARDS[kind].potential].measure
     assert episodes.logits is not None
@@ -244,7 +244,7 @@ def device_of(network: torch.nn.Module) -> torch.device:
 
 
 def _sampled(network: ViewpointNetwork, observation: dict[str, Tensor], num_viewpoints: int) -> NDArray[np.int64]:
-    """[N] viewpoints drawn from the policy; never a stop, so that episodes stay together."""
+    """[N] viewpoints sampled from the policy, never a stop, so that all episodes have the same length."""
     given = {key: value.to(device_of(network)) for key, value in observation.items()}
     probabilities = network.distribution(given).probs[:, :num_viewpoints]  # type: ignore[attr-defined]
     return torch.multinomial(probabilities, 1).squeeze(1).cpu().numpy()
@@ -284,7 +284,7 @@ def learn(
 
 
 def _targets(data: Tried, options: WarmStart) -> tuple[Tensor, Tensor]:
-    """(what the tried actions' scores shall be [S, K], the gains' standard deviation within states)."""
+    """(targets for the scores of the tried actions [S, K], standard deviation of gains within states)."""
     centered = data.gains - data.gains.mean(dim=1, keepdim=True)
     sigma = centered.square().mean().sqrt().clamp(min=1e-9)
     return centered / (options.temperature * sigma), sigma
@@ -305,5 +305,5 @@ def _scores(network: ViewpointNetwork, data: Tried, rows: Tensor) -> tuple[Tenso
     assert isinstance(head, TableHead)
     scores = head.scores(features.map).gather(
         1, data.chosen[rows].to(device_of(network))
-    )  # seen or not: a gain is a gain
+    )  # masks do not matter for gains
     return scores - scores.mean(dim=1, keepdim=True), network.value_net(features).flatten()

@@ -1,1 +1,1 @@
-"""Regression of what a glimpse at each viewpoint gains, by the viewpoints that were taken."""
+"""Regression of the gain of a glimpse at each viewpoint, on the glimpses that were taken."""

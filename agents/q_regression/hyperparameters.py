@@ -1,4 +1,4 @@
-"""What an entry of agents/hyperparameters/q_regression.yml holds."""
+"""Hyperparameters in agents/hyperparameters/q_regression.yml."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from canvit_gym.config import EnvConfig
 
 @dataclass(frozen=True)
 class QHyperparameters:
-    """One entry of the file; see there for what they mean."""
+    """An entry of the file, which explains the fields."""
 
     total_timesteps: int
     env_kwargs: dict[str, Any]
@@ -47,7 +47,7 @@ class QHyperparameters:
     def check_fit(self, config: EnvConfig) -> None:
         if config.action == "continuous":
             raise ValueError(
-                "q_regression learns what every viewpoint of a table is worth, but the actions are continuous: use "
+                "q_regression learns a value for every viewpoint of a table, but the actions are continuous: use "
                 "action='grid' or 'quadtree', or another --algo"
             )
         check_whole_episodes(config, self.n_steps)

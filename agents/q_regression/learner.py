@@ -1,11 +1,12 @@
-"""Viewpoint-Q: regress what a glimpse gains on what the canvas holds, then look where most is to be gained.
+"""Viewpoint-Q: predict the gain of a glimpse at each viewpoint from the canvas, and take the largest.
 
     Q(s, a) of the viewpoint taken  ->  z(r),  r standardized by the running mean and deviation of its depth
 
-Depth counts an episode's decisions. There is no bootstrapping: rewards are one glimpse ahead, by default the share of
-the loss that the glimpse took away. Q = V + A with A of mean zero over the table, one sample per visited state, squared
-error. A share of the steps (half by default) takes the best viewpoint, the others take any, so that the states are
-those that the policy comes to. Since targets do not depend on the policy, the last rollouts may be learned from again.
+Depth counts an episode's decisions. There is no bootstrapping: the target is the reward of the next glimpse, by default
+the share of the loss that it removes. Q = V + A, where A has mean zero over the table. There is one sample per visited
+state, with squared error. A share of the steps (half by default) takes the best viewpoint and the others a random one,
+so that states are those that the policy reaches. Targets do not depend on the policy, so the last rollouts can be
+learned from again.
 """
 
 from collections import deque
@@ -45,11 +46,11 @@ from canvit_gym.running_moments import RunningMoments
 from canvit_gym.sb3 import make_sb3_env
 
 EPISODES_SHOWN = 256
-"""Whose returns the progress bar averages."""
+"""Number of episodes whose returns the progress bar averages."""
 
 
 class QRegression(TorchLearner[nn.Module]):
-    """A ViewpointQNetwork that learns from rollouts."""
+    """Trains a ViewpointQNetwork on rollouts."""
 
     network_class = "ViewpointQNetwork"
 
@@ -80,7 +81,7 @@ class QRegression(TorchLearner[nn.Module]):
 
     @property
     def captures_every_update(self) -> bool:
-        return self.hyper.replay_rollouts == 1  # nothing of a rollout is needed again
+        return self.hyper.replay_rollouts == 1  # otherwise states contain old rollouts
 
     @property
     def status(self) -> dict[str, float | None]:
@@ -110,7 +111,7 @@ class QRegression(TorchLearner[nn.Module]):
 
     @torch.no_grad()
     def _collect(self, monitor: Monitoring) -> None:
-        """A rollout, into the replay."""
+        """Collect a rollout into the replay."""
         hyper = self.hyper
         self._network.eval()
         for _ in range(hyper.n_steps):
@@ -126,7 +127,7 @@ class QRegression(TorchLearner[nn.Module]):
             monitor.stepped(hyper.n_envs)
 
     def _choose(self, observation: dict[str, Tensor]) -> NDArray[np.int64]:
-        """[N] the best action in about hyper.greedy of the rows, any action that no mask forbids in the others."""
+        """[N] the best action in a share hyper.greedy of the rows, a random allowed action in the others."""
         network = cast(HasValues, self._network)
         values = network.values({key: value.to(self.device) for key, value in observation.items()}).cpu()
         require_finite({"the network's values": values.clamp(-1e30, 1e30)})
@@ -163,7 +164,7 @@ class QRegression(TorchLearner[nn.Module]):
         self._logger.record("train/learning_rate", rate)
 
     def _found_and_wanted(self, batch: Samples) -> tuple[Tensor, Tensor]:
-        """[B'] what the network says of the actions taken, and what it shall say."""
+        """[B'] the network's predictions for the actions taken, and their targets."""
         mean, deviation = (
             torch.from_numpy(moment).float() for moment in (self.moments.mean, np.sqrt(self.moments.var + 1e-8))
         )

@@ -1,4 +1,4 @@
-"""The last rollouts, where their observations were made and in their precision."""
+"""The last rollouts, with observations on their device and in their precision."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Samples:
-    """B states with what was done there and what it paid."""
+    """B states with the actions taken and their rewards."""
 
     observation: dict[str, Tensor]  # [B, ...] each
     actions: Tensor  # [B] int64
@@ -18,7 +18,7 @@ class Samples:
 
 
 class Replay:
-    """A ring of `num_rollouts` rollouts of `rows` states each. What is small is on the host."""
+    """A ring of `num_rollouts` rollouts of `rows` states each. Everything except observations is on the host."""
 
     def __init__(self, *, num_rollouts: int, rows: int) -> None:
         self._capacity = num_rollouts * rows
@@ -32,7 +32,7 @@ class Replay:
         return self._capacity if self._full else self._at
 
     def add(self, observation: dict[str, Tensor], actions: Tensor, depth: Tensor, rewards: Tensor) -> None:
-        """One step of all environments, in place of the oldest."""
+        """Add a step of all environments, replacing the oldest."""
         rows = slice(self._at, self._at + len(actions))
         if not self._observation:
             self._observation = {
