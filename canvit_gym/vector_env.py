@@ -72,104 +72,106 @@ def _make_sampler(config: EnvConfig, num_scenes: int) -> SceneSampler:
 class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     """Active vision on `num_envs` scenes at a time: actions are viewpoints, observations show the canvas.
 
-        ## Description
+    ## Description
     A frozen CanViT sees each scene through a sequence of glimpses and keeps what it saw on a scene-wide canvas.
     After each glimpse a frozen linear probe reads the canvas, and the reward is how much its reading improved. The
     agent decides where to take the next glimpse. For Stable-Baselines3 use `canvit_gym.sb3.make_sb3_env`.
 
-        The pages of the single environments list the observation keys with shapes and ranges, the rewards, and the
-        default of every argument. To print one:
-        `from canvit_gym.env import FashionSegmentationEnv; print(FashionSegmentationEnv.__doc__)`.
+    The pages of the single environments list the observation keys with shapes and ranges, the rewards, and the
+    default of every argument. To print one:
+    `from canvit_gym.env import FashionSegmentationEnv; print(FashionSegmentationEnv.__doc__)`.
 
-        ## Action Space
-        See canvit_gym.actions. `grid`: Discrete over grid_scales x grid_centers x grid_centers; `continuous`:
-        Box(-1, 1, (3,)); `quadtree`: Discrete over the tiles of levels 0..quadtree_levels. With allow_stop, one
-        more action (or number) ends the episode at no cost.
+    ## Action Space
+    See canvit_gym.actions. `grid`: Discrete over grid_scales x grid_centers x grid_centers; `continuous`:
+    Box(-1, 1, (3,)); `quadtree`: Discrete over the tiles of levels 0..quadtree_levels. With allow_stop, one
+    more action (or number) ends the episode at no cost.
 
-        ## Observation Space
-        A Dict of the keys in `observations`: see canvit_gym.observations.
+    ## Observation Space
+    A Dict of the keys in `observations`: see canvit_gym.observations.
 
-        ## Rewards
-        See canvit_gym.rewards.
+    ## Rewards
+    See canvit_gym.rewards.
 
-        ## Starting State
-        A new scene and an empty canvas. The first glimpse (of the full scene by default) is taken before the agent acts.
+    ## Starting State
+    A new scene and an empty canvas. The first glimpse, of the full scene by default, precedes the agent's first
+    action.
 
-        ## Episode End
-        An episode terminates when the budget is spent (the first glimpse counts) or the agent stops. The budget is part of
-        the task, and `time` shows what is left of it. Episodes are truncated only if `max_episode_steps` (Gymnasium's own
-        keyword) is passed.
+    ## Episode End
+    An episode terminates when the budget is spent (the first glimpse counts) or the agent stops. The budget is part
+    of the task, and `time` shows what is left of it. Episodes are truncated only if `max_episode_steps`
+    (Gymnasium's own keyword) is passed.
 
-        ## Arguments
-        $arguments
+    ## Arguments
+    $arguments
 
-        `autoreset_mode`: "next_step" (Gymnasium's default), "same_step" or "disabled". The score of a segmentation
-        is computed at scene size, so infos contain it only with `track_score` or a reward that needs it; that of a
-        classification is always there.
+    `autoreset_mode`: "next_step" (Gymnasium's default), "same_step" or "disabled". The score of a segmentation
+    is computed at scene size, so infos contain it only with `track_score` or a reward that needs it; that of a
+    classification is always there.
 
-        ## Info
-        - `scene`: index of the scene
-        - `viewpoint`: the last (row, col, scale)
-        - `glimpses`: number of glimpses taken
-        - `loss`, and `score` if it is tracked
-        - `loss_curve` and `score_curve` when an episode ends: [budget], the values after each glimpse. After an early stop
-          the last value is repeated.
-        - `action_mask` (discrete actions): [number of actions] int8, 1 where an action may be chosen. All ones unless
-          revisit=False.
-        - `goal` (goal-conditioned tasks): number of the goal
+    ## Info
+    - `scene`: index of the scene
+    - `viewpoint`: the last (row, col, scale)
+    - `glimpses`: number of glimpses taken
+    - `loss`, and `score` if it is tracked
+    - `loss_curve` and `score_curve` when an episode ends: [budget], the values after each glimpse. After an early
+      stop the last value is repeated.
+    - `action_mask` (discrete actions): [number of actions] int8, 1 where an action may be chosen. All ones unless
+      revisit=False.
+    - `goal` (goal-conditioned tasks): number of the goal
 
-        A scene without any label has loss 0 and score 0.
+    A scene without any label has loss 0 and score 0.
 
-        ## Determinism
-        With the same seed, actions and number of environments, results are bitwise identical on the same machine. A scene
-        in a batch of 64 and the same scene alone agree only up to float32 rounding (1e-3 on the canvas), because matrix
-        products of different shapes sum in a different order. Otherwise the scenes of a batch do not affect each other.
+    ## Determinism
+    With the same seed, actions and number of environments, results are bitwise identical on the same machine. A
+    scene in a batch of 64 and the same scene alone agree only up to float32 rounding (1e-3 on the canvas), because
+    matrix products of different shapes sum in a different order. Otherwise the scenes of a batch do not affect each
+    other.
 
-        ## Reset options
-        - `{"scene": index or [num_envs] indices}` chooses the scenes.
-        - `{"reset_mask": [num_envs] booleans}` resets only some environments.
-        - `{"goal": number or [num_envs] numbers}` chooses the goals of a goal-conditioned task. A goal that does not occur
-          in the scene is an error.
+    ## Reset options
+    - `{"scene": index or [num_envs] indices}` chooses the scenes.
+    - `{"reset_mask": [num_envs] booleans}` resets only some environments.
+    - `{"goal": number or [num_envs] numbers}` chooses the goals of a goal-conditioned task. A goal that does not
+      occur in the scene is an error.
 
-        ## Examples
-        >>> import gymnasium as gym
-        >>> import canvit_gym
-        >>> envs = gym.make_vec("CanViT/FashionSegmentation-v0", num_envs=3, num_scenes=16, split="test", budget=2)
-        >>> observation, info = envs.reset(seed=0)
-        >>> info["scene"].tolist(), info["glimpses"].tolist()
-        ([0, 1, 2], [1, 1, 1])
+    ## Examples
+    >>> import gymnasium as gym
+    >>> import canvit_gym
+    >>> envs = gym.make_vec("CanViT/FashionSegmentation-v0", num_envs=3, num_scenes=16, split="test", budget=2)
+    >>> observation, info = envs.reset(seed=0)
+    >>> info["scene"].tolist(), info["glimpses"].tolist()
+    ([0, 1, 2], [1, 1, 1])
 
-        With NEXT_STEP autoreset, the step after an episode's end only begins the next scene.
+    With NEXT_STEP autoreset, the step after an episode's end only begins the next scene.
 
-        >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
-        >>> terminated.tolist(), info["_loss_curve"].tolist()
-        ([True, True, True], [True, True, True])
-        >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
-        >>> reward.tolist(), terminated.tolist(), info["scene"].tolist()
-        ([0.0, 0.0, 0.0], [False, False, False], [3, 4, 5])
+    >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
+    >>> terminated.tolist(), info["_loss_curve"].tolist()
+    ([True, True, True], [True, True, True])
+    >>> observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
+    >>> reward.tolist(), terminated.tolist(), info["scene"].tolist()
+    ([0.0, 0.0, 0.0], [False, False, False], [3, 4, 5])
 
-        Convert actions to viewpoints and back.
+    Convert actions to viewpoints and back.
 
-        >>> viewpoints, stop = envs.unwrapped.actions.decode(envs.action_space.sample())
-        >>> viewpoints.shape, stop.tolist()
-        ((3, 3), [False, False, False])
-        >>> top_left_quarter = envs.unwrapped.actions.encode(np.array([[-0.5, -0.5, 0.5]]))
-        >>> envs.unwrapped.actions.decode(top_left_quarter)[0].tolist()
-        [[-0.5, -0.5, 0.5]]
+    >>> viewpoints, stop = envs.unwrapped.actions.decode(envs.action_space.sample())
+    >>> viewpoints.shape, stop.tolist()
+    ((3, 3), [False, False, False])
+    >>> top_left_quarter = envs.unwrapped.actions.encode(np.array([[-0.5, -0.5, 0.5]]))
+    >>> envs.unwrapped.actions.decode(top_left_quarter)[0].tolist()
+    [[-0.5, -0.5, 0.5]]
 
-        Choose scenes, and reset some environments only.
+    Choose scenes, and reset some environments only.
 
-        >>> observation, info = envs.reset(options={"scene": 7})
-        >>> info["scene"].tolist()
-        [7, 7, 7]
-        >>> mask = np.array([False, True, False])
-        >>> observation, info = envs.reset(options={"scene": [7, 9, 7], "reset_mask": mask})
-        >>> info["scene"].tolist(), info["_scene"].tolist()
-        ([7, 9, 7], [False, True, False])
-        >>> envs.close()
+    >>> observation, info = envs.reset(options={"scene": 7})
+    >>> info["scene"].tolist()
+    [7, 7, 7]
+    >>> mask = np.array([False, True, False])
+    >>> observation, info = envs.reset(options={"scene": [7, 9, 7], "reset_mask": mask})
+    >>> info["scene"].tolist(), info["_scene"].tolist()
+    ([7, 9, 7], [False, True, False])
+    >>> envs.close()
 
-        ## Version History
-        v0: first release.
+    ## Version History
+    v0: first release.
     """
 
     _spec: EnvSpec | None = None
