@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: an interruption leaves the old file or the new one, never half of it."""
+"""Atomic file writes: an interruption leaves the old file or the new one, never a partial one."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A path beside `path` to write to. It becomes `path` when the block ends, and is removed if the block raises.
+    """A temporary path next to `path`. It becomes `path` when the block ends, and is removed if the block raises.
 
-    Two writers at once do not disturb each other: the last one to finish wins. Missing directories are made.
+    Concurrent writers do not affect each other; the last one to finish wins. Missing directories are made.
 
     Args:
         path: the file to make or replace.
-        durable: also survive a power cut, which costs some milliseconds.
+        durable: whether the file survives a power cut, which takes some milliseconds.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,15 +40,15 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Make or replace `path`, in UTF-8 and with the newlines of `text`, whatever the system's own are."""
+    """Make or replace `path`, in UTF-8 and without converting newlines."""
     write_bytes(path, text.encode(), durable=durable)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Make or replace `path`: indented, but for lists of numbers, which take one line each.
+    """Make or replace `path`: indented JSON, with lists of numbers on one line.
 
     Raises:
-        ValueError: `value` holds a NaN or an infinity, which JSON does not know.
+        ValueError: `value` contains a NaN or an infinity, which JSON does not support.
     """
     text = json.dumps(value, indent=1, allow_nan=False)
     text = re.sub(r"\[[-+\d.e,\s]*\]", lambda numbers: re.sub(r"\s+", " ", numbers[0]), text)

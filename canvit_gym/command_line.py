@@ -1,4 +1,4 @@
-"""What all command lines have in common: options from a dataclass, errors in one line, Ctrl-C, JSON options."""
+"""Shared by all command lines: options from a dataclass, errors in one line, Ctrl-C, JSON options."""
 
 import json
 import sys
@@ -19,13 +19,13 @@ PROGRAM = "canvit-gym"
 """The console script."""
 
 INTERRUPTED = 130
-"""The exit status after Ctrl-C, as of shells."""
+"""The exit status after Ctrl-C, as in shells."""
 
-GOES_ON = "Interrupted; the same command goes on."
-"""What `run_command` says of Ctrl-C where that is so."""
+GOES_ON = "Interrupted; run the same command again to continue."
+"""The message of `run_command` after Ctrl-C, for commands that can be continued."""
 
 USER_ERRORS = (OSError, ValueError, TypeError, FloatingPointError)
-"""What a user can mend: printed in a line, without a traceback."""
+"""Errors that a user can fix: printed in one line, without a traceback."""
 
 
 def run_command[Config](
@@ -37,15 +37,15 @@ def run_command[Config](
     prog: str | None = None,
     if_interrupted: str = "Interrupted.",
 ) -> None:
-    """Call `main` with the options that a command line gives. Needs tyro.
+    """Call `main` with the options of a command line. Needs tyro.
 
     Args:
-        main: gets the options.
+        main: called with the options.
         config: a dataclass with one field per option.
-        description: what --help begins with.
-        arguments: None means those of the process.
-        prog: the command's name in --help. None means as it was called.
-        if_interrupted: what is printed after Ctrl-C, before the process ends with status 130.
+        description: the beginning of --help.
+        arguments: None: those of the process.
+        prog: the command's name in --help. None: as it was called.
+        if_interrupted: printed after Ctrl-C, before the process exits with status 130.
     """
     import tyro
 
@@ -54,7 +54,7 @@ def run_command[Config](
 
 
 def call[Config](main: Callable[[Config], object], config: Config, *, if_interrupted: str = "Interrupted.") -> None:
-    """Call `main`; end the process with one line on what a user can mend, and with status 130 on Ctrl-C."""
+    """Call `main`. Exit with one line for errors that a user can fix, and with status 130 after Ctrl-C."""
     try:
         main(config)
     except USER_ERRORS as error:
@@ -65,13 +65,13 @@ def call[Config](main: Callable[[Config], object], config: Config, *, if_interru
 
 
 def program() -> str | None:
-    """How --help spells the command: "python -m experiments.demo". None: not run with -m, so as argparse has it."""
+    """The command for --help: "python -m experiments.demo". None: not run with -m, so argparse's default."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def json_object(text: str | None, *, option: str) -> dict[str, Any]:
-    """The option's value; empty where it was not given."""
+    """The option's value as a dict; empty if it was not passed."""
     if text is None:
         return {}
     try:
@@ -84,10 +84,10 @@ def json_object(text: str | None, *, option: str) -> dict[str, Any]:
 
 
 def output_directory(path: Path, *, option: str) -> Path:
-    """The directory, made where missing, "~" expanded. Called before any work, so that none is lost.
+    """The directory, with "~" expanded, made if missing. Call this before any work, so that no work is lost.
 
     Raises:
-        OSError: it cannot be made, or no file can be written there.
+        OSError: it cannot be made or written to.
     """
     path = path.expanduser()
     try:
@@ -100,7 +100,7 @@ def output_directory(path: Path, *, option: str) -> Path:
 
 
 def check_env_id(env_id: str) -> None:
-    """Raise ValueError where no environment has this id."""
+    """Raise ValueError if no environment has this id."""
     if env_id not in canvit_gym.ENVIRONMENTS:
         raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(canvit_gym.ENVIRONMENTS)}")
 
@@ -111,7 +111,7 @@ def env_config(env_id: str, env_kwargs: dict[str, Any]) -> "EnvConfig":
     Raises:
         ValueError: unknown id, or a bad value. TypeError: unknown keyword.
     """
-    from canvit_gym.config import config_from_kwargs  # imports torch, which `canvit-gym envs` does not need
+    from canvit_gym.config import config_from_kwargs  # imports torch, which `canvit-gym envs` avoids
 
     check_env_id(env_id)
     return config_from_kwargs({**gym.spec(env_id).kwargs, **env_kwargs})

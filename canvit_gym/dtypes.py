@@ -1,8 +1,7 @@
-"""PyTorch's default dtype, for what this package computes.
+"""PyTorch's default dtype for this package's computations.
 
-Programs set it to float64 or bfloat16 for parts of their own. The environments compute in float32 all the same: tensors
-that canvit-pytorch and PyTorch make without naming a dtype (grids of sampling, quotients of whole numbers) would
-otherwise not fit the weights.
+Programs may set it to float64 or bfloat16. The environments still compute in float32: tensors that canvit-pytorch and
+PyTorch make without an explicit dtype (sampling grids, quotients of integers) would otherwise not match the weights.
 """
 
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import torch
 
 @contextmanager
 def float32_by_default() -> Iterator[None]:
-    """For a block, or a function that it decorates, the default dtype is float32; afterwards it is what it was."""
+    """Set the default dtype to float32 for a block or a decorated function, and restore it afterwards."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

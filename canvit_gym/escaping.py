@@ -1,6 +1,6 @@
-"""Names that come from data (classes, policies, files) for the places where they are shown.
+"""Escape names that come from data (classes, policies, files).
 
-A name may hold markup, line breaks or control codes. Each function returns text that the place shows as it is.
+A name may contain markup, line breaks or control codes. Each function returns text that is displayed literally.
 """
 
 import html as _html
@@ -10,14 +10,14 @@ import unicodedata
 _INVISIBLE = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories: control codes, lone surrogates, line and paragraph separators."""
 _BIDIRECTIONAL = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-"""They make what follows read backwards."""
+"""Characters that change the direction of text."""
 
 _MARKUP = re.compile(r"([\\`*|$~]|<(?=[\w/!?])|&(?=#?\w+;)|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
-"""What Markdown would not show as it is. Brackets that begin no link, as those of an interval, are left as they are."""
+"""What Markdown would not show literally. Brackets that do not begin a link, like those of intervals, are kept."""
 
 
 def visible(text: str) -> str:
-    """In one line, with control codes spelled out: for terminals and plots.
+    """Escape for terminals and plots: in one line, with control codes spelled out.
 
     >>> print(visible("red\\x1b[31m\\nline"))
     red\\x1b[31m\\nline
@@ -26,7 +26,7 @@ def visible(text: str) -> str:
 
 
 def html(text: str) -> str:
-    """For HTML, also within quotes of an attribute.
+    """Escape for HTML, including quoted attributes.
 
     >>> html('<b title="x">')
     '&lt;b title=&quot;x&quot;&gt;'
@@ -35,7 +35,7 @@ def html(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """For Markdown, also in a cell of a table.
+    """Escape for Markdown, including table cells.
 
     >>> print(markdown("a|b $x$ <i> [1, 2]"))
     a\\|b \\$x\\$ \\<i> [1, 2]
@@ -44,7 +44,7 @@ def markdown(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """As code within a line of Markdown.
+    """Format as inline code in Markdown.
 
     >>> print(markdown_code("a `b`"))
     `` a `b` ``

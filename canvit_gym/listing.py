@@ -1,4 +1,4 @@
-"""`canvit-gym envs`: every environment id, what it asks for, and whether its data is there. Needs no extra."""
+"""`canvit-gym envs`: every environment id, its task, and whether its data is available. Needs no extra."""
 
 import argparse
 import os
@@ -11,12 +11,12 @@ from canvit_gym.scenes.datasets import DATASETS, DatasetSpec
 
 
 def data_line(spec: DatasetSpec) -> str:
-    """Where the data is looked for, and whether it is there."""
+    """Where the data is expected, and whether it is available."""
     if spec.on_disk is None:
-        return "comes with canvit_gym"
+        return "included in canvit_gym"
     layout, variable = spec.on_disk.layout, spec.on_disk.variable
     if variable is None:
-        return f"yours, pass root=: {layout}"
+        return f"your own, pass root=: {layout}"
     where = os.environ.get(variable)
     if not where:
         return f"${variable} is not set; set it, or pass root=: {layout}"
@@ -25,7 +25,7 @@ def data_line(spec: DatasetSpec) -> str:
 
 
 def listing(env_ids: Sequence[str]) -> str:
-    """Three lines an id: the id, what it asks for, its data."""
+    """Three lines per id: the id, its task, its data."""
     lines = []
     for env_id in env_ids:
         check_env_id(env_id)
@@ -38,8 +38,8 @@ def command_line(arguments: Sequence[str]) -> None:
     """`canvit-gym envs`."""
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} envs",
-        description="List the environments: what each asks for, where its data is looked for, whether it is there.",
+        description="List the environments: their tasks, where they expect their data, and whether it is available.",
     )
-    parser.add_argument("ids", nargs="*", metavar="ID", help="ids to list; all if none is given")
+    parser.add_argument("ids", nargs="*", metavar="ID", help="ids to list (default: all)")
     options = parser.parse_args(list(arguments))
     call(lambda ids: print(listing(ids)), options.ids or list(ENVIRONMENTS))

@@ -1,4 +1,4 @@
-"""Where a result comes from: command, versions, revision, checkpoints and probes loaded, machine, time."""
+"""Where a result comes from: command, versions, revision, loaded checkpoints and probes, machine, time."""
 
 import os
 import platform
@@ -16,11 +16,11 @@ from canvit_gym.versions import package_version
 
 PACKAGES = ("canvit-gym", "canvit-pytorch", "gymnasium", "stable-baselines3", "torch", "numpy")
 CODE_AND_ASSETS = (":/*.py", ":/*.yml", ":/canvit_gym/assets")
-"""Pathspecs from the checkout's root: what a result depends on."""
+"""Pathspecs, from the root of the checkout, of what results depend on."""
 
 
 def provenance() -> dict[str, Any]:
-    """Plain JSON values, to be saved with every result."""
+    """JSON values to save with every result."""
     return {
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "versions": {"python": platform.python_version(), **{name: package_version(name) for name in PACKAGES}},
@@ -38,7 +38,7 @@ def provenance() -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A configuration as JSON values, without the directories of the machine that ran it."""
+    """A configuration as JSON values, without this machine's directories."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items() if not isinstance(v, Path) and not k.endswith("_dir")}
     if isinstance(value, list | tuple):
@@ -47,7 +47,7 @@ def plain(value: Any) -> Any:
 
 
 def _cpu() -> str:
-    """The model's name, as far as the system tells."""
+    """The name of the CPU's model, if the system provides it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -57,8 +57,8 @@ def _cpu() -> str:
 
 
 def _revision() -> dict[str, Any] | None:
-    """The commit of this checkout and whether code or assets differ from it; None outside git or before the first
-    commit. Results, which a run itself may write, do not count."""
+    """The commit of this checkout and whether code or assets differ from it (results, which a run may write, do not
+    count). None outside of git or before the first commit."""
 
     def git(*arguments: str) -> str:
         where = Path(__file__).parent

@@ -1,7 +1,7 @@
 """Sharing policies, probes and checkpoints on the Hugging Face Hub: safetensors, JSON and a card, nothing pickled.
 
-`load_policy("user/name")`, `probe="user/name"` and `checkpoint="user/name"` load what is pushed here. Where
-$CANVIT_HUB_ROOT names a directory, it stands for the Hub, in both directions.
+`load_policy("user/name")`, `probe="user/name"` and `checkpoint="user/name"` load what these functions push. If
+$CANVIT_HUB_ROOT is a directory, it replaces the Hub in both directions.
 """
 
 import json
@@ -22,13 +22,13 @@ CARD = "README.md"
 
 
 def push_policy(source: str | Path, repo: str, *, private: bool = False) -> str:
-    """Publish a trained policy with a model card; returns where it is.
+    """Publish a trained policy with a model card. Returns its address.
 
     source: a policy's directory, a run directory (its best policy) or a shipped policy's name.
     repo: "user/name".
 
     Raises:
-        FileNotFoundError: there is no policy.
+        FileNotFoundError: no policy there.
         ValueError: a malformed repo.
     """
     directory = policy_directory(source)
@@ -37,17 +37,17 @@ def push_policy(source: str | Path, repo: str, *, private: bool = False) -> str:
 
 
 def push_probe(directory: str | Path, repo: str, *, private: bool = False) -> str:
-    """Publish a probe as `canvit-gym fit-probe` leaves it, with the card that it wrote; returns where it is."""
+    """Publish a probe from `canvit-gym fit-probe` with its card. Returns its address."""
     return _push_model("probe", directory, repo, private=private)
 
 
 def push_checkpoint(directory: str | Path, repo: str, *, private: bool = False) -> str:
-    """Publish a checkpoint as canvit-pytorch's `save_pretrained` leaves it; returns where it is."""
+    """Publish a checkpoint from canvit-pytorch's `save_pretrained`. Returns its address."""
     return _push_model("checkpoint", directory, repo, private=private)
 
 
 def policy_card(record: PolicyRecord, repo: str) -> str:
-    """The model card, with the tags by which reinforcement-learning models are found on the Hub."""
+    """The model card, with the Hub's tags for reinforcement-learning models."""
     env_id = record.env_id
     recipe = json.dumps(record.hyperparameters, indent=1)
     training = json.dumps(record.training, indent=1)

@@ -1,4 +1,4 @@
-"""Running count, mean and spread of numbers that come in groups: rewards by the step of the episode, say."""
+"""Running count, mean and variance of numbers in groups, for example rewards by the step of the episode."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 
 class RunningMoments:
-    """Count, mean and spread of all values so far, by group 0, 1, ...; there are as many groups as were seen.
+    """Count, mean and variance of all values so far in groups 0, 1, ...; new groups are added when they occur.
 
     Attributes:
-        count, mean, squares: [groups] each; `squares` sums the squared deviations from the mean.
+        count, mean, squares: [groups] each; `squares` is the sum of squared deviations from the mean.
     """
 
     def __init__(self, num_groups: int = 0) -> None:
@@ -24,7 +24,7 @@ class RunningMoments:
         return self.squares / np.maximum(self.count, 1)
 
     def update(self, groups: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Merge values [N] of groups [N] (Chan et al. 1979)."""
+        """Add values [N] of groups [N] (Chan et al. 1979)."""
         if (missing := int(groups.max(initial=-1)) + 1 - len(self.count)) > 0:
             self.count = np.concatenate([self.count, np.zeros(missing, dtype=np.int64)])
             self.mean = np.concatenate([self.mean, np.zeros(missing)])

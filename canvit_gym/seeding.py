@@ -1,6 +1,6 @@
-"""PyTorch's global generators, seeded for a while: the CPU's and, where work is done on a GPU, that GPU's alone.
+"""Temporarily seed PyTorch's global generators: that of the CPU and, if a GPU is used, that of this GPU only.
 
-torch.manual_seed and a bare torch.random.fork_rng reach for every GPU there is, which begins a CUDA context on each.
+torch.manual_seed and torch.random.fork_rng without devices affect all GPUs, which creates a CUDA context on each.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draws on the CPU and on `device` follow from `seed`; afterwards their generators stand where they stood."""
+    """Seed the generators of the CPU and of `device` for the block, and restore them afterwards."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
         torch.default_generator.manual_seed(seed)

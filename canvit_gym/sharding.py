@@ -1,7 +1,7 @@
-"""Scenes shared out among the single environments of a vectorizer.
+"""Divide scenes among the single environments of a vectorizer.
 
-Splits that are not shuffled come in order: single environments that know nothing of each other all begin with scene 0,
-so four of them evaluate a quarter of the scenes four times. `env_fns` gives each its own share.
+Splits that are not shuffled come in order: independent single environments all begin with scene 0, so four of them
+evaluate a quarter of the scenes four times. `env_fns` gives each its own share.
 """
 
 import multiprocessing
@@ -31,7 +31,7 @@ def env_fns(env_id: str, num_envs: int, **kwargs: Any) -> list[Callable[[], gym.
     """Functions that each make one of `num_envs` environments, which share out the scenes: for SyncVectorEnv,
     AsyncVectorEnv, DummyVecEnv, SubprocVecEnv and the like.
 
-    They can be sent to other processes, also to spawned ones. A `shard` among the keyword arguments is shared out.
+    They can be sent to other processes, including spawned ones. A `shard` in the keyword arguments is divided further.
 
     >>> import gymnasium as gym
     >>> envs = gym.vector.SyncVectorEnv(env_fns("CanViT/FashionSegmentation-v0", 3, split="test", num_scenes=16))
@@ -41,7 +41,7 @@ def env_fns(env_id: str, num_envs: int, **kwargs: Any) -> list[Callable[[], gym.
     """
     integer(1)("num_envs", num_envs)
     shard = kwargs.pop("shard", (0, 1))
-    # A spawned process has not imported this package: Gymnasium does so for ids of this form.
+    # For ids of this form Gymnasium imports this package, also in spawned processes.
     name = f"canvit_gym:{env_id}" if env_id.startswith("CanViT/") else env_id
     return [partial(gym.make, name, shard=_part(shard, i, num_envs), **kwargs) for i in range(num_envs)]
 
@@ -72,7 +72,7 @@ def _part(shard: tuple[int, int], index: int, count: int) -> tuple[int, int]:
 
 
 _walking: "WeakSet[GlimpseEnv]" = WeakSet()
-"""Single environments that have begun to go through the scenes of a split in order."""
+"""Single environments that have begun to go through a split in order."""
 _told: set[tuple[object, ...]] = set()
 
 

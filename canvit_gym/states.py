@@ -1,7 +1,7 @@
-"""The backbone's states of N concurrent episodes, any rows of which are advanced at a time.
+"""The backbone's states of N concurrent episodes, any rows of which can be advanced.
 
-A canvas is large, so copies cost. States stay in the tensors that a forward returned and are gathered once, when the
-next forward wants another choice of rows; an initial state is written only into such a gathering.
+Canvases are large, so copies are expensive. States stay in the tensors that a forward returned and are only gathered
+when the next forward needs other rows. Initial states are only written into gathered tensors.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ _INITIAL = -1
 
 
 def index_of(rows: Rows, like: Tensor) -> Tensor:
-    """Rows as a tensor beside `like`: indexing with it is twice as fast as with the array."""
+    """Rows as a tensor on the device of `like`: indexing with it is twice as fast as with the array."""
     return torch.from_numpy(rows).to(like.device, non_blocking=True)
 
 
@@ -26,17 +26,17 @@ class States:
     """Canvases [N, num_registers + G*G, D] and recurrent CLS tokens [N, 1, D_b], by row."""
 
     def __init__(self, num: int, init_state: Callable[[int], RecurrentState]) -> None:
-        """init_state: the state of so many scenes before any glimpse."""
+        """init_state: number of scenes -> their state before any glimpse."""
         self._num = num
         self._init_state = init_state
-        # Most rows are in the first part, those left out by the last forward in the second.
+        # Most rows are in the first part; those that the last forward left out are in the second.
         self._parts: list[RecurrentState] = []
         self._part = np.full(num, _INITIAL)
         self._slot = np.zeros(num, dtype=np.int64)  # the row's place in its part
         self._room: Tensor | None = None  # for gathered canvases
 
     def restart(self, rows: Rows) -> None:
-        """Initial states in rows."""
+        """Set rows to the initial state."""
         self._part[rows] = _INITIAL
 
     def whole(self) -> RecurrentState:
@@ -46,20 +46,20 @@ class States:
         return self._parts[0]
 
     def take(self, rows: Rows) -> RecurrentState:
-        """The states of rows [n], to be read by a forward and not kept."""
+        """The states of rows [n], for a forward. Do not keep them."""
         if (self._part[rows] == _INITIAL).all():
             return self._init_state(len(rows))
         if len(rows) == self._num and self._in_order():
             return self._parts[0]
         if self._room is None:
             self._room = torch.empty_like(self._parts[0].canvas[:1].expand(self._num, -1, -1))
-        # Into memory that is there: fresh memory of this size costs more than the copy.
+        # Reuse memory: allocating this much costs more than the copy.
         return self._gather(rows, room=self._room[: len(rows)])
 
     def put(self, rows: Rows, state: RecurrentState) -> None:
-        """Make `state` that of rows (ascending). It is kept, not copied, where rows are most of all."""
+        """Set the states of rows (ascending). `state` is kept without a copy if these are most rows."""
         if 2 * len(rows) <= self._num:
-            # init_state may expand one token over its rows; to write some of them, each needs memory of its own.
+            # init_state may expand one token over its rows; writing to some of them needs separate memory.
             whole, index = self.whole(), index_of(rows, state.canvas)
             whole.canvas[index], whole.recurrent_cls[index] = state.canvas, state.recurrent_cls
             return
@@ -80,7 +80,7 @@ class States:
         return not self._part.any() and bool((self._slot == np.arange(self._num)).all())
 
     def _gather(self, rows: Rows, *, room: Tensor | None) -> RecurrentState:
-        """Copies of the states of rows, the canvases in `room` where it is given."""
+        """Copies of the states of rows, with canvases in `room` if it is given."""
         part = self._part[rows]
         if (part == _INITIAL).all():
             return _owned(self._init_state(len(rows)))
@@ -115,7 +115,7 @@ class FixedStates:
         self._state = RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls)
 
     def restart(self, rows: Rows) -> None:
-        """Initial states in rows."""
+        """Set rows to the initial state."""
         self.put(rows, self._init_state(len(rows)))
 
     def whole(self) -> RecurrentState:

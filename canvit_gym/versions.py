@@ -6,7 +6,7 @@ NOT_INSTALLED = "not installed"
 
 
 def package_version(package: str) -> str:
-    """The version of an installed package. NOT_INSTALLED where it is not: canvit_gym itself runs from a clone too."""
+    """The version of an installed package, or NOT_INSTALLED, since canvit_gym itself may run from a clone."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -64,7 +64,7 @@ def test_environments_are_listed_with_their_data(
     lines = capsys.readouterr().out.splitlines()
     assert lines[::3] == list(canvit_gym.ENVIRONMENTS)
     data = dict(zip(lines[::3], lines[2::3], strict=True))
-    assert data["CanViT/FashionSegmentation-v0"] == "    data: comes with canvit_gym"
+    assert data["CanViT/FashionSegmentation-v0"] == "    data: included in canvit_gym"
     assert data["CanViT/ADE20K-v0"] == f"    data: {tmp_path} ($ADE20K_ROOT): found"
     assert data["CanViT/ImageNet1k-v0"] == f"    data: {tmp_path / 'none'} ($IMAGENET_ROOT): NOT FOUND"
     assert data["CanViT/ImageFolder-v0"].startswith("    data: yours, pass root=: ")

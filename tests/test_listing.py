@@ -193,7 +193,7 @@ class TestLinks:
         scenes = build_scenes(config)
         monkeypatch.chdir(tmp_path / "elsewhere")
         assert len(scenes.load(np.arange(3)).images) == 3
-        with pytest.raises(FileNotFoundError, match=r"root='pets' is not a directory \(looked for from .*elsewhere\)"):
+        with pytest.raises(FileNotFoundError, match=r"root='pets' is not a directory \(relative to .*elsewhere\)"):
             build_scenes(config)
 
     def test_a_root_in_the_home_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

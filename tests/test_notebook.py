@@ -64,7 +64,7 @@ def test_what_cannot_be_shown(tmp_path: Path) -> None:
         canvit_gym.show(tmp_path / "nothing.npz")
     with pytest.raises(ValueError, match=r"saved as \.webp"):
         canvit_gym.show(episode()).save(tmp_path / "episode.mp4")
-    with pytest.raises(ValueError, match="chooses of an evaluation"):
+    with pytest.raises(ValueError, match="scene= is for evaluations"):
         canvit_gym.show(episode(), scene=1)
 
 

@@ -25,7 +25,7 @@ LAST_FRAME_SECONDS = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Animation:
-    """Pictures of an episode, one after each glimpse. A notebook shows it as the last value of a cell."""
+    """Pictures of an episode after each glimpse. A notebook displays it if it is the last value of a cell."""
 
     frames: tuple[Any, ...]
     """uint8 RGB [H, W, 3] each."""
@@ -33,7 +33,7 @@ class Animation:
     seconds_per_frame: float = 0.8
 
     def encoded(self, format: str = "webp") -> bytes:
-        """As an animated "webp", "gif" or "png", which plays over and over."""
+        """The bytes of an animated "webp", "gif" or "png" that loops."""
         from PIL import Image
 
         pictures = [Image.fromarray(frame) for frame in self.frames]
@@ -47,15 +47,15 @@ class Animation:
         return buffer.getvalue()
 
     def save(self, path: str | Path) -> Path:
-        """Write a .webp, .gif or .png, as the name says.
+        """Write a .webp, .gif or .png, depending on the suffix.
 
         Raises:
-            ValueError: another kind of file.
+            ValueError: another suffix.
         """
         path = Path(path)
         format = path.suffix.lower().removeprefix(".")
         if format not in ("webp", "gif", "png"):
-            raise ValueError(f"an animation is saved as .webp, .gif or .png, not as {path.name!r}")
+            raise ValueError(f"animations can be saved as .webp, .gif or .png, not as {path.name!r}")
         path.write_bytes(self.encoded(format))
         return path
 
@@ -76,12 +76,12 @@ def show(
     """An episode as an animation: the glimpses, the canvas, the probe's reading and the truth, glimpse by glimpse.
 
     Args:
-        what: an environment, whose episode is shown as far as it went; or an evaluation, or the file of one.
-        scene: which scene of an evaluation; None: its first.
-        row: which environment of a vector environment.
+        what: an environment, whose current episode is shown; or an evaluation, or the file of one.
+        scene: the scene of an evaluation; None: its first one.
+        row: the index of an environment in a vector environment.
 
     Raises:
-        TypeError: neither. ValueError: no glimpse was taken yet, or no such scene. FileNotFoundError: no such file.
+        TypeError: anything else. ValueError: no glimpse yet, or no such scene. FileNotFoundError: no such file.
 
     >>> import gymnasium as gym, canvit_gym
     >>> env = gym.make("CanViT/FashionSegmentation-v0", split="test", num_scenes=4)
@@ -105,7 +105,7 @@ def show(
     if not isinstance(envs, GlimpseVectorEnv):
         raise TypeError(f"show takes an environment of canvit_gym, an Evaluation or the file of one, got {what!r}")
     if scene is not None:
-        raise ValueError("scene= chooses of an evaluation; an environment's scene is that of its episode")
+        raise ValueError("scene= is for evaluations; an environment shows the scene of its episode: leave it out")
     if not 0 <= row < envs.num_envs:
         raise ValueError(f"row must lie in [0, {envs.num_envs - 1}], got {row}")
     viewpoints = envs.view(row).viewpoints
@@ -121,7 +121,9 @@ def _of_evaluation(evaluation: "Evaluation", scene: int | None) -> Animation:
     scenes: list[int] = evaluation.scene.tolist()
     chosen = scenes[0] if scene is None else scene
     if chosen not in scenes:
-        raise ValueError(f"this evaluation holds no scene {chosen}; it holds {len(scenes)}, {scenes[0]} the first")
+        raise ValueError(
+            f"this evaluation has no scene {chosen}; it has {len(scenes)} scenes, beginning with {scenes[0]}"
+        )
     config = EnvConfig(**evaluation.record["config"])
     row = scenes.index(chosen)
     goal = None if evaluation.goal is None else int(evaluation.goal[row])

@@ -1,4 +1,4 @@
-"""The model card that `canvit-gym fit-probe` writes beside a probe."""
+"""The model card that `canvit-gym fit-probe` writes."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ SHOWN_CLASSES = 40
 
 
 def card(record: dict[str, Any]) -> str:
-    """README.md of a probe's directory, from its training.json."""
+    """The README.md of a probe's directory, from its training.json."""
     checkpoint, metrics, config = record["checkpoint"], record["metrics"], record["config"]
     where = checkpoint["repo"] or checkpoint["name"]
     revision = f" at revision {checkpoint['revision']}" if checkpoint["revision"] else ""
@@ -54,5 +54,5 @@ Reads the {record["reads"]} of the frozen {where}{revision}
 {row(metrics["metric"] + " %", metrics["score"], 1)}
 {row("cross-entropy, nats", metrics["cross_entropy"], 3)}
 
-The probe was kept at the step that reads these scenes best: expect a little less on others.
+The step of the probe was chosen on these scenes: expect slightly lower scores on others.
 """

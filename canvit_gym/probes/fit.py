@@ -3,16 +3,16 @@
     canvit-gym fit-probe --env CanViT/ImageFolder-v0 --root photos --output-dir runs/photos-probe
     canvit-gym fit-probe --checkpoint runs/nano/model --output-dir runs/probes
 
-With --env, one probe on that environment's training scenes; the directory is then the environment's `probe`. Without,
-both probes of FashionScenes, in segmentation-probe/ and classification-probe/.
+With --env it fits one probe on that environment's training scenes, and the directory is a value for the environment's
+`probe`. Without --env it fits both probes of FashionScenes, in segmentation-probe/ and classification-probe/.
 
-Policy-agnostic: the states come from random viewpoints (F-IID and R-IID in turn), all time steps alike. The probe is
-kept at its least validation loss; the fit ends early where that has not fallen for --patience validations. The
-classifier reads the pretraining readout of the recurrent CLS token, so that
-CanViTForImageClassification.from_pretrained_with_probe fuses it into one linear map of that token.
+States come from random viewpoints (F-IID and R-IID in turn) with equal weight for all time steps, so that the probe
+does not favour any policy. The probe with the least validation loss is kept. The fit ends early if the loss has not
+fallen for --patience validations. The classifier reads the pretraining readout of the recurrent CLS token, so that
+CanViTForImageClassification.from_pretrained_with_probe can fuse it into one linear map of that token.
 
-An interrupted fit goes on from the output directory. The directory ends up with config.json, model.safetensors,
-training.json (settings, data, provenance, metrics) and README.md, the model card.
+Run the same command again to continue an interrupted fit. The output directory then contains config.json,
+model.safetensors, training.json (settings, data, provenance, metrics) and README.md, the model card.
 """
 
 import json
@@ -56,54 +56,54 @@ log = logging.getLogger(__name__)
 FASHION = ("CanViT/FashionSegmentation-v0", "CanViT/FashionClassification-v0")
 STATE = "fit_state.pt"
 FREQUENCY_SCENES = 1024
-"""Scenes that the frequencies of the classes are counted on."""
+"""Number of scenes on which class frequencies are counted."""
 WEIGHT_RANGE = (0.1, 10.0)
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
     output_dir: Path
-    """Directory of the probe; without --env, of both probes' directories."""
+    """Directory of the probe, or without --env the parent directory of both probes."""
     env: str | None = None
-    """Environment id whose scenes to fit on. None: both of FashionScenes."""
+    """Id of the environment on whose scenes to fit. None: both environments of FashionScenes."""
     root: Path | None = None
     """Directory of the environment's data set."""
     checkpoint: str | None = None
-    """A name (listed above), a Hub id org/name, or a directory. None: the environment's own."""
+    """A name (listed above), a Hub id org/name, or a directory. None: that of the environment."""
     revision: str | None = None
     """Branch, tag or commit of a Hub checkpoint."""
     canvas_grid: int | None = None
     """Side of the canvas in cells. None: as in pretraining (nano 16, CanViT-B 32)."""
     scene_size_px: int | None = None
-    """Side that scenes are resized to. None: as in pretraining (nano 128, CanViT-B 512)."""
+    """Size that scenes are resized to. None: as in pretraining (nano 128, CanViT-B 512)."""
     env_kwargs: str = "{}"
-    """More keyword arguments of the environment, as JSON. '{"tuning_scenes": 500}' validates on scenes held out of the
-    training split, where the validation split is what results are reported on."""
+    """Further keyword arguments of the environment, as JSON. With '{"tuning_scenes": 500}' the fit is validated on
+    scenes held out of the training split, for data sets whose validation split is used to report results."""
     num_scenes: int | None = None
-    """Training scenes. None: all (of FashionScenes 8192)."""
+    """Number of training scenes. None: all (FashionScenes: 8192)."""
     steps: int = 450
     batch_size: int = 64
-    """Scenes per step, each with num_glimpses states: at 64 x 64 canvases of CanViT-B, 16 take about 20 GB."""
+    """Scenes per step, each with num_glimpses states. With 64 x 64 canvases of CanViT-B, 16 need about 20 GB."""
     num_glimpses: int = 8
-    """Length of each rollout; every state of it is a training example."""
+    """Length of each rollout; each of its states is a training example."""
     peak_lr: float = 2e-2
     weight_decay: float = 1e-3
     item_weight: float = 4.0
     """Weight of the items in FashionSegmentation's cross-entropy; background weighs 1."""
     item_bonus: float = 0.6
-    """Nats added to the items' logits of FashionSegmentation after the fit (logit adjustment, Menon et al. 2021):
-    uncertain cells lost to the background cost more mIoU than cross-entropy."""
+    """Nats added to the items' logits of FashionSegmentation after the fit (logit adjustment, Menon et al. 2021),
+    because uncertain cells that are lost to the background cost more in mIoU than in cross-entropy."""
     class_balance: float | None = None
-    """Classes weigh frequency^-class_balance. None: 0.5 in segmentation, where mIoU counts rare classes as much as
-    common ones (FashionSegmentation: item_weight and item_bonus), 0 in classification."""
+    """Classes have weight frequency^-class_balance. None: 0.5 in segmentation, because mIoU counts rare classes as much
+    as common ones (FashionSegmentation: item_weight and item_bonus), and 0 in classification."""
     reads: Literal["teacher_cls", "recurrent_cls"] = "teacher_cls"
-    """Of a classification: the teacher's CLS token as pretraining predicts it, or the recurrent CLS token itself, which
-    also holds what no teacher was asked for, such as how many items of a class were seen."""
+    """In classification: the teacher's CLS token as predicted in pretraining, or the recurrent CLS token itself, which
+    also contains what the teacher does not predict, such as the number of items of a class."""
     validate_every: int = 100
     patience: int = 5
     """Validations without a new best after which the fit ends."""
     validation_scenes: int = 512
-    """At most, evenly spread over the split."""
+    """The largest number of validation scenes, evenly spread over the split."""
     seed: int = 0
     device: str = "auto"
 
@@ -114,7 +114,8 @@ def _pass(seed: int, number: int, num_scenes: int) -> NDArray[np.int64]:
 
 
 def training_scenes(step: int, *, num_scenes: int, batch_size: int, seed: int) -> NDArray[np.int64]:
-    """The scenes of a step, by passes without replacement: a function of its arguments, so that a fit can resume."""
+    """The scenes of a step, in passes without replacement. It only depends on its arguments, so that a fit can
+    resume."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     passes = positions // num_scenes
     parts = [_pass(seed, int(p), num_scenes)[positions[passes == p] % num_scenes] for p in np.unique(passes)]
@@ -138,7 +139,8 @@ class Rollouts:
     seed: int
 
     def __call__(self, batches: list[NDArray[np.int64]], *, first: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """(features [T * B, ...], target [B, ...], B) of each batch; batch i is rollout `first` + i of the seed."""
+        """(features [T * B, ...], target [B, ...], B) for each batch; batch i is rollout number `first` + i of the
+        seed."""
         for i, chosen in enumerate(batches):
             if isinstance(self.scenes, StreamedSource):
                 if self.scenes.skips_unreadable:
@@ -178,7 +180,7 @@ class Rollouts:
 
 
 def class_weights(scenes: SceneSource, *, balance: float) -> Tensor:
-    """[K], frequency^-balance within WEIGHT_RANGE, such that a label drawn at random weighs 1 on average."""
+    """[K] frequency^-balance within WEIGHT_RANGE, normalized so that labels have weight 1 on average."""
     if balance == 0:
         return torch.ones(len(scenes.classes))
     counts = np.zeros(max(256, len(scenes.classes)))
@@ -216,7 +218,7 @@ def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: S
 
 @dataclass
 class Progress:
-    """How far a fit is: what an interrupted one goes on from."""
+    """The progress of a fit, from which an interrupted one continues."""
 
     step: int = 0
     best: float = float("inf")
@@ -242,7 +244,7 @@ def fit(
     settings: dict[str, Any],
     name: str,
 ) -> Progress:
-    """Train `head.module` in place and leave it at its least validation loss."""
+    """Train `head.module` in place, and restore its weights of the least validation loss."""
     module = head.module
     optimizer = torch.optim.AdamW(module.parameters(), lr=config.peak_lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=config.peak_lr, total_steps=config.steps)
@@ -251,8 +253,8 @@ def fit(
         state = torch.load(state_file, map_location=backbone.device, weights_only=True)
         if state["settings"] != settings:
             raise ValueError(
-                f"{state_file} is of an interrupted fit with other settings or data: give the same options again to go "
-                "on with it, remove the file to begin anew, or choose another --output-dir"
+                f"{state_file} is from an interrupted fit with other settings or data: pass the same options to "
+                "continue it, remove the file to begin again, or choose another --output-dir"
             )
         for part, key in ((module, "module"), (optimizer, "optimizer"), (schedule, "schedule")):
             part.load_state_dict(state[key])
@@ -319,7 +321,7 @@ def _save_state(
 
 
 def environment_of(config: ProbeConfig, env_id: str) -> EnvConfig:
-    """The environment to fit a probe for. Whether it has one does not matter."""
+    """The environment to fit a probe for, which may already have one."""
     more = json_object(config.env_kwargs, option="--env-kwargs")
     given = {
         name: value
@@ -332,7 +334,7 @@ def environment_of(config: ProbeConfig, env_id: str) -> EnvConfig:
 
 
 def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
-    """Fit the probe of an environment into `directory`, measure it on validation scenes, and write its card."""
+    """Fit a probe for an environment, measure it on validation scenes, and write it to `directory` with its card."""
     for name in ("steps", "batch_size", "num_glimpses", "validate_every", "patience", "validation_scenes"):
         integer(1)(f"--{name.replace('_', '-')}", getattr(config, name))
     env = environment_of(config, env_id)
@@ -402,7 +404,7 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
 
 
 def measure(env: EnvConfig, config: ProbeConfig, *, num_scenes: int) -> Evaluation:
-    """C2F on the validation scenes, through the environment's own way of loading the probe."""
+    """Evaluate C2F on validation scenes with the probe, loaded as environments load it."""
     few = replace(env, num_scenes=min(num_scenes, config.validation_scenes))
     policy = PaperPolicy("coarse_to_fine", num_glimpses=config.num_glimpses)
     return evaluate(

@@ -1,4 +1,4 @@
-"""What canvit_gym.probes.fit fits: a head reads a state's features, tells its loss, and is saved as a probe."""
+"""The heads that canvit_gym.probes.fit trains: features of a state, a loss, and how to save a probe."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -17,30 +17,30 @@ from canvit_gym.tasks.segmentation import class_shares
 
 
 class Head(Protocol):
-    """A linear head in training: what it reads of a state, and what is written to disk."""
+    """A linear head in training."""
 
     @property
     def module(self) -> nn.Module: ...
 
     def features(self, state: RecurrentState) -> Tensor:
-        """[B, ...] float32, of the frozen model."""
+        """[B, ...] float32 features of the frozen model."""
         ...
 
     def target(self, labels: Tensor) -> Tensor:
-        """A SceneBatch's labels [B, ...] -> what `loss` compares with, on the device."""
+        """A SceneBatch's labels [B, ...] -> targets for `loss`, on the device."""
         ...
 
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
-        """Of the states [T * B, ...] of one rollout on the scenes of `target` [B, ...]."""
+        """The loss of the states [T * B, ...] of a rollout on the scenes of `target` [B, ...]."""
         ...
 
     def save(self, directory: Path) -> None: ...
 
 
 class SegmentationHead:
-    """Cross-entropy between each cell's class shares and the probe's reading of it, weighed by class.
+    """Cross-entropy between each cell's class shares and the probe's prediction, weighted by class.
 
-    `bonus`: nats that all classes but the first gain over it in what is saved.
+    `bonus`: nats by which the logits of all classes except the first are raised when saving.
     """
 
     def __init__(self, backbone: Backbone, weights: Tensor, *, bonus: float = 0.0) -> None:
@@ -58,7 +58,7 @@ class SegmentationHead:
         return class_shares(labels.to(self._device), num_classes=len(self._weights), grid=self._grid)
 
     def loss(self, features: Tensor, target: Tensor) -> Tensor:
-        # Pixels without a label are in no class's share: a cell counts by what is labeled of it.
+        # Unlabeled pixels are in no class's share: cells are weighted by their labeled part.
         weight = (target * self._weights).sum(dim=1)  # [B, G, G]
         cross_entropy = target / target.sum(dim=1, keepdim=True).clamp(min=1e-6) * weight.unsqueeze(1)
         times = len(features) // len(target)
@@ -75,7 +75,7 @@ class SegmentationHead:
 
 
 class ClassificationHead:
-    """Cross-entropy of a linear map of the teacher's CLS token as pretraining predicts it, standardized."""
+    """Cross-entropy of a linear map of the teacher's CLS token as predicted in pretraining, standardized."""
 
     def __init__(self, backbone: Backbone, weights: Tensor, *, reads_log_odds: bool) -> None:
         self._model, self._device = backbone.pretrained, backbone.device
@@ -87,7 +87,7 @@ class ClassificationHead:
             self.module.weight.zero_()
             self.module.bias.zero_()
             if reads_log_odds:
-                # nano's teacher: its features 1..K are the log-odds of the classes. Start from reading them off.
+                # Features 1..K of nano's teacher are the log-odds of the classes: start with these.
                 self.module.weight[:, 1:] = torch.diag(self._std[1:])
                 self.module.bias.copy_(self._mean[1:])
 
@@ -102,7 +102,7 @@ class ClassificationHead:
         return F.cross_entropy(self.module(features), labels, weight=self._weights)
 
     def save(self, directory: Path) -> None:
-        """Of the teacher's own features: canvit-pytorch takes the standardization back before the probe."""
+        """Save it for unstandardized features: canvit-pytorch undoes the standardization before the probe."""
         weight = self.module.weight.double() / self._std.double()
         bias = self.module.bias.double() - weight @ self._mean.double()
         directory.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class ClassificationHead:
 class RecurrentClsHead:
     """Cross-entropy of a linear map of the recurrent CLS token itself, after a LayerNorm without affine part.
 
-    For what the teacher's CLS token does not tell: see canvit_gym.tasks.classification.
+    For classes that the teacher's CLS token does not predict: see canvit_gym.tasks.classification.
     """
 
     def __init__(self, backbone: Backbone, weights: Tensor) -> None:
