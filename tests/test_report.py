@@ -185,7 +185,7 @@ def test_no_share_where_a_resample_is_without_a_lead(tmp_path: Path) -> None:
     assert oracle["policies"]["random"]["share_score"] is None
     assert oracle["policies"]["random"]["share_cross_entropy"] is not None
     report.main(report.ReportConfig(results=tmp_path))
-    assert "or where a resample of the scenes left the oracle no lead." in (tmp_path / report.MARKDOWN).read_text()
+    assert "or if the oracle has no lead in some resample of the scenes." in (tmp_path / report.MARKDOWN).read_text()
 
 
 def test_classification_reports_top5_and_compares_scenes_by_cross_entropy(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_run_that_kept_its_warm_start_is_told(directory: Path) -> None:
             if run["training"] is not None:
                 run["training"]["training"] = {"num_timesteps": count}
     (directory / "benchmark.json").write_text(json.dumps(manifest))
-    assert "ppo: 1 of 2 training runs kept the policy of before" in run_warnings(load_benchmark(directory).entries)[-1]
+    assert "ppo: 1 of 2 training runs kept their warm start" in run_warnings(load_benchmark(directory).entries)[-1]
     report.write_report(load_benchmark(directory))
     text = (directory / report.MARKDOWN).read_text()
     assert "after 2,048 decisions" in text
@@ -269,10 +269,10 @@ def test_a_run_that_kept_its_warm_start_is_told(directory: Path) -> None:
 
 def test_summary_says_who_wins_and_what_is_noise(directory: Path) -> None:
     text = " ".join(summary(compare(load_benchmark(directory))))
-    assert "ppo reads best of the 3 policies that use no labels: mIoU 45.0 [44.0, 46.0] %" in text
+    assert "ppo is the best of the 3 policies that use no labels: mIoU 45.0 [44.0, 46.0] %" in text
     assert "+5.0 [+4.0, +6.0] points against C2F" in text
     assert (
-        "ppo against the fixed, which sees no image and takes windows of scale 1/2: +3.0 [+2.0, +4.0] points; "
+        "ppo against the fixed, which ignores the scene and takes windows of scale 1/2: +3.0 [+2.0, +4.0] points; "
         "it gains more than this sequence gives." in text
     )
     assert (
@@ -291,7 +291,7 @@ def test_a_gain_on_the_fixed_sequence_may_be_one_of_scale(tmp_path: Path) -> Non
     numbers = compare(load_benchmark(save_benchmark(tmp_path, lines, learned=("ppo", "worse"))))
     assert numbers["policies"]["ppo"]["scales"] == [0.34] and numbers["policies"]["C2F"]["scales"] == [0.5]
     text = " ".join(summary(numbers))
-    assert "more than this sequence gives, but its own windows are of scale 0.34, which may be the reason." in text
+    assert "more than this sequence, but its own windows have scale 0.34, which may be the reason." in text
     assert "−1.0 [−1.0, −1.0] points; a prior over places does better." in text
     numbers["policies"]["ppo"]["scales"] = None
     assert "but its own windows are of many scales" in " ".join(summary(numbers))
@@ -305,8 +305,8 @@ def test_seeds_of_random_policies_are_told_by_kind(tmp_path: Path) -> None:
     random = ("C2F", "ppo, sampled")
     report.write_report(load_benchmark(save_benchmark(tmp_path, lines, learned=random[1:], random=random)))
     text = (tmp_path / report.MARKDOWN).read_text()
-    assert "- Hand-coded policies that draw random numbers: 2 seeds.\n" in text
-    assert "- Learned policies whose viewpoints are sampled: 1 seed per training run.\n" in text
+    assert "- Hand-coded policies with random choices: 2 seeds.\n" in text
+    assert "- Learned policies with sampled viewpoints: 1 seed per training run.\n" in text
     assert "here scenes are resampled too" in text
 
 
