@@ -88,7 +88,10 @@ class ReconstructionTask(Task):
         return features.transpose(1, 2).unflatten(2, (grid, grid)).contiguous()
 
     @potential(
-        "L", "the mean squared error of the teacher's standardized features, the loss of pretraining", compiles=True
+        "L",
+        "the mean squared error of the teacher's standardized features, the loss of pretraining",
+        compiles=True,
+        less_is_better=True,
     )
     def loss(self, logits: Tensor, truth: Truth) -> Tensor:
         return (logits - truth["features"]).square().mean(dim=(1, 2, 3))
