@@ -190,7 +190,7 @@ def _ade20k_probe(backbone: "Backbone") -> str:
 
 
 _NANO_CURE = f" or use checkpoint='nano' with canvas_grid={NANO_GEOMETRY.grid}"
-_FASHION_COUNT = {"num_scenes": "number of scenes; None: 8192 for training, 512 for validation, 1000 for test"}
+_FASHION_COUNT = {"num_scenes": "number of scenes; None: 8192, 512 or 1000, depending on the split"}
 
 _NO_UNCERTAINTY = ["canvas", "acuity", "viewpoint", "time"]
 """Observations of a reconstruction: features that are predicted say nothing of how sure they are."""
