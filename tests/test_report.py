@@ -292,7 +292,7 @@ def test_a_gain_on_the_fixed_sequence_may_be_one_of_scale(tmp_path: Path) -> Non
     assert numbers["policies"]["ppo"]["scales"] == [0.34] and numbers["policies"]["C2F"]["scales"] == [0.5]
     text = " ".join(summary(numbers))
     assert "more than this sequence, but its own windows have scale 0.34, which may be the reason." in text
-    assert "−1.0 [−1.0, −1.0] points; a prior over places does better." in text
+    assert "−1.0 [−1.0, −1.0] points; a prior over places is better." in text
     numbers["policies"]["ppo"]["scales"] = None
     assert "but its own windows are of many scales" in " ".join(summary(numbers))
 
