@@ -406,7 +406,7 @@ _BUILT_IN = (
         skill=Skill(
             name="order alone",
             opponents=("item_probability", "entropy_greedy", "raster_order", "center_out", "dependency_rank"),
-            ceiling="window_locator(scale=0.25, centers=4)",
+            ceiling="window_locator",
             baseline="random_order",
         ),
         page=DatasetPage(
