@@ -438,7 +438,7 @@ class TestBadLayouts:
         for dataset, told in (
             ("ade20k", r"images/training is not a directory\. Expected below .*: images/training, images/valid"),
             ("imagenet1k", r"train is not a directory\. Expected below .*: train/ and val/"),
-            ("image-folder", "holds no folder, but at least two classes are needed: a folder of images per class"),
+            ("image-folder", "has no folder, but at least two classes are needed: a folder of images per class"),
             ("segmentation-folder", r"neither .*classes.txt nor .*classes.json exists"),
         ):
             with pytest.raises((ValueError, FileNotFoundError), match=told):
@@ -485,7 +485,7 @@ class TestBadLayouts:
             scenes_of("image-folder", folder, split="test")
 
     def test_one_class(self, folder: Path) -> None:
-        with pytest.raises(ValueError, match="holds only the folder 'disc', but at least two classes"):
+        with pytest.raises(ValueError, match="has only the folder 'disc', but at least two classes"):
             for name in ("ring", "square"):
                 shutil.rmtree(folder / "train" / name)
             scenes_of("image-folder", folder)
@@ -493,7 +493,7 @@ class TestBadLayouts:
     def test_a_hash_split_without_images(self, tmp_path: Path) -> None:
         root = write_image_folder(tmp_path / "few", splits=(), per_class=1)
         empty = next(split for split in ("validation", "test", "training") if self._none(root, split))
-        with pytest.raises(ValueError, match=rf"of the 3 images below .*few none falls into the {empty} split"):
+        with pytest.raises(ValueError, match=rf"none of the 3 images below .*few is in the {empty} split"):
             scenes_of("image-folder", root, split=empty)
 
     @staticmethod
@@ -507,7 +507,7 @@ class TestBadLayouts:
 
     def test_two_images_with_one_mask(self, segmentation: Path) -> None:
         shutil.copy(segmentation / "images/train/scene_2.jpg", segmentation / "images/train/scene_2.png")
-        with pytest.raises(ValueError, match=r"share the mask .*scene_2\.png: give each image a name"):
+        with pytest.raises(ValueError, match=r"share the mask .*scene_2\.png: give each image a different name"):
             scenes_of("segmentation-folder", segmentation)
 
     @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class TestNoData:
     def test_masks_of_no_image(self, tmp_path: Path) -> None:
         root = write_segmentation_folder(tmp_path / "land")
         shutil.copy(root / "masks/train/scene_1.png", root / "masks/train/other.png")
-        with pytest.warns(RuntimeWarning, match=r"left out: 1 masks below .*masks/train that belong to no image"):
+        with pytest.warns(RuntimeWarning, match=r"left out: 1 masks below .*masks/train without an image"):
             assert len(segmentation_folder_files(root, "training")) == 5
 
     def test_images_in_no_folder_of_a_class(self, tmp_path: Path) -> None:

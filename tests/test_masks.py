@@ -202,14 +202,14 @@ def test_the_keyword_is_json(root: Path) -> None:
     ("values", "told"),
     [
         ([0, 255], "mask_values must map mask values to class names"),
-        ({}, "mask_values must map values to names"),
-        ({"0": 1}, "mask_values must map values to names"),
+        ({}, "mask_values must map mask values to class names"),
+        ({"0": 1}, "mask_values must map mask values to class names"),
         ({"a": "ground"}, "has the key 'a', but keys are all values or all colours"),
         ({"0": "ground", "#ff0000": "disc"}, "has the key '#ff0000', but keys are all"),
         ({"#ff0": "ground"}, "has the key '#ff0', but keys are all"),
         ({"-1": "ground"}, "has the key '-1', but keys are all"),
         ({"0": "ground", "1": "sea"}, "names 'sea', but the classes are ground, disc, square"),
-        ({"0": "ground", "1": None}, "has no value for disc, square: name one for every class"),
+        ({"0": "ground", "1": None}, "has no value for disc, square: add one for every class"),
     ],
 )
 def test_bad_mappings(root: Path, values: Any, told: str) -> None:

@@ -294,7 +294,7 @@ def test_a_gain_on_the_fixed_sequence_may_be_one_of_scale(tmp_path: Path) -> Non
     assert "more than this sequence, but its own windows have scale 0.34, which may be the reason." in text
     assert "−1.0 [−1.0, −1.0] points; a prior over places is better." in text
     numbers["policies"]["ppo"]["scales"] = None
-    assert "but its own windows are of many scales" in " ".join(summary(numbers))
+    assert "but its own windows have many scales" in " ".join(summary(numbers))
 
 
 def test_seeds_of_random_policies_are_told_by_kind(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_degenerate_observations(shape: tuple[int, int, int]) -> None:
     ("call", "message"),
     [
         (lambda: interquartile_mean([]), "of no values"),
-        (lambda: probability_of_improvement([1.0], [2.0]), r"one must be \[runs, tasks\].*\(1,\)"),
+        (lambda: probability_of_improvement([1.0], [2.0]), r"one must have shape \[runs, tasks\].*\(1,\)"),
         (lambda: probability_of_improvement([[1.0, 2.0]], [[2.0]]), r"same tasks.*\(1, 2\) and \(1, 1\)"),
         (lambda: Mean(np.zeros((2, 0, 1))), "none empty"),
         (lambda: Mean(np.zeros((2, 3))), "3 axes"),
