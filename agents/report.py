@@ -51,7 +51,7 @@ What learned policies are worth on test scenes that no training, tuning or choic
 
     python -m agents.report --run-dir RUN_DIR
 
-from runs of `python -m agents.train` and `python -m agents.matrix`. Every number, and the commands, versions and
+from runs of `agents.train` and `agents.matrix`. Every number, and the commands, versions and
 machine of every run, are in the JSON files beside this page.
 
 - **Value**: what the environment pays, of the best policy by validation of each run, with its most likely viewpoints
