@@ -2,8 +2,8 @@
 
     python -m agents.report --run-dir runs/matrix
 
-reads the finished runs of RUN_DIR/ALGO/ENVIRONMENT/seed-SEED, those of `python -m agents.train` among them, evaluates
-what `python -m agents.matrix` has not, and writes agents/trained/ENVIRONMENT.json and, of all such files,
+reads the finished runs of RUN_DIR/ALGO/ENVIRONMENT/seed-SEED, those of `agents.train` among them, evaluates
+what `agents.matrix` has not, and writes agents/trained/ENVIRONMENT.json and, of all such files,
 agents/trained/README.md. Numbers of an environment whose runs are not in RUN_DIR stay as they are.
 
 Per run, the best policy by validation is what counts, and what its environment pays (agents.outcomes) is what is
