@@ -3,7 +3,7 @@
     python -m agents.matrix --algos ppo q_regression --envs CanViT/FashionSearch-v0 --seeds 0 1 2 --run-dir runs/matrix
     python -m agents.report --run-dir runs/matrix
 
-Runs are those of `python -m agents.train`, in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED: one that is finished is left alone,
+Runs are those of `agents.train`, in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED: one that is finished is left alone,
 one that was interrupted goes on, and one that another process trains is passed over. A budget is what PPO's entry for
 the environment takes, a warm start's glimpses included; whoever tries more glimpses per decision makes fewer of them.
 An algorithm that does not fit an environment, or whose numbers stop being finite, is recorded as that, and the others
