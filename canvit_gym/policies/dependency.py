@@ -1,16 +1,16 @@
-"""Dependency rank: looks first at the viewpoints that tell most about all others.
+"""Dependency rank: takes first the viewpoints that are most informative about all others.
 
 In the spirit of Guo et al., The Collapse of Patches (2025, arXiv:2511.22281): patches that others depend on come first,
 as PageRank orders the graph of dependencies. There an autoencoder learns which patches a patch is rebuilt from. Here
 features of the frozen backbone are regressed on each other:
 
-1. every viewpoint of the table is looked at by itself, from an empty canvas, in every training scene; its features are
-   the recurrent CLS token, layer-normalized and reduced to its principal components;
+1. in every training scene, a single glimpse is taken at each viewpoint of the table, from an empty canvas; its features
+   are the recurrent CLS token, layer-normalized and reduced to its principal components;
 2. the dependency of j on i is the share of the variance of j's features that a ridge regression on i's explains, in
    scenes that it was not fitted on;
-3. a random walker goes from j to i in proportion to how much j depends on i. The rank is how often it visits.
+3. a random walker moves from j to i in proportion to how much j depends on i. The rank is how often it visits i.
 
-No labels are used, and no scene changes the order.
+No labels are used, and the order is the same for all scenes.
 """
 
 from dataclasses import replace
@@ -39,9 +39,9 @@ from canvit_gym.viewpoints import to_viewpoint
 METHOD = "dependency rank"
 COMPONENTS = 8
 RIDGE = 1.0
-"""Of the regression, as a share of the number of scenes that it is fitted on; features have unit variance."""
+"""Penalty of the regression, as a fraction of the number of scenes it is fitted on; features have unit variance."""
 DAMPING = 0.85
-"""Of PageRank: the walker starts anew with probability 1 - DAMPING."""
+"""Of PageRank: the walker restarts with probability 1 - DAMPING."""
 
 INFO = PolicyInfo(
     name="dependency_rank",
@@ -54,7 +54,7 @@ INFO = PolicyInfo(
 
 
 def build_dependency_rank(context: Context, *, num_scenes: int = 256) -> BestFixedSequence:
-    """From the cache; else ranked now and cached."""
+    """Load the order from the cache; otherwise rank the viewpoints now and cache it."""
     integer(1)("num_scenes", num_scenes)
     config = context.config
     table = required_table(config, INFO.name)
@@ -66,7 +66,7 @@ def build_dependency_rank(context: Context, *, num_scenes: int = 256) -> BestFix
 
 
 def rank_by_dependency(config: EnvConfig, *, num_scenes: int = 256) -> FixedSequence:
-    """The whole table in order, with the loss in the training scenes after each glimpse."""
+    """Order the whole table; the result holds the loss in the training scenes after each glimpse."""
     table = required_table(config, INFO.name)
     batches, found = training_episodes(config, len(table) + 1, num_scenes, table)
     features = np.concatenate([tile_features(episodes, table) for episodes in batches])
@@ -93,12 +93,12 @@ def tile_features(episodes: EpisodeBatch, table: NDArray[np.float32]) -> NDArray
 def dependencies(features: NDArray[np.float64]) -> NDArray[np.float64]:
     """[N, A, D] -> [A, A]: entry (j, i) is the share of j's variance that i explains, in [0, 1]; 0 on the diagonal.
 
-    Scenes are halved: each half is predicted from what was fitted on the other.
+    Scenes are split in half: each half is predicted by the regression fitted on the other.
     """
     num, tiles, _ = features.shape
     if num < 4:
         raise ValueError(f"dependencies take at least 4 training scenes, got {num}; use more")
-    flat = features - features.mean(axis=0)  # what is the same at a place in all scenes tells nothing
+    flat = features - features.mean(axis=0)  # what is the same at a place in all scenes carries no information
     _, _, axes = np.linalg.svd(flat.reshape(num * tiles, -1), full_matrices=False)
     reduced = flat @ axes[:COMPONENTS].T  # [N, A, d]
     scaled = reduced / np.maximum(reduced.std(axis=0), 1e-9)
@@ -118,7 +118,7 @@ def dependencies(features: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def pagerank(dependency: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[A, A] (j depends on i) -> [A], summing to 1. A row of zeros depends on all alike."""
+    """[A, A] (j depends on i) -> [A], summing to 1. A row of zeros counts as depending on all equally."""
     total = dependency.sum(axis=1, keepdims=True)
     count = len(dependency)
     walk = np.where(total > 0, dependency / np.where(total > 0, total, 1), 1 / count)

@@ -2,10 +2,10 @@
 
 A greedy search finds it: the full scene first, then at each glimpse the candidate after which the mean loss over
 training scenes is lowest, given those before it. So a prefix is the result for a smaller budget. A learned policy
-that cannot beat it has learned a prior, not to look.
+that cannot beat it has learned a prior over viewpoints, not where to look in a scene.
 
 Sequences that other methods find on training scenes (canvit_gym.policies.dependency, canvit_gym.policies.learned_order)
-are kept and played the same way.
+are saved and used the same way.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ GREEDY = "greedy search"
 
 @dataclass(frozen=True)
 class SearchedOn:
-    """What a sequence is good for: another checkpoint, probe, data set or size of canvas has another best one."""
+    """What a sequence was searched on: another checkpoint, probe, data set or size of canvas has another best one."""
 
     dataset: str
     classes_sha256: str
@@ -74,7 +74,7 @@ class FixedSequence:
     """How it was found."""
 
     def save(self, path: Path) -> None:
-        """An interruption leaves the old file or the new one, never half of it."""
+        """Write the file; an interruption leaves the old one or the new one, never half of it."""
         values = asdict(self) | {"viewpoints": self.viewpoints.tolist(), "loss": self.loss.tolist()}
         write_text(path, json.dumps(values, indent=2) + "\n")
 
@@ -105,7 +105,7 @@ class FixedSequence:
             raise ValueError(f"{path} is not a fixed sequence as FixedSequence.save writes it: {error!r}") from error
 
     def require_same(self, found: SearchedOn) -> None:
-        """Raise ValueError where the sequence would be used on something else than it was searched on."""
+        """Raise ValueError if what the sequence would be used on differs from what it was searched on."""
         ours, theirs = asdict(self.searched_on), asdict(found)
         differences = [f"{k}: searched on {ours[k]!r}, found {theirs[k]!r}" for k in ours if ours[k] != theirs[k]]
         if differences:
@@ -116,7 +116,7 @@ class FixedSequence:
 
 
 class BestFixedSequence:
-    """Takes the viewpoints of a FixedSequence, on every scene alike."""
+    """Takes the viewpoints of a FixedSequence, the same in every scene."""
 
     info = PolicyInfo(
         name="best_fixed_sequence",
@@ -127,7 +127,7 @@ class BestFixedSequence:
     )
 
     def __init__(self, sequence: FixedSequence, *, info: PolicyInfo | None = None) -> None:
-        """info: of a sequence that was found in another way."""
+        """info: for a sequence that was found in another way."""
         self.sequence = sequence
         self.info = info or self.info
 
@@ -137,7 +137,7 @@ class BestFixedSequence:
                 f"{self.info.name} has {len(self.sequence.viewpoints)} glimpses and cannot take "
                 f"{seen.budget}; make the policy, or search, with num_glimpses={seen.budget}"
             )
-        # A window shows its data set's classes alone.
+        # `seen` has the classes of the data set, but not its name.
         dataset = self.sequence.searched_on.dataset
         self.sequence.require_same(_searched_on(dataset, seen.backbone, seen.task))
 
@@ -149,7 +149,7 @@ class BestFixedSequence:
 
 
 def build_best_fixed_sequence(context: Context, *, num_scenes: int = 256, path: str | None = None) -> BestFixedSequence:
-    """From `path`; else from the cache; else searched now and cached, glimpse by glimpse."""
+    """Load the sequence from `path` or the cache; otherwise search it now and cache it after every glimpse."""
     config, num_glimpses = context.config, context.num_glimpses
     if path is not None:
         sequence = FixedSequence.load(Path(path))
@@ -182,11 +182,11 @@ def build_best_fixed_sequence(context: Context, *, num_scenes: int = 256, path: 
 
 
 def cached_sequence(config: EnvConfig, *, num_scenes: int, candidates: NDArray[np.float32], settings: Any) -> Path:
-    """Where a sequence found on so many training scenes is kept.
+    """The file in the cache for a sequence found on `num_scenes` training scenes.
 
-    settings: whatever else it depends on, as JSON values; None of the default search.
+    settings: whatever else it depends on, as JSON values; None for the default search.
     """
-    training = replace(search_config(config, num_scenes), cache=False)  # to tell scenes apart, none are decoded
+    training = replace(search_config(config, num_scenes), cache=False)  # the fingerprint needs no decoded scenes
     scenes = build_scenes(training, batched=False).fingerprint
     key = [asdict(searched_on(config)), scenes, candidates_sha256(candidates)]
     if settings is not None:
@@ -208,15 +208,15 @@ def search_fixed_sequence(
     """Search on num_scenes training scenes of `config`'s data set, whatever its split.
 
     Successive halving: a quarter of the scenes rules out three quarters of the candidates (at least eight are kept),
-    the rest is compared on all scenes. States are kept between glimpses, so each candidate costs one forward.
+    the others are compared on all scenes. States are kept between glimpses, so each candidate costs one forward pass.
 
     In an environment with revisit=False every candidate is taken once, and the candidates are its own viewpoints.
 
     candidates: the table [A, 3]; default: the greedy oracle's, or the environment's own. known: a shorter result of the
-    same search, which is gone on from. on_glimpse is given what is found so far, after each glimpse.
+    same search, to continue from. on_glimpse: called after each glimpse with the sequence found so far.
 
     Raises:
-        ValueError: sizes below 1, more glimpses than viewpoints, or `known` is of another search.
+        ValueError: sizes below 1, more glimpses than viewpoints, or `known` comes from another search.
     """
     for name, value in (("num_glimpses", num_glimpses), ("num_scenes", num_scenes)):
         integer(1)(name, value)
@@ -263,7 +263,7 @@ def search_fixed_sequence(
 
 
 def followed(batches: list[EpisodeBatch], found: FixedSequence, viewpoint: NDArray[np.float32]) -> FixedSequence:
-    """The sequence with one more viewpoint, which is looked at in all training scenes."""
+    """Take a glimpse at `viewpoint` in all training scenes; returns the sequence with it appended."""
     look(batches, viewpoint)
     loss = np.concatenate([episodes.potentials["loss"] for episodes in batches]).mean(dtype=np.float64)
     return replace(found, viewpoints=np.vstack([found.viewpoints, viewpoint[None]]), loss=np.append(found.loss, loss))
@@ -274,7 +274,7 @@ def _not_in(candidates: NDArray[np.float32], taken: NDArray[np.float32]) -> NDAr
 
 
 def episodes_like(template: EpisodeBatch, *, num: int, budget: int) -> EpisodeBatch:
-    """Room for other scenes of the same source, read in the same way."""
+    """An empty batch for other scenes of the same source, with the same backbone, task and layout."""
     return EpisodeBatch(
         num=num,
         backbone=template.backbone,
@@ -288,12 +288,12 @@ def episodes_like(template: EpisodeBatch, *, num: int, budget: int) -> EpisodeBa
 def training_episodes(
     config: EnvConfig, num_glimpses: int, num_scenes: int, candidates: NDArray[np.float32]
 ) -> tuple[list[EpisodeBatch], FixedSequence]:
-    """Batches of training scenes before any glimpse, and the sequence of length 0."""
+    """Batches of training scenes before any glimpse, and an empty sequence."""
     training = search_config(config, num_scenes)
     backbone, scenes = build_backbone(training), build_scenes(training)
     require_scene_size(training, backbone, scenes)
     task = build_task(training, backbone, scenes.classes)
-    # Only the loss is asked of these episodes.
+    # Only the loss of these episodes is needed.
     layout = build_layout(replace(training, observations=("time",)), backbone, task)
     batches = []
     for chosen in batches_ahead(scenes, np.arange(len(scenes)), batch_size=BATCH_SIZE):
@@ -325,12 +325,12 @@ def training_episodes(
 
 
 def search_config(config: EnvConfig, num_scenes: int) -> EnvConfig:
-    """Of the training scenes that a search for this environment uses."""
+    """The configuration of the training scenes that a search for this environment uses."""
     return replace(config, split="training", num_scenes=num_scenes, shard=(0, 1))
 
 
 def searched_on(config: EnvConfig) -> SearchedOn:
-    """What a search for this environment is of, with the checkpoints as they are now."""
+    """What a search for this environment would run on, with the checkpoints as they are now."""
     backbone = build_backbone(config)
     task = build_task(config, backbone, build_scenes(config).classes)
     return _searched_on(config.dataset, backbone, task)

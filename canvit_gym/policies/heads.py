@@ -23,10 +23,10 @@ from canvit_gym.policies.trunks import Features
 from canvit_gym.policies.windows import Windows
 
 TOLERANCE = 1e-3
-"""Between a viewpoint of the table and the same one as observed: observations may be float16."""
+"""Tolerance between a viewpoint of the table and the same one as observed: observations may be float16."""
 
 NEVER = -1e8
-"""The logit of an action that is masked: probability 0, and finite."""
+"""The logit of a masked action: finite, but its probability is 0."""
 
 
 def interpolation_matrix(centers: NDArray[np.float32], *, size: int) -> Tensor:
@@ -38,17 +38,17 @@ def interpolation_matrix(centers: NDArray[np.float32], *, size: int) -> Tensor:
 
 
 def window_matrix(viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
-    """[A, size * size]: row a sums a flat map over window a, cells that it covers in part counting in part.
+    """[A, size * size]: row a sums a flat map over window a; cells covered in part count in part.
 
-    Divided by size / 2, the side of a window of scale 1/2 in cells: sums of so many independent cells then are about
-    as large as single cells.
+    Divided by size / 2, the side in cells of a window of scale 1/2, so that sums over independent cells are about as
+    large as single cells.
     """
     windows = Windows(viewpoints, size=size, device=torch.device("cpu"))
     return (windows.rows[:, :, None] * windows.cols[:, None, :]).flatten(1) / (size / 2)
 
 
 def covered_cells(viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
-    """[A, size * size] ones where a viewpoint's window covers the cell's center, as `acuity` counts it."""
+    """[A, size * size]: 1 where a viewpoint's window covers the cell's center, as `acuity` counts it."""
     cells = grid_coords(size=size, device=torch.device("cpu")).flatten(0, 1)  # [size * size, 2]
     table = torch.from_numpy(viewpoints)
     offset = (cells - table[:, None, :2]).abs().amax(dim=-1)
@@ -56,16 +56,16 @@ def covered_cells(viewpoints: NDArray[np.float32], *, size: int) -> Tensor:
 
 
 class TableHead(nn.Module):
-    """Features -> logits [B, A (+ 1 for stop)] of a table of viewpoints [A, 3]: what the heads have in common.
+    """Features -> logits [B, A (+ 1 for stop)] of a table of viewpoints [A, 3]: the base class of heads.
 
-    `mask_seen`: a viewpoint whose whole window has been seen at its scale or finer, so far as `acuity` tells, gets no
-    probability. A viewpoint taken before always counts as seen.
+    `mask_seen`: a viewpoint gets probability 0 if `acuity` shows that its whole window has been seen at its scale or
+    finer. A viewpoint taken before always counts as seen.
 
-    `inhibition`: nor does a viewpoint whose center is within this distance, in scene coordinates and along both axes,
-    of one of the same scale taken before, so far as `gaze` tells: inhibition of return. 0: exact repetitions only,
-    which show the backbone nothing new. None: off.
+    `inhibition` (of return): a viewpoint gets probability 0 if `gaze` holds an earlier one of the same scale whose
+    center is within this distance, in scene coordinates and along both axes. 0: exact repetitions only, which show
+    the backbone nothing new. None: off.
 
-    Unless that leaves no viewpoint at all.
+    Masks that would leave no viewpoint at all are ignored.
     """
 
     order: Tensor | None
@@ -94,7 +94,7 @@ class TableHead(nn.Module):
         for index in range(len(scales)):
             matrix = self._sampling(viewpoints[group == index], size=map_side)
             self.register_buffer(f"sampling_{index}", matrix, persistent=False)
-        # Position of each row of the table where rows stand group after group; None where they do already.
+        # Position of each row of the table once rows are grouped by scale; None if they already are.
         order = np.argsort(np.argsort(group, kind="stable"), kind="stable")
         self.register_buffer(
             "order", None if (np.diff(order) == 1).all() else torch.from_numpy(order), persistent=False
@@ -115,7 +115,7 @@ class TableHead(nn.Module):
 
     @property
     def last_layers(self) -> list[nn.Module]:
-        """Begun small, so that every viewpoint starts out almost equally likely."""
+        """Initialized with small weights, so that every viewpoint starts out almost equally likely."""
         raise NotImplementedError
 
     def forward(self, features: Features) -> Tensor:
@@ -124,7 +124,7 @@ class TableHead(nn.Module):
         return logits if masked is None else logits.masked_fill(masked, NEVER)
 
     def masked(self, features: Features) -> Tensor | None:
-        """[B, A (+ 1)] actions that must not be taken; None where no mask is on."""
+        """[B, A (+ 1)]: True for actions that must not be taken; None if no mask is on."""
         masks = []
         if self.mask_seen:
             assert features.acuity is not None, "masking what was seen needs `acuity`"
@@ -154,16 +154,16 @@ class TableHead(nn.Module):
         for index, scale in enumerate(self.scales):
             windows = self.get_buffer(f"windows_{index}")
             fresh = ((cells == 0) | (cells > scale * (1 + TOLERANCE))).to(windows.dtype)  # [B, m * m]
-            # A window too small to hold a cell's center is never known to be seen.
+            # A window that is too small to hold a cell's center never counts as seen.
             groups.append((fresh @ windows.T == 0) & windows.any(dim=1))
         return self._in_order(torch.cat(groups, dim=1))
 
     def _in_order(self, columns: Tensor) -> Tensor:
-        """[B, A] group after group -> in the order of the table."""
+        """[B, A] grouped by scale -> in the order of the table."""
         return columns if self.order is None else columns[:, self.order]
 
     def sampled(self, maps: Tensor, bias: Tensor) -> Tensor:
-        """Maps [B, S, side * side] read at every viewpoint, plus its scale's bias [B, S (+ 1)]."""
+        """Maps [B, S, side * side] sampled at every viewpoint, plus its scale's bias [B, S (+ 1)]."""
         logits = torch.cat(
             [
                 maps[:, index] @ self.get_buffer(f"sampling_{index}").T + bias[:, index, None]
@@ -175,7 +175,7 @@ class TableHead(nn.Module):
 
 
 class ViewpointHead(TableHead):
-    """One score map per scale, finer than the features by `upsample`."""
+    """One score map per scale, finer than the features by a factor of `upsample`."""
 
     def __init__(
         self, viewpoints: NDArray[np.float32], *, channels: int, grid: int, upsample: int, allow_stop: bool, **mask: Any
@@ -195,9 +195,9 @@ class ViewpointHead(TableHead):
 
 
 class WindowHead(ViewpointHead):
-    """One map per scale of what a cell is worth to a glimpse, summed over the window that the glimpse covers.
+    """One map per scale of the value of each cell, summed over the window that a glimpse covers.
 
-    What a glimpse gains, it mostly gains inside its window: the maps have to tell where, not the network how large
+    A glimpse gains mostly inside its window: the maps have to say where, and the network need not learn how large
     windows are.
     """
 
@@ -208,7 +208,7 @@ class WindowHead(ViewpointHead):
 class PointerHead(TableHead):
     """A query per scale, from the pooled map, points at cells: v . tanh(W cell + query) (Vinyals et al. 2015).
 
-    Between cells, scores are interpolated; `upsample` has no part in it.
+    Scores are interpolated between cells; `upsample` is ignored.
     """
 
     def __init__(
@@ -251,8 +251,8 @@ class ListHead(TableHead):
 
 
 class GazeHead(nn.Module):
-    """Features with a map [B, C, g, g] -> parameters [B, P] of a continuous action: where attention lies, and what is
-    there.
+    """Features with a map [B, C, g, g] -> parameters [B, P] of a continuous action, from where attention lies and
+    the features there.
     """
 
     def __init__(self, *, channels: int, grid: int, num_parameters: int, num_attentions: int = 4) -> None:

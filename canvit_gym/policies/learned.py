@@ -1,4 +1,4 @@
-"""Trained policies in plain PyTorch: on disk, and behind the protocol of the hand-coded ones.
+"""Trained policies in plain PyTorch: saved, loaded, and used through the same protocol as hand-coded ones.
 
 A policy on disk is a directory with `policy.safetensors` (weights) and `policy.json` (PolicyRecord); nothing is
 unpickled, and no RL library is needed.
@@ -57,10 +57,10 @@ from canvit_gym.viewpoints import FirstGlimpse, first_viewpoints
 
 WEIGHTS, RECORD = "policy.safetensors", "policy.json"
 SHIPPED = "policies"
-"""The directory of this package's assets that holds a directory per environment, with one per algorithm."""
+"""The assets directory of shipped policies: one directory per environment, and in it one per algorithm."""
 
 _RELEASED = re.compile(rf"(?:{HUB_ORGANIZATION}/)?qpolicy-[\w.-]+")
-"""Of the policies that CanViT's authors released."""
+"""Names of the policies that CanViT's authors released."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(?<!-v\d)/\w[\w.-]*")
 """A repository "user/name" of the Hub; "Environment-v0/algorithm" is a shipped policy's name."""
 
@@ -71,9 +71,9 @@ class LearnedPolicy:
     """A trained network with its record, as a GlimpsePolicy.
 
     The network has `distribution(observation)` or `values(observation)` (see canvit_gym.policies.networks). Glimpse 0
-    is the one its environment takes before the agent acts, if it does. Evaluation takes a fixed number of glimpses, so
-    a policy that may stop is asked where it would look if it went on. What is sampled for a scene is a function of
-    (seed, scene, t) and what the policy sees.
+    is the one that its environment takes before the agent acts, if it takes one. Evaluation takes a fixed number of
+    glimpses, so a policy that may stop chooses among its viewpoints only. Samples depend only on (seed, scene, t) and
+    on what the policy sees.
 
     Raises:
         ValueError: deterministic=False with a network that has values but no distribution.
@@ -104,7 +104,7 @@ class LearnedPolicy:
         self._memory: Memory | None = None
 
     def sampling(self) -> "LearnedPolicy":
-        """The same policy, its viewpoints sampled."""
+        """The same policy with sampled viewpoints."""
         return LearnedPolicy(self.network, self.record, deterministic=False)
 
     @property
@@ -137,9 +137,9 @@ class LearnedPolicy:
         return self.actions.decode(chosen)[0]
 
     def act(self, observation: dict[str, Tensor], *, deterministic: bool = True) -> NDArray[Any]:
-        """[B, ...] actions, `stop` among them where the policy has one; samples follow PyTorch's global generator.
+        """[B, ...] actions, `stop` included if the policy has it; samples use PyTorch's global generator.
 
-        A policy with a memory acts by what it remembers from the viewpoints that it was asked for, and is not changed.
+        A policy with a memory acts on the memory of its earlier `viewpoints` and leaves it unchanged.
         """
         return self._act(observation, self._memory, deterministic=deterministic)[0]
 
@@ -166,12 +166,12 @@ class LearnedPolicy:
             chosen = distribution.probs.argmax(dim=1) if deterministic else distribution.sample()
             return chosen.cpu().numpy(), memory
         chosen = distribution.mode if deterministic else distribution.sample()
-        return np.clip(chosen.cpu().numpy(), -1, 1), memory  # a Gaussian knows no bounds
+        return np.clip(chosen.cpu().numpy(), -1, 1), memory  # a Gaussian is unbounded
 
     def _distribution(
         self, observation: dict[str, Tensor], memory: Memory | None
     ) -> tuple[ActionDistribution, Memory | None]:
-        """And what is remembered at the next decision; None of a policy without a memory."""
+        """The distribution, and the memory for the next decision; None for a policy without a memory."""
         if self._remembers:
             return cast(HasMemory, self.network).remember(observation, memory)
         return cast(HasDistribution, self.network).distribution(observation), None
@@ -188,15 +188,15 @@ class LearnedPolicy:
         deterministic: bool = True,
         action_masks: NDArray[np.bool_] | None = None,
     ) -> tuple[Any, tuple[NDArray[np.float32], ...] | None]:
-        """The action for an observation of gym.make, or [N, ...] actions for one of gym.make_vec; as SB3's predict.
+        """The action for an observation of gym.make, or [N, ...] actions for one of gym.make_vec, like SB3's `predict`.
 
-        Of a policy with a memory, pass the state that the last call returned (None: all episodes begin), and in
-        `episode_start` which episodes have begun since. `action_masks`, as sb3-contrib's: the actions that may be
-        taken, `info["action_mask"]` or `env.unwrapped.action_masks()`, where an environment forbids some.
+        For a policy with a memory, pass the state that the last call returned (None: all episodes begin) and, as
+        `episode_start`, which episodes have begun since. `action_masks`, as in sb3-contrib, are the actions that may
+        be taken, if an environment forbids some: `info["action_mask"]` or `env.unwrapped.action_masks()`.
 
         Raises:
             KeyError: the observation lacks a key that the policy reads.
-            ValueError: a key has another shape than the policy was trained on, or masks for continuous actions.
+            ValueError: the shape of a key is not the one the policy was trained on, or masks for continuous actions.
         """
         space = cast(spaces.Dict, self.observation_space)
         if missing := [key for key in space.spaces if key not in observation]:
@@ -239,11 +239,11 @@ class LearnedPolicy:
 
     @property
     def observation_space(self) -> spaces.Space:
-        """Of one environment."""
+        """The observation space of a single environment."""
         return ObservationLayout.from_json(self.record.inputs.layout).space
 
     def flops_per_decision(self, seen: Seen) -> int:
-        """The network's, counted once by PyTorch, and the probe's where the observation carries its uncertainty."""
+        """Those of the network, counted once by PyTorch, and those of the probe if its uncertainty is observed."""
         if self._network_flops is None:
             observation = {key: value[:1].to(self.device) for key, value in seen.observe().items()}
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -262,7 +262,7 @@ class LearnedPolicy:
         return np.concatenate(drawn)
 
     def _rows(self, observation: dict[str, Tensor], t: int, seen: Seen) -> NDArray[np.int64]:
-        """[B] rows of the table of viewpoints; "stop", the last action where there is one, is left out."""
+        """[B] rows of the table of viewpoints; `stop`, the last action if there is one, is never chosen."""
         assert isinstance(self.actions, DiscreteActions)
         count = len(self.actions.viewpoints)
         allowed = torch.from_numpy(seen.allowed(self.actions.viewpoints)).to(self.device)
@@ -273,7 +273,7 @@ class LearnedPolicy:
         assert isinstance(distribution, Categorical), distribution
         if allowed.all():
             probabilities = distribution.probs[:, :count].double().cpu().numpy()
-        else:  # by their logarithms, so that something is left where what is allowed is very unlikely
+        else:  # masks logits, not probabilities: these may underflow where all that is allowed is very unlikely
             left = distribution.logits[:, :count].double().masked_fill(~allowed, -torch.inf)
             probabilities = left.softmax(dim=1).cpu().numpy()
         if self.deterministic:
@@ -283,7 +283,7 @@ class LearnedPolicy:
         return below.sum(axis=1)
 
     def _sampled(self, observation: dict[str, Tensor], t: int, seen: Seen) -> NDArray[Any]:
-        """[B, d] continuous actions, whatever the distribution: one row at a time, each under its scene's own seed."""
+        """[B, d] continuous actions, whatever the distribution: one row at a time, each with its scene's seed."""
         rows = []
         for row, scene_seed in enumerate(scene_seeds(self._seed, seen.scene, t)):
             with seeded(scene_seed, self.device):
@@ -292,14 +292,14 @@ class LearnedPolicy:
 
 
 def read_alike(task_name: str) -> tuple[str, ...]:
-    """The task and all others whose readings have the same shape: where else a policy can be tried."""
+    """The task and all others whose readings have the same shape: a policy of one can be evaluated on the others."""
     reading = TASKS[task_name].kind.reading_shape
     others = (name for name, task in TASKS.items() if name != task_name and task.kind.reading_shape == reading)
     return (task_name, *others)
 
 
 def save_policy(directory: Path, network: nn.Module, record: PolicyRecord) -> None:
-    """Weights and record into `directory`, made where missing, replaced where present."""
+    """Save weights and record in `directory`, which is created if missing; existing files are replaced."""
     directory = Path(directory).expanduser()
     directory.mkdir(parents=True, exist_ok=True)
     weights = save({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
@@ -309,9 +309,9 @@ def save_policy(directory: Path, network: nn.Module, record: PolicyRecord) -> No
 
 
 def policy_directory(source: str | Path) -> Path:
-    """Where a policy is: a directory, the best policy of a run directory, one that this package ships, or on the Hub.
+    """The directory of a policy: one on disk, the best policy of a run directory, a shipped one, or one from the Hub.
 
-    Shipped policies are called "ENVIRONMENT/ALGORITHM", such as "FashionSearch-v0/ppo"; those of the Hub "user/name".
+    Shipped policies are named "ENVIRONMENT/ALGORITHM", such as "FashionSearch-v0/ppo"; those of the Hub "user/name".
 
     Raises:
         FileNotFoundError: none of these.
@@ -372,17 +372,17 @@ def load_policy(
     """A trained policy, ready to act.
 
     `source` is a directory, a run directory (its best policy), or a shipped policy's name such as
-    "FashionSearch-v0/ppo". The policy is checked against `config`, the environment it is wanted for (None: the one it
-    was trained on, with the checkpoints that are here now).
+    "FashionSearch-v0/ppo". The policy is checked against `config`, the environment it will be used in (None: the one
+    it was trained on, with the checkpoints as they are now).
 
     The policies that CanViT's authors released load by their names, such as
-    "canvit/qpolicy-ade20k-c64-t5-qband-2026-07-04-s0": see canvit_gym.policies.released. They are evaluated as any
-    other, but read the canvas itself, so that they do not `predict`.
+    "canvit/qpolicy-ade20k-c64-t5-qband-2026-07-04-s0": see canvit_gym.policies.released. They are evaluated like
+    any other, but read the canvas itself and therefore have no `predict`.
 
     Raises:
         FileNotFoundError: no policy there.
-        ValueError: the environment's backbone, probe, observation layout or action space are others than those it
-            was trained on, or the weights do not fit the record.
+        ValueError: the environment's backbone, probe, observation layout or action space differs from the one it was
+            trained on, or the weights do not fit the record.
     """
     if (released := _released_directory(source)) is not None:
         policy = load_released(released, name=str(source), device=resolve_device(device or "auto"))
@@ -393,7 +393,7 @@ def load_policy(
     record = load_record(directory)
     wanted = record.env if config is None else config
     require_same(record.inputs, describe_inputs(wanted), who=f"the policy in {directory}")
-    with seeded(0, torch.device("cpu")):  # the generators of whoever loads stay where they are
+    with seeded(0, torch.device("cpu")):  # leaves the caller's random generators unchanged
         network = make_network(record, wanted)
     _load_weights(network, directory, record)
     network.eval().to(resolve_device(wanted.device if device is None else device))
@@ -401,7 +401,7 @@ def load_policy(
 
 
 def _released_directory(source: str | Path) -> Path | None:
-    """Where a policy of the authors' is, if `source` names one or is its directory."""
+    """The directory of a released policy, if `source` names one or is its directory."""
     directory, name = Path(source).expanduser(), str(source)
     if directory.is_dir():
         return directory if is_released(directory) else None
@@ -412,7 +412,7 @@ def _released_directory(source: str | Path) -> Path | None:
 
 
 def make_network(record: PolicyRecord, config: EnvConfig) -> nn.Module:
-    """An untrained network of the record's class and options, for the spaces of `config`.
+    """An untrained network with the record's class and options, for the spaces of `config`.
 
     Raises:
         ValueError: a class that this version does not know.

@@ -6,8 +6,8 @@ good. There that prior is the order whose patches compress least or most, here t
 scenes. An order's return is minus the mean loss over its glimpses; it is compared with the returns of other orders in
 the same scene, so that a scene's difficulty cancels.
 
-The viewpoints are taken by falling score. If the learned order is no better than the prior on training scenes that it
-did not learn from, the prior stays.
+The viewpoints are taken in order of decreasing score. If the learned order is no better than the prior on training
+scenes that it did not learn from, the prior is kept.
 """
 
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ INFO = PolicyInfo(
 
 
 def build_learned_order(context: Context, *, num_scenes: int = 256, updates: int = 100) -> BestFixedSequence:
-    """From the cache; else learned now and cached."""
+    """Load the order from the cache; otherwise learn it now and cache it."""
     integer(1)("num_scenes", num_scenes)
     integer(1)("updates", updates)
     config = context.config
@@ -77,7 +77,7 @@ def learn_order(
     seed: int = 0,
     progress: bool = False,
 ) -> FixedSequence:
-    """The whole table in order, learned for episodes of num_glimpses. Half of the scenes are learned from."""
+    """Order the whole table for episodes of num_glimpses. Half of the scenes are used for learning."""
     table = required_table(config, INFO.name)
     given = takes_first_glimpse(config)
     batches, nothing = training_episodes(config, len(table) + 1, num_scenes, table)
@@ -146,12 +146,12 @@ def _endless(scenes: NDArray[np.int64], rng: np.random.Generator) -> Iterator[in
 
 
 def sample_orders(scores: NDArray[np.float64], *, num: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """[num, A] orders from the Plackett-Luce distribution: by falling score plus Gumbel noise."""
+    """[num, A] orders from the Plackett-Luce distribution: by decreasing score plus Gumbel noise."""
     return np.argsort(-(scores + rng.gumbel(size=(num, len(scores)))), axis=1)
 
 
 def order_log_likelihood(scores: Tensor, orders: Tensor, *, count: int) -> Tensor:
-    """[n] of the first `count` places of orders [n, A] given scores [A]: each is a softmax over what is left."""
+    """[n]: of the first `count` places of orders [n, A] given scores [A], each a softmax over the viewpoints left."""
     ordered = scores[orders]  # [n, A]
     left = ordered.flip(1).logcumsumexp(dim=1).flip(1)  # [n, A]: over this place and all later ones
     return (ordered - left)[:, :count].sum(dim=1)

@@ -1,7 +1,7 @@
-"""Locators: ceilings that are told where the items of a scene lie, but not how a glimpse will be read.
+"""Locators: ceilings that know where the items of a scene lie, but not how a glimpse will be read.
 
-What they gain over the best policy without labels is what knowing where to look is worth; the greedy oracle's lead
-also holds luck in how a glimpse happens to be read.
+Their gain over the best policy without labels is the value of knowing where to look; the greedy oracle's lead also
+includes luck in how a glimpse happens to be read.
 """
 
 from dataclasses import replace
@@ -24,7 +24,7 @@ from canvit_gym.viewpoints import FULL_SCENE, clip_to_scene, to_viewpoint
 
 
 class BoxLocator:
-    """The full scene, then a glimpse of each item, the largest first, and from the first again.
+    """The full scene, then a glimpse of each item, the largest first, over and over.
 
     factor: a glimpse's side as a multiple of the item's.
     jitter: glimpses are off center by up to this share of their scale, so that no item is seen twice in the same way.
@@ -70,7 +70,7 @@ class BoxLocator:
 class WindowLocator:
     """entropy_greedy, but with the area that items truly cover in place of the entropy.
 
-    Takes the window that adds most resolution where items are (see `canvit_gym.policies.windows`).
+    Takes the window that adds the most resolution where items are (see `canvit_gym.policies.windows`).
     """
 
     info = PolicyInfo(
@@ -106,7 +106,7 @@ class WindowLocator:
 
 
 BACKGROUND = 0
-"""Among FashionScenes' classes."""
+"""Index of the background among FashionScenes' classes."""
 
 
 def build_box_locator(context: Context, *, factor: float = 1.25, jitter: float = 0.0) -> BoxLocator:

@@ -1,6 +1,7 @@
 """Policy networks in plain PyTorch: what a trained policy is made of, with any learner or none installed.
 
-A network reads a dict of observations, [B, ...] each, and has `distribution(observation)` or `values(observation)`.
+A network takes a dict of observations, [B, ...] each, and has a method `distribution(observation)` or
+`values(observation)`.
 
 ViewpointNetwork is a trunk (canvit_gym.policies.trunks) and heads (canvit_gym.policies.heads), chosen together by name:
 `conv` (convolutions, ViewpointHead), `window` (the same trunk, WindowHead), `pointer` (self-attention over the cells,
@@ -51,30 +52,30 @@ _SMALL = 0.01
 
 
 class HasDistribution(Protocol):
-    """A network that says how likely each action is."""
+    """A network that gives a distribution over actions."""
 
     def distribution(self, observation: dict[str, Tensor]) -> ActionDistribution:
-        """Of [B] actions of a table (torch's Categorical; `stop` is the last), or of [B, d] continuous ones."""
+        """Over [B] actions of a table (torch's Categorical; `stop` is the last one), or over [B, d] continuous ones."""
         ...
 
 
 class HasValues(Protocol):
-    """A network that says what each action of a table is worth."""
+    """A network that estimates the value of each action of a table."""
 
     def values(self, observation: dict[str, Tensor]) -> Tensor:
-        """[B, A], the largest the best; -inf for an action that must not be taken."""
+        """[B, A], the higher the better; -inf for an action that must not be taken."""
         ...
 
 
 Memory = tuple[Tensor, ...]
-"""What a recurrent network carries from one decision to the next; its second axis is that of the episodes."""
+"""The state that a recurrent network carries from one decision to the next; its second axis indexes episodes."""
 
 
 class HasMemory(Protocol):
-    """A network whose distribution depends on what it saw before."""
+    """A network whose distribution also depends on earlier observations."""
 
     def remember(self, observation: dict[str, Tensor], memory: Memory | None) -> tuple[ActionDistribution, Memory]:
-        """As `distribution`, and what to remember at the next decision. None: all episodes begin."""
+        """The distribution, and the memory for the next decision. None as `memory` begins all episodes."""
         ...
 
 
@@ -82,14 +83,14 @@ PolicyNetwork = HasDistribution | HasValues
 
 
 def action_options(actions: Actions) -> dict[str, Any]:
-    """The keyword arguments of a network that the environment's actions decide."""
+    """The keyword arguments of a network that depend on the environment's actions."""
     if isinstance(actions, DiscreteActions):
         return {"viewpoints": actions.viewpoints, "allow_stop": actions.allow_stop}
     return {"viewpoints": None, "log_std_init": -0.7}
 
 
 def initialize(module: nn.Module, *, gain: float) -> None:
-    """Orthogonal weights and zero biases of every linear and convolutional layer."""
+    """Set orthogonal weights and zero biases in every linear and convolutional layer."""
 
     def one(layer: nn.Module) -> None:
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -104,13 +105,13 @@ class ViewpointNetwork(nn.Module):
     """An actor that scores viewpoints from the spatial map, and a critic on the same trunk.
 
     `viewpoints` ([A, 3], or None for continuous actions) is the environment's table, `envs.actions.viewpoints`: see
-    `action_options`. `network` is one of NETWORKS; `mask_seen` (discrete actions) gives no probability to viewpoints
-    whose window has been seen at their scale, `inhibition` none to those within this distance of one taken before (see
+    `action_options`. `network` is one of NETWORKS; `mask_seen` (discrete actions) gives probability 0 to viewpoints
+    whose window has been seen at their scale, `inhibition` to viewpoints within this distance of an earlier one (see
     canvit_gym.policies.heads.TableHead; it has no effect on continuous actions); `distribution` (continuous actions) is
     "gaussian", "tanh_gaussian" or "beta".
 
     Raises:
-        ValueError: options that do not exist or do not fit the observations or actions.
+        ValueError: options that are unknown or do not fit the observations or actions.
     """
 
     features_extractor: MapTrunk
@@ -186,7 +187,7 @@ class ViewpointNetwork(nn.Module):
         return self.features_extractor({key: value.float() for key, value in observation.items()})
 
     def of_features(self, features: Features) -> ActionDistribution:
-        """The distribution over actions, given what the trunk makes of an observation."""
+        """The distribution over actions, given the trunk's features of an observation."""
         scores = self.action_net(features)
         if not self.continuous:
             return categorical(scores)
@@ -249,13 +250,13 @@ def _check_table(actions: spaces.Space, viewpoints: NDArray[np.float32] | None, 
 
 
 class ViewpointQNetwork(nn.Module):
-    """What a glimpse at each viewpoint of a table is worth: Q = V + A, the mean of A over the table being zero.
+    """The value of a glimpse at each viewpoint of a table: Q = V + A, where A has mean zero over the table.
 
-    The layers and their options are those of ViewpointNetwork with discrete actions. `q_values` are of all actions;
-    `values` leave out those that a mask forbids.
+    The layers and their options are those of ViewpointNetwork with discrete actions. `q_values` are those of all
+    actions; `values` are -inf where a mask forbids an action.
 
     Raises:
-        ValueError: continuous actions, or options that do not exist or do not fit.
+        ValueError: continuous actions, or options that are unknown or do not fit.
     """
 
     def __init__(self, observation_space: spaces.Dict, action_space: spaces.Space, **options: Any) -> None:
@@ -282,17 +283,17 @@ class ViewpointQNetwork(nn.Module):
 
 
 class GainNetwork(nn.Module):
-    """By how much a glimpse at each viewpoint lowers the loss: sigmoid(v) times the reading's predictive entropy.
+    """How much a glimpse at each viewpoint lowers the loss: sigmoid(v) times the reading's predictive entropy.
 
-    What cannot be learned from a glimpse bounds what can be (Gadgil et al. 2024, DIME): a reading without doubt has
-    nothing to gain. The layers and their options are those of ViewpointNetwork with discrete actions. `uncertainty`
-    must be among the observations: it shows the entropy as a share of log `num_classes`.
+    The entropy bounds the gain of a glimpse (Gadgil et al. 2024, DIME): a reading without uncertainty cannot improve.
+    The layers and their options are those of ViewpointNetwork with discrete actions. `uncertainty` must be among the
+    observations: it is the entropy as a fraction of log `num_classes`.
 
-    A policy that may stop does so where no viewpoint gains as much as `price` (nats), or, with `confidence`, where the
-    entropy's share is below that, whatever there is to gain.
+    A policy that may stop does so when no viewpoint gains as much as `price` (nats) or, with `confidence`, when the
+    entropy's fraction is below that value, however large the gains are.
 
     Raises:
-        ValueError: continuous actions, no `uncertainty`, or options that do not exist or do not fit.
+        ValueError: continuous actions, no `uncertainty`, or options that are unknown or do not fit.
     """
 
     def __init__(
@@ -314,10 +315,10 @@ class GainNetwork(nn.Module):
             )
         self.nats, self.price, self.confidence = float(np.log(num_classes)), price, confidence
         self.actor = ViewpointNetwork(observation_space, action_space, **options)
-        self.shift = nn.Parameter(torch.tensor(-3.0))  # glimpses take away a small part of the doubt
+        self.shift = nn.Parameter(torch.tensor(-3.0))  # a glimpse removes a small part of the uncertainty
 
     def gains(self, observation: dict[str, Tensor]) -> Tensor:
-        """[B, A] in nats, of the viewpoints."""
+        """[B, A]: the gain of each viewpoint, in nats."""
         return self._gains(observation, self.actor.features(observation))
 
     def values(self, observation: dict[str, Tensor]) -> Tensor:
@@ -342,12 +343,12 @@ class GainNetwork(nn.Module):
 
 
 def _doubt(observation: dict[str, Tensor]) -> Tensor:
-    """[B] the predictive entropy as a share of the largest, averaged over the scene where it is a map."""
+    """[B]: the predictive entropy as a fraction of its maximum, averaged over the scene where it is a map."""
     return observation["uncertainty"].float().flatten(1).mean(dim=1)
 
 
 class EncodedValues(nn.Module):
-    """Values of a table's actions by a perceptron on MapEncoder's vector: what DQN learns."""
+    """The values of a table's actions, by a perceptron on MapEncoder's vector: what DQN trains."""
 
     def __init__(
         self,
@@ -370,7 +371,7 @@ class EncodedValues(nn.Module):
 
 
 class EncodedTable(nn.Module):
-    """A distribution over a table's actions by a perceptron on MapEncoder's vector: what MaskablePPO learns.
+    """A distribution over a table's actions, by a perceptron on MapEncoder's vector: what MaskablePPO trains.
 
     Raises:
         ValueError: continuous actions.
@@ -400,7 +401,7 @@ class EncodedTable(nn.Module):
 
 
 class RecurrentTable(EncodedTable):
-    """EncodedTable with an LSTM of `lstm_size` units after the encoder: what RecurrentPPO learns."""
+    """EncodedTable with an LSTM of `lstm_size` units after the encoder: what RecurrentPPO trains."""
 
     def _add_layers(
         self, width: int, net_arch: Sequence[int], *, num_actions: int, lstm_size: int = 64, **_: Any
@@ -414,14 +415,14 @@ class RecurrentTable(EncodedTable):
         return categorical(self.logits(self.latent(output[0]))), remembered
 
     def distribution(self, observation: dict[str, Tensor]) -> ActionDistribution:
-        """Of episodes that begin."""
+        """The distribution at the first decision of episodes."""
         return self.remember(observation, None)[0]
 
 
 class EncodedActor(nn.Module):
-    """A tanh-Gaussian over continuous actions by a perceptron on MapEncoder's vector: the actor of SAC and its kin.
+    """A tanh-Gaussian over continuous actions, by a perceptron on MapEncoder's vector: the actor of SAC and variants.
 
-    `renormalized`: with batch renormalization before every layer, as CrossQ's.
+    `renormalized`: with batch renormalization before every layer, as in CrossQ.
     """
 
     LOG_STD_RANGE = (-20.0, 2.0)
@@ -450,7 +451,7 @@ class EncodedActor(nn.Module):
 
 
 class RunningNorm(nn.Module):
-    """Batch renormalization as it acts after training: by the running mean and variance."""
+    """Batch renormalization as used after training, with the running mean and variance."""
 
     EPSILON = 1e-3
 
@@ -485,4 +486,4 @@ NETWORK_CLASSES: dict[str, Callable[..., nn.Module]] = {
     "EncodedTable": EncodedTable,
     "RecurrentTable": RecurrentTable,
 }
-"""By the name in a policy's record; called with the spaces, then `action_options` and the record's own as keywords."""
+"""By the name in a policy's record; called with the spaces, and with `action_options` and the record's as keywords."""

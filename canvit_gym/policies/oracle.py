@@ -1,4 +1,4 @@
-"""Ceilings that try every candidate viewpoint out and take the one after which the true loss is lowest."""
+"""Ceilings that try out every candidate viewpoint and take the one after which the true loss is lowest."""
 
 from dataclasses import replace
 from typing import Literal
@@ -29,11 +29,12 @@ def oracle_candidates() -> NDArray[np.float32]:
 class GreedyOracle:
     """The full scene, then at each glimpse the candidate after which the loss, or another potential, is best.
 
-    One step ahead: a sequence that gains more in the end may exist. Costs one forward per candidate and glimpse.
+    It looks one step ahead: a sequence that gains more in the end may exist. Costs one forward pass per candidate and
+    glimpse.
 
     candidates: the table [A, 3] to choose from; default: `oracle_candidates()`.
     max_candidates: try only this many of them, a random subset drawn once, the same for every scene and glimpse.
-    potential: what it goes by: "loss" (the lowest is best), or another potential of the task (the highest is).
+    potential: the criterion: "loss" (lowest is best) or another potential of the task (highest is best).
     half, block: choose by the loss on one half of the labelled pixels, a checkerboard of squares of block x block
         canvas cells (see `canvit_gym.policies.label_split`).
     """
@@ -101,7 +102,7 @@ class GreedyOracle:
 
 
 def jittered_oracle(oracle: GreedyOracle, *, cells: float = 0.5) -> Jittered:
-    """`oracle`, its glimpses up to `cells` canvas cells off: it can choose a place, but no sampling to the pixel."""
+    """`oracle` with glimpses up to `cells` canvas cells off: it can choose a place, but not its exact pixels."""
     policy = Jittered(oracle, cells=cells)
     policy.info = replace(policy.info, name="jittered_oracle", paper_name="jittered oracle (uses labels)")
     return policy

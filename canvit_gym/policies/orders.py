@@ -1,7 +1,7 @@
-"""Orders of a table: every viewpoint of an environment with revisit=False once, in an order that no scene changes.
+"""Orders of a table: each viewpoint of an environment with revisit=False once, whatever the scene shows.
 
-`PlannedOrder` takes an order that is known beforehand. How good orders are found on training scenes is in
-canvit_gym.policies.dependency and canvit_gym.policies.learned_order.
+`PlannedOrder` takes an order that is known beforehand. canvit_gym.policies.dependency and
+canvit_gym.policies.learned_order find good orders on training scenes.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ CENTER_OUT = PolicyInfo(
 
 
 class PlannedOrder:
-    """The first glimpse, where the environment takes it, then the rows of a table [A, 3] in order."""
+    """The first glimpse, if the environment takes it, then the rows of a table [A, 3] in order."""
 
     def __init__(self, order: NDArray[np.float32], *, first_is_given: bool, info: PolicyInfo) -> None:
         self.order, self.info = order, info
@@ -88,7 +88,7 @@ class RandomOrder:
 
 
 def with_first(order: NDArray[np.float32], *, first_is_given: bool) -> NDArray[np.float32]:
-    """[T, 3]: the order, after the full scene where that is what the environment shows first."""
+    """[T, 3]: the order, after the full scene if the environment shows that first."""
     if not first_is_given:
         return order
     return np.vstack([FULL_SCENE[None], order[(order != FULL_SCENE).any(axis=1)]])
@@ -114,7 +114,7 @@ def raster_order(table: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def center_out(table: NDArray[np.float32]) -> NDArray[np.float32]:
-    """By distance from the middle, in reading order where that is the same."""
+    """By distance from the middle; ties in reading order."""
     distance = np.hypot(table[:, 0], table[:, 1]).round(6)
     return table[np.lexsort((table[:, 1], table[:, 0], distance))]
 

@@ -22,8 +22,8 @@ RandomStream = Literal["scene", "batch"]
 class PaperPolicy:
     """One of canvit-pytorch's policies, unchanged.
 
-    random_stream: where the random ones draw from. "scene" makes a policy of batch size one per scene under a seed
-    of that scene's own, so that viewpoints are a function of (seed, scene). "batch" makes one policy for the whole
+    random_stream: where the random policies draw from. "scene" makes one policy of batch size one per scene, seeded
+    for that scene, so that viewpoints depend only on (seed, scene). "batch" makes one policy for the whole
     batch and draws from PyTorch's global generator, exactly as canvit-pytorch's own evaluation does; viewpoints
     then depend on the batch size.
     """
@@ -64,7 +64,7 @@ class PaperPolicy:
         return probe_flops(seen) if self.info.needs_segmentation_probe else 0
 
     def _drawn_per_scene(self, seen: Seen, seed: int) -> NDArray[np.float32]:
-        """Every random policy draws its sequence before it sees anything. Drawn on the CPU: one result everywhere."""
+        """Random policies draw the whole sequence before they see anything: on the CPU, so that all devices agree."""
         cpu, sequences = torch.device("cpu"), []
         for scene_seed in scene_seeds(seed, seen.scene):
             with seeded(scene_seed, cpu):

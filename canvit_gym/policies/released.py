@@ -1,8 +1,8 @@
 """The learned policies that CanViT's authors released: load_policy("canvit/qpolicy-ade20k-c64-t5-qband-2026-07-04-s0").
 
 A released policy is a directory with `config.json` (the network's arguments) and `model.safetensors`. It scores
-viewpoints on a grid of centers inside the scene, at a few scales, from features of the canvas that it makes itself:
-nothing of an environment's observations. The first glimpse is the full scene.
+viewpoints on a grid of centers inside the scene, at a few scales, from features that it computes from the canvas
+itself; it uses none of an environment's observations. The first glimpse is the full scene.
 
 Features are maps of 32 x 32 cells, pooled from the canvas's own, in the order of `groups`:
 
@@ -39,10 +39,10 @@ SCALARS = ("ent", "ent_delta", "cos_prev", "cos_init")
 GRID = 32
 """Side of the feature maps."""
 LEVELS = 6
-"""Of the encoder: maps of 32, 16, 8, 4, 2 and 1 cells."""
+"""Levels of the encoder: maps of 32, 16, 8, 4, 2 and 1 cells."""
 _REQUIRED = ("canvas_dim", "width", "n_scale", "scales", "centers_per_axis", "block_layers")
 _FIXED = {"action_space": "safebox", "readout": "unet"}
-"""What older files leave out, and the one value of each that is known here."""
+"""Fields that older files leave out, and the only supported value of each."""
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -69,7 +69,7 @@ class ResponseNorm(nn.Module):
 
 
 class WideLayer(nn.Module):
-    """The perceptron of a block, with response normalization inside. Names are those of the released files."""
+    """The perceptron of a block, with response normalization inside. Names follow the released files."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class CellLayer(nn.Module):
 
 
 class Frontend(nn.Module):
-    """Feature groups -> one map [B, width, 32, 32]: each projected, normalized and weighed by a gate, then added."""
+    """Feature groups -> one map [B, width, 32, 32]: each projected, normalized and weighted by a gate, then added."""
 
     def __init__(self, sizes: list[int], width: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Frontend(nn.Module):
 
 
 class ViewpointScorer(nn.Module):
-    """Features [B, C, 32, 32] -> scores [B, A] of the viewpoints, scale after scale, rows of centers from the top."""
+    """Features [B, C, 32, 32] -> scores [B, A] of the viewpoints, scale by scale, rows of centers from the top."""
 
     sb_grids: Tensor
 
@@ -177,7 +177,7 @@ class ViewpointScorer(nn.Module):
 
 
 class ReleasedPolicy:
-    """A ViewpointScorer that looks where it scores highest, as a GlimpsePolicy."""
+    """A GlimpsePolicy that takes the viewpoint to which a ViewpointScorer gives the highest score."""
 
     def __init__(self, network: ViewpointScorer, *, name: str) -> None:
         self.network = network
@@ -213,7 +213,7 @@ class ReleasedPolicy:
         return self.table[self.network(self._features(seen)).argmax(dim=1).cpu().numpy()]
 
     def _features(self, seen: Seen) -> Tensor:
-        """[N, C, 32, 32]; what is seen now is what was before at the next decision."""
+        """[N, C, 32, 32]; keeps the current state as the one "before" the next decision."""
         cells = self._cells(seen, normalized_canvas(seen.backbone, seen.state))
         before, doubt_before = self._before
         maps = {
@@ -250,7 +250,7 @@ def _entropy(logits: Tensor) -> Tensor:
 
 
 def is_released(directory: Path) -> bool:
-    """Whether a directory holds a policy of the authors' layout."""
+    """Whether a directory holds a policy in the authors' layout."""
     if not ((directory / CONFIG).is_file() and (directory / WEIGHTS).is_file()):
         return False
     try:
@@ -262,7 +262,7 @@ def is_released(directory: Path) -> bool:
 def load_released(directory: Path, *, name: str, device: torch.device) -> ReleasedPolicy:
     """
     Raises:
-        ValueError: arguments or weights are not of the layout that is known here; names the first that differs.
+        ValueError: arguments or weights do not have the supported layout; the message names the first that differs.
     """
     path = directory / CONFIG
     arguments: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -290,7 +290,7 @@ def load_released(directory: Path, *, name: str, device: torch.device) -> Releas
 
 
 def require_same_table(policy: ReleasedPolicy, actions: Actions) -> None:
-    """Raise ValueError where an environment's actions are not the viewpoints that a policy scores."""
+    """Raise ValueError if an environment's actions are not the viewpoints that a policy scores."""
     table = actions.viewpoints if isinstance(actions, DiscreteActions) else np.zeros((0, 3))
     if table.shape != policy.table.shape or not np.allclose(table, policy.table, atol=1e-5):
         raise ValueError(
@@ -308,7 +308,7 @@ def _require_same_keys(expected: dict[str, Tensor], found: dict[str, Tensor], pa
 
 
 def _require_same_table(network: ViewpointScorer, path: Path) -> None:
-    """The centers in the file, (col, row) each, are those of the grid that the arguments describe."""
+    """Check that the centers in the file, (col, row) each, are those of the grid that the arguments describe."""
     table = grid_viewpoints(scales=network.scales, centers=network.centers)
     ours = torch.from_numpy(table[:, 1::-1].copy()).view_as(network.sb_grids)
     if not torch.allclose(ours, network.sb_grids, atol=1e-5):

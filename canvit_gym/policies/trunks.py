@@ -1,9 +1,9 @@
-"""Trunks: everything observed, fused into one feature map of the scene.
+"""Trunks: networks that fuse all observations into one feature map of the scene.
 
-Maps are [B, C, g, g], row 0 at the top of the scene. `canvas` comes in through a pointwise projection, the finer maps
+Maps are [B, C, g, g], row 0 at the top of the scene. `canvas` passes through a pointwise projection, the finer maps
 (`uncertainty`, `acuity`, ...) are folded to the canvas's size (space to depth, so nothing is averaged away), cell
-coordinates are added, and the vectors (`viewpoint`, `time`, `cls`, ...) act by feature-wise modulation. Where a class
-is asked for (`goal`) and the probe's reading is a map (`reading`), the map of that class is one more.
+coordinates are added, and the vectors (`viewpoint`, `time`, `cls`, ...) modulate the features. If the `goal` is a class
+and the probe's `reading` is a map per class, the map of the goal's class is a further input.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 DEFAULT_GRID = 8
-"""Side of the feature map where no `canvas` sets it."""
+"""Side of the feature map if no `canvas` is observed."""
 
 
 def _spatial_keys(space: spaces.Dict) -> list[str]:
@@ -23,18 +23,17 @@ def _spatial_keys(space: spaces.Dict) -> list[str]:
 
 
 class Features(NamedTuple):
-    """What the heads read."""
+    """The input of the heads."""
 
     map: Tensor  # [B, C, g, g]
-    acuity: Tensor | None = None  # [B, 1, m, m] as observed, or None where it is not
-    gaze: Tensor | None = None  # [B, 3 * n] as observed, or None where it is not
+    acuity: Tensor | None = None  # [B, 1, m, m]; None if it is not observed
+    gaze: Tensor | None = None  # [B, 3 * n]; None if it is not observed
 
 
 class ModulatedBlock(nn.Module):
     """x + relu(conv(x) * (1 + gain) + shift), gain and shift [B, C] from the context.
 
-    `separable`: a depthwise convolution and a pointwise one in the place of the full one, at a seventh of the
-    arithmetic.
+    `separable`: a depthwise and a pointwise convolution replace the full one, at a seventh of the arithmetic.
     """
 
     def __init__(self, channels: int, context_dim: int, *, separable: bool = False) -> None:
@@ -138,7 +137,7 @@ class MapTrunk(nn.Module):
         if self.from_canvas is not None:
             x = x + self.from_canvas(self._fitted_canvas(observations["canvas"]))
         x = F.relu(x)
-        # The pooled map among the vectors lets every cell be weighed against the rest of the scene.
+        # With the pooled map in the context, every cell can be compared with the rest of the scene.
         context = self.context(torch.cat([observations[key] for key in self.vector_keys] + [x.mean(dim=(2, 3))], dim=1))
         for block in self.blocks:
             x = block(x, context)
@@ -146,7 +145,7 @@ class MapTrunk(nn.Module):
 
 
 class TokenTrunk(MapTrunk):
-    """MapTrunk whose blocks are self-attention over the cells: any cell sees any other at once."""
+    """MapTrunk with self-attention over the cells as its blocks: every cell attends to all others."""
 
     def _block(self, channels: int, context_dim: int, *, separable: bool) -> nn.Module:
         if separable:
@@ -171,9 +170,9 @@ class MeanTrunk(MapTrunk):
 
 
 class MapEncoder(nn.Module):
-    """Observation Dict -> [B, features_dim]: a MapTrunk, whose cells are narrowed, laid side by side and mixed.
+    """Observation Dict -> [B, features_dim]: a MapTrunk whose cells are reduced in channels, concatenated and mixed.
 
-    For learners whose networks read one vector. Nothing is averaged over the scene: the vector still tells where.
+    For learners whose networks take one vector. Nothing is averaged over the scene, so the vector keeps positions.
     """
 
     def __init__(

@@ -26,8 +26,8 @@ from canvit_gym.tasks.pictures import ClassPicture
 from canvit_gym.tasks.task import Task, Truth, check_probe, potential
 
 RECURRENT_CLS = "recurrent_cls."
-"""Before the names of weight [classes, backbone_dim] and bias [classes] in the file of a probe that reads the recurrent
-CLS token itself, layer-normalized, instead of the teacher's CLS token as pretraining predicts it."""
+"""Prefix of the names of weight [classes, backbone_dim] and bias [classes] in the file of a probe that reads the
+recurrent CLS token itself, layer-normalized, instead of the teacher's CLS token as pretraining predicts it."""
 
 
 def load_classifier(
@@ -102,7 +102,7 @@ def _fused(probe: Source, checkpoint: Source, model: CanViTForPretraining) -> Ca
 
 @cache
 def _with_readout(probe: Source, model: CanViTForPretraining) -> CanViTForImageClassification:
-    """canvit-pytorch's classifier with the probe's linear map behind a LayerNorm without affine part."""
+    """canvit-pytorch's classifier with the probe's linear map after a LayerNorm without affine parameters."""
     tensors = load_file(probe.directory / WEIGHTS)
     weight, bias = (tensors[RECURRENT_CLS + key] for key in ("weight", "bias"))
     fused = CanViTForImageClassification(canvit_config=model.canvit.config, n_classes=len(bias))
@@ -165,7 +165,7 @@ class ClassificationTask(Task):
         return logits.softmax(dim=1).gather(1, truth["labels"].unsqueeze(1)).squeeze(1)
 
     def count(self, logits: Tensor, truth: Truth) -> dict[str, Tensor]:
-        """rank [B]: how many classes come before the true one; of equal logits the first comes first, as in argmax."""
+        """rank [B]: how many classes rank before the true one; of equal logits the first ranks first, as in argmax."""
         labels = truth["labels"].unsqueeze(1)
         true = logits.gather(1, labels)
         before = torch.arange(logits.shape[1], device=logits.device) < labels

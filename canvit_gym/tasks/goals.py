@@ -1,8 +1,8 @@
-"""Goals: what a goal-conditioned task asks for, one whole number per scene, shown to the agent as `goal`.
+"""Goals: what a goal-conditioned task asks for, one integer per scene, which the agent observes as `goal`.
 
 A goal is drawn with the scene, from the environment's own seeds, among those that the scene allows; or it is given by
-`reset(options={"goal": ...})`. A given goal that the scene does not hold is refused: there would be nothing to find. A
-scene that holds none of the goals (an image of one's own without labels, say) allows all of them.
+`reset(options={"goal": ...})`. A given goal that the scene does not hold raises an error: there would be nothing to
+find. A scene that holds none of the goals (such as your own image without labels) allows all of them.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ class Goals(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the observation `goal`, whose entries lie in [0, 1]."""
+        """The shape of the observation `goal`, whose entries lie in [0, 1]."""
         ...
 
     @property
     def names(self) -> Sequence[str]:
-        """Of every goal, as pictures and errors call it."""
+        """The name of every goal in pictures and errors."""
         ...
 
     def available(self, scenes: SceneBatch) -> NDArray[np.bool_]:
@@ -34,13 +34,13 @@ class Goals(Protocol):
         ...
 
     def encode(self, goal: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[n] -> [n, *shape]: what the agent is shown."""
+        """[n] -> [n, *shape]: what the agent observes."""
         ...
 
 
 @dataclass(frozen=True)
 class ClassGoals:
-    """One goal per class that a label map may hold, one-hot in the observation. `background` is never asked for."""
+    """One goal per class that a label map may hold, one-hot in the observation. `background` is never a goal."""
 
     names: tuple[str, ...]
     background: int | None = 0
@@ -74,7 +74,7 @@ def choose_goals(available: NDArray[np.bool_], uniform: NDArray[np.float64]) -> 
 
 
 def scene_uniforms(scene: NDArray[np.int64]) -> NDArray[np.float64]:
-    """[n] numbers in [0, 1), a function of the scene's index alone: evaluations ask every policy for the same goals."""
+    """[n] numbers in [0, 1), a function of the scene's index alone: evaluations give every policy the same goals."""
     mixed = (scene.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # splitmix64
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -82,7 +82,7 @@ def scene_uniforms(scene: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def checked_goals(given: Any, *, num: int, goals: Goals) -> NDArray[np.int64]:
-    """`options["goal"]` as [num] goals, or ValueError where it is not one, or num of them."""
+    """`options["goal"]` as [num] goals; raises ValueError unless it is one goal or num of them."""
     names = goals.names
     try:
         array = np.asarray(given)
@@ -100,7 +100,7 @@ def checked_goals(given: Any, *, num: int, goals: Goals) -> NDArray[np.int64]:
 def require_available(
     goal: NDArray[np.int64], available: NDArray[np.bool_], scene: NDArray[np.int64], names: Sequence[str]
 ) -> None:
-    """Raise ValueError where a scene [n] that holds some of the goals does not hold the one it is asked for."""
+    """Raise ValueError if a scene [n] holds some of the goals, but not its own."""
     allowed = available | ~available.any(axis=1, keepdims=True)
     if (wrong := np.flatnonzero(~allowed[np.arange(len(goal)), goal])).size:
         row = wrong[0]

@@ -1,7 +1,7 @@
-"""How readings and truths of a task are drawn: what canvit_gym.rendering and the gallery ask of it.
+"""How readings and truths of a task are drawn, for canvit_gym.rendering and the gallery.
 
-A view (canvit_gym.episodes.EpisodeView) is one episode on the host; its `prediction` and `truth` are as the task has
-them.
+A view (canvit_gym.episodes.EpisodeView) is one episode on the host; the formats of its `prediction` and `truth` are
+the task's.
 """
 
 from collections.abc import Sequence
@@ -27,15 +27,15 @@ class TaskPicture(Protocol):
         ...
 
     def reading(self, view: "EpisodeView", size: int, *, margin: int = 0, most: int | None = None) -> Image.Image:
-        """The reading alone, `size` px high and, less the margins, wide; of classes, the `most` likely ones."""
+        """The reading alone, `size` px high and, less the margins, as wide; for classes, the `most` likely ones."""
         ...
 
     def truth(self, view: "EpisodeView", size: int) -> Image.Image | None:
-        """The truth alone, `size` px wide and high; None where it is no picture, but `caption` says it."""
+        """The truth alone, `size` px wide and high; None if it is no picture and `caption` states it."""
         ...
 
     def caption(self, view: "EpisodeView") -> str:
-        """What is true of the scene in a word or two; empty where `truth` shows it."""
+        """The truth in a word or two; empty if `truth` shows it."""
         ...
 
     def verdict(self, view: "EpisodeView", before: "EpisodeView | None") -> str:
@@ -44,12 +44,12 @@ class TaskPicture(Protocol):
 
     @property
     def verdict_doc(self) -> str:
-        """What `verdict` tells, for a caption: "its score and the change to the one before"."""
+        """What `verdict` shows, for a caption: "its score and the change to the one before"."""
         ...
 
     @property
     def covers_scene(self) -> bool:
-        """Whether a place in `reading` is that place in the scene, so that viewpoints can be drawn over it."""
+        """Whether positions in `reading` are positions in the scene, so that viewpoints can be drawn over it."""
         ...
 
     @property
@@ -87,7 +87,7 @@ class LabelMapPicture:
         return score_and_change(view, before)
 
     def legend(self, views: Sequence["EpisodeView"]) -> list[LegendEntry]:
-        """The true classes, then those read besides, each in order: the first part keeps still over an episode."""
+        """The true classes, then the other classes read, each in order: the first part stays put over an episode."""
         classes = views[0].classes
         truth = {int(c) for view in views for c in np.unique(view.truth) if c < len(classes)}
         read = {int(c) for view in views for c in np.unique(view.prediction.astype(np.int64))}
@@ -101,7 +101,7 @@ class ClassPicture:
     verdict_doc = "whether it is right"
 
     def panels(self, view: "EpisodeView", size: int, gap: int) -> list[Panel]:
-        # Pixels of a scene say nothing of its class: truth is a mark among the bars, which take its room.
+        # A class has no place in the scene: the truth is marked among the bars, which take its panel.
         bars = self._bars(view, 2 * size + gap, size)
         return [(f"Reading of the probe (truth: {self.caption(view)})", bars)]
 
@@ -164,7 +164,7 @@ class FeaturePicture:
 
 
 def score_and_change(view: "EpisodeView", before: "EpisodeView | None") -> str:
-    """The score in %, with its name, or the change to the view before; empty where it was not measured."""
+    """The score in %, with its name, or the change since the view before; empty if it was not measured."""
     now = _score(view)
     if not np.isfinite(now):
         return ""

@@ -1,7 +1,7 @@
 """Reconstruction: predict the frozen teacher's features of the whole scene from what the glimpses have shown.
 
-Nothing has to be labelled: the truth is what the teacher makes of the scene at full resolution, computed once, when the
-scene is loaded. Features are compared as in pretraining, each cell's standardized by the checkpoint's own statistics
+No labels are needed: the truth is the teacher's output for the scene at full resolution, computed once, when the scene
+is loaded. Features are compared as in pretraining, each cell's standardized by the checkpoint's own statistics
 (canvit_pytorch's PositionAwareStandardizer).
 """
 
@@ -67,7 +67,7 @@ class ReconstructionTask(Task):
     ) -> dict[str, Tensor]:
         """features [n, D, G, G] float32, standardized."""
         images = imagenet_normalize(scenes.images.to(self.backbone.device, non_blocking=True).float() / 255)
-        # As PositionAwareStandardizer does it, whose check that it was fitted would wait for the device at every reset.
+        # As PositionAwareStandardizer does, without its check that it was fitted: that would sync at every reset.
         return {"features": self._maps((self.teacher(images) - self._mean) / self._std)}
 
     def labelled(self, truth: Truth) -> Tensor:
@@ -116,7 +116,7 @@ class ReconstructionTask(Task):
 
     @classmethod
     def uncertainty_shape(cls, map_size: int) -> None:
-        """A prediction of features says nothing of how sure it is."""
+        """None: a prediction of features has no uncertainty."""
         return None
 
     def uncertainty(self, logits: Tensor, *, map_size: int) -> Tensor:
@@ -129,6 +129,6 @@ def cell_cosines(logits: Tensor, truth: Truth) -> Tensor:
 
 
 def build_reconstruction(config: EnvConfig, backbone: Backbone, classes: tuple[str, ...]) -> ReconstructionTask:
-    """The task of an environment. `probe` names the teacher; None is the one of the checkpoint's pretraining."""
+    """The task of an environment. `probe` names the teacher; None means the teacher of the checkpoint's pretraining."""
     teacher = load_teacher(config.probe or default_teacher(backbone), backbone)
     return ReconstructionTask(backbone=backbone, teacher=teacher, classes=classes)

@@ -1,4 +1,4 @@
-"""Search: a class is asked for; outline that item in the scene, by the reading of its class alone."""
+"""Search: given a class as the goal, outline its item in the scene; only the reading of that class counts."""
 
 from collections.abc import Collection
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from canvit_gym.tasks.task import Truth, potential
 
 
 class SearchTask(SegmentationTask):
-    """Where the items of the asked-for class are, read from every canvas cell."""
+    """Where the items of the goal's class are, read from every canvas cell."""
 
     name = "search"
     metric: ClassVar[Metric] = MeanMetric(
@@ -74,7 +74,7 @@ class SearchTask(SegmentationTask):
 
     @potential("P", "IoU of the goal's probability with its class share")
     def soft_score(self, logits: Tensor, truth: Truth) -> Tensor:
-        """[B]: over cells, sum(s p) / sum(s + p - s p); what is not labelled counts in neither sum."""
+        """[B]: over cells, sum(s p) / sum(s + p - s p); unlabelled parts count in neither sum."""
         item, rest = self._item_and_rest(truth)
         probability = _of_goal(logits.softmax(dim=1), truth) * (item + rest)
         both = (item * probability).sum(dim=(1, 2))
@@ -85,7 +85,7 @@ class SearchTask(SegmentationTask):
         return {"value": self.score(logits, truth)}
 
     def _item_and_rest(self, truth: Truth) -> tuple[Tensor, Tensor]:
-        """[B, G, G] each: the share of every cell that the goal's class covers, and that others do."""
+        """[B, G, G] each: the share of every cell that the goal's class covers, and the share that others cover."""
         item = _of_goal(truth["shares"], truth)
         return item, truth["shares"].sum(dim=1) - item
 

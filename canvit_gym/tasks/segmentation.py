@@ -31,10 +31,10 @@ from canvit_gym.tasks.pictures import LabelMapPicture, TaskPicture
 from canvit_gym.tasks.task import Task, Truth, check_probe, potential
 
 QUADS = "quads."
-"""Before the names of QuadLabels' tensors among a scene's truth."""
+"""Prefix of the names of QuadLabels' tensors in a scene's truth."""
 
 UPSAMPLING_BYTES = {"cpu": 12 << 20, "cuda": 1 << 30}
-"""Of logits upsampled at once: what stays in a CPU's cache, or leaves room on a GPU."""
+"""The most bytes of logits upsampled at once: they stay in a CPU's cache, or leave room on a GPU."""
 
 
 def load_probe(name: str, backbone: Backbone, *, classes: tuple[str, ...]) -> tuple[SegmentationProbe, Source]:
@@ -64,7 +64,7 @@ def load_probe(name: str, backbone: Backbone, *, classes: tuple[str, ...]) -> tu
 
 
 def _holds_classifier(name: str) -> bool:
-    """Whether the weights of this name on this machine are those of a linear classifier."""
+    """Whether the weights under this name on this machine are those of a linear classifier."""
     directory = shipped if (shipped := asset_dir(name)).is_dir() else Path(name).expanduser()
     try:
         with safe_open(directory / WEIGHTS, framework="pt") as file:
@@ -134,7 +134,7 @@ class SegmentationTask(Task):
     ) -> dict[str, Tensor]:
         """labels [n, H, W] uint8, and shares [n, K, G, G], each cell's share of every class.
 
-        Where pixels will be counted also the QuadLabels' tensors, cut once for all glimpses.
+        If pixels will be counted, also the tensors of QuadLabels, cut once for all glimpses.
         """
         labels = scenes.labels.to(self.backbone.device, non_blocking=True)
         shares = class_shares(labels, num_classes=len(self.classes), grid=self.backbone.canvas_grid)
@@ -155,13 +155,13 @@ class SegmentationTask(Task):
             features = normalized_canvas(self.backbone, state)
         else:
             features = canvas_norm
-        # One matrix product that leaves the classes outermost, where loss and observation want them.
+        # One matrix product that leaves the classes outermost, as loss and observation need them.
         weight = self._weight.expand(len(features), -1, -1)
         logits = torch.baddbmm(self._bias.unsqueeze(1), weight, features.transpose(1, 2))
         return logits.unflatten(2, (grid, grid))
 
     def canvas_logits(self, canvas: Tensor) -> Tensor:
-        """As canvit-pytorch decodes it, to the bit."""
+        """Decoded by canvit-pytorch itself: the same bits."""
         return self.model.logits(canvas)
 
     @potential(
@@ -182,7 +182,7 @@ class SegmentationTask(Task):
         return (intersection / union.clamp(min=1)).sum(dim=1) / present.sum(dim=1).clamp(min=1)
 
     def quads(self, labels: Tensor) -> dict[str, Tensor]:
-        """Label maps [n, S, S] -> what makes `confusion` fast; nothing where they do not divide into whole quads."""
+        """Label maps [n, S, S] -> tensors that make `confusion` fast; {} if the maps do not divide into whole quads."""
         grid = self.backbone.canvas_grid
         if labels.shape[-1] % (2 * grid):
             return {}
@@ -204,7 +204,7 @@ class SegmentationTask(Task):
     @potential("P", "the mean IoU of probabilities with class shares, over the scene's classes", compiles=True)
     def soft_score(self, logits: Tensor, truth: Truth) -> Tensor:
         """[B]: soft IoU over cells, sum(s p) / sum(s + p - s p) of class shares s and probabilities p, averaged over
-        the scene's own classes (Rahman & Wang 2016). What is not labelled counts in neither sum."""
+        the scene's own classes (Rahman & Wang 2016). Unlabelled parts count in neither sum."""
         shares = truth["shares"].flatten(2)  # [B, K, G * G]
         probabilities = logits.softmax(dim=1).flatten(2) * shares.sum(dim=1, keepdim=True)
         mass, intersection = shares.sum(dim=2), (shares * probabilities).sum(dim=2)
@@ -240,7 +240,7 @@ def build_segmentation(config: EnvConfig, backbone: Backbone, classes: tuple[str
 
 
 def segmentation_parts(config: EnvConfig, backbone: Backbone, classes: tuple[str, ...]) -> dict[str, Any]:
-    """`probe` and `source` of a SegmentationTask, or of a task that reads as it does."""
+    """`probe` and `source` of a SegmentationTask, or of a task with the same readings."""
     name = config.probe or default_probe(DATASETS[config.dataset], backbone)
     assert name is not None, config.dataset
     probe, source = load_probe(name, backbone, classes=classes)
@@ -253,7 +253,7 @@ def cells_of_pixels(size_px: int, grid: int) -> Tensor:
 
 
 def class_shares(labels: Tensor, *, num_classes: int, grid: int) -> Tensor:
-    """[n, H, W] uint8 maps -> [n, K, G, G]: the share of each cell that each class covers, where the labels are."""
+    """[n, H, W] uint8 maps -> [n, K, G, G]: the share of each cell that each class covers, on the labels' device."""
     count = class_counts_on_host if labels.device.type == "cpu" else class_counts_on_device
     rows = torch.bincount(cells_of_pixels(labels.shape[-1], grid), minlength=grid)  # pixels of a cell along one axis
     pixels = (rows[:, None] * rows).clamp(min=1).to(labels.device, non_blocking=True)
@@ -272,11 +272,11 @@ def class_counts_on_host(labels: Tensor, *, num_classes: int, grid: int) -> Tens
 
 
 def class_counts_on_device(labels: Tensor, *, num_classes: int, grid: int) -> Tensor:
-    """As class_counts_on_host, where the labels are and without a synchronization."""
+    """Like class_counts_on_host, but on the labels' device and without a synchronization."""
     n, size, _ = labels.shape
     along = cells_of_pixels(size, grid).to(labels.device, non_blocking=True)
     scene = torch.arange(n, device=labels.device).view(n, 1, 1)
-    index = labels.clamp(max=num_classes).long()  # whatever is no class shares one row, dropped below
+    index = labels.clamp(max=num_classes).long()  # labels of no class share one row, dropped below
     index += (num_classes + 1) * (scene * grid**2 + along[:, None] * grid + along)
     counts = torch.zeros(n * grid**2 * (num_classes + 1), dtype=torch.int32, device=labels.device)
     ones = torch.ones((), dtype=torch.int32, device=labels.device).expand(index.numel())
