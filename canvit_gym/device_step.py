@@ -1,8 +1,8 @@
 """What a step does on the device: from images and viewpoints to readings, potentials and observations.
 
-`DeviceStep` is a pure function of tensors. `CompiledStep` takes all of it, from the sampling of glimpses to the keys of
-the observation, through torch.compile as one function. `RecordedStep` is that of all rows of a batch, on tensors that
-stay where they are, and on a GPU recorded as a CUDA graph; whoever steps some rows only drops what it gives for others.
+`DeviceStep` is a pure function of tensors. `CompiledStep` compiles all of it, from the sampling of glimpses to the keys
+of the observation, as one function. `RecordedStep` runs it for all rows of a batch, on tensors that stay where they
+are, and on a GPU records it as a CUDA graph; callers that step only some rows drop the results of the others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ from canvit_gym.observations import ObservationLayout, StepTensors, pooled_canva
 from canvit_gym.tasks.task import Task, Truth
 
 READING_BYTES = 1 << 20
-"""Of canvas read at once on a CPU, about: what stays in a core's cache between the operations on it."""
+"""About how many bytes of canvas are read at once on a CPU: they stay in a core's cache between operations."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step makes of n rows, on the device."""
+    """The result of a step of n rows, on the device."""
 
     state: RecurrentState
     logits: Tensor
@@ -34,7 +34,7 @@ class StepResult:
     kept: dict[str, Tensor]  # of the observation's DeviceKeys, [n, ...] each
 
     def rows(self, index: Tensor) -> "StepResult":
-        """Those of some rows."""
+        """The result of some rows."""
         return StepResult(
             state=RecurrentState(canvas=self.state.canvas[index], recurrent_cls=self.state.recurrent_cls[index]),
             logits=self.logits[index],
@@ -58,9 +58,9 @@ class DeviceStep:
     def __call__(
         self, glimpse: Tensor, where: Viewpoint, state: RecurrentState, truth: Truth, before: Mapping[str, Tensor]
     ) -> StepResult:
-        """Glimpses [n, 3, px, px] at viewpoints `where`, and states before them -> what follows.
+        """Glimpses [n, 3, px, px] at viewpoints `where`, and the states before them -> the result.
 
-        before: what the keys that accumulate have kept.
+        before: the values kept by keys that accumulate.
         """
         state = self.backbone.step(glimpse, state, where)
         logits, kept = self.follow(glimpse, where, state, before)
@@ -77,7 +77,7 @@ class DeviceStep:
         }
 
     def start(self, num: int, *, read: bool) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """(logits, kept) of `num` scenes that have not been looked at; without `read`, only what needs no reading."""
+        """(logits, kept) of `num` scenes before any glimpse; without `read`, only what needs no reading."""
         kept = {name: key.start(self.layout, num, self.backbone.device) for name, key in self.keys.items()}
         if not read:
             return None, {name: value for name, value in kept.items() if value is not None}
@@ -126,14 +126,14 @@ class DeviceStep:
 
 
 def _repeated(row: Tensor, num: int) -> Tensor:
-    """[1, ...] -> [num, ...], each row in memory of its own."""
+    """[1, ...] -> [num, ...], each row with its own memory."""
     return row.expand(num, *row.shape[1:]).contiguous()
 
 
 class CompiledStep:
     """A DeviceStep and the sampling before it, through torch.compile as one function.
 
-    Potentials that are no plain functions of tensors (`Potential.compiles`) are measured after it.
+    Potentials that cannot be compiled (see `Potential.compiles`) are measured after it.
     """
 
     def __init__(self, step: DeviceStep) -> None:
@@ -145,12 +145,12 @@ class CompiledStep:
     def inputs(
         self, images: Tensor, viewpoints: Tensor, state: RecurrentState, truth: Truth, before: Mapping[str, Tensor]
     ) -> tuple[Tensor, ...]:
-        """Of the compiled function; viewpoints: [n, 3]."""
+        """The inputs of the compiled function; viewpoints: [n, 3]."""
         kept = [before[name] for name in self._accumulating]
         return (images, viewpoints, state.canvas, state.recurrent_cls, *truth.values(), *kept)
 
     def function(self, truth_names: tuple[str, ...]) -> CompiledFunction:
-        """The compiled function, the same for every batch of episodes that computes the same."""
+        """The compiled function, shared by all batches of episodes that compute the same."""
         step = self.step
         key = (step.task.key, step.layout, self._within, truth_names)
         if key not in self._backbone.compiled:
@@ -163,7 +163,7 @@ class CompiledStep:
         return _PlainStep(self.step, self._within, truth_names, self._accumulating)
 
     def result(self, outputs: tuple[Tensor, ...], truth: Truth) -> StepResult:
-        """What the outputs of the compiled function are."""
+        """The outputs of the compiled function as a StepResult."""
         canvas, recurrent_cls, logits, *rest = outputs
         measured = dict(zip(self._within, rest, strict=False))
         kept = dict(zip(self.step.keys, rest[len(measured) :], strict=True))
@@ -178,14 +178,14 @@ class CompiledStep:
         )
 
     def count(self, how: How) -> None:
-        """Note with the backbone how a step ran."""
+        """Record in the backbone how a step ran."""
         with self._backbone.autocast():
             self._backbone.ran[Ran(how, precision_on(self._backbone.device))] += 1
 
     def __call__(
         self, images: Tensor, where: Viewpoint, state: RecurrentState, truth: Truth, before: Mapping[str, Tensor]
     ) -> StepResult:
-        """Scenes [n, 3, H, W] at viewpoints `where` -> what follows."""
+        """Scenes [n, 3, H, W] at viewpoints `where` -> the result."""
         viewpoints = torch.cat([where.centers, where.scales.unsqueeze(1)], dim=1)
         function = self.function(tuple(truth))
         outputs = function(*self.inputs(images, viewpoints, state, truth, before))
@@ -194,13 +194,13 @@ class CompiledStep:
 
 
 class _PlainStep:
-    """What is compiled: tensors in, tensors out."""
+    """The function that is compiled: tensors in, tensors out."""
 
     def __init__(
         self, step: DeviceStep, potentials: tuple[str, ...], truth_names: tuple[str, ...], accumulating: tuple[str, ...]
     ) -> None:
         self._step = step
-        self._take = step.backbone.fast_step  # here, not at the first call: what is compiled sees no attribute appear
+        self._take = step.backbone.fast_step  # here, not at the first call: attributes must not appear while compiling
         self._measures = [step.task.potentials[name].measure for name in potentials]
         self._truth_names = truth_names
         self._accumulating = accumulating
@@ -208,7 +208,7 @@ class _PlainStep:
     def __call__(
         self, images: Tensor, viewpoints: Tensor, canvas: Tensor, recurrent_cls: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
-        num = len(self._truth_names)  # cut to length: PyTorch 2.9 compiles no zip of different ones
+        num = len(self._truth_names)  # cut to length: PyTorch 2.9 cannot compile a zip of different lengths
         truth = dict(zip(self._truth_names, rest[:num], strict=True))
         before = dict(zip(self._accumulating, rest[num:], strict=True))
         where = Viewpoint(centers=viewpoints[:, :2].contiguous(), scales=viewpoints[:, 2].contiguous())
@@ -223,13 +223,13 @@ class _PlainStep:
 class RecordedStep:
     """A CompiledStep of all rows of a batch, on tensors that stay where they are; on a GPU a CUDA graph.
 
-    What it gives is overwritten by the next step of any graph of this process: copy it first.
+    The next step of any graph of this process overwrites its results: copy them first.
     """
 
     def __init__(self, compiled: CompiledStep, num: int) -> None:
         device = compiled.step.backbone.device
         self._compiled = compiled
-        with torch.inference_mode():  # as all that steps read and return
+        with torch.inference_mode():  # like all tensors that steps read and return
             self._viewpoints = torch.zeros(num, 3, device=device)
         self._graph: RecordedGraph | None = None
         self._records = device.type == "cuda"
@@ -242,7 +242,7 @@ class RecordedStep:
         truth: Truth,
         before: Mapping[str, Tensor],
     ) -> StepResult:
-        """viewpoints: [N, 3] on the host. All tensors are those of the call before, with other values."""
+        """viewpoints: [N, 3] on the host. All tensors are those of the previous call, with new values."""
         given = torch.from_numpy(viewpoints)
         self._viewpoints.copy_(given.pin_memory() if self._records else given, non_blocking=True)
         inputs = self._compiled.inputs(images, self._viewpoints, state, truth, before)

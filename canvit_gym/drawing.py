@@ -60,7 +60,7 @@ def palette(classes: Sequence[str]) -> NDArray[np.uint8]:
 
 
 def _generated_hue(index: int) -> Colour:
-    """Golden-ratio steps around the colour circle, in three shades."""
+    """Hues in golden-ratio steps around the colour circle, in three shades."""
     saturation, value = ((0.75, 0.85), (0.45, 0.95), (0.85, 0.55))[index % 3]
     red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN % 1, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
@@ -74,7 +74,7 @@ def viewpoint_box(viewpoint: NDArray[np.float32], size: int) -> tuple[int, int, 
 
 
 def draw_box(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: Colour, width: int) -> None:
-    """A coloured rectangle between dark hairlines, inside `box`, widened to the three pixels that these take."""
+    """A coloured rectangle between dark hairlines, inside `box`, which is widened to at least three pixels."""
     left, top, right, bottom = box
     right, bottom = max(right, left + 2), max(bottom, top + 2)
     draw.rectangle((left, top, right, bottom), outline=INK, width=width + 2)
@@ -94,7 +94,7 @@ def share_picture(shares: NDArray[np.floating], size: int) -> Image.Image:
 
 
 def fitted(draw: ImageDraw.ImageDraw, text: str, typeface: Any, width: float) -> str:
-    """`text`, cut where it is wider than `width` px."""
+    """`text`, cut if it is wider than `width` px."""
     if draw.textlength(text, typeface) <= width:
         return text
     while text and draw.textlength(text + "…", typeface) > width:
@@ -140,7 +140,7 @@ def bars_picture(
     height: int,
     most: int | None = None,
 ) -> Image.Image:
-    """The likeliest classes as bars; the true one is green, and has the last bar where it is none of them."""
+    """The likeliest classes as bars; the true one is green, and takes the last bar if it is not among them."""
     picture = blank(width, height)
     draw = ImageDraw.Draw(picture)
     text = max(min(height // 16, width // 14), 9)

@@ -1,7 +1,7 @@
-"""N concurrent episodes on the device: scenes, states, readings and what was seen, without any notion of reward.
+"""N concurrent episodes on the device: scenes, states, readings and observations, without any notion of reward.
 
 Host-side arrays are numpy, device-side ones are tensors; rows are environment indices. Every method works on
-the rows it is given, so that scenes which end are replaced while the others go on.
+the rows it is given, so that episodes that end can be replaced while the others continue.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,13 +30,13 @@ from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
 
 def stays_in_place(device: torch.device) -> bool:
-    """Whether compiled steps are of all rows and on tensors that never move, as CUDA graphs need it."""
+    """Whether compiled steps take all rows and use tensors that never move, as CUDA graphs require."""
     return device.type == "cuda"
 
 
 @dataclass(frozen=True)
 class EpisodeView:
-    """One episode as it stands, on the host: all that a picture of it needs. Holds the truth: no observation."""
+    """One episode at one moment, on the host: all that a picture needs. It holds the truth, so agents do not see it."""
 
     image: NDArray[np.uint8]  # [H, W, 3]
     glimpse: NDArray[np.uint8]  # [px, px, 3], the last one; zeros before the first
@@ -49,11 +49,11 @@ class EpisodeView:
     loss_curve: NDArray[np.float32]  # [budget + 1], index = glimpses taken; NaN where not measured
     score_curve: NDArray[np.float32]
     metric: Metric
-    """What the score is called and how it is written."""
+    """The name and the format of the score."""
     picture: TaskPicture
-    """How reading and truth are drawn."""
+    """Draws reading and truth."""
     goal: str = ""
-    """The name of what is asked for, in goal-conditioned tasks."""
+    """The name of the goal, in goal-conditioned tasks."""
 
 
 class _RowsOf(Mapping[str, Tensor]):
@@ -74,7 +74,7 @@ class _RowsOf(Mapping[str, Tensor]):
 
 
 def to_host(tensors: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """As arrays; from a GPU with one synchronization for all of them."""
+    """Tensors as arrays; copies from a GPU synchronize once for all of them."""
     device = next(iter(tensors.values())).device
     if device.type != "cuda":
         return {key: value.cpu().numpy() for key, value in tensors.items()}
@@ -87,7 +87,7 @@ def to_host(tensors: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """Potentials of rows after so many glimpses: on their way to the host."""
+    """Potentials of rows after `glimpses` glimpses, on their way to the host."""
 
     rows: Rows
     glimpses: NDArray[np.int64]
@@ -112,8 +112,8 @@ class EpisodeBatch:
         counted: bool = False,
         compiles: bool = True,
     ) -> None:
-        """potentials: the names of those to measure after every reading; no others are. counted: whether the task's
-        `count` will be called after every glimpse, and is to be prepared for. compiles: False for a batch that is too
+        """potentials: the names of those to measure after every reading. counted: whether the task's `count` will be
+        called after every glimpse, so that the truth is prepared for it. compiles: False for a batch that is too
         short-lived to compile for, whatever the backbone's `compile` says."""
         for name in potentials:
             task.require_potential(name, wanted_by="this batch of episodes")
@@ -141,7 +141,7 @@ class EpisodeBatch:
         self.glimpses = np.zeros(num, dtype=np.int64)
         self.viewpoints = np.zeros((num, budget, 3), dtype=np.float32)
         self.targets = self.viewpoints
-        """[N, budget, 3] where glimpses were meant to be taken: an array of its own only where some miss
+        """[N, budget, 3] where glimpses were meant to be taken: differs from `viewpoints` only if some miss
         (canvit_gym.perturbations). Action masks follow it."""
         self.goal: NDArray[np.int64] | None = None if task.goals is None else np.zeros(num, dtype=np.int64)
         self._potentials = {name: np.zeros(num, dtype=np.float32) for name in self.measured}
@@ -156,7 +156,7 @@ class EpisodeBatch:
 
     @property
     def state(self) -> RecurrentState:
-        """The backbone's state of every scene. Valid until the next reset or step; clone to keep or change it."""
+        """The backbone's state of every scene. Valid until the next reset or step; clone it to keep or change it."""
         with torch.inference_mode():
             return self._states.whole()
 
@@ -185,11 +185,11 @@ class EpisodeBatch:
     ) -> None:
         """Put scenes [len(rows)] in rows, with an empty canvas; `read` decodes the empty canvas.
 
-        goal: [len(rows)], of a task that has goals; None draws them by `uniform`, numbers in [0, 1), which by default
-        follow from the scenes' indices.
+        goal: [len(rows)], for a task that has goals; None draws them with `uniform`, numbers in [0, 1), which by
+        default depend on the scenes' indices.
 
         Raises:
-            ValueError: a scene does not hold the goal given.
+            ValueError: a scene does not hold the given goal.
         """
         self._settle()
         batch = load_scenes(self.scenes, scene)
@@ -250,7 +250,7 @@ class EpisodeBatch:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
         assert self.images is not None, "reset_rows() comes first"
         if self._recorded_step is None and len(rows) == self.num:
-            self.logits = None  # the readings before make room for those to come
+            self.logits = None  # frees the memory of the earlier readings
         result = self._stepped(rows, viewpoints)
         self._states.put(rows, result.state)
         self.viewpoints[rows, self.glimpses[rows]] = viewpoints
@@ -262,13 +262,13 @@ class EpisodeBatch:
     def _stepped(self, rows: Rows, viewpoints: NDArray[np.float32]) -> StepResult:
         assert self.images is not None
         if self._recorded_step is not None:
-            # All rows, of which those that are not to step look at whatever: other numbers of rows would be other code.
+            # All rows step, the unused ones at any viewpoint: another number of rows would be compiled anew.
             everywhere = np.tile(FULL_SCENE, (self.num, 1))
             everywhere[rows] = viewpoints
             result = self._recorded_step(self.images, everywhere, self._states.whole(), self.truth, self._kept)
             return result if len(rows) == self.num else result.rows(index_of(rows, result.logits))
         if self._compiled_step is not None and len(rows) == 1 < self.num:
-            # Twice the same: code for any number of scenes above one is not code for one.
+            # The scene twice: code compiled for any number of scenes above one does not run on one.
             return self._stepped(np.repeat(rows, 2), np.repeat(viewpoints, 2, axis=0)).rows(torch.tensor([0]))
         where = to_viewpoint(viewpoints, self.backbone.device)
         state, truth = self._states.take(rows), self._truth_of(rows)
@@ -279,7 +279,7 @@ class EpisodeBatch:
         return self._device_step(self._glimpses(rows, where), where, state, truth, before)
 
     def _assigned(self, target: Tensor | None, rows: Rows, value: Tensor) -> Tensor:
-        """`target` with `value` at `rows`: the value itself where it covers every row and nothing has to stay."""
+        """`target` with `value` at `rows`: the value itself if it covers every row and tensors may move."""
         if target is None:
             return value if self._recorded_step is None else value.clone(memory_format=torch.contiguous_format)
         if len(rows) == self.num:
@@ -320,7 +320,7 @@ class EpisodeBatch:
             return
         arrived = None
         if values.device.type == "cuda":
-            # What the step is for is on its way while the observation is made; `_settle` waits for it.
+            # Potentials are copied while the observation is made; `_settle` waits for them.
             arrived, stream = torch.cuda.Event(), torch.cuda.current_stream(values.device)
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
             arrived.record(stream)
@@ -355,14 +355,14 @@ class EpisodeBatch:
     @float32_by_default()
     @torch.no_grad()
     def observe(self, rows: Rows | None = None) -> dict[str, Tensor]:
-        """Fresh tensors of the keys asked for, [len(rows), ...] each, on the device."""
+        """Fresh tensors of the observation's keys, [len(rows), ...] each, on the device."""
         rows = self.all_rows if rows is None else rows
         dtype, device = getattr(torch, self.layout.dtype), self.backbone.device
         goal = None if self.goal is None else cast(Goals, self.task.goals).encode(self.goal[rows])
         taken = Taken(self.glimpses[rows], self.viewpoints[rows], self.budget, goal)
 
         def picked(kept: Tensor) -> Tensor:
-            """Never an alias of what is kept: rows are updated in place."""
+            """Never an alias of what is kept, whose rows are updated in place."""
             value = kept if len(rows) == self.num else kept[index_of(rows, kept)]
             value = value.to(dtype) if value.is_floating_point() else value
             return value.clone() if value is kept else value

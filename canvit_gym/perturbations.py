@@ -1,12 +1,12 @@
 """Perturbations: the same environment under conditions that no policy was trained for.
 
-A perturbation says what becomes of a scene's pixels and labels when it is loaded, of a viewpoint before the glimpse is
-taken, of a glimpse's pixels, and whether a glimpse shows anything at all. `Perturb` applies some to a vector
-environment, `canvit_gym.evaluation.evaluate(..., perturbations=...)` to exact evaluation: both through
-`PerturbedEpisodes`, so that one gives the other's numbers. Environments without perturbations run none of this.
+A perturbation can change a scene's pixels and labels when it is loaded, a viewpoint before the glimpse is taken, and a
+glimpse's pixels; it can also hide a glimpse altogether. `Perturb` applies perturbations to a vector environment,
+`canvit_gym.evaluation.evaluate(..., perturbations=...)` applies them to exact evaluation: both through
+`PerturbedEpisodes`, so that their numbers agree. Environments without perturbations run none of this code.
 
-What is random is drawn for every scene and glimpse from (seed, scene, t): all policies meet the same perturbed scenes,
-and a scene that comes again is perturbed as before. At strength zero a perturbation changes not a bit.
+Random numbers are drawn for every scene and glimpse from (seed, scene, t): all policies face the same perturbed scenes,
+and a scene that is repeated is perturbed in the same way. At strength zero a perturbation changes nothing, to the bit.
 
 A new one is a subclass of `Perturbation` and an entry of `PERTURBATIONS`.
 """
@@ -32,18 +32,18 @@ from canvit_gym.vector_env import GlimpseVectorEnv
 from canvit_gym.viewpoints import clip_to_scene
 
 _BLUR_PX = 17
-"""Of the surroundings of a scene that was made smaller: wider than what an item is recognized by."""
+"""Blur of the surroundings of a scene that was made smaller: wider than the details that identify an item."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Perturbation:
-    """Changes nothing: subclasses override what they change."""
+    """The base class, which changes nothing: subclasses override what they change."""
 
     seed: int = 0
-    """Of what is drawn at random."""
+    """Seed of the random numbers."""
 
     name: ClassVar[str]
-    """In tables and records, and its entry in PERTURBATIONS unless there are several of its kind."""
+    """Its name in tables and records."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, int) or self.seed < 0:
@@ -51,7 +51,7 @@ class Perturbation:
 
     @property
     def effect(self) -> str:
-        """What it does at its strength, in a sentence."""
+        """What it does at this strength, in a sentence."""
         raise NotImplementedError
 
     def perturb_scenes(self, batch: SceneBatch, scene: NDArray[np.int64]) -> SceneBatch:
@@ -65,7 +65,7 @@ class Perturbation:
     def perturb_viewpoints(
         self, viewpoints: NDArray[np.float32], scene: NDArray[np.int64], t: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        """[n, 3] where glimpse t [n] (0-based) of scenes [n] is taken, given where it was meant to be."""
+        """[n, 3] where glimpse t [n] (0-based) of scenes [n] is taken, given where it was meant to be taken."""
         return viewpoints
 
     def shows(self, scene: NDArray[np.int64], t: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -73,7 +73,7 @@ class Perturbation:
         return np.ones(len(scene), dtype=np.bool_)
 
     def perturb_glimpses(self, glimpses: Tensor) -> Tensor:
-        """[n, 3, px, px], ImageNet-normalized, as they are seen."""
+        """[n, 3, px, px], ImageNet-normalized: what the backbone sees."""
         return glimpses
 
     def record(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class Perturbation:
 
 @dataclass(frozen=True, kw_only=True)
 class DroppedGlimpses(Perturbation):
-    """Each glimpse after the first is lost with this probability: nothing new is seen, and the budget is spent."""
+    """Each glimpse after the first is lost with this probability: it shows nothing, but counts towards the budget."""
 
     probability: float = 0.25
     name = "dropped glimpses"
@@ -112,7 +112,7 @@ class DroppedGlimpses(Perturbation):
 
 @dataclass(frozen=True, kw_only=True)
 class MissedTargets(Perturbation):
-    """Glimpses land beside the viewpoint chosen; the model and the agent know where they landed."""
+    """Glimpses miss the chosen viewpoint; the model and the agent know where they were taken."""
 
     deviation: float = 0.15
     """Standard deviation of the center along each axis, in scene coordinates (the scene is 2 wide)."""
@@ -137,7 +137,7 @@ class MissedTargets(Perturbation):
 
 @dataclass(frozen=True, kw_only=True)
 class Brightness(Perturbation):
-    """Pixel values are multiplied, and cut off at white."""
+    """Pixel values are multiplied by a factor and clipped at white."""
 
     factor: float = 1.5
     name = "brightness"
@@ -162,7 +162,7 @@ class PixelNoise(Perturbation):
     """Normal noise on every value of every pixel of the scene, the same in all glimpses of it."""
 
     deviation: float = 25.0
-    """Standard deviation, of values in [0, 255]."""
+    """Standard deviation, for values in [0, 255]."""
     name = "pixel noise"
 
     def __post_init__(self) -> None:
@@ -184,13 +184,13 @@ class PixelNoise(Perturbation):
 
 @dataclass(frozen=True, kw_only=True)
 class SmallerScenes(Perturbation):
-    """The scene shrinks, with all that is in it, and lies anywhere within blurred surroundings of its own colours.
+    """The scene shrinks, with all its items, to a random place within blurred surroundings of the same colours.
 
-    What surrounds it has no label: it counts neither in a loss nor in a score.
+    The surroundings have no label: they count neither in a loss nor in a score.
     """
 
     factor: float = 0.75
-    """Of its side, and so of every item's."""
+    """Factor of the scene's side, and so of every item's."""
     name = "smaller items"
 
     def __post_init__(self) -> None:
@@ -241,10 +241,10 @@ class SmallerScenes(Perturbation):
 
 @dataclass(frozen=True, kw_only=True)
 class GlimpseResolution(Perturbation):
-    """Glimpses have fewer pixels, and are enlarged to the size that the model takes."""
+    """Glimpses have fewer pixels, and are enlarged to the model's input size."""
 
     factor: float = 0.5
-    """Of the pixels along a side."""
+    """Factor of the number of pixels along a side."""
     name = "glimpse resolution"
 
     def __post_init__(self) -> None:
@@ -273,11 +273,11 @@ PERTURBATIONS: dict[str, Perturbation] = {
     "smaller": SmallerScenes(),
     "coarse": GlimpseResolution(),
 }
-"""Name -> perturbation, at the strength that `canvit-gym suite` measures."""
+"""Name -> perturbation, at the strength that `canvit-gym suite` uses."""
 
 
 def perturbation_named(name: str) -> Perturbation:
-    """An entry of PERTURBATIONS; ValueError where there is none."""
+    """The entry of PERTURBATIONS with this name; raises ValueError if there is none."""
     if name not in PERTURBATIONS:
         raise ValueError(f"unknown perturbation {name!r}; there are: {', '.join(PERTURBATIONS)}")
     return PERTURBATIONS[name]
@@ -320,7 +320,7 @@ class PerturbedScenes:
 
 
 class PerturbedLocatedScenes(PerturbedScenes):
-    """Of a source that knows where the items of its scenes lie."""
+    """PerturbedScenes of a source that knows where the items of its scenes lie."""
 
     def items(self, index: int) -> tuple[Item, ...]:
         items = cast(LocatedSource, self._source).items(index)
@@ -330,9 +330,9 @@ class PerturbedLocatedScenes(PerturbedScenes):
 
 
 class PerturbedEpisodes(EpisodeBatch):
-    """An EpisodeBatch under perturbations, which act in their order.
+    """An EpisodeBatch under perturbations, which are applied in order.
 
-    With compile=True the backbone's steps are compiled, but not what is before and after them.
+    With compile=True only the backbone's steps are compiled, not what comes before and after them.
     """
 
     def __init__(self, *, perturbations: Sequence[Perturbation], scenes: SceneSource, **parts: Any) -> None:
@@ -344,7 +344,7 @@ class PerturbedEpisodes(EpisodeBatch):
 
     @classmethod
     def instead_of(cls, episodes: EpisodeBatch, perturbations: Sequence[Perturbation]) -> "PerturbedEpisodes":
-        """A new batch like `episodes`, with these perturbations after those that it has."""
+        """A new batch like `episodes`, with these perturbations after its own."""
         nested = isinstance(episodes, PerturbedEpisodes)
         return cls(
             perturbations=(*episodes.perturbations, *perturbations) if nested else perturbations,
@@ -377,13 +377,13 @@ class PerturbedEpisodes(EpisodeBatch):
     def taken_glimpses(self, rows: Rows, t: NDArray[np.int64]) -> Tensor:
         glimpses = super().taken_glimpses(rows, t)
         shown = torch.from_numpy(self._shown(self.scene[rows], t)).to(glimpses.device)
-        return glimpses * shown.view(-1, 1, 1, 1)  # where nothing was shown, the middle of ImageNet's colours
+        return glimpses * shown.view(-1, 1, 1, 1)  # 0, ImageNet's mean colour, where nothing was shown
 
     def _shown(self, scene: NDArray[np.int64], t: NDArray[np.int64]) -> NDArray[np.bool_]:
         return np.all([perturbation.shows(scene, t) for perturbation in self.perturbations], axis=0)
 
     def _see_nothing(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
-        """A glimpse is spent; states, readings and observations of what was seen stay as they are."""
+        """Count a glimpse, but leave states, readings and observations of what was seen as they are."""
         self.viewpoints[rows, self.glimpses[rows]] = viewpoints
         self.glimpses[rows] += 1
         curves = self.curves  # waits for the last reading
@@ -398,11 +398,11 @@ class PerturbedEpisodes(EpisodeBatch):
 
 
 class Perturb(VectorWrapper):
-    """A vector environment under perturbations, by name (an entry of PERTURBATIONS) or of a strength of your own.
+    """A vector environment under perturbations: names (entries of PERTURBATIONS) or instances with your own strengths.
 
-    The environment itself is changed: go on with reset(). Infos, rewards and observations keep their meaning:
+    The wrapper changes the environment itself: call reset() next. Infos, rewards and observations keep their meaning:
     `viewpoint` is where a glimpse was taken, a glimpse that showed nothing leaves every map as it was, and action masks
-    follow what was chosen.
+    follow the viewpoints that were chosen.
 
     >>> import gymnasium as gym
     >>> import canvit_gym

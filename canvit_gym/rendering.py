@@ -1,13 +1,13 @@
 """Pictures of episodes, with NumPy and Pillow alone.
 
 A frame is a grid of square panels of `size` px: the scene with its glimpses, the last glimpse as the
-backbone sees it, the canvas, the probe's reading, the truth (both as the task draws them), and the curves of loss and
-score. Its size depends on the panel size and the task only. Frames are uint8 RGB [H, W, 3]; viewpoints are (row,
+backbone sees it, the canvas, the probe's reading, the truth (both drawn by the task), and the curves of loss and
+score. Its size depends only on the panel size and the task. Frames are uint8 RGB [H, W, 3]; viewpoints are (row,
 col, scale) in [-1, 1]², as in canvit_pytorch, and pixel boxes (left, top, right, bottom), as in Pillow.
 
-A canvas is coloured by its first three principal components. A basis fitted to every frame anew would let
-colours flip between frames, so `canvas_colours` fits it once per backbone and set of scenes, on canvases of
-reference scenes: the same feature has the same colour in every frame, environment and process.
+A canvas is coloured by its first three principal components. If the basis were fitted to every frame anew, colours
+would flip between frames, so `canvas_colours` fits it once per backbone and set of scenes, on canvases of reference
+scenes: the same feature has the same colour in every frame, environment and process.
 """
 
 import math
@@ -73,7 +73,7 @@ class CanvasColours:
     def fit(cls, canvases: NDArray[np.float32]) -> "CanvasColours":
         """The first three principal components of canvases [n, G, G, D], from their 2% to their 98% quantile.
 
-        Of the variance inside canvases: what all cells of a canvas share says nothing of where things are.
+        Computed within canvases: what all cells of a canvas share does not show where things are.
         """
         width = canvases.shape[-1]
         if width < 3:
@@ -129,7 +129,7 @@ def canvas_colours(backbone: Backbone, scenes: SceneSource) -> CanvasColours:
 
 
 def glimpse_colour(index: int, budget: int) -> Colour:
-    """Of glimpse `index` (from 0), from blue for the first to red for the last of the budget."""
+    """The colour of glimpse `index` (from 0), from blue for the first to red for the last of the budget."""
     position = index / max(budget - 1, 1) * (len(_RAMP) - 1)
     lower = min(int(position), len(_RAMP) - 2)
     weight = position - lower
@@ -195,10 +195,10 @@ def _note(text: str, size: int) -> Image.Image:
 
 
 def curves_picture(view: EpisodeView, size: int) -> Image.Image:
-    """Score above, loss below, against glimpses taken; what was not measured is left out."""
+    """Score above, loss below, against glimpses taken; values that were not measured are left out."""
     picture = blank(size, size)
     finite = view.loss_curve[np.isfinite(view.loss_curve)]
-    # The loss rarely exceeds its first value, so the axis keeps still over an episode.
+    # The loss rarely exceeds its first value, so the axis does not move over an episode.
     ceiling = _ceiling(float(finite.max())) if len(finite) else 1.0
     start = 0 if np.isfinite(view.loss_curve[0]) or not len(view.viewpoints) else 1
     half_size = (size, size // 2)
@@ -210,7 +210,7 @@ def curves_picture(view: EpisodeView, size: int) -> Image.Image:
 
 
 def _ceiling(value: float) -> float:
-    """The least of 1, 1.5, 2, 3, 5, 7 times a power of ten that is not below a positive value."""
+    """The smallest of 1, 1.5, 2, 3, 5, 7 times a power of ten that is at least `value`, if that is positive."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -226,7 +226,7 @@ def _curve(
     colour: Colour,
     size: tuple[int, int],
 ) -> Image.Image:
-    """One curve with its axes; drawn threefold and reduced, since Pillow's lines are not anti-aliased."""
+    """One curve with its axes; drawn at three times the size and reduced, since Pillow's lines are not anti-aliased."""
     width, height = size
     text = max(width // 20, 9)
     left, right, top, bottom = 2.3 * text, width - 0.7 * text, 1.7 * text, height - 1.5 * text
@@ -269,10 +269,10 @@ def _curve(
 def draw_frame(
     view: EpisodeView, *, colours: CanvasColours | None = None, size: int = PANEL_PX, columns: int = 3
 ) -> Frame:
-    """An episode as it stands: uint8 RGB [H, W, 3], H and W even, as video codecs want.
+    """The current state of an episode: uint8 RGB [H, W, 3], H and W even, as video codecs require.
 
     colours: how canvases are coloured: `canvas_colours(backbone, scenes)` for frames that can be compared;
-        None fits them to this canvas alone, for a picture that stands by itself.
+        None fits them to this canvas alone, for a single picture.
     size: side of a panel, px. columns: panels in a line (3, or 6 for one strip).
     """
     if size < MIN_PANEL_PX:
@@ -304,7 +304,7 @@ def draw_frame(
     place = 0
     for name, picture in panels:
         spans = round(picture.width / size)
-        if place % columns + spans > columns:  # two columns cannot hold a wide panel in the second one
+        if place % columns + spans > columns:  # with two columns, a wide panel does not fit in the second
             place += 1
         x = gap + place % columns * (size + gap)
         y = gap // 2 + place // columns * (title + size + gap)
@@ -319,7 +319,7 @@ def draw_frame(
 
 
 def tile_frames(frames: Sequence[Frame], *, columns: int | None = None) -> Frame:
-    """Frames of one size side by side, by default in about as many lines as columns."""
+    """Frames of one size in a grid, by default with about as many lines as columns."""
     if not frames or len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"tile_frames needs frames of one shape, got {[frame.shape for frame in frames]}")
     columns = math.ceil(math.sqrt(len(frames))) if columns is None else columns
@@ -362,9 +362,9 @@ class Window:
         self.is_open = True
 
     def show(self, frame: Frame) -> None:
-        """Show a frame once the last one had its time; nothing once the user has closed the window."""
+        """Show a frame after the last one has been up for 1 / fps; does nothing if the user has closed the window."""
         while self.is_open and (wait := self._due_s - time.monotonic()) > 0:
-            self._root.update()  # a window that is not attended to looks frozen
+            self._root.update()  # or the window looks frozen
             time.sleep(min(wait, 0.02))
         if not self.is_open:
             return

@@ -1,4 +1,4 @@
-"""Glimpses that were taken before, taken again: recorded viewpoints give the recorded readings, without the policy."""
+"""Replay recorded viewpoints, which reproduces the recorded readings without the policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,11 +18,11 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Moment:
-    """An episode as it stood after a glimpse."""
+    """An episode after a glimpse."""
 
     view: EpisodeView
     uncertainty: NDArray[np.float32] | None
-    """As the observation of this name: [1, m, m], or [1] where a reading is of the whole scene; None where the task has
+    """Like the observation of this name: [1, m, m], or [1] if a reading is of the whole scene; None if the task has
     none."""
 
 
@@ -34,9 +34,9 @@ def replay(
     config: EnvConfig,
     goal: NDArray[np.int64] | None = None,
 ) -> list[list[Moment]]:
-    """Viewpoints [n, T, 3] on scenes [n] of the config's split: what there was after every glimpse, [n][T].
+    """Take viewpoints [n, T, 3] on scenes [n] of the config's split; returns a Moment after every glimpse, [n][T].
 
-    `goal` [n] is what was asked for, in goal-conditioned tasks; None means what evaluations ask for.
+    `goal` [n] is that of each scene, in goal-conditioned tasks; None means the goals of evaluations.
 
     Raises:
         ValueError: there is no such scene.
@@ -71,13 +71,13 @@ def replay(
 
 
 class Replay:
-    """A policy that looks where somebody looked before."""
+    """A policy that takes recorded viewpoints."""
 
     def __init__(self, viewpoints: Mapping[int, NDArray[np.float32]], *, name: str, description: str) -> None:
         """
         Args:
             viewpoints: [T, 3] by scene.
-            name: how tables call it.
+            name: its name in tables.
             description: whose viewpoints they are.
         """
         self._viewpoints = viewpoints

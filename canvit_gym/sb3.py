@@ -1,12 +1,12 @@
 """GlimpseVectorEnv as a Stable-Baselines3 VecEnv. The one module of the library that imports an RL library.
 
-The native vector env steps all scenes in one batched forward; this adapter only rearranges what it returns
-into SB3's conventions: the observation of an ended episode goes to its info's `terminal_observation`, the
-returned one is already the next scene's first, and `reset_infos` holds that scene's info.
+The native vector env steps all scenes in one batched forward; this adapter only rearranges the results
+to SB3's conventions: the last observation of an ended episode goes to `terminal_observation` in its info, the
+returned one is already the first of the next scene, and `reset_infos` holds that scene's info.
 
 With `tensors`, observations stay on the device, for learners whose rollout buffer takes them (agents.ppo.rollout):
-dicts of tensors, maps in that precision, and infos only where episodes ended, without `terminal_observation`. SB3's
-wrappers that compute on observations (VecNormalize with norm_obs=True, VecCheckNan) want arrays.
+dicts of tensors, with maps in that precision, and infos only for episodes that ended, without `terminal_observation`.
+SB3's wrappers that compute on observations (VecNormalize with norm_obs=True, VecCheckNan) need arrays.
 """
 
 from collections.abc import Sequence
@@ -24,15 +24,15 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from canvit_gym.registration import ENVIRONMENTS
 from canvit_gym.vector_env import GlimpseVectorEnv, Observation
 
-# What a single environment calls by these names.
+# The names of a single environment -> those of a vector environment.
 _SINGLE = {"action_space": "single_action_space", "observation_space": "single_observation_space"}
 _METHODS_BY_ROW = ("render", "action_masks")
-"""Of a vector environment, with a result per environment."""
+"""Methods of a vector environment that return one result per environment."""
 _WHOLE_BATCH_METHODS = ("reset", "step", "close")
 
 TensorPrecision = Literal["float32", "float16"]
 _MAP_DIMENSIONS = 4
-"""[N, C, m, m]: what takes the memory. Vectors stay in float32."""
+"""[N, C, m, m]: maps take most of the memory. Vectors stay in float32."""
 
 
 def make_sb3_env(
@@ -41,7 +41,7 @@ def make_sb3_env(
     """`num_envs` scenes of a registered id as one VecEnv; kwargs are the environment's.
 
     Raises:
-        ValueError: an id of another package, or an autoreset_mode, of which SB3 knows one only.
+        ValueError: an id of another package, or an autoreset_mode: SB3 supports one only.
     """
     spec = gym.registry.get(env_id.rpartition(":")[2])
     if spec is not None and not _makes_glimpse_envs(spec):
@@ -58,14 +58,14 @@ def make_sb3_env(
 
 
 def _makes_glimpse_envs(spec: EnvSpec) -> bool:
-    """As far as can be told before making one: a vector entry point may be any function."""
+    """As far as can be known before making one: a vector entry point may be any function."""
     made_by = spec.vector_entry_point
     made_by = load_env_creator(made_by) if isinstance(made_by, str) else made_by
     return made_by is not None and not (isinstance(made_by, type) and not issubclass(made_by, GlimpseVectorEnv))
 
 
 def _column(value: Any, num_envs: int) -> NDArray[Any]:
-    """[N, ...] values; a dict of arrays, as wrappers add them (RecordEpisodeStatistics), becomes [N] dicts."""
+    """[N, ...] values; a dict of arrays, which wrappers such as RecordEpisodeStatistics add, becomes [N] dicts."""
     if not isinstance(value, dict):
         return np.asarray(value)
     column = np.empty(num_envs, dtype=object)
@@ -89,11 +89,11 @@ def _rows(info: dict[str, Any], num_envs: int) -> list[dict[str, Any]]:
 
 
 class GlimpseVecEnv(VecEnv):
-    """A GlimpseVectorEnv in SAME_STEP mode, wrapped or not, as SB3 sees it.
+    """A GlimpseVectorEnv in SAME_STEP mode, wrapped or not, as an SB3 VecEnv.
 
-    The environments are one object: `get_attr` gives every index the same value, `set_attr` and `env_method`
-    act on all of them: on the outermost wrapper that has such an attribute, or else on the environments. Seeds:
-    `seed(s)` seeds the whole batch with s at the next reset.
+    The environments are one object: `get_attr` returns the same value for every index, and `set_attr` and
+    `env_method` act on all of them, through the outermost wrapper that has the attribute, or else on the environments
+    themselves. `seed(s)` seeds the whole batch with s at the next reset.
     """
 
     actions: NDArray[Any]
@@ -127,7 +127,7 @@ class GlimpseVecEnv(VecEnv):
         return self._stored(observation)
 
     def _stored(self, observation: Any) -> Any:
-        """With `tensors`, maps in the precision asked for; else what was given."""
+        """With `tensors`, maps are converted to that precision; otherwise the observation is returned unchanged."""
         if self.tensors is None:
             return observation
         dtype = getattr(torch, self.tensors)
@@ -169,7 +169,7 @@ class GlimpseVecEnv(VecEnv):
             ended = _rows(cast(dict[str, Any], final_info), self.num_envs)
             for row in np.flatnonzero(dones):
                 self.reset_infos[row] = infos[row]
-                # What RecordEpisodeStatistics tells of the ended episode, Gymnasium has beside the next one's info.
+                # Gymnasium puts the ended episode's statistics (RecordEpisodeStatistics) into the next one's info.
                 statistics = {key: infos[row].pop(key) for key in ("episode",) if key in infos[row]}
                 infos[row] = statistics | ended[row] | {"terminal_observation": cast(Any, final_obs)[row]}
         for row_info in infos:
@@ -200,7 +200,7 @@ class GlimpseVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """`render` and `action_masks` give every index its own row; any other method runs once, for all indices."""
+        """`render` and `action_masks` return each index its own row; any other method runs once, for all indices."""
         if method_name in _WHOLE_BATCH_METHODS:
             raise ValueError(
                 f"env_method({method_name!r}) would {method_name} single environments, but these advance "
@@ -213,7 +213,7 @@ class GlimpseVecEnv(VecEnv):
         return [result for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """Whether a Gymnasium vector wrapper of that class lies around the environments."""
+        """Whether the environments are wrapped in a Gymnasium vector wrapper of that class."""
         found, envs = False, self.envs
         while isinstance(envs, VectorWrapper):
             found = found or isinstance(envs, cast(type, wrapper_class))
@@ -221,7 +221,7 @@ class GlimpseVecEnv(VecEnv):
         return [found for _ in self._get_indices(indices)]
 
     def _holding(self, name: str) -> VectorEnv[Any, Any, Any]:
-        """The outermost layer that has an attribute of its own of this name; the environments where none has."""
+        """The outermost wrapper that defines an attribute of this name; the environments if none does."""
         envs = self.envs
         while isinstance(envs, VectorWrapper):
             own = set(type(envs).__mro__) - set(VectorWrapper.__mro__)

@@ -1,7 +1,7 @@
-"""A checker of vector environments, which Gymnasium lacks: does an environment keep Gymnasium 1.4's contract?
+"""A checker of vector environments, which Gymnasium lacks: does an environment follow Gymnasium 1.4's API?
 
-`check_vector_env(envs)` rolls an environment out a few times and raises AssertionError with what is wrong, where
-and what was expected. It works on any `gymnasium.vector.VectorEnv` with numpy observations, ours or not.
+`check_vector_env(envs)` runs a few rollouts and raises AssertionError, which says what is wrong, where, and what was
+expected. It works on any `gymnasium.vector.VectorEnv` with numpy observations, not only on those of this package.
 """
 
 import copy
@@ -19,7 +19,7 @@ Info = dict[str, Any]
 
 @dataclass(frozen=True)
 class _Step:
-    """What one call returned, copied when it returned. A reset has neither actions nor rewards."""
+    """A copy of what one call returned. A reset has neither actions nor rewards."""
 
     observation: Any
     info: Info
@@ -36,15 +36,15 @@ class _Step:
 def check_vector_env(
     envs: VectorEnv[Any, Any, Any], *, seed: int = 123, max_steps: int = 500, raises_when_closed: bool = True
 ) -> None:
-    """Raise AssertionError where `envs` breaks the contract; close it at the end.
+    """Raise AssertionError if `envs` does not follow the API; closes it at the end.
 
-    Checked are spaces; dtypes, shapes and ranges of all that is returned; infos and their masks; that what is
-    returned is fresh (the environment neither changes it later nor reads it again); seeding; the autoreset mode
+    It checks the spaces; dtypes, shapes and ranges of everything returned; infos and their masks; that returned
+    arrays are fresh (the environment neither changes them later nor reads them again); seeding; the autoreset mode
     that `metadata` declares; closing.
 
     Args:
         seed: rollouts are seeded with it and the number after it.
-        max_steps: a rollout goes on until an episode has ended, at most so long.
+        max_steps: the longest rollout, which otherwise lasts until an episode has ended.
         raises_when_closed: whether step and reset must raise after close. Gymnasium's SyncVectorEnv does not.
 
     >>> import gymnasium as gym
@@ -113,9 +113,9 @@ def _rollout(
     other_actions_on_reset: bool = False,
     until_end: bool = True,
 ) -> list[_Step]:
-    """Reset and step until some episodes have ended and begun anew, checking each result and its freshness.
+    """Reset and step until some episodes have ended and been reset, checking each result and that it is fresh.
 
-    `like` repeats another rollout's actions. `spoil` overwrites whatever was handed over as soon as it can matter.
+    `like` repeats another rollout's actions. `spoil` overwrites returned arrays and used actions right away.
     """
     n = envs.num_envs
     if seed is not None:
@@ -192,7 +192,7 @@ def _rollout(
 
 
 def _sampled(envs: VectorEnv[Any, Any, Any], info: Info) -> Any:
-    """Random actions, of discrete ones such as info["action_mask"] allows, where there is one."""
+    """Random actions; discrete ones respect info["action_mask"], if there is one."""
     mask = info.get("action_mask")
     if mask is None or np.all(mask):
         return envs.action_space.sample()
@@ -200,7 +200,7 @@ def _sampled(envs: VectorEnv[Any, Any, Any], info: Info) -> Any:
 
 
 def _check_fresh(held: Any, before: Any, returned: Any, where: str) -> None:
-    """What an earlier call returned (`held`) is as it was, and what this one returned is other memory."""
+    """Check that `held`, returned by an earlier call, is unchanged and shares no memory with `returned`."""
     assert _equal(held, before), (
         f"{where} changed what an earlier call returned: return fresh arrays ({_difference(before, held)})"
     )
@@ -210,7 +210,7 @@ def _check_fresh(held: Any, before: Any, returned: Any, where: str) -> None:
 
 
 def _check_seed_kept(envs: VectorEnv[Any, Any, Any], seed: int) -> None:
-    """`super().reset(seed=seed)` keeps the seed; vectors of single environments keep one each, counting up."""
+    """Check the seed that `super().reset(seed=seed)` keeps; vectors of environments keep one each, counting up."""
     kept = envs.np_random_seed
     first = kept[0] if isinstance(kept, tuple | list) else kept
     assert first == seed, (
@@ -223,7 +223,7 @@ def _check_observation(envs: VectorEnv[Any, Any, Any], observation: Any, where: 
 
 
 def _check_element(space: spaces.Space[Any], value: Any, where: str) -> None:
-    """`space.contains(value)`, naming the part that is wrong."""
+    """Check `space.contains(value)`; the error names the part that is wrong."""
     if isinstance(space, spaces.Dict):
         assert isinstance(value, dict) and set(value) == set(space.spaces), (
             f"{where} must be a dict with keys {sorted(space.spaces)}, got {_brief(value)}"
@@ -264,9 +264,9 @@ def _check_rewards(rewards: Any, n: int, where: str) -> None:
 
 
 def _check_info(info: Any, n: int, where: str, *, masked: bool = False) -> None:
-    """Each key has num_envs values and a mask `_key` of where they hold; dicts are infos in turn.
+    """Check that each key has num_envs values and a mask `_key` of where they are valid; dicts are infos in turn.
 
-    What lies within another key's dict is `masked` by that key already (RecordEpisodeStatistics' `episode`).
+    Values inside another key's dict are already `masked` by that key (RecordEpisodeStatistics' `episode`).
     """
     assert isinstance(info, dict), f"{where}: info must be a dict, got {type(info)}"
     for key, value in info.items():
@@ -335,7 +335,7 @@ def _check_final(envs: VectorEnv[Any, Any, Any], step: _Step, where: str) -> Non
 
 
 def _check_replaced(envs: VectorEnv[Any, Any, Any], steps: list[_Step]) -> None:
-    """At least once the observation of an environment that ended differs from its last: it is the new episode's."""
+    """Check that an ended environment returns the new episode's observation, not its last one, at least once."""
     pairs = [
         (row, step.info["final_obs"][env])
         for step in steps[1:]
@@ -350,7 +350,7 @@ def _check_replaced(envs: VectorEnv[Any, Any, Any], steps: list[_Step]) -> None:
 
 
 def _check_reset_mask(envs: VectorEnv[Any, Any, Any], seed: int) -> None:
-    """DISABLED: a partial reset leaves the other environments as they are, and ended ones cannot be stepped."""
+    """With DISABLED, a partial reset leaves the other environments unchanged, and ended ones cannot be stepped."""
     n = envs.num_envs
     envs.action_space.seed(seed)
     observation, info = envs.reset(seed=seed)
@@ -404,7 +404,7 @@ def _must_raise(call: Callable[[], object], what: str) -> None:
 
 
 def _check_same(first: list[_Step], second: list[_Step], message: str, seed: int) -> None:
-    """All but the infos, which may hold the time of day."""
+    """Compare everything but the infos, which may hold times."""
     for index, (a, b) in enumerate(zip(first, second, strict=True)):
         for what in ("observation", "rewards", "terminated", "truncated"):
             one, other = getattr(a, what), getattr(b, what)
@@ -438,7 +438,7 @@ def _arrays(value: Any) -> Iterator[np.ndarray]:
 
 
 def _spoil(value: Any) -> None:
-    """Overwrite every array in place with what it is unlikely to have held."""
+    """Overwrite every array in place with unlikely values."""
     for array in _arrays(value):
         if array.flags.writeable and array.dtype.kind in "fiub":
             array[...] = ~array if array.dtype == np.bool_ else array + 77 if array.dtype.kind in "iu" else np.nan
