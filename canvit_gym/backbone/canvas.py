@@ -13,11 +13,11 @@ LAYER_NORM_EPS = 1e-5
 
 def normalized_canvas(backbone: Backbone, state: RecurrentState) -> Tensor:
     """[B, G*G, D] float32: the canvas patches, each token layer-normalized without affine."""
-    # Registers included, then dropped: normalizing the contiguous whole is faster than a slice of it.
+    # Registers are included, then dropped: normalizing the contiguous whole is faster than normalizing a slice.
     canvas = state.canvas.float()
     if canvas.device.type != "cpu":
         return backbone.canvit.canvas_patches(F.layer_norm(canvas, canvas.shape[-1:]))
-    # PyTorch's kernel takes twice as long for tokens as narrow as a canvas's.
+    # For tokens as narrow as a canvas's, PyTorch's kernel takes twice as long.
     centered = canvas - canvas.mean(dim=-1, keepdim=True)
     variance = torch.linalg.vector_norm(centered, dim=-1, keepdim=True).square_().div_(canvas.shape[-1])
     return backbone.canvit.canvas_patches(centered.mul_(variance.add_(LAYER_NORM_EPS).rsqrt_()))

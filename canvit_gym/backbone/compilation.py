@@ -1,11 +1,11 @@
-"""Functions of tensors through torch.compile and CUDA graphs, and a count of what really ran.
+"""Functions of tensors through torch.compile and CUDA graphs, and a count of what actually ran.
 
-A compiled function never pretends: where compiling fails it runs eagerly, after one warning, and says "eager" of every
-call. On a GPU a call may also be recorded as a CUDA graph, whose replay launches all of its kernels at once.
+If compiling a function fails, it runs eagerly, after one warning, and reports "eager" for every call. On a GPU a call
+may also be recorded as a CUDA graph, whose replay launches all of its kernels at once.
 
-Memory of graphs: all of this process share one pool, so that their intermediate values take what the largest of them
-needs; each holds its inputs and outputs besides. Backbone.step records at most `MAX_GRAPHS`, for the first numbers of
-scenes that it is called with (other numbers run compiled), and a batch of episodes records one, of all its scenes.
+Memory of graphs: all graphs of a process share one pool, so that their intermediate values take as much as the largest
+graph needs; each also holds its inputs and outputs. Backbone.step records at most `MAX_GRAPHS`, for the first numbers
+of scenes that it is called with (other numbers run compiled), and a batch of episodes records one, for all its scenes.
 """
 
 import logging
@@ -24,15 +24,15 @@ log = logging.getLogger("canvit_gym")
 Precision = Literal["float32", "bfloat16"]
 How = Literal["eager", "compiled", "cuda graph"]
 Function = Callable[..., tuple[Tensor, ...]]
-"""Of tensors whose first dimension is the scenes, to such tensors."""
+"""From tensors whose first dimension indexes scenes, to such tensors."""
 
 MOST_SECONDS = {"cpu": 60, "cuda": 60}
-"""What a compilation takes at most with idle CPU cores: nano's step on a CPU is 52 s of one core, less on two."""
+"""The longest compilation with idle CPU cores: nano's step on a CPU takes 52 s on one core, less on two."""
 MAX_STATIC_SIZES = 3
-"""On a GPU so many numbers of scenes are compiled for as constants; what comes after runs code for any number."""
+"""On a GPU, how many numbers of scenes are compiled for as constants; later ones run code for any number."""
 MAX_GRAPHS = 4
 WARM_UP_CALLS = 3
-"""Before recording."""
+"""Calls before recording."""
 
 
 class Ran(NamedTuple):
@@ -43,15 +43,15 @@ class Ran(NamedTuple):
 
 
 def precision_on(device: torch.device) -> Precision:
-    """What matrix products are computed in here and now."""
+    """The precision of matrix products in the current context."""
     autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.bfloat16
     return "bfloat16" if autocast else "float32"
 
 
 class CompiledFunction:
-    """A function through torch.compile, compiled at the first call; eager for good where that fails.
+    """A function through torch.compile, compiled at the first call; eager from then on if that fails.
 
-    any_number: one compilation serves every number of scenes above one; else each number gets its own.
+    any_number: one compilation serves every number of scenes above one; otherwise each number gets its own.
     """
 
     def __init__(self, function: Function, *, name: str, any_number: bool) -> None:
@@ -61,7 +61,7 @@ class CompiledFunction:
         self._compiled: dict[int | None, Function] = {}  # by number of scenes; None: any above one
         self._failed = False
         self.seconds = 0.0
-        """What compilation has taken so far."""
+        """Time spent on compilation so far."""
         self.how: How = "eager"
         """How the last call ran."""
 
@@ -69,7 +69,7 @@ class CompiledFunction:
         self.how = "eager"
         if self._failed or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
             return self._function(*tensors)
-        # Strides are part of what is compiled for: those of a tensor expanded or cut out would be another case each.
+        # Code is compiled for given strides: expanded or sliced tensors would each be another case.
         tensors = tuple(tensor.contiguous() for tensor in tensors)
         case = self._case(tensors[0])
         if case in self._compiled:
@@ -86,12 +86,12 @@ class CompiledFunction:
         return result
 
     def compiled_for(self, tensors: tuple[Tensor, ...]) -> Function:
-        """What a call with these tensors ran, where it ran compiled."""
+        """The compiled function that a call with these tensors ran."""
         return self._compiled[self._case(tensors[0])]
 
     def _case(self, first: Tensor) -> int | None:
         num = len(first)
-        if num == 1 or num in self._compiled:  # the compiler specializes on sizes of 1 in any case
+        if num == 1 or num in self._compiled:  # the compiler always specializes on sizes of 1
             return num
         if self._any_number and first.device.type == "cpu":
             return None
@@ -133,9 +133,9 @@ class RecordedGraph:
 
     def __init__(self, function: Function, inputs: tuple[Tensor, ...]) -> None:
         device = inputs[0].device
-        self.inputs = inputs  # kept, so that their memory stays theirs
-        # Libraries allocate their workspaces in the first calls, which a recording must not. PyTorch asks for a stream
-        # other than the default one.
+        self.inputs = inputs  # kept, so that their memory is not freed
+        # Libraries allocate their workspaces in the first calls, which must not happen while recording. PyTorch needs a
+        # stream other than the default one.
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
@@ -143,7 +143,7 @@ class RecordedGraph:
                 function(*inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may go on using the GPU meanwhile, such as one that pins scenes.
+        # Other threads may keep using the GPU meanwhile, such as one that pins scenes.
         with torch.cuda.graph(self._graph, pool=_graph_pool(device), capture_error_mode="thread_local"):
             self.outputs = function(*inputs)
 
@@ -153,7 +153,7 @@ class RecordedGraph:
 
 
 def record(function: CompiledFunction, inputs: tuple[Tensor, ...]) -> RecordedGraph | None:
-    """A graph of what has been compiled for these inputs; None, after a warning, where it cannot be recorded."""
+    """A graph of the function compiled for these inputs; None, after a warning, if it cannot be recorded."""
     try:
         return RecordedGraph(function.compiled_for(inputs), inputs)
     except RuntimeError as error:
@@ -166,7 +166,7 @@ def record(function: CompiledFunction, inputs: tuple[Tensor, ...]) -> RecordedGr
 class GraphedFunction:
     """A compiled function whose calls of at most `up_to` scenes are recorded, on a GPU.
 
-    Inputs are copied into a graph's own, and outputs out of them.
+    Inputs are copied into those of the graph, and outputs out of it.
     """
 
     def __init__(self, function: CompiledFunction, *, up_to: int) -> None:
@@ -202,18 +202,18 @@ def _copy(sources: tuple[Tensor, ...], targets: tuple[Tensor, ...]) -> None:
 
 
 class TrainedFunction:
-    """A function that is trained, through torch.compile with its gradients; eager for good where that fails, after a
-    warning.
+    """A function that is trained, through torch.compile with its gradients; eager from then on, after a warning, if
+    that fails.
 
-    Every shape, and with gradients or without, is compiled once, at its first call.
+    It is compiled once for every shape, with and without gradients, at the first such call.
     """
 
     def __init__(self, function: Callable[..., Any], *, name: str, compile: bool) -> None:
         self._function, self.name = function, name
-        # One graph or an error: a graph that breaks in the middle would be called compiled all the same.
+        # One graph or an error: a function with graph breaks would also be reported as compiled.
         self._compiled = torch.compile(function, fullgraph=True, dynamic=False) if compile else None
         self.ran = "never"
-        """How the calls so far ran: "never" called, "compiled", "eager", or "eager: " and why it was not compiled."""
+        """How the calls so far ran: "never" (none yet), "compiled", "eager", or "eager: " and the reason."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._compiled is None:
@@ -234,7 +234,7 @@ class TrainedFunction:
 
 
 def _with_own_code(function: Function) -> Function:
-    """torch.compile counts what it compiled, and limits it, by code object: every compilation gets its own."""
+    """torch.compile counts and limits compilations by code object, so every compilation gets its own."""
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
         return function(*tensors)

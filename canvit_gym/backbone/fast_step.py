@@ -1,14 +1,14 @@
 """One step of a frozen CanViT: canvit_pytorch.CanViT.forward, written for inference.
 
 The layers and weights are canvit-pytorch's, and so are the results: the same bits on a CPU in float32, computed
-eagerly. Three things differ. What never changes is computed once: the rotary tables of the canvas, the coordinates of a
+eagerly. Three things differ. Constants are computed once: the rotary tables of the canvas, the coordinates of a
 glimpse's pixels and patches, biases, weights in bfloat16. Rotations take fewer passes over memory. And torch.compile
-sees one plain function, in which a few operations are written in the form that it makes fast kernels of.
+sees one plain function, in which a few operations are written in a form that it compiles to fast kernels.
 
 Rotations (SR-RoPE) are tables of sines and cosines for all N tokens of a sequence, with the identity for those without
 a position; the sine carries the sign with which the swapped halves of a vector are added.
 
-Where the installed canvit-pytorch is a version that the tests have not seen, its own forward runs: see
+If the installed version of canvit-pytorch is not covered by the tests, its own forward runs: see
 canvit_gym.backbone.step.
 """
 
@@ -40,8 +40,8 @@ def rotation_at(positions: Tensor, periods: Tensor, num_prefix: int) -> Rotation
     return Rotation(sin=F.pad(signed, prefix).unsqueeze(1), cos=F.pad(doubled, prefix, value=1.0).unsqueeze(1))
 
 
-# To the compiler this is one operation that it cannot look into. It would otherwise compute sines within the loops of
-# every attention, once per use.
+# The compiler treats this as one opaque operation. Otherwise it would compute sines within the loops of every
+# attention, once per use.
 @torch.library.custom_op("canvit_gym::glimpse_rotation", mutates_args=())
 def glimpse_rotation(positions: Tensor, periods: Tensor, num_prefix: int) -> tuple[Tensor, Tensor]:
     return rotation_at(positions, periods, num_prefix)
@@ -57,7 +57,7 @@ def _(positions: Tensor, periods: Tensor, num_prefix: int) -> tuple[Tensor, Tens
 def rotate(x: Tensor, by: Rotation) -> Tensor:
     """[B, heads, N, head_dim], with the products and sums of canvit_pytorch's apply_2d_rope."""
     precise = x.float()
-    if torch.compiler.is_compiling():  # a flip becomes part of the loop; a roll would be a copy
+    if torch.compiler.is_compiling():  # a flip is fused into the loop; a roll would be a copy
         halves, sin, cos = (t.unflatten(-1, (2, -1)) for t in (precise, by.sin, by.cos))
         return (halves * cos + halves.flip(-2) * sin).flatten(-2).to(x.dtype)
     swapped = precise.roll(precise.shape[-1] // 2, dims=-1)
@@ -74,7 +74,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _in_bfloat16(canvit: CanViT) -> CanViT:
-    """The same, with the weights that autocast would cast at every step cast once; the others are shared."""
+    """A copy in which the weights that autocast would cast at every step are cast once; the others are shared."""
     shared = {id(tensor): tensor for tensor in (*canvit.parameters(), *canvit.buffers())}
     canvit = copy.deepcopy(canvit, shared)
     for module in canvit.modules():
@@ -95,7 +95,7 @@ class FastStep:
         device = canvit.init_recurrent_cls.device
         assert glimpse_size_px % spec.patch_size == 0, f"{glimpse_size_px} px are no whole patches of {spec.patch_size}"
         self.num_prefix = int(config.enable_vpe) + 1 + config.num_backbone_registers
-        # Outside of any inference mode that the first step may be taken in: these tensors are kept.
+        # Outside of inference mode, in which the first step may be taken, since these tensors are kept.
         with torch.inference_mode(False), torch.no_grad():
             self.canvit = _in_bfloat16(canvit) if bfloat16 else canvit
             self.pixels = grid_coords(size=glimpse_size_px, device=device)  # [px, px, 2] in the crop's frame

@@ -1,11 +1,11 @@
-"""A process forked from one that has computed with several threads computes with one.
+"""Processes forked from one that has computed with several threads use one thread.
 
 OpenMP's threads do not survive a fork, but its pool believes that they do: the child's first parallel operation would
 wait for them forever. Gymnasium's AsyncVectorEnv and Stable-Baselines3's SubprocVecEnv fork their workers, from a
-process in which PyTorch may have computed before any environment was made. One thread in each is also what as many
-workers as CPU cores want.
+process in which PyTorch may have computed before any environment was made. One thread each is also best for as many
+workers as CPU cores.
 
-Registered by `import canvit_gym`, which does not import PyTorch: the handler acts only where it is loaded.
+Registered by `import canvit_gym`, which does not import PyTorch: the handler acts only if PyTorch is loaded.
 """
 
 import os
@@ -20,6 +20,6 @@ def _compute_alone() -> None:
 
 @cache
 def compute_alone_after_forks() -> None:
-    """Have every process forked from now on use one thread, where processes can be forked."""
+    """Make every process forked from now on use one thread, on systems that can fork."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_compute_alone)

@@ -2,7 +2,7 @@
 
 A name is, in this order: one of `CHECKPOINTS` or `PROBES` or the repository it stands for (all from
 canvit_pytorch.hub.repos, under $CANVIT_HUB_ROOT or the Hub's `canvit` organization), an existing directory, or
-a Hub id "org/name". Files of the Hub come through huggingface_hub and its cache; from there on everything is a
+a Hub id "org/name". Files from the Hub are downloaded by huggingface_hub into its cache; after that everything is a
 local directory that canvit-pytorch loads.
 """
 
@@ -42,7 +42,7 @@ CHECKPOINTS: dict[str, str] = {
         **{ablation.probe_model_name: ablation.released_repo for ablation in ABLATIONS.values()},
     }.items()
 }
-"""Short name -> repository within the organization. "nano", which this package ships, comes on top."""
+"""Short name -> repository within the organization. "nano", which this package ships, is another."""
 
 PROBES: dict[str, str] = {"dinov3-vitb16-in1k": Path(repos.DINOV3_VITB16_IN1K_PROBE).name}
 """Classification probes. Segmentation probes are chosen by geometry: see `ade20k_probe`."""
@@ -65,18 +65,18 @@ _PROBE_NAME = re.compile(r"probe-ade20k-\d+k-s(?P<scene>\d+)-c(?P<grid>\d+)-(?P<
 
 @dataclass(frozen=True)
 class Source:
-    """Where a checkpoint or a probe was found. Hashable: what is loaded once per process is kept under it."""
+    """Where a checkpoint or a probe was found. Hashable: it is the cache key of what is loaded once per process."""
 
     kind: Kind
     name: str
-    """As asked for."""
+    """The name as given."""
     repo: str | None
     """Hub id; None for a local directory."""
     revision: str | None
     """The Hub commit of the files; None for a local directory."""
     directory: Path
     stamp: tuple[int, int]
-    """Time of change and size of the weights: a directory written anew is another source."""
+    """Modification time and size of the weights: a rewritten directory is another source."""
 
     @property
     def sha256(self) -> str:
@@ -93,7 +93,7 @@ _used: dict[Source, None] = {}
 
 
 def mark_used(source: Source) -> None:
-    """Remember that this process computes with a source, and the hash of what it has just loaded."""
+    """Remember that this process uses a source, and the hash of what it has just loaded."""
     _sha256(source.directory / WEIGHTS, source.stamp)
     _used[source] = None
 
@@ -121,10 +121,10 @@ def _shipped() -> tuple[str, ...]:
 
 
 def find_repository(kind: Kind, repo: str, files: tuple[str, ...]) -> Path:
-    """The directory of a Hub repository "org/name": below $CANVIT_HUB_ROOT where that is a directory, else downloaded.
+    """The directory of a Hub repository "org/name": below $CANVIT_HUB_ROOT if that is a directory, else downloaded.
 
     Raises:
-        FileNotFoundError: there is none, or it lacks one of `files`.
+        FileNotFoundError: there is no such repository, or it lacks one of `files`.
     """
     root = Path(hub_root())
     directory = root / repo if root.is_dir() else _download(kind, repo, repo, files, None)[0]
@@ -136,12 +136,12 @@ def find_repository(kind: Kind, repo: str, files: tuple[str, ...]) -> Path:
 
 
 def hub_root() -> str:
-    """$CANVIT_HUB_ROOT, a directory laid out like the organization; the organization where that is unset or empty."""
+    """$CANVIT_HUB_ROOT, a directory laid out like the organization; the organization if that is unset or empty."""
     return os.path.expanduser(os.environ.get("CANVIT_HUB_ROOT") or HUB_ORGANIZATION).rstrip("/")
 
 
 def _is_spelled_as_path(root: str) -> bool:
-    """As no organization of the Hub is."""
+    """Whether `root` cannot be an organization of the Hub."""
     return any(sign in root for sign in "/~.")
 
 
@@ -159,11 +159,11 @@ def _released_repo(name: str) -> str | None:
 
 
 def locate(kind: Kind, name: str, *, files: tuple[str, ...], revision: str | None = None) -> Source:
-    """The directory that holds `files` of a checkpoint or probe, downloaded from the Hub where need be.
+    """The directory that holds `files` of a checkpoint or probe, downloaded from the Hub if needed.
 
     Raises:
         FileNotFoundError: no such name, directory, repository, revision or file; or neither network nor cache.
-        ValueError: a revision of what has none.
+        ValueError: a revision of something that has no revisions.
     """
     repo, commit = None, None
     if name in _shipped():
@@ -225,7 +225,7 @@ def _require_in_root(kind: Kind, name: str, root: Path, released: str) -> None:
 
 @cache
 def _download(kind: Kind, name: str, repo: str, files: tuple[str, ...], revision: str | None) -> tuple[Path, str]:
-    """(snapshot directory, commit). All files are of one commit; the network is asked once if they are cached."""
+    """(snapshot directory, commit). All files are of one commit; cached files cost one network request."""
     what = f"{kind} {name!r}" + ("" if name == repo else f" ({repo})")
     here = f"There is no directory {name} either." if name == repo else ""
     try:
@@ -264,7 +264,7 @@ def ade20k_probe(checkpoint: Source, *, scene_size_px: int, canvas_grid: int) ->
     """The name of the released ADE20K probe on a checkpoint's canvas at a geometry.
 
     Raises:
-        ValueError: there is none; the message lists those there are.
+        ValueError: there is none; the message lists the available ones.
     """
     fit = (
         "fit one (canvit-gym fit-probe --env CanViT/ADE20K-v0 "

@@ -1,4 +1,4 @@
-"""Frozen CanViTs, loaded once per process and shared by every environment that asks for the same one."""
+"""Frozen CanViTs, loaded once per process and shared by every environment that uses the same one."""
 
 import json
 from collections import Counter
@@ -32,12 +32,12 @@ from canvit_gym.backbone.weights import LOADING_ERRORS, load_weights
 CheckpointModel = CanViTForPretraining | CanViTForImageClassification
 
 GLIMPSES_PER_SIDE = 4
-"""A glimpse has a quarter of the pretraining scene's pixels on a side, in nano as in the released CanViT-B."""
+"""A glimpse's side has a quarter of the pretraining scene's pixels, in nano as in the released CanViT-B."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a backbone sees a scene: sizes in pixels and in canvas cells. Any of the three may be chosen freely."""
+    """How a backbone sees a scene: sizes in pixels and in canvas cells. All three can be chosen freely."""
 
     scene_size_px: int
     canvas_grid: int
@@ -54,7 +54,7 @@ class Backbone:
     device: torch.device
     precision: Precision
     compile: bool = False
-    """Whether steps go through torch.compile: from the first step on, or eagerly with a warning where that fails."""
+    """Whether steps go through torch.compile: from the first step on; if that fails, eagerly with a warning."""
 
     @property
     def canvit(self) -> CanViT:
@@ -62,7 +62,7 @@ class Backbone:
 
     @property
     def pretrained(self) -> CanViTForPretraining:
-        """The model with its pretraining readouts, which a fine-tuned one has no more."""
+        """The model with its pretraining readouts, which a fine-tuned one no longer has."""
         if not isinstance(self.model, CanViTForPretraining):
             raise ValueError(
                 f"checkpoint {self.name!r} is fine-tuned for classification and has no pretraining readouts; use a "
@@ -72,12 +72,12 @@ class Backbone:
 
     @property
     def is_finetuned(self) -> bool:
-        """For classification: such a model holds a classifier of its own."""
+        """Whether it is fine-tuned for classification: such a model has its own classifier."""
         return isinstance(self.model, CanViTForImageClassification)
 
     @property
     def name(self) -> str:
-        """As asked for: "nano", a released name, a Hub id, a directory."""
+        """The name as given: "nano", a released name, a Hub id, a directory."""
         return self.source.name
 
     @property
@@ -139,12 +139,12 @@ class Backbone:
 
     @cached_property
     def ran(self) -> Counter[Ran]:
-        """How often steps ran which way in this process: what `compile` and `precision` came to."""
+        """How many steps ran in which way in this process: the effect of `compile` and `precision`."""
         return Counter()
 
     @cached_property
     def compiled(self) -> dict[Hashable, CompiledFunction]:
-        """Whole steps of environments (canvit_gym.device_step), by what they compute: compiled once per process."""
+        """Whole steps of environments (canvit_gym.device_step), by what they compute; compiled once per process."""
         return {}
 
     @cached_property
@@ -164,15 +164,15 @@ class Backbone:
 
 
 CUDA_GRAPH_SCENES = 16
-"""Backbone.step records up to so many scenes. For more, its kernels take longer than launching them one by one does,
-and copies of the states in and out of a graph would cost more than it saves."""
+"""The most scenes for which Backbone.step records graphs. With more, kernels take longer than launching them one by
+one, and copying states in and out of a graph would cost more than it saves."""
 
 MOST_CELLS, MOST_PX = 4096, 1 << 16
-"""Beyond these sizes a checkpoint's own record is not believed: its weights do not bound them."""
+"""The largest sizes accepted from a checkpoint's own record, which its weights do not bound."""
 
 
 def _model_class(source: Source) -> type[CanViTForPretraining] | type[CanViTForImageClassification]:
-    """Which of canvit-pytorch's classes a checkpoint is of, as its config.json tells."""
+    """The class of canvit-pytorch to which a checkpoint belongs, according to its config.json."""
     config = _config(source)
     if {"model_config", "backbone_name"} <= config.keys():
         raise ValueError(
@@ -211,7 +211,7 @@ def _load_model(source: Source, device: torch.device) -> CheckpointModel:
 
 
 def _pretraining_geometry(model: CheckpointModel, source: Source) -> Geometry:
-    """The sizes a checkpoint was trained with: its own record's, else those that its architecture implies."""
+    """The sizes a checkpoint was trained with: from its own record, else implied by its architecture."""
     training = _config(source).get("training")
     recorded = {
         key: value for key, value in (training if isinstance(training, dict) else {}).items() if type(value) is int
@@ -247,7 +247,7 @@ def _backbone(
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is CUDA where there is one, else the CPU. A GPU has an index: "cuda" is the current one's."""
+    """ "auto" is CUDA if available, else the CPU. GPUs get an index: "cuda" means the current one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -275,12 +275,12 @@ def load_backbone(
     scene_size_px: int | None = None,
     compile: bool = False,
 ) -> Backbone:
-    """The frozen backbone of a name: see canvit_gym.backbone.hub.
+    """Load the frozen backbone of a name: see canvit_gym.backbone.hub.
 
     revision: a branch, tag or commit of a Hub repository. canvas_grid, scene_size_px: None for the sizes of
-    pretraining; a glimpse keeps its size in pixels whatever they are. compile: take steps through torch.compile, which
+    pretraining; a glimpse keeps its size in pixels in any case. compile: run steps through torch.compile, which
     compiles at the first one (about half a minute). On a CPU this process keeps the memory it frees: see
-    canvit_gym.backbone.memory. Processes forked from it compute with one thread: see canvit_gym.backbone.forks.
+    canvit_gym.backbone.memory. Processes forked from it use one thread: see canvit_gym.backbone.forks.
 
     Raises:
         FileNotFoundError: no such checkpoint, or a directory without config.json or model.safetensors.

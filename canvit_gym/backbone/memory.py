@@ -1,6 +1,6 @@
-"""Freed memory is kept for the next step instead of going back to the system.
+"""Keeps freed memory for the next step instead of returning it to the system.
 
-By default glibc gives large blocks back as soon as they are free, so that every forward of a large batch pays
+By default glibc returns large blocks as soon as they are free, so that every forward pass of a large batch pays
 again for the page faults of its activations: about a fifth of nano's time at a batch of 64 scenes on a CPU.
 """
 
@@ -17,9 +17,9 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_memory() -> bool:
-    """Set this process's allocator so; whether that was done.
+    """Configure this process's allocator; returns whether that was done.
 
-    Nothing happens where the C library is not glibc, or where the environment sets its allocator already
+    Nothing happens if the C library is not glibc, or if the environment already configures the allocator
     (MALLOC_*_ or GLIBC_TUNABLES).
     """
     chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")

@@ -12,14 +12,14 @@ from canvit_pytorch import CanViTConfig
 NANO_BACKBONE = "canvit_gym_nano"
 
 NANO_SPEC = ViTSpec(embed_dim=128, num_heads=4, num_blocks=4, patch_size=8, layerscale_init=0.1)
-"""LayerScale starts at 0.1: at canvit-pytorch's 1e-5 so shallow a model learns nothing for a long time."""
+"""LayerScale starts at 0.1: at canvit-pytorch's 1e-5 a model this shallow learns nothing for a long time."""
 
 NANO_GLIMPSE_SIZE_PX = 32
 NANO_CANVAS_GRID = 16
 
 
 def register_nano() -> None:
-    """Make `NANO_BACKBONE` known to canvit-pytorch in this process. Idempotent."""
+    """Register `NANO_BACKBONE` with canvit-pytorch in this process. Idempotent."""
     # The dict is typed by the released names; canvit-core reads it at run time.
     backbones = cast(dict[str, ViTSpec], BACKBONES)
     known = backbones.setdefault(NANO_BACKBONE, NANO_SPEC)

@@ -1,6 +1,6 @@
 """nano's teacher: a small convolutional network that sees the whole scene at full resolution, in one pass.
 
-It stands where DINOv3 stands in CanViT's own pretraining. Its features are its class log-probabilities: per canvas
+It takes the place of DINOv3 in CanViT's own pretraining. Its features are its class log-probabilities: per canvas
 cell over background and the ten classes, and for the scene (the "CLS" features) the log-odds that it holds several
 items and that it holds each class. experiments/nano/teacher.py trains it.
 """

@@ -1,4 +1,4 @@
-"""Which code takes a step: canvit_gym's fast one, or canvit-pytorch's own where its version is not a tested one."""
+"""Which code runs a step: canvit_gym's fast one, or canvit-pytorch's own if its version is not a tested one."""
 
 import logging
 from importlib.metadata import PackageNotFoundError, version
@@ -11,11 +11,11 @@ from canvit_gym.backbone.fast_step import FastStep
 log = logging.getLogger("canvit_gym")
 
 TESTED_VERSIONS = ("0.2.1",)
-"""Of canvit-pytorch: those whose forward the tests have compared with FastStep."""
+"""Versions of canvit-pytorch whose forward the tests compare with FastStep."""
 
 
 class ReferenceStep:
-    """As FastStep, through canvit-pytorch's own forward."""
+    """Like FastStep, through canvit-pytorch's own forward."""
 
     def __init__(self, canvit: CanViT, *, glimpse_size_px: int) -> None:
         self.canvit, self._glimpse_size_px = canvit, glimpse_size_px
@@ -34,7 +34,7 @@ class ReferenceStep:
 
 
 def step_of(canvit: CanViT, *, canvas_grid: int, glimpse_size_px: int, bfloat16: bool) -> FastStep | ReferenceStep:
-    """The fast step where the installed canvit-pytorch is a tested version, else canvit-pytorch's own."""
+    """The fast step if the installed canvit-pytorch is a tested version, else canvit-pytorch's own."""
     try:
         installed = version("canvit-pytorch")
     except PackageNotFoundError:

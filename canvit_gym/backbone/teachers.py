@@ -1,7 +1,7 @@
 """The frozen networks that checkpoints were pretrained to predict: whole scenes in, features of every canvas cell out.
 
-A teacher is named as a probe is: one that ships ("nano-teacher"), a directory, or a Hub id, such as DINOv3's own.
-canvit-pytorch loads DINOv3, for which it needs the package transformers.
+A teacher is named like a probe: a shipped one ("nano-teacher"), a directory, or a Hub id, such as DINOv3's own.
+canvit-pytorch loads DINOv3, which requires the package transformers.
 """
 
 import json
@@ -29,7 +29,7 @@ NANO_TEACHER, DINOV3 = "canvit_gym_nano_teacher", "dinov3_vit"
 """`model_type` in a teacher's config.json."""
 
 SCENES_AT_ONCE = 64
-"""A teacher's activations of so many scenes are held at a time."""
+"""Scenes per forward pass of a teacher, to bound the memory of its activations."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Teacher:
     """ImageNet-normalized scenes [B, 3, H, W] -> an object whose `patches` are [B, G*G, D]."""
     source: Source
     width: int
-    """D, of the features of a cell."""
+    """D, the number of features of a cell."""
     cell_px: int
     """Side of a cell in pixels of the scene."""
 
