@@ -556,9 +556,9 @@ def test_hyperparameters() -> None:
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epoch": 7})
     with pytest.raises(ValueError, match="batch_size must be at least 2 and divide"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"batch_size": 100})
-    with pytest.raises(ValueError, match="unknown policy_kwargs width; there are: network, channels"):
+    with pytest.raises(ValueError, match="unknown hyperparameter policy_kwargs width; there are: network, channels"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"policy_kwargs": {"width": 3}})
-    with pytest.raises(ValueError, match="entropy_floor must be null or hold start"):
+    with pytest.raises(ValueError, match="entropy_floor must be null or contain start"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"entropy_floor": {"begin": 3}})
     assert load_hyperparameters("CanViT/FashionSegmentation-v0", {"entropy_floor": None}).entropy_floor is None
     with pytest.raises(ValueError, match="no entry for 'CanViT/Unknown-v0', which is not an environment"):

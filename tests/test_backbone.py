@@ -336,7 +336,7 @@ def test_a_probe_for_a_fine_tuned_checkpoint(hub_root: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"classes": ["a", "c", "b"]}, "its class 1 is 'c', the scenes' is 'b'"),
+        ({"classes": ["a", "c", "b"]}, "its class 1 is 'c', that of the scenes 'b'"),
         ({"checkpoint_sha256": "0" * 64}, "was fitted on another checkpoint .*000000000000.* 'nano'"),
         ({"canvas_grid": 32}, "canvas grid of 32, but this one is 16. Use canvas_grid=32"),
     ],

@@ -17,6 +17,7 @@ from canvit_gym.benchmark import runner
 from canvit_gym.benchmark.records import MANIFEST, RECORDS, RESULTS, load_benchmark
 from canvit_gym.benchmark.report import MARKDOWN, REPORT, SCENES
 from canvit_gym.benchmark.runner import BenchmarkConfig
+from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.play.recording import Played, Recorder
@@ -216,7 +217,7 @@ def test_other_code_or_weights_are_evaluated_anew(
 def test_default_policies_leave_out_what_does_not_fit(tiny: BenchmarkConfig, tmp_path: Path) -> None:
     env_id = "CanViT/FashionClassification-v0"
     config = replace(tiny, output=tmp_path / "out", policies=None, learned=(), env=env_id)
-    env = replace(runner.env_config(env_id, {}), split="test", num_scenes=4, budget=BUDGET, device="cpu")
+    env = replace(env_config(env_id, {}), split="test", num_scenes=4, budget=BUDGET, device="cpu")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "make_policy", _without_search)
         planned = runner.plan(config, env)

@@ -67,7 +67,7 @@ def test_environments_are_listed_with_their_data(
     assert data["CanViT/FashionSegmentation-v0"] == "    data: included in canvit_gym"
     assert data["CanViT/ADE20K-v0"] == f"    data: {tmp_path} ($ADE20K_ROOT): found"
     assert data["CanViT/ImageNet1k-v0"] == f"    data: {tmp_path / 'none'} ($IMAGENET_ROOT): NOT FOUND"
-    assert data["CanViT/ImageFolder-v0"].startswith("    data: yours, pass root=: ")
+    assert data["CanViT/ImageFolder-v0"].startswith("    data: your own, pass root=: ")
     monkeypatch.delenv("ADE20K_ROOT")
     cli.main(["envs", "CanViT/ADE20K-v0"])
     shown = capsys.readouterr().out

@@ -34,7 +34,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("canvit_gym.policies.fixed_sequence.cache_dir", lambda: tmp_path)
 
 
-@pytest.mark.parametrize("name", POLICY_SPECS)
+@pytest.mark.parametrize(
+    "name", [name for name, spec in POLICY_SPECS.items() if spec.info.tasks != ("reconstruction",)]
+)
 def test_every_policy_looks_at_each_viewpoint_once(name: str) -> None:
     tasks = POLICY_SPECS[name].info.tasks
     config = replace(ORDER, dataset="fashion-search") if tasks == ("search",) else ORDER

@@ -192,7 +192,9 @@ class TestRefused:
             gym.make(FOLDER, **{**small(FOLDER), "observations": ["uncertainty"]})
 
     def test_policies_of_classes(self) -> None:
-        with pytest.raises(ValueError, match="'entropy_greedy' decodes every canvas cell with a segmentation probe"):
+        with pytest.raises(
+            ValueError, match="'entropy_greedy' needs a segmentation probe, which the task reconstruction does not have"
+        ):
             evaluate(make_policy("entropy_greedy", config=CONFIG, num_glimpses=2), config=CONFIG, num_glimpses=2)
 
     def test_there_is_no_probe_to_fit(self, tmp_path: Path) -> None:

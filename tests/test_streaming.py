@@ -547,7 +547,7 @@ class TestCache:
 
     def test_too_little_room(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))  # pyright: ignore
-        with pytest.raises(OSError, match="there is room for 0"):
+        with pytest.raises(OSError, match="only 0 MiB are free"):
             self.cached(root)
 
     def test_a_damaged_scene_is_noticed_and_made_anew(self, root: Path) -> None:

@@ -293,7 +293,9 @@ def test_a_callback_may_end_training(tmp_path: Path, at: int, kind: str) -> None
 
 
 def test_agents_that_may_stop_are_judged_where_they_stop(tmp_path: Path) -> None:
-    config = tiny(tmp_path / "run", updates=4, env_kwargs={"allow_stop": True, "glimpse_cost": 0.02})
+    config = tiny(
+        tmp_path / "run", updates=4, env_kwargs={"allow_stop": True, "glimpse_cost": 0.02, "reward": "score_gain"}
+    )
     result = train(config)
     validation = replace(load_record(result.best_policy_dir).env, split="validation", num_scenes=4)
     best = max(result.evaluations, key=lambda e: e["at_stop"]["worth"])
@@ -321,7 +323,7 @@ def test_a_first_evaluation_that_fails_loses_no_warm_start(tmp_path: Path, monke
     )
     with monkeypatch.context() as patch:
         patch.setattr("agents.monitor.evaluate", fail)
-        with pytest.raises(FloatingPointError, match="checkpoint, of decision 0, is kept"):
+        with pytest.raises(FloatingPointError, match="checkpoint, of decision 0, is in"):
             train(config)
     warm, last = (load_file(config.run_dir / name / "policy.safetensors") for name in ("warm_start", "last"))
     assert all(torch.equal(value, last[name]) for name, value in warm.items())
@@ -439,7 +441,7 @@ def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, where: str, mon
     names = {"reward": "the environment's reward", "gradient": r"the gradient of value_net\.net\.2\.bias"}
     with pytest.raises(
         FloatingPointError,
-        match=rf"stopped at decision 4.*{names[where]} is not finite.*of decision 32, is kept",
+        match=rf"stopped at decision 4.*{names[where]} is not finite.*of decision 32, is in",
     ):
         train(config, callbacks=[Poison()])
     assert torch.load(config.run_dir / "training_state.pt", weights_only=True)["num_timesteps"] == 2 * ROLLOUT

@@ -70,7 +70,7 @@ def test_from_gym_make_to_a_benchmark(env_id: str, tmp_path: Path, request: pyte
 
     benchmark(
         BenchmarkConfig(
-            tmp_path / "benchmark",
+            output=tmp_path / "benchmark",
             env=env_id,
             env_kwargs=json.dumps(given),
             policies=("coarse_to_fine", str(run.best_policy_dir)),

@@ -219,7 +219,7 @@ class CachedFileScenes(ScenesOnDisk):
     @staticmethod
     def _require_room(directory: Path, num_bytes: int) -> None:
         if num_bytes > (room := shutil.disk_usage(directory).free):
-            raise OSError(f"it needs {num_bytes / 2**20:.0f} MiB, but only {room / 2**20:.0f} MiB are free")
+            raise OSError(f"only {room / 2**20:.0f} MiB are free")
 
     def _decoded(self, indices: NDArray[np.int64], workers: int) -> Iterator[tuple[int, Callable[[], Pixels]]]:
         """Each index with what waits for its scene; workers stay busy a few scenes ahead."""

@@ -128,8 +128,8 @@ def unpack(source: Path, run: Path) -> None:
         torch.compiler.load_cache_artifacts((source / COMPILED).read_bytes())
 
 
-def pack(run: Path, destination: Path) -> None:
-    """The directory of a run in few files; TensorBoard's are left out."""
+def pack(run: Path, destination: Path, *, compiles: bool) -> None:
+    """The directory of a run in few files; TensorBoard's are left out. compiles: keep what torch.compile made."""
     apart = {run / place for place in STATES.values()}
     with replacing(destination / ARCHIVE) as partial, tarfile.open(partial, "w") as archive:
         for path in sorted(run.rglob("*")):
@@ -139,7 +139,7 @@ def pack(run: Path, destination: Path) -> None:
         (destination / name).unlink(missing_ok=True)
         if (run / place).exists():
             shutil.copyfile(run / place, destination / name)
-    made = torch.compiler.save_cache_artifacts()
+    made = torch.compiler.save_cache_artifacts() if compiles else None
     if made is not None and len(made[0]) <= MOST_BYTES:
         (destination / COMPILED).write_bytes(made[0])
 
@@ -268,7 +268,7 @@ def main(config: GpuRunConfig) -> None:
                 state = run_phases(config, run, clock, metrics)
         except KeyboardInterrupt:
             state = "interrupted at the end of its minutes"
-        pack(run, destination)
+        pack(run, destination, compiles=config.compile != "off")
     metrics |= dict(state=state, seconds=round(time.monotonic() - began, 1), provenance=provenance())
     write_json(destination / "metrics.json", metrics)
     for name, entry in metrics.get("reading", metrics.get("readouts", {}).get("reading", {})).items():
