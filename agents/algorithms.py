@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HYPERPARAMETERS = Path(__file__).with_name("hyperparameters")
 DEFAULT = "ppo"
 DEFAULTS = "default"
-"""The entry of a file for environments without their own."""
+"""The entry for environments that have none of their own."""
 
 _MODULES: dict[str, str] = {  # module:attribute, imported when needed
     "ppo": "agents.ppo.learner:ALGORITHM",
@@ -54,8 +54,8 @@ class Hyperparameters(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
     def glimpses(self, decisions: int) -> int:
-        """That so many decisions of training take, those tried with the labels at hand included; an episode's first
-        glimpse, which nobody chooses, is not counted.
+        """The number of glimpses that training for `decisions` decisions takes, including those that are only tried
+        with the labels. The first glimpse of an episode, which nobody chooses, is not counted.
         """
         ...
 

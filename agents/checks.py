@@ -1,7 +1,7 @@
-"""Checks of hyperparameters: each error names the value and what it may be.
+"""Checks of hyperparameters. Each error names the value and what it may be.
 
-canvit_gym.checks has the checks of single values. This module has those that only hyperparameters need: options of the
-policy's network, and schedules.
+canvit_gym.checks has the checks of single values. This module has those that only hyperparameters need: for options of
+the policy's network, and for schedules.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,9 +43,9 @@ def network_options(*, leave_out: Sequence[str] = ()) -> Check:
 
 
 def schedule(name: str, value: float | str) -> Callable[[float], float]:
-    """A constant, or "lin_x": x at the beginning (progress remaining 1), 0 at the end.
+    """A constant, or for "lin_x" a linear fall from x at the beginning (progress remaining 1) to 0 at the end.
 
-    SB3's progress remaining is negative if the last rollout goes beyond the total; the value never is.
+    SB3's progress remaining is negative if the last rollout exceeds the total; the value never is.
     """
     linear = isinstance(value, str) and value.startswith("lin_")
     try:

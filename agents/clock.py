@@ -1,4 +1,4 @@
-"""How long a run has taken at each of its evaluations; in a file apart from the state, which depends on no clock."""
+"""How long a run has taken at each evaluation. Kept in its own file, since the training state depends on no clock."""
 
 import json
 import time
@@ -8,13 +8,14 @@ from agents.run_directory import CLOCK
 from canvit_gym.atomic import write_json
 
 Times = dict[str, list[float]]
-"""num_timesteps, seconds (of the clock on the wall) and processor_seconds, all threads together; one entry each."""
+"""Lists of equal length: num_timesteps, seconds (wall-clock) and processor_seconds (all threads together)."""
 
 
 class RunClock:
-    """Seconds since training began, what came before it (imports) left out, a warm start included.
+    """Seconds since training began. A warm start counts; imports do not.
 
-    Of a resumed run the time between its last entry and its interruption is lost, together with what was learned in it.
+    For a resumed run, the time between the last entry and the interruption is not counted, because what was learned in
+    it is lost as well.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -23,7 +24,7 @@ class RunClock:
         self._times: Times = {"num_timesteps": [], "seconds": [], "processor_seconds": []}
 
     def resume_at(self, num_timesteps: int) -> None:
-        """Go on from the times in the directory, up to so many decisions."""
+        """Continue from the times in the directory, up to `num_timesteps` decisions."""
         if (times := read_times(self.path)) is None:
             return
         kept = sum(at <= num_timesteps for at in times["num_timesteps"])
@@ -33,7 +34,7 @@ class RunClock:
             self._began = wall - self._times["seconds"][-1], processor - self._times["processor_seconds"][-1]
 
     def note(self, num_timesteps: int) -> None:
-        """That so many decisions are learned from, now."""
+        """Record the time at which `num_timesteps` decisions have been learned from: now."""
         wall, processor = self._began
         now = (num_timesteps, time.monotonic() - wall, time.process_time() - processor)
         for values, value in zip(self._times.values(), now, strict=True):
@@ -42,5 +43,5 @@ class RunClock:
 
 
 def read_times(path: Path) -> Times | None:
-    """None where a run has none: it was begun by an earlier version."""
+    """Read the times of a run; None if it was begun by a version that did not record them."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

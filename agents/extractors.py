@@ -23,8 +23,8 @@ from canvit_gym.policies.trunks import MapEncoder
 
 
 class SpatialExtractor(BaseFeaturesExtractor):
-    """canvit_gym.policies.trunks.MapEncoder. `features_extractor_kwargs` are its options: features_dim, channels,
-    context_dim, blocks, cell_channels, separable.
+    """canvit_gym.policies.trunks.MapEncoder as a features extractor. `features_extractor_kwargs` are its options:
+    features_dim, channels, context_dim, blocks, cell_channels, separable.
     """
 
     def __init__(self, observation_space: spaces.Space, *, features_dim: int = 256, **options: Any) -> None:
@@ -36,7 +36,7 @@ class SpatialExtractor(BaseFeaturesExtractor):
 
 
 class FlattenObservations(VecEnvWrapper):
-    """Dict observations as [N, total] float32 vectors, one key after the other."""
+    """Concatenates Dict observations, key by key, into [N, total] float32 vectors."""
 
     def __init__(self, venv: VecEnv) -> None:
         self.layout = cast(spaces.Dict, venv.observation_space)
@@ -63,7 +63,7 @@ class FlattenObservations(VecEnvWrapper):
 
 
 class FlatSpatialExtractor(BaseFeaturesExtractor):
-    """SpatialExtractor for the vectors of FlattenObservations, for observations of `layout`."""
+    """SpatialExtractor for the vectors of FlattenObservations; `layout` says how to split them."""
 
     def __init__(
         self, observation_space: spaces.Space, *, layout: spaces.Dict, features_dim: int = 256, **options: Any

@@ -1,7 +1,7 @@
-"""Numbers that are not finite stop a run before they reach a policy that is kept.
+"""Stop a run at numbers that are not finite, before they reach a policy that is saved.
 
-On a CPU they are looked at as they come. On a GPU every look waits for it, so that an update collects its looks on the
-device and reads them at its end (`checked_at_the_end`).
+On a CPU tensors are checked immediately. On a GPU every check would wait for the device, so an update collects its
+checks there and reads them all at its end (`checked_at_the_end`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,25 +16,25 @@ from torch import Tensor
 
 
 class Checks:
-    """What was looked at since the block began, in order, and not yet read."""
+    """The checks since the block began, in order, not yet read."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
         self._sums: list[Tensor] = []
 
     def add(self, names: Sequence[str], sums: Tensor) -> None:
-        """[len(names)] sums."""
+        """Add sums to check. sums: [len(names)]."""
         self._names += names
         self._sums.append(sums)
 
     def finite(self) -> Tensor:
-        """[n] booleans on the device."""
+        """[n] booleans on the device: whether each sum is finite."""
         return torch.cat(self._sums).isfinite()
 
     def raise_unless(self, finite: Sequence[bool]) -> None:
         """
         Raises:
-            FloatingPointError: one of `finite()` is false. Names the first one: what came later may follow from it.
+            FloatingPointError: one of `finite()` is false. It names the first one, since the others may follow from it.
         """
         for name, ok in zip(self._names, finite, strict=True):
             if not ok:
@@ -46,7 +46,7 @@ _checks: ContextVar[Checks | None] = ContextVar("_checks", default=None)
 
 @contextmanager
 def checked_at_the_end() -> Iterator[Checks]:
-    """In the block, tensors are looked at without waiting for their device. Read the checks before it is left."""
+    """Within the block, check tensors without waiting for their device. Read the checks before leaving the block."""
     checks = Checks()
     token = _checks.set(checks)
     try:
@@ -56,10 +56,10 @@ def checked_at_the_end() -> Iterator[Checks]:
 
 
 def require_finite(tensors: dict[str, Tensor | NDArray[Any] | None]) -> None:
-    """Raise FloatingPointError naming the first tensor with a NaN or an infinity. One synchronization on a GPU, none
-    within `checked_at_the_end`.
+    """Raise FloatingPointError naming the first tensor with a NaN or an infinity. This takes one synchronization on a
+    GPU, and none within `checked_at_the_end`.
     """
-    # A sum is finite only where every term is, and no sum of what is learned from comes near the largest float.
+    # A sum is only finite if every term is, and no sum in training comes near the largest float.
     sums = {name: value.sum() for name, value in tensors.items() if value is not None}
     require_finite_sums({name: value for name, value in sums.items() if isinstance(value, Tensor)})
     for name, value in sums.items():
@@ -68,7 +68,7 @@ def require_finite(tensors: dict[str, Tensor | NDArray[Any] | None]) -> None:
 
 
 def require_finite_sums(sums: dict[str, Tensor]) -> None:
-    """As require_finite, of numbers on one device that have been added up already."""
+    """Like require_finite, for sums that have already been computed, all on one device."""
     if not sums:
         return
     together = torch.stack([value.detach() for value in sums.values()])

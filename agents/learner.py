@@ -34,7 +34,7 @@ class TellsHowItRan(Protocol):
 
     @property
     def ran(self) -> dict[str, str]:
-        """The device, and of what may be compiled whether it was: "compiled", "eager", or "eager: " and why."""
+        """The device, and how each part that may be compiled ran: "compiled", "eager", or "eager: " and the reason."""
         ...
 
 
@@ -78,9 +78,9 @@ class Learner(Protocol):
         ...
 
     def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
-        """Learn until `total` decisions were made, including the update on the last complete rollout.
+        """Learn until `total` decisions have been made, including the update on the last complete rollout.
 
-        Returns: whether this was reached; False if a callback ended training before.
+        Returns: whether this was reached; False if a callback ended training earlier.
 
         Raises:
             KeyboardInterrupt, FloatingPointError: at any time.

@@ -3,12 +3,12 @@
     python -m agents.matrix --algos ppo q_regression --envs CanViT/FashionSearch-v0 --seeds 0 1 2 --run-dir runs/matrix
     python -m agents.report --run-dir runs/matrix
 
-Runs are those of `agents.train`, in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED: one that is finished is left alone,
-one that was interrupted goes on, and one that another process trains is passed over. A budget is what PPO's entry for
-the environment takes, a warm start's glimpses included; whoever tries more glimpses per decision makes fewer of them.
-An algorithm that does not fit an environment, or whose numbers stop being finite, is recorded as that, and the others
-go on. Beside every run, test/ holds the evaluation of its best policy (by validation) on the whole test split, with its
-most likely viewpoints and, of policies that have probabilities, with sampled ones.
+Each run is a run of `agents.train`, in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED. Finished runs are skipped, interrupted ones
+are resumed, and runs that another process is training are passed over. The budget is the number of glimpses that PPO's
+entry for the environment takes, including its warm start; algorithms that try more glimpses per decision make fewer
+decisions. If an algorithm does not fit an environment, or its numbers stop being finite, this is recorded and the
+others continue. The directory test/ of a run holds the evaluation of its best policy (by validation) on the whole test
+split, with its most likely viewpoints and, if the policy has probabilities, with sampled ones.
 """
 
 import logging
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 EMBEDDED = tuple(spec.env_id for spec in DATASETS.values() if spec.env_id.startswith("CanViT/Fashion"))
 EVALUATIONS = 8
-"""During a run, where --eval-every says nothing else."""
+"""Number of validations during a run, unless --eval-every is passed."""
 TEST = "test"
 """The directory of a run that holds its evaluations on the test split."""
 
@@ -68,10 +68,10 @@ def run_directory(root: Path, algo: str, env_id: str, seed: int) -> Path:
 
 
 def decisions(algo: str, env_id: str, overrides: dict[str, Any]) -> int:
-    """How many decisions of an algorithm take the glimpses that PPO's entry for the environment takes.
+    """The number of decisions for which an algorithm takes as many glimpses as PPO's entry for the environment.
 
     Raises:
-        ValueError: the budget is used up by a warm start.
+        ValueError: a warm start uses up the budget.
     """
     own, reference = load_hyperparameters(env_id, overrides, algo=algo), load_hyperparameters(env_id)
     budget = reference.glimpses(reference.total_timesteps)
@@ -84,12 +84,14 @@ def decisions(algo: str, env_id: str, overrides: dict[str, Any]) -> int:
 
 
 def environment_to_test(env_id: str, policy: LearnedPolicy, num_scenes: int | None) -> EnvConfig:
-    """The id as it is registered, on test scenes, seen and acted in as the policy was trained."""
+    """The environment as registered, on test scenes, with the observations and actions that the policy was trained
+    with."""
     return replace(as_trained(env_config(env_id, {}), policy.record), split="test", num_scenes=num_scenes)
 
 
 def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Outcome]:
-    """A finished run's best policy on the test scenes: "deterministic" and, where it has probabilities, "sampled"."""
+    """Evaluate a finished run's best policy on the test scenes: "deterministic" and, if it has probabilities,
+    "sampled"."""
     policy = load_policy(run_dir / "best")
     env = environment_to_test(policy.record.env_id, policy, num_scenes)
     policies = {"deterministic": policy}
@@ -101,7 +103,7 @@ def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Outcome
 
 
 def _trained(config: MatrixConfig, algo: str, env_id: str, seed: int) -> bool:
-    """Whether the run is finished; it is trained where it is not."""
+    """Train the run unless it is finished. Returns whether it is finished now."""
     run_dir = run_directory(config.run_dir, algo, env_id, seed)
     if (run_dir / RESULT).exists():
         return True

@@ -26,8 +26,9 @@ HEADROOM, WARM_START = "headroom.json", "warm_start"
 
 
 def merit(evaluation: dict[str, Any], env: EnvConfig) -> float:
-    """What the best policy has most of: minus the loss after the last glimpse; where the order is all that counts,
-    minus the area under its curve; of an agent that may stop, the worth of its stops (Stops.worth).
+    """The number by which the best policy is chosen, larger is better: minus the loss after the last glimpse. If only
+    the order of glimpses counts, it is minus the area under the loss curve; if the agent may stop, the worth of its
+    stops (Stops.worth).
     """
     if "at_stop" in evaluation:
         return evaluation["at_stop"]["worth"]
@@ -43,8 +44,7 @@ class Monitor:
         self.evaluations: list[dict[str, Any]] = []
         self.warm_start: list[dict[str, float]] = []
         self.snapshot: State | None = None
-        """The state after the last complete update or, for learners with large states, the last one that was
-        written."""
+        """The state after the last complete update or, for learners with large states, the last one written."""
         self.saved_at = -1
         self.bar: tqdm[Any] | None = None
         self._unsaved_evaluation = False
@@ -107,7 +107,7 @@ class Monitor:
             self.save()
 
     def _note_evaluations(self) -> None:
-        """Add the evaluations to the snapshot, if it is of the current update."""
+        """Add the evaluations to the snapshot if it was taken after the current update."""
         if self.snapshot is not None and self.snapshot["num_timesteps"] == self.learner.num_timesteps:
             self.snapshot["evaluations"] = json.dumps(self.evaluations)
 
@@ -125,7 +125,7 @@ class Monitor:
         self.saved_at, self._unsaved_evaluation = at, False
 
     def _save_policy(self, name: str, *, num_timesteps: int | None = None) -> None:
-        """Save the current policy, with the record of now or of `num_timesteps`."""
+        """Save the current policy; its record says `num_timesteps`, or the current number of decisions."""
         now = self.learner.num_timesteps if num_timesteps is None else num_timesteps
         save_policy(self.run_dir / name, self.learner.network, self._record(now))
 

@@ -27,10 +27,11 @@ class PerStepNormalize(VecEnvWrapper):
     """(reward - mean) / standard deviation, with running statistics for each decision of an episode (0, 1, ...).
 
     With center=False only the scale changes. Agents that may stop need this, because for them the sign of a reward says
-    whether a glimpse is worth its cost. Decisions from `num_decisions` on share the last statistics. With a single
-    statistic for all and without clipping, the rewards of an episode still add up to the difference of its potential.
+    whether a glimpse is worth its cost. Decisions from `num_decisions` on share the last statistics. With the same
+    statistics for all decisions and without clipping, the rewards of an episode still add up to the difference in
+    potential.
 
-    clip: the largest magnitude of a reward, in standard deviations; None: no limit.
+    clip: the largest magnitude of a reward, in standard deviations. None: no limit.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class PerStepNormalize(VecEnvWrapper):
         return observation, normalized, dones, infos
 
     def normalize(self, rewards: NDArray[np.float32], decision: NDArray[np.int64]) -> NDArray[np.float32]:
-        """[N] rewards of decisions [N], standardized by the statistics so far."""
+        """Standardize [N] rewards of decisions [N] by the statistics so far."""
         deviation = np.sqrt(self._moments.var + self.epsilon)[decision]
         centered = rewards - self.mean[decision] if self.center else rewards
         return clipped(centered / deviation, self.clip).astype(np.float32)

@@ -1,8 +1,9 @@
-"""What a policy is worth on the scenes that nobody trained or tuned on, by what its environment pays.
+"""What an environment pays a policy on held-out scenes, used neither for training nor for tuning.
 
-That is the score after the last glimpse; where the order is all there is (revisit=False), the area under the score's
-curve; where glimpses have a price (allow_stop=True), the score where the episode stops minus the price of the glimpses
-after the first. Evaluations are kept in files, so that an interrupted command goes on.
+By default this is the score after the last glimpse. If only the order of glimpses counts (revisit=False), it is the
+area under the curve of the score. If glimpses have a price (allow_stop=True), it is the score where the episode stops
+minus the price of all glimpses after the first. Evaluations are kept in files, so that an interrupted command can
+continue.
 """
 
 import re
@@ -27,7 +28,7 @@ _AT_CONFIDENCE = re.compile(r"(?P<spec>.+), stops at confidence (?P<threshold>[\
 
 @dataclass(frozen=True)
 class Outcome:
-    """One policy on some scenes; where it may stop, [N] the glimpses that it took."""
+    """The evaluation of one policy on N scenes and, if it may stop, the number of glimpses [N] that it took."""
 
     evaluation: Evaluation
     glimpses: NDArray[np.int64] | None = None
@@ -41,7 +42,7 @@ def pays(env: EnvConfig) -> str:
 
 
 def pays_of_curve(env: EnvConfig, entry: dict[str, Any]) -> float:
-    """What the environment pays, of an evaluation during training (agents.monitor)."""
+    """What the environment pays according to an evaluation during training (agents.monitor)."""
     if "at_stop" in entry:
         return entry["at_stop"]["score"] - env.glimpse_cost * (entry["at_stop"]["glimpses"] - 1)
     return float(_of_curve(env, np.array([entry["score"]]))[0, 0])
@@ -53,7 +54,7 @@ def _of_curve(env: EnvConfig, curves: NDArray[np.float64]) -> NDArray[np.float64
 
 
 def statistic(env: EnvConfig, outcome: Outcome) -> Statistic:
-    """What the environment pays, of one run: for canvit_gym.statistics."""
+    """What the environment pays for one run, as a statistic of canvit_gym.statistics."""
     found = outcome.evaluation
     if outcome.glimpses is None:
         return Transformed(score_statistic((found,)), lambda curves: _of_curve(env, curves))
@@ -67,10 +68,10 @@ def value(env: EnvConfig, outcome: Outcome) -> float:
 
 
 def of_learned(policy: LearnedPolicy, env: EnvConfig, *, path: Path) -> Outcome:
-    """Evaluated now, or read from `path` where it was before.
+    """Evaluate a trained policy, or read its evaluation from `path` if there is one.
 
     Raises:
-        ValueError: a policy that does not fit the environment.
+        ValueError: the policy does not fit the environment.
     """
 
     def measure() -> Outcome:
@@ -83,7 +84,7 @@ def of_learned(policy: LearnedPolicy, env: EnvConfig, *, path: Path) -> Outcome:
 
 
 def of_hand_coded(name: str, env: EnvConfig, *, directory: Path) -> Outcome:
-    """A policy by its name, or "NAME, stops at confidence C", on `env`; kept in `directory`."""
+    """Evaluate a hand-coded policy, "NAME" or "NAME, stops at confidence C", on `env`; kept in `directory`."""
     matched = _AT_CONFIDENCE.fullmatch(name)
     spec, threshold = (matched["spec"], float(matched["threshold"])) if matched else (name, None)
 

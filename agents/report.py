@@ -1,15 +1,15 @@
-"""What trained policies are worth on the test scenes: tables of algorithms x environments, and their numbers as JSON.
+"""Report trained policies on the test scenes: tables of algorithms x environments, and the numbers as JSON.
 
     python -m agents.report --run-dir runs/matrix
 
-reads the finished runs of RUN_DIR/ALGO/ENVIRONMENT/seed-SEED, those of `agents.train` among them, evaluates
-what `agents.matrix` has not, and writes agents/trained/ENVIRONMENT.json and, of all such files,
-agents/trained/README.md. Numbers of an environment whose runs are not in RUN_DIR stay as they are.
+reads the finished runs in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED, including those of `agents.train`, evaluates those that
+`agents.matrix` has not evaluated, and writes agents/trained/ENVIRONMENT.json and, from all such files,
+agents/trained/README.md. Numbers of environments without runs in RUN_DIR stay as they are.
 
-Per run, the best policy by validation is what counts, and what its environment pays (agents.outcomes) is what is
-counted. An algorithm's value is the interquartile mean over its runs; a 95% interval resamples runs and test scenes
-(canvit_gym.statistics), together with those that it is compared to. The opponent and the ceiling are those that
-experiments.studies.suite_headroom chose on training scenes, with their scales, measured here on the same test scenes.
+Each run counts with its best policy by validation and with what its environment pays (agents.outcomes). An algorithm's
+value is the interquartile mean over its runs. A 95% interval resamples runs and test scenes (canvit_gym.statistics),
+together with those of the policy that it is compared to. The opponent and the ceiling, with their scales, are those
+that experiments.studies.suite_headroom chose on training scenes; here they are measured on the same test scenes.
 """
 
 import json
@@ -40,9 +40,9 @@ TRAINED = Path(__file__).with_name("trained")
 REACHED = 0.9
 """The share of its final gain over random viewpoints after which an algorithm counts as having learned."""
 _FAR = 1e9
-"""A share where there is no way to go."""
+"""Stands for an infinite share, where the ceiling is not above the opponent."""
 HAND_CODED = "hand_coded"
-"""The directory beside the algorithms' that holds evaluations of hand-coded policies."""
+"""The directory of evaluations of hand-coded policies, beside those of the algorithms."""
 
 
 INTRODUCTION = """# Trained policies
@@ -93,10 +93,10 @@ class Run:
 def find_runs(
     root: Path, num_scenes: int | None, *, algo: str = "*", name: str = "*"
 ) -> dict[str, dict[str, list[Run]]]:
-    """Environment -> algorithm's directory -> finished runs, by seed; evaluated where they were not.
+    """Environment -> algorithm's directory -> finished runs, by seed. Evaluates those that have not been evaluated.
 
     Raises:
-        ValueError: runs of one algorithm that differ in more than their seed.
+        ValueError: runs of one algorithm differ in more than their seed.
     """
     found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for path in sorted(root.glob(f"{algo}/{name}/seed-*/{RESULT}")):
@@ -133,7 +133,7 @@ def _require_alike(env_id: str, name: str, runs: list[Run]) -> None:
 
 
 def learning(env: EnvConfig, run: Run, start: float) -> dict[str, Any]:
-    """When validation first reached REACHED of the run's final gain over `start`; None where there was no gain."""
+    """When validation first reached REACHED of the run's final gain over `start`; None if there was no gain."""
     evaluations = run.result["evaluations"]
     values = [pays_of_curve(env, entry) for entry in evaluations]
     decisions = [entry["num_timesteps"] for entry in evaluations]
@@ -204,7 +204,7 @@ def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig
 
 
 def _ceiling(chosen: dict[str, Any]) -> str:
-    """A locator's name: where stopping is all there is, that of the one that stops by its confidence."""
+    """The ceiling's name; in an environment about stopping, that of the locator, which stops by its confidence."""
     if "headroom_of_place" not in chosen:
         return chosen["ceiling"]
     (locator,) = [name for name in chosen["policies"] if "locator" in name]
@@ -216,15 +216,15 @@ def _random(env: EnvConfig) -> str:
 
 
 def _share(mine: Any, opponent: Any, ceiling: Any) -> Any:
-    """How much of the way from the opponent to the ceiling; a resample in which there is no way goes all of it or
-    none, by who is ahead.
+    """The share of the way from the opponent to the ceiling. In a resample where the ceiling is not ahead of the
+    opponent, it is plus or minus _FAR, depending on whether the policy is.
     """
     way, gone = ceiling - opponent, mine - opponent
     return np.where(way > 1e-9, gone / np.maximum(way, 1e-9), np.where(gone > 0, _FAR, -_FAR))
 
 
 def _at(estimate: Estimate) -> dict[str, float | None]:
-    """None where there is no bound."""
+    """An estimate as JSON; None stands for an infinite bound."""
     return {name: number if abs(number) < _FAR / 1000 else None for name, number in estimate.at(0).items()}
 
 
@@ -246,7 +246,7 @@ def _recipe(runs: list[Run]) -> dict[str, Any]:
 
 
 def without_root(command: str, root: Path) -> str:
-    """A command that names directories of the machine that ran it, as it is told to others."""
+    """The command without the directories of the machine that ran it, as it is printed for others."""
     return command.replace(str(root.resolve()), "runs").replace(str(root), "runs")
 
 
@@ -266,7 +266,7 @@ def _run(env: EnvConfig, run: Run, start: float, root: Path) -> dict[str, Any]:
 
 
 def _failed(root: Path, name: str) -> dict[str, str]:
-    """Algorithm -> why it did not finish a single run."""
+    """Algorithm -> the reason why it finished no run."""
     found = {}
     for path in sorted(root.glob(f"*/{name}/seed-*/{FAILED}")):
         if not list(path.parents[1].glob(f"seed-*/{RESULT}")):
@@ -281,7 +281,7 @@ def page(results: list[dict[str, Any]]) -> str:
 
 
 def summary(results: list[dict[str, Any]]) -> list[str]:
-    """A line per environment, of its best algorithm."""
+    """A line per environment about its best algorithm."""
     lines = [
         "| environment | best algorithm (seeds) | minus the best hand-coded, points | share of the way to the ceiling "
         "|",

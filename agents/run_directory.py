@@ -22,7 +22,7 @@ LOCK, OWNER = "run.lock", "owner.json"
 
 @contextmanager
 def writing_to(run_dir: Path) -> Iterator[None]:
-    """Raise errors of the file system with their cure."""
+    """Add the cure to errors of the file system."""
     try:
         yield
     except OSError as error:
@@ -33,7 +33,7 @@ def writing_to(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """Lock the directory, which is made if missing, for this process. The lock ends with its process.
+    """Lock the directory for this process; it is created if missing. The lock ends with the process.
 
     Raises:
         BlockingIOError: another process has the lock; the message names it.

@@ -183,7 +183,7 @@ def _fresh_settings(config: TrainConfig) -> Settings:
 
 
 def _outcome_neutral(config: TrainConfig) -> dict[str, int]:
-    """The options passed that do not affect the outcome."""
+    """The passed options that do not affect the outcome."""
     asked = {name: getattr(config, name) for name in ("headroom_scenes", "gaze_scenes", "checkpoint_every")}
     return {name: value for name, value in asked.items() if value is not None}
 

@@ -3,8 +3,8 @@
     python -m agents.ship --run-dir runs/matrix --algo ppo --env CanViT/FashionSearch-v0
 
 copies its weights and record to canvit_gym/assets/policies/ENVIRONMENT/ALGO, where
-`load_policy("ENVIRONMENT/ALGO")` finds it, with a card that tells the recipe and what every seed, not only this one, is
-worth on the test scenes.
+`load_policy("ENVIRONMENT/ALGO")` finds it. Its card describes the recipe and says what every seed, not only this one,
+reaches on the test scenes.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from canvit_gym.publish import CARD, policy_card
 
 SHIPPED_POLICIES = asset_dir(SHIPPED)
 MOST_MIB = 10
-"""All shipped policies together."""
+"""Limit of all shipped policies together."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ShipConfig:
 
 
 def best_run(runs: list[Run]) -> Run:
-    """By what chose the best policy within each run."""
+    """The best run, by the same measure that chose the best policy within each run."""
 
     def validated(run: Run) -> float:
         policy = load_policy(run.directory / "best")
@@ -54,10 +54,10 @@ def best_run(runs: list[Run]) -> Run:
 
 
 def ship(config: ShipConfig) -> Path:
-    """Returns the policy's directory.
+    """Returns the directory of the shipped policy.
 
     Raises:
-        FileNotFoundError: no finished run.
+        FileNotFoundError: there is no finished run.
         ValueError: shipped policies would take more than MOST_MIB.
     """
     root, name = config.run_dir.expanduser(), config.env.rpartition("/")[2]

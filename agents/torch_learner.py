@@ -16,7 +16,7 @@ from agents.settings import Plan
 class TorchLearner[Network: nn.Module]:
     """Base of an agents.learner.Learner.
 
-    Subclasses set `_network` and `optimizer`, and extend `capture` and `restore` with everything else that their next
+    Subclasses set `_network` and `optimizer`, and extend `capture` and `restore` by everything else that the next
     update depends on.
     """
 

@@ -30,7 +30,7 @@ from canvit_gym.vector_env import GlimpseVectorEnv
 
 
 def random_state() -> State:
-    """The state of all global generators of PyTorch, NumPy and Python's random."""
+    """The state of the global random generators of PyTorch, NumPy and Python."""
     _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, words, next_gauss = random.getstate()
     return {
@@ -84,7 +84,7 @@ def capture_environments(env: GlimpseVecEnv) -> State:
 def restore_environments(env: VecEnv, state: State) -> Any:
     """Restore captured environments, through the wrappers of `env`. Returns the first observation."""
     inner = glimpse_env(env)
-    inner.seed(0)  # makes a generator, whose state is replaced below
+    inner.seed(0)  # creates a generator, whose state is replaced below
     if state["scenes"]:
         inner.set_options([{"scene": scene} for scene in state["scenes"]])
     observation = begin_episodes(env)
@@ -151,13 +151,14 @@ def check_whole_episodes(config: EnvConfig, n_steps: int, *, name: str = "n_step
 
 
 def save_state(path: Path, state: State) -> None:
-    """Atomically."""
+    """Write the state atomically."""
     with replacing(path) as partial:
         torch.save(state, partial)
 
 
 def load_state(path: Path) -> State:
-    """
+    """Read the state.
+
     Raises:
         ValueError: the file is damaged.
     """

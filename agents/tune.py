@@ -1,15 +1,15 @@
-"""Search hyperparameters with Optuna: as many trials for every algorithm, on validation scenes.
+"""Search hyperparameters with Optuna: the same number of trials for every algorithm, on validation scenes.
 
     python -m agents.tune --algos ppo q_regression --envs CanViT/FashionSearch-v0 --trials 20 --run-dir runs/tune
 
-A trial trains with every seed of --seeds, which are not those of reported runs, and is worth what the environment pays
-on the validation scenes where the run's best policy was (agents.outcomes), on average over the seeds. The first trial
-has the values of agents/hyperparameters/ALGO.yml, as far as they lie in the space of ALGO.search.yml; the others are
-those of Optuna's TPE. A trial whose values contradict each other, or whose numbers stop being finite, has failed, and
-counts as a trial.
+A trial trains with every seed of --seeds, which must differ from those of reported runs. Its value is what the
+environment pays each run's best policy on the validation scenes (agents.outcomes), averaged over the seeds. The first
+trial uses the values of agents/hyperparameters/ALGO.yml, as far as they lie in the space of ALGO.search.yml; Optuna's
+TPE suggests the others. A trial fails if its values contradict each other or its numbers stop being finite; failed
+trials count as well.
 
-RUN_DIR/ALGO/ENVIRONMENT holds study.journal (Optuna's, what an interrupted search goes on from), a directory of runs
-per trial, trials.json and best.yml: the entry to paste into ALGO.yml.
+RUN_DIR/ALGO/ENVIRONMENT holds study.journal (Optuna's, from which an interrupted search continues), a directory of runs
+per trial, trials.json, and best.yml, the entry to paste into ALGO.yml.
 """
 
 import json
@@ -86,7 +86,7 @@ def search_space(algo: str) -> dict[str, Any]:
 
 
 def suggested(trial: Trial, space: dict[str, Any]) -> dict[str, Any]:
-    """A value for every name of the space."""
+    """Suggest a value for every name of the space."""
     found: dict[str, Any] = {}
     for name, values in space.items():
         if isinstance(values, list):
@@ -99,7 +99,7 @@ def suggested(trial: Trial, space: dict[str, Any]) -> dict[str, Any]:
 
 
 def overrides(params: Mapping[str, Any], space: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """The hyperparameters of an entry that a trial changes, objects whole."""
+    """The hyperparameters of an entry that a trial changes; objects are returned whole."""
     changed: dict[str, Any] = {}
     for name, value in params.items():
         if isinstance(space[name], dict) and space[name].get("linear_schedule"):
@@ -119,7 +119,7 @@ def overrides(params: Mapping[str, Any], space: dict[str, Any], entry: dict[str,
 
 
 def untuned(space: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry's own values, of those names whose range or choices hold them."""
+    """The entry's own values, for those names whose range or choices contain them."""
     found: dict[str, Any] = {}
     for name, values in space.items():
         value: Any = entry
@@ -137,10 +137,10 @@ def untuned(space: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def tune(config: TuneConfig, algo: str, env_id: str) -> Path:
-    """The trials that are missing; returns their directory.
+    """Run the missing trials. Returns their directory.
 
     Raises:
-        ValueError: an unknown algorithm or environment, or a search that was begun with other settings.
+        ValueError: unknown algorithm or environment, or a search that was begun with other settings.
     """
     directory = config.run_dir.expanduser() / algo / env_id.rpartition("/")[2]
     fixed = json_object(config.hyper, option="--hyper")
@@ -167,10 +167,10 @@ def tune(config: TuneConfig, algo: str, env_id: str) -> Path:
             f"the search in {directory} was begun with other {', '.join(changed)}: leave them as they were, or choose "
             "another --run-dir"
         )
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # of a process that ended within it
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its process ended before it was finished
         _finish(config, study, trial.number, overrides(trial.params, space, entry), directory, settings)
     while len(study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))) < config.trials:
-        # What a trial draws is a function of those before it, wherever the search was interrupted.
+        # A trial's values depend only on the trials before it, wherever the search was interrupted.
         study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
         trial = study.ask()
         changed = overrides(suggested(trial, space), space, entry)
@@ -187,7 +187,7 @@ def _finish(
     directory: Path,
     settings: dict[str, Any],
 ) -> None:
-    """Train a trial's runs, or what is missing of them."""
+    """Train the missing runs of a trial and report its value."""
     log.info("%s, trial %d: %s", study.study_name, number, json.dumps(changed))
     values = []
     for seed in settings["seeds"]:
@@ -203,7 +203,7 @@ def _finish(
 
 
 def _value(config: TuneConfig, run_dir: Path, hyper: dict[str, Any], seed: int, settings: dict[str, Any]) -> float:
-    """Of a run: what validation found of its best policy."""
+    """What the environment pays the best policy of a run, by validation."""
     if not (run_dir / RESULT).exists():
         if (run_dir / CONFIG).exists():
             result = train(TrainConfig(run_dir, resume=True, progress=config.progress))

@@ -1,8 +1,8 @@
 """MaskablePPO and RecurrentPPO of sb3-contrib with the spatial extractor.
 
-MaskablePPO never takes an action that the environment forbids (revisit=False); RecurrentPPO has an LSTM, so that what
-it saw need not be told to it (`gaze`, `acuity`). Both have a perceptron on MapEncoder's vector where agents.ppo scores
-viewpoints from the map.
+MaskablePPO never takes an action that the environment forbids (revisit=False). RecurrentPPO has an LSTM that remembers
+the episode, so it does not need `gaze` and `acuity` among its observations. Both apply an MLP to the vector from
+MapEncoder, whereas agents.ppo scores viewpoints from the map.
 """
 
 from typing import Any, cast
@@ -29,10 +29,10 @@ from canvit_gym.policies.networks import EncodedTable, RecurrentTable
 
 
 class EncodedHyperparameters(Hyperparameters):
-    """One entry of maskable_ppo.yml; see there for what they mean."""
+    """An entry of maskable_ppo.yml, which explains the fields."""
 
     options = ("encoder", "net_arch")
-    """Of policy_kwargs."""
+    """Keys of policy_kwargs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +64,7 @@ class EncodedHyperparameters(Hyperparameters):
 
 
 class RecurrentHyperparameters(EncodedHyperparameters):
-    """One entry of recurrent_ppo.yml; see there for what they mean."""
+    """An entry of recurrent_ppo.yml, which explains the fields."""
 
     options = ("encoder", "net_arch", "lstm_size")
 
@@ -94,7 +94,7 @@ class CheckedRecurrentPPO(WholeSchedule, RecurrentPPO):
 
 
 class _EncodedPPOLearner(PPOLearner):
-    """A PPO of sb3-contrib on a perceptron; `_network` shares the actor's layers."""
+    """A PPO of sb3-contrib with an MLP; `_network` shares the actor's layers."""
 
     model_class: type[CheckedMaskablePPO | CheckedRecurrentPPO]
 

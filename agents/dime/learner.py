@@ -5,7 +5,7 @@
 Rollouts, replay and the share of greedy steps are those of agents.q_regression; targets are in nats, without
 normalization. All glimpses cost the same, so the best gain per cost is the largest gain. An agent that may stop does so
 when that gain is less than `price`, by default the environment's glimpse_cost. The price can be changed after training
-(`policy.network.price = 0.02`), which gives a curve of score against mean glimpses from a single policy.
+(`policy.network.price = 0.02`), so a single policy gives a curve of score against mean number of glimpses.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from canvit_gym.policies.networks import GainNetwork
 
 @dataclass(frozen=True)
 class DimeHyperparameters(QHyperparameters):
-    """One entry of agents/hyperparameters/dime.yml; see there for what they mean."""
+    """An entry of agents/hyperparameters/dime.yml, which explains the fields."""
 
     price: float | None = None
     confidence: float | None = None

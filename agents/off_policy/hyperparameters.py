@@ -11,7 +11,7 @@ from canvit_gym.config import EnvConfig
 
 @dataclass(frozen=True)
 class OffPolicyHyperparameters:
-    """An entry of a file; dqn.yml explains the fields."""
+    """An entry of one of these files; dqn.yml explains the fields."""
 
     total_timesteps: int
     env_kwargs: dict[str, Any]

@@ -47,8 +47,8 @@ _ARRAYS = ("actions", "rewards", "dones", "timeouts")
 class OffPolicyLearner:
     """An off-policy model with the spatial extractor.
 
-    Its states contain the whole replay buffer, so they are only captured when they are written, and Ctrl-C goes back to
-    the last one.
+    Its states contain the whole replay buffer, so they are only captured when they are written. Ctrl-C therefore goes
+    back to the last written state.
     """
 
     captures_every_update = False
@@ -196,12 +196,12 @@ def _parsed(generator: str) -> Any:
 
 
 def share_values(network: EncodedValues, policy: Any) -> None:
-    """DQN's layers."""
+    """Make `network` share DQN's layers."""
     network.encoder, network.head = policy.q_net.features_extractor.encoder, policy.q_net.q_net
 
 
 def share_actor(network: EncodedActor, policy: Any) -> None:
-    """The layers of the actors of SAC, TQC and CrossQ."""
+    """Make `network` share the layers of an actor of SAC, TQC or CrossQ."""
     actor = policy.actor
     network.encoder, network.latent = actor.features_extractor.encoder, actor.latent_pi
     network.mean, network.log_std = actor.mu, actor.log_std

@@ -1,10 +1,10 @@
 """Imitate a greedy oracle, which tries viewpoints with the labels and takes the best.
 
-In every state the oracle tries `candidates` viewpoints of the table, with a forward of the backbone each, and the
+In every state the oracle tries `candidates` viewpoints of the table, each with a forward pass of the backbone, and the
 network learns to give the best of them the highest score (cross-entropy over the candidates). States are collected in
-rounds, the first with random viewpoints, the others with viewpoints sampled from the network. After every round it
-learns from all states so far (Ross et al. 2011, DAgger). It is a cheap upper baseline for learners that do not use
-labels. Here a decision is a state in which the oracle is used; it costs candidates + 1 forwards.
+rounds, the first with random viewpoints, the others with viewpoints sampled from the network. After every round the
+network learns from all states so far (Ross et al. 2011, DAgger). This is a cheap upper baseline for learners that do
+not use labels. Here a decision is a state in which the oracle is used; it costs candidates + 1 forward passes.
 """
 
 import ast

@@ -20,10 +20,10 @@ from canvit_gym.sb3 import GlimpseVecEnv
 
 
 class GradientWatch:
-    """Names the parameter whose gradient is not finite, as the backward pass made it (before clipping mixes them).
+    """Names the parameter whose gradient is not finite after the backward pass, before clipping mixes gradients.
 
-    The sums of all gradients are looked at together, once per optimizer step: one synchronization on a GPU, none within
-    agents.finite.checked_at_the_end.
+    The sums of all gradients are checked together, once per optimizer step. This takes one synchronization on a GPU,
+    and none within agents.finite.checked_at_the_end.
     """
 
     def __init__(self, policy: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -45,13 +45,13 @@ class GradientWatch:
 
 
 class WholeSchedule(OnPolicyAlgorithm):
-    """An algorithm of rollouts whose schedules every update learns by, the last one too."""
+    """An on-policy algorithm whose schedules stay above 0 in every update, including the last one."""
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """As it was when the rollout began: above 0 in the last update too.
+        """Set the progress remaining to what it was when the rollout began, which is above 0 in the last update too.
 
-        SB3 counts the rollout that is about to be learned from as done, so that a linear schedule makes the last
-        update, which is the only one of a run of one rollout, with a learning rate of 0 or less.
+        SB3 already counts the rollout that is about to be learned from, so with a linear schedule the last update (the
+        only one in a run of one rollout) has a learning rate of 0 or less.
         """
         super()._update_current_progress_remaining(num_timesteps - self.n_envs * self.n_steps, total_timesteps)
 
@@ -62,15 +62,15 @@ def require_finite_rollout(buffer: RolloutBuffer) -> None:
 
 
 class GlimpsePPO(WholeSchedule, PPO):
-    """Stable-Baselines3's PPO, with checks, and schedules that every update learns by.
+    """Stable-Baselines3's PPO with checks, and with schedules that stay above 0 in every update.
 
     `GlimpsePPO("ViewpointPolicy", make_sb3_env(...))` takes the table of viewpoints from the environment.
 
     Raises:
         ValueError: a policy whose viewpoints are not the environment's.
-        FloatingPointError: rewards, advantages, logits, values, losses or gradients hold a NaN or an infinity.
-            Names the tensor; the parameters are those of before the offending optimizer step (on a GPU, where an
-            update is checked at its end, of before the update).
+        FloatingPointError: rewards, advantages, logits, values, losses or gradients contain a NaN or an infinity. The
+            error names the tensor. The parameters are those from before the offending optimizer step (on a GPU, where
+            an update is checked at its end, those from before the update).
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**PPO.policy_aliases, "ViewpointPolicy": ViewpointPolicy}
@@ -81,7 +81,7 @@ class GlimpsePPO(WholeSchedule, PPO):
         self._watch = GradientWatch(self.policy, self.policy.optimizer)
 
     def _take_viewpoints(self, env: VecEnv | None) -> None:
-        """The environment's, where none were given; else they must be the environment's."""
+        """Take the environment's viewpoints if none were passed; otherwise they must equal the environment's."""
         glimpse_env = None if env is None else env.unwrapped
         if not (isinstance(glimpse_env, GlimpseVecEnv) and issubclass(self.policy_class, ViewpointPolicy)):
             return

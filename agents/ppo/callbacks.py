@@ -13,7 +13,7 @@ from canvit_gym.actions import Actions
 
 
 def decision_index(episode_starts: NDArray[np.float32]) -> NDArray[np.int64]:
-    """[n_steps, n_envs] -> the number of each step's decision in its episode; row 0 must begin episodes."""
+    """[n_steps, n_envs] -> the index of each step's decision in its episode. Row 0 must begin episodes."""
     if not (episode_starts[0] > 0).all():
         raise ValueError(
             "this rollout begins in the middle of episodes, so that decisions cannot be counted: choose n_steps as a "
@@ -26,7 +26,7 @@ def decision_index(episode_starts: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def normalized_entropy(log_probs: NDArray[np.float32], space: spaces.Space) -> float:
-    """The normalized entropy of a distribution from log probabilities of its samples; 1 is uniform.
+    """The normalized entropy of a distribution, from the log probabilities of its samples; 1 is uniform.
 
     Their negated mean is an unbiased estimate of the entropy H. Discrete(n): H / log n. Box of volume V and
     dimension d: exp((H - log V) / d), the effective share of the box's side.
@@ -52,14 +52,15 @@ class _RolloutCallback(BaseCallback):
 
 class ViewpointStatistics(_RolloutCallback):
     """Logs `viewpoint/entropy_t*` and `viewpoint/mean_scale_t*`, where t counts an episode's decisions. If the agent
-    may stop also `viewpoint/stop_share_t*`, of the episodes that reached t. Rollouts must begin with episodes.
+    may stop, also logs `viewpoint/stop_share_t*`, the share of the episodes reaching t that stop there. Rollouts must
+    begin with new episodes.
     """
 
     def __init__(self, actions: Actions) -> None:
         super().__init__()
         self.actions = actions
         self.entropy: float | None = None
-        """Normalized entropy of the last rollout."""
+        """Normalized entropy in the last rollout."""
 
     def _on_rollout_end(self) -> None:
         buffer = self.buffer
@@ -83,8 +84,8 @@ class ViewpointStatistics(_RolloutCallback):
 class EntropyFloor(_RolloutCallback):
     """Adjusts `model.ent_coef` after every rollout so that the normalized entropy stays above a floor.
 
-    The floor falls linearly over training from `start` to `end`. Below it the coefficient grows by `rate`,
-    above it shrinks by it, within [low, high]: a fixed bonus is too strong early or too weak late.
+    The floor falls linearly over training from `start` to `end`. Below the floor the coefficient grows by `rate`, above
+    it the coefficient shrinks by `rate`, within [low, high]. A fixed bonus is too strong early or too weak late.
     """
 
     def __init__(self, *, start: float, end: float, low: float, high: float, rate: float) -> None:

@@ -38,7 +38,7 @@ class Hyperparameters:
     policy_kwargs: dict[str, Any]
     rollout_tensors: Literal["float16", "float32"] | None = "float16"
     compile_policy: bool | None = None
-    """Run the policy network through torch.compile. None: on a GPU."""
+    """Whether to compile the policy network with torch.compile. None: only on a GPU."""
     warm_start: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -79,6 +79,6 @@ class Hyperparameters:
         return decisions + options.states * (options.candidates + 1)
 
     def check_fit(self, config: EnvConfig) -> None:
-        """Raise ValueError where rollouts would end in the middle of episodes."""
+        """Raise ValueError if rollouts would end in the middle of episodes."""
         check_whole_episodes(config, self.n_steps)
         check_revisits(config, inhibition=self.policy_kwargs.get("inhibition"))

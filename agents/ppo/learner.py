@@ -113,7 +113,7 @@ class PPOLearner:
         }
         if not ends_with_rollouts(
             self.plan.env
-        ):  # episodes are cut here, in the continuing run and in a resumed one alike
+        ):  # cut episodes here, both in the run that continues and in a resumed one
             self._begin_episodes()
         return state
 

@@ -31,9 +31,9 @@ _DECIDED_HERE: dict[str, tuple[Any, ...]] = {
 class ViewpointPolicy(MultiInputActorCriticPolicy):
     """Like SB3's MultiInputPolicy, but with a spatial map in place of one long vector.
 
-    It takes the keyword arguments of canvit_gym.policies.networks.ViewpointNetwork, whose layers it has, and SB3's,
-    except for those that choose layers, initialization or noise, which ViewpointNetwork decides. `plain` is the network
-    itself, without SB3.
+    It has the layers of canvit_gym.policies.networks.ViewpointNetwork and takes its keyword arguments. It also takes
+    SB3's, except for those that choose layers, initialization or noise, which ViewpointNetwork determines. `plain` is
+    the network itself, without SB3.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
         return inherited | self._options
 
     def compile_networks(self) -> None:
-        """From now on trunk and heads run as one compiled function, in rollouts and updates alike; `ran` says how."""
+        """Compile trunk and heads into one function for rollouts and updates; `ran` says how they actually ran."""
         self._networks = TrainedFunction(self._scores_and_values, name="the policy network", compile=True)
 
     @property
@@ -126,7 +126,7 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
         return self.action_dist.proba_distribution(action_logits=scores)
 
     def obs_to_tensor(self, observation: Any) -> tuple[PyTorchObs, bool]:
-        """Like SB3's, which only takes arrays, but also for tensors."""
+        """Like SB3's method, but also takes tensors."""
         if not (isinstance(observation, dict) and all(isinstance(value, Tensor) for value in observation.values())):
             return super().obs_to_tensor(observation)
         shapes = {key: space.shape or () for key, space in cast(spaces.Dict, self.observation_space).items()}

@@ -20,8 +20,8 @@ _LEARNED_FROM = ("actions", "values", "log_probs", "advantages", "returns")
 
 
 class TensorRolloutBuffer(DictRolloutBuffer):
-    """A `rollout_buffer_class` for environments whose observations are tensors. Everything else is on the host as in
-    SB3, in [n_steps, n_envs] arrays that are never reordered.
+    """A `rollout_buffer_class` for environments whose observations are tensors. Everything else stays on the host as
+    in SB3, in [n_steps, n_envs] arrays that are never reordered.
     """
 
     tensors: dict[str, Tensor]
@@ -73,7 +73,7 @@ class TensorRolloutBuffer(DictRolloutBuffer):
         if not self.full:
             raise RuntimeError(f"the rollout has {self.pos} of {self.buffer_size} steps: it is not complete")
         total = self.buffer_size * self.n_envs
-        # Stock SB3 counts environment after environment; these rows are step after step.
+        # Stock SB3 orders rows by environment, then step; here they are ordered by step, then environment.
         order = np.random.permutation(total)
         rows = torch.from_numpy(order % self.buffer_size * self.n_envs + order // self.buffer_size).to(self.device)
         if not self._columns:
@@ -97,6 +97,6 @@ class TensorRolloutBuffer(DictRolloutBuffer):
 
     @property
     def num_bytes(self) -> int:
-        """A whole rollout, before its update makes minibatches."""
+        """The size of a whole rollout, before its update makes minibatches."""
         arrays = sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
         return arrays + sum(value.nbytes for value in self.tensors.values())

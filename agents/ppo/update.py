@@ -1,7 +1,7 @@
 """PPO's update with its statistics on the device until the end.
 
-Stable-Baselines3's own reads four numbers of every minibatch, and each time the host waits for the GPU. The numbers and
-the order of the operations are the same here: so are the parameters, to the bit on a CPU.
+Stable-Baselines3's own update reads four numbers of every minibatch, and the host waits for the GPU each time. Here the
+numbers and the order of operations are the same, and so are the parameters (to the bit on a CPU).
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ STATISTICS = ("policy_gradient_loss", "value_loss", "entropy_loss", "clip_fracti
 def minibatch_losses(
     model: PPO, batch: DictRolloutBufferSamples, *, clip: float, clip_value: float | None
 ) -> tuple[Tensor, Tensor]:
-    """(loss, statistics [6], as STATISTICS names them) of a minibatch."""
+    """Returns (loss, statistics [6] in the order of STATISTICS) of a minibatch."""
     actions = batch.actions
     if isinstance(model.action_space, spaces.Discrete):
         actions = actions.long().flatten()
@@ -54,7 +54,7 @@ def minibatch_losses(
 
 @contextmanager
 def _unchecked_arguments(unchecked: bool) -> Iterator[None]:
-    """torch's distributions check their arguments, and wait for the GPU each time; ours are checked at the end."""
+    """Turn off the argument checks of torch's distributions, which wait for the GPU; ours are read at the end."""
     default = Distribution._validate_args
     Distribution.set_default_validate_args(default and not unchecked)
     try:
@@ -64,16 +64,16 @@ def _unchecked_arguments(unchecked: bool) -> Iterator[None]:
 
 
 def update(model: PPO, *, check_at_the_end: bool | None = None) -> None:
-    """What PPO.train does, for models without target_kl, which has to look at every minibatch.
+    """Do what PPO.train does, for models without target_kl, which would have to be compared after every minibatch.
 
     Args:
         model: its rollout buffer is full.
-        check_at_the_end: look for numbers that are not finite once, after the last minibatch, and give the parameters
-            back as they were before the update where there is one. None: on a GPU, which is waited for once then. Else
-            every minibatch is checked before it reaches a parameter.
+        check_at_the_end: check once, after the last minibatch, for numbers that are not finite, and restore the
+            parameters from before the update if there is one. This way the host waits for a GPU only once. False: check
+            every minibatch before it changes a parameter. None: True on a GPU, False on a CPU.
 
     Raises:
-        FloatingPointError: logits, values, losses or gradients that are not finite.
+        FloatingPointError: logits, values, losses or gradients are not finite.
     """
     assert model.target_kl is None
     late = model.device.type != "cpu" if check_at_the_end is None else check_at_the_end
@@ -93,7 +93,7 @@ def update(model: PPO, *, check_at_the_end: bool | None = None) -> None:
 
 
 def _clip_range(model: PPO) -> tuple[float, float | None]:
-    """(of the ratio, of the values) at this point of training."""
+    """The clip ranges of (the ratio, the values) at this point of training."""
     progress = model._current_progress_remaining
     clip = model.clip_range(progress)  # type: ignore[operator]
     return clip, None if model.clip_range_vf is None else model.clip_range_vf(progress)  # type: ignore[operator]
@@ -135,7 +135,7 @@ def _fetched(
 
 def _record(model: PPO, found: NDArray[np.float64], *, std: float | None) -> None:
     told = dict(zip(STATISTICS, found.mean(axis=(0, 1)), strict=True))
-    # As SB3 has it: the divergence of the last epoch, and the loss of the last minibatch.
+    # As in SB3: the divergence is that of the last epoch, the loss that of the last minibatch.
     told |= {"approx_kl": found[-1, :, STATISTICS.index("approx_kl")].mean(), "loss": found[-1, -1, -1]}
     for name, value in told.items():
         model.logger.record(f"train/{name}", float(value))

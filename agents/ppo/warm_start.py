@@ -1,17 +1,17 @@
 """A warm start for PPO: supervised regression of the gain of a glimpse at each viewpoint.
 
 On training scenes, where labels may be used, K random viewpoints of the table are tried in every state that the policy
-reaches, with a forward of the backbone each. The actor learns which of them help more than the others:
+reaches, each with a forward pass of the backbone. The actor learns which of them help more than the others:
 
     logit of a viewpoint = gain / (temperature * sigma) + a constant of the state
 
 Gains are the environment's rewards for the next glimpse (of the soft score, if the reward is based on the score), and
-sigma is their standard deviation within states. The actor begins as a softmax over predicted gains, and PPO improves on
-looking only one glimpse ahead. The critic learns the returns of the same episodes.
+sigma is their standard deviation within states. The actor begins as a softmax over predicted gains, which look only one
+glimpse ahead; PPO improves on that. The critic learns the returns of the same episodes.
 
 States are collected in rounds, the first with random viewpoints, the others with viewpoints sampled from the policy,
-because a policy that only learns from the states of other policies stalls after the first glimpses. After every round
-it learns from all states so far (Ross et al. 2011, DAgger). Maps are stored in float16.
+because a policy that only learns from the states of other policies stops improving after the first glimpses. After
+every round it learns from all states so far (Ross et al. 2011, DAgger). Maps are stored in float16.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ Objective = Literal["regression", "ranking", "cloning"]
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The amount of data, and how it is learned from. Without states there is no warm start."""
+    """The amount of data, and how the policy learns from it. Without states there is no warm start."""
 
     states: int = 0
     candidates: int = 8
@@ -53,11 +53,11 @@ class WarmStart:
     """Passes over all states so far, after every round."""
     batch_size: int = 128
     learning_rate: float = 1e-3
-    """In the first round. It falls linearly towards 0: the last of n rounds has 1/n of it."""
+    """Learning rate in the first round. It falls linearly towards 0: the last of n rounds has 1/n of it."""
     temperature: float = 0.25
     objective: Objective = "regression"
     """regression: squared error of gains; ranking: cross-entropy to softmax(gain / (temperature * sigma)); cloning:
-    cross-entropy to the one of the tried viewpoints that gains most."""
+    cross-entropy to whichever of the tried viewpoints gains most."""
     vf_coef: float = 0.5
 
     def __post_init__(self) -> None:
@@ -129,10 +129,10 @@ def warm_start(
     seed: int = 0,
     progress: bool = False,
 ) -> list[dict[str, float]]:
-    """Train `network` in place. Returns a dict per round. It seeds the global generators.
+    """Train `network` in place. Returns a dict per round. Seeds the global random generators.
 
     `explained` is the share of the gains' variance within states that the actor predicted before it learned from the
-    round (0: nothing, 1: all, luck included); `sigma` is in the reward's units.
+    round (0: nothing; 1: everything, including luck). `sigma` is in the reward's units.
 
     Raises:
         ValueError: continuous actions, or fewer viewpoints than candidates.
@@ -189,7 +189,7 @@ def collect(
     explores: bool,
     advance: Callable[[int], Any],
 ) -> Tried:
-    """At least `size` states, in whole batches of whole episodes."""
+    """Collect at least `size` states, in whole batches of whole episodes."""
     network.eval()
     table, reward, cost = actions.viewpoints, envs.config.reward, envs.config.glimpse_cost
     seen: list[dict[str, Tensor]] = []  # per batch of episodes, [N * T, ...]
@@ -229,8 +229,8 @@ def collect(
 
 
 def _gains(reward: str, episodes: EpisodeBatch, candidates: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[K, N]: the reward of each of the candidates [K, 3] now, in every episode."""
-    # Scores are not smooth: the soft score distinguishes similar candidates better.
+    """[K, N]: the reward that each of the candidates [K, 3] would get now, in every episode."""
+    # Scores are not smooth, so the soft score distinguishes similar candidates better.
     kind = "soft_score_gain" if REWARDS[reward].potential == "score" else reward
     measure = episodes.task.potentials[REWARDS[kind].potential].measure
     assert episodes.logits is not None

@@ -4,9 +4,9 @@
 
 Depth counts an episode's decisions. There is no bootstrapping: the target is the reward of the next glimpse, by default
 the share of the loss that it removes. Q = V + A, where A has mean zero over the table. There is one sample per visited
-state, with squared error. A share of the steps (half by default) takes the best viewpoint and the others a random one,
-so that states are those that the policy reaches. Targets do not depend on the policy, so the last rollouts can be
-learned from again.
+state, and the loss is the squared error. A share of the steps (half by default) takes the best viewpoint and the others
+a random one, so that the policy learns on states that it reaches. Targets do not depend on the policy, so it can learn
+from the last rollouts again.
 """
 
 from collections import deque
@@ -127,7 +127,7 @@ class QRegression(TorchLearner[nn.Module]):
             monitor.stepped(hyper.n_envs)
 
     def _choose(self, observation: dict[str, Tensor]) -> NDArray[np.int64]:
-        """[N] the best action in a share hyper.greedy of the rows, a random allowed action in the others."""
+        """[N]: the best action in a share `hyper.greedy` of the rows, a random allowed action in the others."""
         network = cast(HasValues, self._network)
         values = network.values({key: value.to(self.device) for key, value in observation.items()}).cpu()
         require_finite({"the network's values": values.clamp(-1e30, 1e30)})
@@ -164,7 +164,7 @@ class QRegression(TorchLearner[nn.Module]):
         self._logger.record("train/learning_rate", rate)
 
     def _found_and_wanted(self, batch: Samples) -> tuple[Tensor, Tensor]:
-        """[B'] the network's predictions for the actions taken, and their targets."""
+        """[B'] each: the network's predictions for the actions taken, and their targets."""
         mean, deviation = (
             torch.from_numpy(moment).float() for moment in (self.moments.mean, np.sqrt(self.moments.var + 1e-8))
         )
