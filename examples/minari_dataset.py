@@ -1,11 +1,11 @@
-"""Record episodes as a Minari data set, for learning offline, and read it back.
+"""Record episodes as a Minari dataset for offline learning, and read it back.
 
     pip install "minari[create,hdf5]"
     python examples/minari_dataset.py --dataset canvit/fashion-random-v0 --episodes 100
 
-Minari keeps data sets in ~/.minari, or where $MINARI_DATASETS_PATH says. The compact observations keep them small: less
-than 2 kB a step, where the default maps take 35 kB. --policy takes what canvit_gym.policies.learned.load_policy
-does: a run of agents.train, say. Without it, viewpoints are drawn at random.
+Minari keeps datasets in ~/.minari, or in $MINARI_DATASETS_PATH if it is set. Compact observations keep them small: less
+than 2 kB per step instead of 35 kB for the default maps. --policy takes whatever
+canvit_gym.policies.learned.load_policy takes, for example a run of agents.train. Without it, viewpoints are random.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
     if args.policy:
         policy = load_policy(args.policy)
         kwargs = policy.record.env.to_json()
-    # "canvit_gym:" is kept with the data, so that whoever recovers the environment has the ids registered.
+    # "canvit_gym:" is stored with the data, so that the ids are registered when the environment is recovered.
     env = minari.DataCollector(gym.make(f"canvit_gym:{args.env}", **kwargs), record_infos=True)
     env.action_space.seed(args.seed)
     for episode in range(args.episodes):

@@ -1,14 +1,14 @@
-"""PPO on a glimpse environment in one file: torch, gymnasium and canvit_gym, nothing else. Copy it and change it.
+"""PPO on a glimpse environment in one file, using only torch, gymnasium and canvit_gym. Copy it and change it.
 
     python examples/ppo_single_file.py --env CanViT/FashionClassification-v0
 
-What it does, in the order of the file: a network that scores viewpoints from maps; rollouts on the native vector
-environment, all tensors on one device; generalized advantage estimation (Schulman et al. 2016); the clipped surrogate
+In the order of the file: a network that scores viewpoints from maps; rollouts on the native vector environment, with
+all tensors on one device; generalized advantage estimation (Schulman et al. 2016); the clipped surrogate objective
 (Schulman et al. 2017); an exact evaluation of the most likely viewpoints on held-out scenes.
 
 Differences from PPO for games: an episode ends when its budget is spent, so there is no bootstrapping at the end of a
 rollout (rollouts hold whole episodes); the environment resets in the step after an episode's end (Gymnasium's NEXT_STEP
-mode), which is left out of the batch; viewpoints near one that was taken are masked, since they show nothing new.
+mode), and this step is left out of the batch; viewpoints near an earlier one are masked, since they show nothing new.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import canvit_gym  # noqa: F401  (registers the ids)
 
 KEYS = ("canvas", "uncertainty", "acuity", "viewpoint", "gaze", "time")
 UPSAMPLE = 2
-"""The map of scores is so many times finer than the canvas that is observed."""
+"""How many times finer the map of scores is than the observed canvas."""
 
 
 def initialized(layer: nn.Linear | nn.Conv2d, *, gain: float = 2**0.5) -> nn.Linear | nn.Conv2d:
@@ -37,9 +37,9 @@ def initialized(layer: nn.Linear | nn.Conv2d, *, gain: float = 2**0.5) -> nn.Lin
 class Network(nn.Module):
     """Observation -> logits of every viewpoint of the action table, and a value.
 
-    A small convolutional network makes one feature map with a cell per cell of the canvas. From it comes a finer map of
-    what each place is worth; the logit of a viewpoint is the sum over the window that it would look at, so that windows
-    which overlap share what they learn.
+    A small convolutional network makes a feature map with one cell per cell of the canvas. From it comes a finer map of
+    what each place is worth. The logit of a viewpoint is the sum over the window that it would show, so overlapping
+    windows share what they learn.
     """
 
     def __init__(self, space: gym.spaces.Dict, table: np.ndarray, *, channels: int = 32, inhibition: float = 0.06):
@@ -69,7 +69,7 @@ class Network(nn.Module):
         return torch.linspace(-1 + 1 / side, 1 - 1 / side, side)
 
     def window_sums(self, side: int) -> Tensor:
-        """Row a sums a flat map over window a, cells that it covers in part counting in part."""
+        """[A, side * side]: row a sums a flat map over window a; partly covered cells count in part."""
         half, centers = 1 / side, self.centers(side)
         low, high = self.table[:, :2] - self.table[:, 2:], self.table[:, :2] + self.table[:, 2:]  # [A, 2]
         overlap = torch.minimum(centers + half, high[..., None]) - torch.maximum(centers - half, low[..., None])
@@ -90,7 +90,7 @@ class Network(nn.Module):
         return logits, self.value(pooled).squeeze(1)
 
     def taken(self, gaze: Tensor) -> Tensor:
-        """[B, A]: viewpoints of the same scale within `inhibition` of one that was taken."""
+        """[B, A]: viewpoints of the same scale within `inhibition` of one taken before."""
         near = (self.table - gaze.unflatten(1, (-1, 3))[:, :, None]).abs()  # [B, n, A, 3]
         return ((near[..., :2].amax(dim=3) <= self.inhibition + 1e-3) & (near[..., 2] <= 1e-3)).any(dim=1)
 
@@ -163,7 +163,7 @@ def train(args: argparse.Namespace) -> Network:
     every_reward: list[Tensor] = []
     while decisions < args.decisions:
         optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - decisions / args.decisions)
-        # A rollout of whole episodes: every environment begins and ends together, since all spend the same budget.
+        # A rollout of whole episodes: all environments begin and end together, since all have the same budget.
         steps: list[dict[str, Tensor]] = []
         seen: list[dict[str, Tensor]] = []
         losses, ended_episodes = [], 0

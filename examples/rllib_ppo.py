@@ -1,12 +1,12 @@
-"""PPO on many machines with Ray RLlib: its runners step scenes of their own, its learner trains our spatial network.
+"""PPO on many machines with Ray RLlib: each runner steps its own scenes, and the learner trains our spatial network.
 
     pip install "ray[rllib]>=2.60,<3"     # it pins gymnasium 1.2.2, which canvit_gym takes too
     python examples/rllib_ppo.py --num-env-runners 2 --iterations 20 --output runs/rllib
     canvit-gym evaluate --env CanViT/FashionClassification-v0 --policy runs/rllib
 
-On a cluster, start Ray there (`ray start --head`, `ray start --address=...`) and pass --address auto: that is the one
-line that differs. A runner steps all of its scenes in one batched forward, through the id's vector entry point, and
-sees scenes of its own: `canvit_gym.share_scenes`. --seeds trains several seeds with Ray Tune.
+On a cluster, start Ray (`ray start --head`, `ray start --address=...`) and pass --address auto; nothing else differs. A
+runner steps all of its scenes in one batched forward pass, through the id's vector entry point, and each runner has its
+own scenes (`canvit_gym.share_scenes`). --seeds trains several seeds with Ray Tune.
 """
 
 import argparse
@@ -36,7 +36,7 @@ KEYS = ["canvas", "uncertainty", "acuity", "viewpoint", "gaze", "time"]
 
 
 class GlimpseModule(TorchRLModule, ValueFunctionAPI):
-    """canvit_gym's network behind RLlib's interface: a dict of observations in, logits and a value out."""
+    """canvit_gym's network with RLlib's interface: from a dict of observations to logits and a value."""
 
     def setup(self) -> None:
         actions = build_actions(config_from_kwargs(self.model_config["env"]))
@@ -57,7 +57,7 @@ def ppo(args: argparse.Namespace, config: EnvConfig) -> PPOConfig:
     """RLlib's PPO with the settings of agents/hyperparameters/ppo.yml, as far as RLlib has them."""
     return (
         PPOConfig()
-        .environment(f"canvit_gym:{args.env}", env_config=args.env_kwargs)  # runners then register the ids themselves
+        .environment(f"canvit_gym:{args.env}", env_config=args.env_kwargs)  # the prefix lets runners register the ids
         .env_runners(
             num_env_runners=args.num_env_runners,
             num_envs_per_env_runner=args.num_envs,
@@ -84,7 +84,7 @@ def ppo(args: argparse.Namespace, config: EnvConfig) -> PPOConfig:
 
 
 def save(module: GlimpseModule, args: argparse.Namespace, config: EnvConfig, *, decisions: int) -> None:
-    """The policy as canvit_gym keeps them: `canvit-gym evaluate --policy` loads it, without Ray."""
+    """Save the policy in canvit_gym's format: `canvit-gym evaluate --policy` loads it without Ray."""
     record = PolicyRecord(
         env_id=args.env,
         env=config,

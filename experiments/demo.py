@@ -1,11 +1,11 @@
-"""The main job, end to end: train a PPO agent to look, then compare it on test scenes with hand-coded policies.
+"""The main job, end to end: train a PPO agent to look, then compare it with hand-coded policies on test scenes.
 
     python -m experiments.demo
 
 Trains on FashionClassification's training scenes with rewards alone, chooses the best policy on validation scenes, and
-evaluates once on all test scenes, at the same budget, against policies of the CanViT paper and against the strongest
-hand-coded ones, their scales tuned on validation scenes. Prints the table, and writes `results.json`, `gaze.png` and
-`gaze_before.png` (the same scenes, looked at by the network before training) into the run directory.
+evaluates it once on all test scenes, at the same budget as policies of the CanViT paper and the strongest hand-coded
+ones, whose scales were tuned on validation scenes. Prints the table, and writes `results.json`, `gaze.png` and
+`gaze_before.png` (the same scenes, viewed by the network before training) into the run directory.
 """
 
 import json
@@ -42,8 +42,8 @@ OPPONENTS = (
     "saliency(scale=0.4)",
     "item_probability(scale=(0.34, 0.24))",
 )
-"""Of the paper, and the strongest others, their scales tuned: by experiments.studies.headroom (saliency) and
-experiments.studies.suite_headroom. The last one reads the canvas with the segmentation probe as well."""
+"""Policies of the paper, and the strongest others. Their scales were tuned by experiments.studies.headroom (saliency)
+and experiments.studies.suite_headroom. The last one also reads the canvas with the segmentation probe."""
 AGENT, SAMPLED = "PPO agent", "PPO agent, sampled"
 
 
@@ -63,7 +63,7 @@ class DemoConfig:
 
 
 def compare(results: dict[str, Evaluation], *, reference: str) -> dict[str, Estimate]:
-    """The agent's paired differences to `reference` after every glimpse, with 95% intervals over scenes."""
+    """The agent's paired differences from `reference` after every glimpse, with 95% intervals over scenes."""
     agent, other = results[AGENT], results[reference]
     return {
         "score": paired_difference(score_statistic([agent]), score_statistic([other])),
@@ -96,14 +96,14 @@ def table(results: dict[str, Evaluation]) -> str:
 
 
 def untrained(policy: LearnedPolicy) -> LearnedPolicy:
-    """The network as it was before training: the run's seed, no step of learning."""
+    """The policy with its network as it was before training, initialized with the run's seed."""
     with seeded(int(policy.record.training.get("seed", 0)), torch.device("cpu")):
         network = make_network(policy.record, policy.record.env)
     return LearnedPolicy(network.eval(), policy.record)
 
 
 def trained_policy(config: DemoConfig) -> Path:
-    """The best policy's directory: of a finished run in run_dir, of one that goes on there, or of a new one."""
+    """The best policy's directory, from a finished run in run_dir, one that is continued there, or a new one."""
     if (config.run_dir / RESULT).exists():
         print(f"1/3 {config.run_dir} holds a finished run: evaluating its policy (to train anew, remove it)")
         return config.run_dir / "best"
@@ -138,7 +138,7 @@ def main(config: DemoConfig) -> dict[str, object]:
     print(f"    kept, by validation loss: after {decisions:,} decisions")
 
     print("2/3 Evaluating on test scenes")
-    # The environment that the policy was trained in, but for the scenes.
+    # The environment that the policy was trained in, except for the scenes.
     agent = load_policy(policy_dir)
     test = replace(agent.record.env, split="test", num_scenes=config.num_test_scenes)
     policies: dict[str, GlimpsePolicy] = {}

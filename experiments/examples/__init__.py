@@ -1,1 +1,1 @@
-"""Examples on data of your own."""
+"""Examples on your own data."""

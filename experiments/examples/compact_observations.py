@@ -3,12 +3,12 @@
     python -m experiments.examples.compact_observations --decisions 40960 --seeds 2 \\
         --runs-dir runs/compact --results-dir experiments/results/examples
 
-DQN of agents.train (Stable-Baselines3's, with our extractor) learns on compact observations; all other settings are
+The DQN of agents.train (Stable-Baselines3's, with our extractor) learns on compact observations; all other settings are
 those of agents/hyperparameters/dqn.yml. Its last policies are evaluated on test scenes, at the viewpoints of highest
-value, beside a random policy and the best hand-coded one of experiments/results/suite_headroom. The share is DQN's gain
-over random as a part of the hand-coded policy's; intervals are 95% bootstrap intervals over scenes and seeds.
+value, together with a random policy and the best hand-coded one of experiments/results/suite_headroom. The share is
+DQN's gain over random divided by the hand-coded policy's; intervals are 95% bootstrap intervals over scenes and seeds.
 
-Trained policies are kept in --runs-dir; the same command goes on where it was interrupted.
+Trained policies are kept in --runs-dir; the same command continues after an interruption.
 """
 
 import json
@@ -50,7 +50,7 @@ class CompactConfig:
 
 
 def trained(config: CompactConfig, seed: int) -> LearnedPolicy | None:
-    """None where Ctrl-C came."""
+    """The trained policy; None after Ctrl-C."""
     compact = {"observation_preset": "compact", **PRESETS["compact"]}
     run = TrainConfig(
         run_dir=config.runs_dir / f"{config.algo}{seed}_{config.decisions}",
@@ -71,7 +71,7 @@ def bytes_per_observation(policy: LearnedPolicy) -> int:
 
 
 def study(config: CompactConfig) -> dict[str, Any] | None:
-    """Plain JSON values; None where Ctrl-C came."""
+    """The results as plain JSON values; None after Ctrl-C."""
     found: dict[str, list[Evaluation]] = {"random": [], config.algo: [], config.hand_coded: []}
     size = 0
     for seed in range(config.seeds):
@@ -84,7 +84,7 @@ def study(config: CompactConfig) -> dict[str, Any] | None:
         found["random"].append(
             evaluate(make_policy("random", config=test, num_glimpses=test.budget), config=test, seed=seed)
         )
-        if not found[config.hand_coded]:  # draws nothing at random
+        if not found[config.hand_coded]:  # deterministic: once is enough
             hand_coded = make_policy(config.hand_coded, config=test, num_glimpses=test.budget)
             found[config.hand_coded].append(evaluate(hand_coded, config=test))
         log.info("seed %d: %s %.2f %%", seed, config.algo, 100 * found[config.algo][-1].score()[-1])

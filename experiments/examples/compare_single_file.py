@@ -1,16 +1,16 @@
-"""Does examples/ppo_single_file.py learn as much as agents/ppo in as many decisions?
+"""Does examples/ppo_single_file.py learn as much as agents/ppo in the same number of decisions?
 
     python -m experiments.examples.compare_single_file --decisions 40960 --seeds 2 \\
         --runs-dir runs/single_file --results-dir experiments/results/examples
 
-Both are trained with the same seeds and numbers of decisions, the single file as it is imported from examples/, ours by
-agents.train with agents/hyperparameters/ppo.yml, and evaluated by canvit_gym.evaluation on the same test scenes, at
-their most likely viewpoints. Of agents/ppo it is the last policy, not the best of several on validation scenes, which
-the single file does not choose either. Gain is the score after the last glimpse minus that of the untrained network of
-the single file, whose viewpoints are drawn almost evenly from the same table. The share is the single file's gain over
-ours, with a 95% bootstrap interval over scenes and seeds.
+Both are trained with the same seeds and numbers of decisions, the single file as imported from examples/, ours by
+agents.train with agents/hyperparameters/ppo.yml. Both are evaluated by canvit_gym.evaluation on the same test scenes,
+at their most likely viewpoints. From agents/ppo the last policy is used, not the best on validation scenes, since the
+single file does not choose a best one either. Gain is the score after the last glimpse minus that of the untrained
+network of the single file, whose viewpoints are almost uniform over the same table. The share is the single file's gain
+divided by ours, with a 95% bootstrap interval over scenes and seeds.
 
-Trained policies are kept in --runs-dir; the same command goes on where it was interrupted.
+Trained policies are kept in --runs-dir; the same command continues after an interruption.
 """
 
 import argparse
@@ -63,7 +63,7 @@ class CompareConfig:
 
 
 def single_file() -> ModuleType:
-    """examples/ppo_single_file.py, as a module: examples/ is no package."""
+    """examples/ppo_single_file.py as a module, since examples/ is not a package."""
     spec = spec_from_file_location("ppo_single_file", SINGLE_FILE)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -72,7 +72,7 @@ def single_file() -> ModuleType:
 
 
 class SingleFilePolicy:
-    """A network of the single file, behind the protocol that evaluation wants."""
+    """A network of the single file with the interface that evaluation needs."""
 
     def __init__(self, network: nn.Module, actions: DiscreteActions, keys: tuple[Any, ...], *, sampled: bool) -> None:
         self.info = PolicyInfo(
@@ -104,7 +104,7 @@ class SingleFilePolicy:
 
 
 def trained_single_file(module: ModuleType, config: CompareConfig, seed: int) -> nn.Module:
-    """From the runs' directory, or else trained now."""
+    """The network from the runs' directory, or trained now."""
     args = settings(module, config, seed)
     path = config.runs_dir / f"single_file{seed}_{config.decisions}.safetensors"
     if not path.exists():
@@ -131,7 +131,7 @@ def settings(module: ModuleType, config: CompareConfig, seed: int) -> argparse.N
 
 
 def evaluations(config: CompareConfig) -> dict[str, list[Evaluation]] | None:
-    """By name, one per seed; None where Ctrl-C came."""
+    """Name -> one evaluation per seed; None after Ctrl-C."""
     module = single_file()
     found: dict[str, list[Evaluation]] = {name: [] for name in NAMES}
     for seed in range(config.seeds):
@@ -165,7 +165,7 @@ def evaluations(config: CompareConfig) -> dict[str, list[Evaluation]] | None:
 
 
 def report(config: CompareConfig, found: dict[str, list[Evaluation]]) -> dict[str, Any]:
-    """Plain JSON values: scores after the last glimpse, and the share of our gain that the single file reaches."""
+    """As plain JSON values: scores after the last glimpse, and the share of our gain that the single file reaches."""
     curves = {name: score_statistic(of_name) for name, of_name in found.items()}
     rows = {
         name: {

@@ -2,9 +2,9 @@
 
     python -m experiments.examples.rllib_throughput --results-dir experiments/results/examples
 
-Run it in an environment that has Ray (scripts/test_libraries.sh makes one), on a machine that does nothing else: the
-load average at the beginning is kept with the numbers. Every variant trains `--iterations` iterations after one to warm
-up; "end to end" counts the time of the updates too, "sampling" that of the runners alone.
+Run it in an environment with Ray (scripts/test_libraries.sh makes one), on an otherwise idle machine; the load average
+at the beginning is recorded with the numbers. Every variant trains for `--iterations` iterations after one warm-up
+iteration. "end to end" includes the time of the updates; "sampling" is the time of the runners alone.
 """
 
 import argparse
@@ -28,7 +28,7 @@ VARIANTS = ((1, "vector_entry_point"), (2, "vector_entry_point"), (1, "sync"), (
 
 
 def example() -> ModuleType:
-    """examples/rllib_ppo.py, as a module: examples/ is no package."""
+    """examples/rllib_ppo.py as a module, since examples/ is not a package."""
     spec = spec_from_file_location("rllib_ppo", EXAMPLE)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)

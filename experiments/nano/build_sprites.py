@@ -3,7 +3,7 @@
     python -m experiments.nano.build_sprites --idx-dir /usr/share/datasets/fashion-mnist
 
 The IDX files are those of the Debian package `dataset-fashion-mnist` (MIT licence, Zalando SE) or of the
-data set's own repository. Training and validation sprites come from disjoint parts of the 60,000 training
+dataset's own repository. Training and validation sprites come from disjoint parts of the 60,000 training
 images, test sprites from the 10,000 test images. Each 28x28 sprite is quantized to 32 grey levels, its
 holes are filled, and 0 is reserved for "outside the item", so that a sprite is its own mask.
 """

@@ -1,9 +1,9 @@
-"""Draw a contact sheet of FashionScenes: what the scenes, their labels and a full-scene glimpse look like.
+"""Draw a contact sheet of FashionScenes: scenes, their labels, and what a full-scene glimpse shows of them.
 
     python -m experiments.nano.contact_sheet
 
-Each scene is shown with its label map and, under both, with what is left of it in a glimpse of the full scene
-(32 px, resampled as the environment does it). Scenes of classification have one item; its map is shown too.
+Each scene is shown with its label map and, under both, with what remains of it in a glimpse of the full scene
+(32 px, resampled as in the environment). Scenes of classification have one item; its map is shown too.
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def full_glimpse(image: NDArray[np.uint8], *, size_px: int) -> NDArray[np.uint8]
 
 
 def scene_cell(scene: FashionScene, *, glimpse_px: int) -> Image.Image:
-    """Scene, label map and glimpse side by side at the scene's own size, the glimpse in large pixels."""
+    """Scene, label map and glimpse side by side at the size of the scene; the glimpse has large pixels."""
     size = SCENE_SIZE_PX
     cell = blank(3 * size, size + CAPTION_PX)
     glimpse = Image.fromarray(full_glimpse(scene.image, size_px=glimpse_px))

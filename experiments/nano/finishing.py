@@ -1,7 +1,8 @@
 """The last phase of nano's pretraining: rollouts on the cross-entropy of the class shares themselves.
 
-A target is part the teacher's, part the labels' (half and half, unless told otherwise). canvit-pytorch's own training
-step has squared errors only; those teach the features well but decide slowly which class a cell belongs to.
+A target is a mixture of the teacher's prediction and the labels (by default half of each). canvit-pytorch's own
+training step only has squared errors. These teach the features well, but are slow to decide which class a cell belongs
+to.
 """
 
 from contextlib import AbstractContextManager
@@ -39,8 +40,8 @@ class FinishTargets:
 
     @staticmethod
     def of(batch: TrainingBatch, *, item_weight: float, teacher_share: float) -> "FinishTargets":
-        """`teacher_share` of a target is the teacher's, the rest the labels'. A cell that an item covers weighs
-        `item_weight` times as much as background."""
+        """Targets of a batch: a share `teacher_share` comes from the teacher, the rest from the labels. A cell that an
+        item covers weighs `item_weight` times as much as background."""
         assert batch.teacher is not None, "the teacher has not seen the scenes: call add_teacher first"
         cells = torch.lerp(batch.shares, batch.teacher.patches.softmax(dim=-1), teacher_share)
         scene = torch.lerp(batch.present, batch.teacher.cls.sigmoid(), teacher_share)
@@ -55,12 +56,12 @@ class FinishTargets:
 
 
 def item_viewpoints(item_shares: Tensor) -> Viewpoint:
-    """One viewpoint per scene around a random point of its items. item_shares: [B, G*G], how much of a cell they cover.
+    """One viewpoint per scene around a random point of its items, moved so that the crop stays inside the scene.
 
-    The center is kept where the crop stays inside the scene.
+    item_shares: [B, G*G], the share of each cell that items cover.
     """
     batch_size, device = len(item_shares), item_shares.device
-    # torch.multinomial's own way, without its check of the shares, for which the GPU would be waited for.
+    # The method of torch.multinomial, without its check of the shares, which would wait for the GPU.
     cell = (item_shares / torch.empty_like(item_shares).exponential_()).argmax(dim=1)
     cells = torch.stack([cell // NANO_CANVAS_GRID, cell % NANO_CANVAS_GRID], dim=1)
     centers = 2 * (cells + torch.rand(batch_size, 2, device=device)) / NANO_CANVAS_GRID - 1
@@ -71,7 +72,7 @@ def item_viewpoints(item_shares: Tensor) -> Viewpoint:
 
 
 def mixed_viewpoints(item_shares: Tensor, *, item_share: float) -> Viewpoint:
-    """canvit-pytorch's random viewpoints, a share of them moved to items: most random ones show background."""
+    """canvit-pytorch's random viewpoints, with a share of them moved to items, since most would show background."""
     batch_size, device = len(item_shares), item_shares.device
     anywhere = random_viewpoints(batch_size=batch_size, device=device)
     items = item_viewpoints(item_shares)
@@ -83,7 +84,7 @@ def mixed_viewpoints(item_shares: Tensor, *, item_share: float) -> Viewpoint:
 
 
 class FinishGlimpse:
-    """One glimpse of a finishing rollout: sampling, forward and losses in one function of tensors, which is compiled.
+    """One glimpse of a finishing rollout: sampling, forward pass and losses in a single compiled function of tensors.
 
     ran: see TrainedFunction.
     """
@@ -99,8 +100,8 @@ class FinishGlimpse:
     def __call__(
         self, images: Tensor, state: RecurrentState, viewpoint: Viewpoint, targets: FinishTargets
     ) -> tuple[RecurrentState, dict[str, Tensor]]:
-        """(state after, losses by name): means over the scenes."""
-        # Expanded tensors are made whole: strides are part of what is compiled for.
+        """Returns (the state afterwards, losses by name as means over the scenes)."""
+        # Make expanded tensors contiguous: compiled code depends on strides.
         state_before = (state.canvas.contiguous(), state.recurrent_cls.contiguous())
         looked_at = (viewpoint.centers.contiguous(), viewpoint.scales.contiguous())
         wanted = (targets.cells, targets.scene, targets.weight, targets.classes)
@@ -157,9 +158,9 @@ def finishing_step(
 ) -> tuple[dict[str, Tensor], int]:
     """One rollout, gradients accumulated over chunks of glimpses. Returns (mean losses per glimpse, glimpses).
 
-    policy_name draws the first glimpse; of the later ones `item_share` show items (in a quadtree's rollout none: it
-    keeps its own). A cell that an item covers weighs `item_weight`; scenes of one item add `class_weight` times the
-    cross-entropy of its class, read from the CLS token.
+    policy_name chooses the first glimpse. A share `item_share` of the later ones shows items, except in a quadtree
+    rollout, which keeps its own viewpoints. A cell that an item covers weighs `item_weight`. Scenes with one item add
+    `class_weight` times the cross-entropy of its class, read from the CLS token.
     """
     images, batch_size, device = batch.images, len(batch.images), batch.images.device
     num_glimpses = sample_rollout_length(tbptt_chunk_glimpses=chunk_glimpses, stop_probability=stop_probability)

@@ -1,8 +1,8 @@
-"""Teacher, pretraining, probes and metrics in calls of a few minutes, each on from where the last one ended.
+"""Train teacher, nano and probes, and measure them, in calls of a few minutes that continue one another.
 
     bash experiments/nano/gpu_run.sh runs/gpu
 
-trains on a GPU, from the shipped nano's weights on: first the teacher on the mixture of scenes, then nano for
+trains on a GPU, starting from the shipped nano's weights: first the teacher on the mixture of scenes, then nano for
 --finish-minutes over all calls, then its probes. A call that has nothing left to train measures again.
 """
 
@@ -39,13 +39,13 @@ log = logging.getLogger(__name__)
 
 ARCHIVE = "run.tar"
 STATES = {"teacher_state.pt": Path("teacher/state.pt"), "nano_state.pt": Path("nano/state.pt")}
-"""Kept beside the archive, by their place in the run: together they would be too large for one file."""
+"""Files kept beside the archive, with their place in the run: together they would be too large for one file."""
 COMPILED = "compiled.bin"
-"""What torch.compile made, so that the next call on such a machine need not."""
+"""The cache of torch.compile, so that the next call on such a machine need not compile again."""
 MOST_BYTES = 15 << 20
-"""Of what torch.compile made; more is left out."""
+"""Limit for the cache of torch.compile; a larger one is left out."""
 LATE_S = 10
-"""So long after the minutes, whatever is under way is interrupted."""
+"""Seconds after the end of the minutes at which whatever is still running is interrupted."""
 PROBES = (
     ("segmentation-probe", dict(env="CanViT/FashionSegmentation-v0")),
     ("classification-probe", dict(env="CanViT/FashionClassification-v0")),
@@ -95,13 +95,13 @@ class _Clock:
 
     @property
     def left(self) -> float:
-        """Minutes, at least a second."""
+        """Minutes left, at least a second."""
         return max((self._end - time.monotonic()) / 60, 1 / 60)
 
 
 @contextmanager
 def interrupted_after(minutes: float) -> Iterator[None]:
-    """Raise KeyboardInterrupt in the block after so many minutes: every training has a state to go on from."""
+    """Raise KeyboardInterrupt in the block after `minutes`: every training can be resumed from its state."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -116,7 +116,7 @@ def interrupted_after(minutes: float) -> Iterator[None]:
 
 
 def unpack(source: Path, run: Path) -> None:
-    """What an earlier call left, as the directory of a run."""
+    """Unpack what an earlier call left into the directory of a run."""
     if (source / ARCHIVE).exists():
         with tarfile.open(source / ARCHIVE) as archive:
             archive.extractall(run, filter="data")
@@ -129,7 +129,10 @@ def unpack(source: Path, run: Path) -> None:
 
 
 def pack(run: Path, destination: Path, *, compiles: bool) -> None:
-    """The directory of a run in few files; TensorBoard's are left out. compiles: keep what torch.compile made."""
+    """Pack the directory of a run into few files, without those of TensorBoard.
+
+    compiles: keep the cache of torch.compile.
+    """
     apart = {run / place for place in STATES.values()}
     with replacing(destination / ARCHIVE) as partial, tarfile.open(partial, "w") as archive:
         for path in sorted(run.rglob("*")):
@@ -192,7 +195,7 @@ def nano_config(config: GpuRunConfig, run: Path, minutes: float) -> pretrain.Pre
 
 
 def measure_readouts(config: GpuRunConfig, run: Path) -> dict[str, Any]:
-    """C2F on validation scenes through the pretraining readouts, against the teacher on the same scenes."""
+    """Measure C2F on validation scenes with the pretraining readouts, against the teacher on the same scenes."""
     device = torch.device(config.device)
     flavours = tuple(part.flavour for part in mixture(config.mixture))
     model = pretrain.CanViTForPretraining.from_pretrained(str(run / "nano" / "model")).to(device)
@@ -223,7 +226,7 @@ def fit_probes(config: GpuRunConfig, run: Path) -> None:
 
 
 def measure_probes(config: GpuRunConfig, run: Path) -> dict[str, list[float]]:
-    """C2F on validation scenes through the probes, in %."""
+    """Measure C2F on validation scenes with the probes, in %."""
     curves: dict[str, list[float]] = {}
     for key, kind in (("c2f_miou", "segmentation"), ("c2f_top1", "classification")):
         env = EnvConfig(
@@ -241,7 +244,7 @@ def measure_probes(config: GpuRunConfig, run: Path) -> dict[str, list[float]]:
 
 
 def run_phases(config: GpuRunConfig, run: Path, clock: _Clock, metrics: dict[str, Any]) -> str:
-    """What is done afterwards, in words."""
+    """Run the phases for which there is time. Returns a description of what is done."""
     if not (run / "teacher" / "teacher.json").exists():
         if teacher.train(teacher_config(config, run, clock.left)) is None:
             return "the teacher is in training"

@@ -1,15 +1,15 @@
-"""What nano reaches of its teacher, and whether its reading falls as glimpses accumulate."""
+"""How close nano comes to its teacher, and whether its scores fall as glimpses accumulate."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 FALL_POINTS = 0.25
-"""A curve falls where it is by more than this under what it reached after fewer glimpses: less is the noise of which
-tile C2F looks at first."""
+"""A curve falls if it is more than this below its best after fewer glimpses. Smaller differences are noise: they depend
+on which tile C2F views first."""
 
 
 def largest_fall(curve: Sequence[float]) -> float:
-    """By how much a curve is at most under its own best of earlier glimpses; 0 where it never falls.
+    """The largest distance of a curve below its own best at earlier glimpses; 0 if it never falls.
 
     >>> largest_fall([30.0, 45.0, 44.0, 46.0])
     1.0

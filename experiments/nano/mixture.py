@@ -1,8 +1,8 @@
-"""What nano and its teacher are trained on: scenes of the suite's flavours, in the shares declared here.
+"""The training scenes of nano and its teacher: scenes of the suite's flavours, in the shares declared here.
 
-Scenes, labels and the teacher's features stay on the device where they fit, and so do the choice, mirroring and
-normalization of a batch. Batch `step` is a function of (seed, step), so that a resumed run sees what an uninterrupted
-one sees, on any device.
+Scenes, labels and the teacher's features stay on the device if they fit, and batches are chosen, mirrored and
+normalized there. Batch `step` is a function of (seed, step), so a resumed run sees the same batches as an uninterrupted
+one, on any device.
 """
 
 import logging
@@ -33,7 +33,7 @@ class Part:
 
     flavour: Flavour
     share: float
-    """Of the scenes of every batch."""
+    """Share of the scenes in every batch."""
     num_scenes: int
     """Training scenes to draw from."""
 
@@ -50,13 +50,13 @@ MIXTURES: dict[str, tuple[Part, ...]] = {
     ),
     "pair": (Part("segmentation", 0.75, 24_576), Part("classification", 0.25, 12_288)),
 }
-"""By name. Classification comes last: the scenes of one item are the last ones of a batch."""
+"""Mixtures by name. Classification comes last: scenes with one item are the last ones of a batch."""
 
 SINGLE: Flavour = "classification"
 """The flavour whose scenes hold one item each."""
 
 RESIDENT_SHARE = 0.5
-"""Of a GPU's free memory: scenes that take more stay on the host."""
+"""Share of a GPU's free memory; scenes that take more stay on the host."""
 
 _CELLS = NANO_CANVAS_GRID**2
 _SCENE_BYTES = 3 * SCENE_SIZE_PX**2
@@ -68,8 +68,8 @@ def mixture(name: str, *, max_scenes: int | None = None, single_share: float | N
 
     Args:
         name: a key of MIXTURES.
-        max_scenes: of each flavour at most so many.
-        single_share: share of the scenes of one item, in place of the declared one; the others keep their proportions.
+        max_scenes: largest number of scenes of each flavour.
+        single_share: share of the scenes with one item, instead of the declared one; the others keep their proportions.
 
     Raises:
         ValueError: unknown name, or a share outside [0, 1).
@@ -91,7 +91,7 @@ def mixture(name: str, *, max_scenes: int | None = None, single_share: float | N
 
 
 def batch_counts(parts: tuple[Part, ...], batch_size: int) -> tuple[int, ...]:
-    """Scenes of each part in a batch: the largest remainders are rounded up, and every part has one at least.
+    """Number of scenes of each part in a batch: the largest remainders are rounded up, and every part has at least one.
 
     Raises:
         ValueError: fewer scenes than parts.
@@ -124,7 +124,7 @@ def pixel_counts(labels: Tensor) -> Tensor:
 
 
 def scene_targets(counts: Tensor) -> Tensor:
-    """Pixel counts -> [B, TEACHER_DIM] in {0, 1}: more than one class in sight?, then which classes are."""
+    """Pixel counts -> [B, TEACHER_DIM] in {0, 1}: whether several classes are present, then which ones."""
     present = (counts.amax(dim=1) > 0).float()[:, 1:]
     return torch.cat([(present.sum(dim=1, keepdim=True) > 1).float(), present], dim=1)
 
@@ -143,7 +143,7 @@ class TrainingBatch:
     present: Tensor
     """[B, TEACHER_DIM] in {0, 1}, see scene_targets."""
     teacher: TeacherFeatures | None
-    """None before the teacher has seen the scenes."""
+    """None until `add_teacher` was called."""
     num_single: int
     """The last scenes of the batch hold one item each."""
 
@@ -153,7 +153,7 @@ def _prepare(part: Part) -> None:
 
 
 def prepare(parts: tuple[Part, ...]) -> None:
-    """Generate the scenes that are not in the cache, a process for each flavour."""
+    """Generate the scenes that are not in the cache, with one process per flavour."""
     many = sum(part.num_scenes for part in parts) > 4096
     workers = min(len(parts), os.cpu_count() or 1) if many else 1
     if workers == 1:
@@ -169,7 +169,7 @@ class TrainingScenes:
 
     Args:
         parts: see `mixture`.
-        device: where batches are wanted.
+        device: device of the batches.
     """
 
     def __init__(self, parts: tuple[Part, ...], *, device: torch.device) -> None:
@@ -196,12 +196,12 @@ class TrainingScenes:
         return self._images is not None
 
     def describe(self) -> dict[str, dict[str, float]]:
-        """What was trained on, for the record."""
+        """Number and share of the scenes of each part, for the record."""
         return {part.flavour: dict(share=round(part.share, 4), scenes=part.num_scenes) for part in self.parts}
 
     def _fits(self) -> bool:
         if self.device.type != "cuda":
-            return False  # on the host the files' pages are memory already
+            return False  # on the host, the files are memory-mapped already
         free, _ = torch.cuda.mem_get_info(self.device)
         return len(self) * _SCENE_BYTES < RESIDENT_SHARE * free
 
@@ -218,8 +218,8 @@ class TrainingScenes:
 
     @torch.no_grad()
     def add_teacher(self, teacher: PassiveTeacher) -> None:
-        """Let the teacher see every scene once; batches then have its features (float16 between steps)."""
-        # Written in place: small tensors kept between large ones that come and go would leave the heap full of holes.
+        """Run the teacher on every scene once; batches then have its features (stored in float16)."""
+        # Written in place: small tensors between large temporary ones would fragment the heap.
         patches = torch.empty(len(self), _CELLS, TEACHER_DIM, dtype=torch.float16, device=self.device)
         cls = torch.empty(len(self), TEACHER_DIM, dtype=torch.float16, device=self.device)
         for rows, images, _ in self._chunks("teacher"):
@@ -229,7 +229,7 @@ class TrainingScenes:
         self._teacher = TeacherFeatures(patches=patches, cls=cls)
 
     def picks(self, step: int, *, counts: tuple[int, ...], seed: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """(scenes, whether each is mirrored) of batch `step`, so many of each part, part after part."""
+        """(scenes, whether each is mirrored) of batch `step`: `counts` scenes of each part, part after part."""
         rng = np.random.default_rng([seed, step])
         scenes = [
             first + rng.integers(part.num_scenes, size=count)
@@ -238,9 +238,9 @@ class TrainingScenes:
         return np.concatenate(scenes), rng.integers(2, size=sum(counts)).astype(bool)
 
     def batch(self, step: int, *, batch_size: int, seed: int, parts: tuple[Part, ...] | None = None) -> TrainingBatch:
-        """Batch `step` of the stream of batches with this seed, half of its scenes mirrored.
+        """Batch `step` of the stream of batches with this seed; on average, half of its scenes are mirrored.
 
-        parts: the same scenes in other shares. None: in the mixture's own.
+        parts: the same scenes in other shares. None: the mixture's own shares.
         """
         counts = batch_counts(parts or self.parts, batch_size)
         picked, mirrored = self.picks(step, counts=counts, seed=seed)
@@ -268,6 +268,6 @@ class TrainingScenes:
 
 
 def _mirrored(cells: Tensor, flip: Tensor) -> Tensor:
-    """[B, G*G, D], rows of `flip` mirrored from left to right."""
+    """[B, G*G, D], with the scenes in `flip` mirrored from left to right."""
     grid = cells.unflatten(1, (NANO_CANVAS_GRID, NANO_CANVAS_GRID))
     return torch.where(flip.view(-1, 1, 1, 1), grid.flip(2), grid).flatten(1, 2)
