@@ -4,24 +4,24 @@
     python -m experiments.nano.pretrain --run-dir runs/nano --teacher-dir runs/teacher
 
 First the glimpse stream learns alone (--token-steps): from single random glimpses its patch tokens predict the
-teacher's features under each patch, and the recurrent CLS token those of the scene. That costs no canvas and
-spares the long plateau in which neither what to write nor where to write it is known.
+teacher's features under each patch, and the recurrent CLS token predicts those of the scene. This needs no canvas and
+avoids the long plateau in which the model knows neither what to write nor where.
 
-Then each step rolls one viewing policy out (F-IID, R-IID and C2F in turn) over a batch of scenes and, after every
-glimpse, asks the canvas for the teacher's cell features and the recurrent CLS token for its scene features.
-Rollouts grow over the run (the chance to stop after a chunk of two glimpses falls from 1/2 to 1/5), so that
-early updates are many and the final model has seen canvases of 20 glimpses and more, without which reading
-decays as glimpses accumulate. A share of the steps (--long-share) has long rollouts throughout.
+Then each step rolls out one viewing policy (F-IID, R-IID and C2F in turn) over a batch of scenes. After every glimpse,
+the canvas has to predict the teacher's cell features, and the recurrent CLS token its scene features. Rollouts grow
+over the run: the probability of stopping after a chunk of two glimpses falls from 1/2 to 1/5. Early updates are
+therefore frequent, and the final model has seen canvases of 20 glimpses and more, without which scores fall as glimpses
+accumulate. A share of the steps (--long-share) has long rollouts throughout.
 
-Last (--finish-steps) the same rollouts are trained on the cross-entropy of the class shares themselves, half of
-each the teacher's and half the labels' (experiments/nano/finishing.py).
+Last (--finish-steps) the same rollouts are trained on the cross-entropy of the class shares themselves; a target is
+half the teacher's prediction and half the labels (experiments/nano/finishing.py).
 
 The scenes are a mixture of the suite's flavours (experiments/nano/mixture.py).
 
 Resumes from the run directory after an interruption, in any phase, and continues with a larger --finish-steps.
---minutes ends a start after a time, with a state to go on from. Batches, rollout lengths and viewpoints are functions
-of (seed, step), so that there is no generator's state to save: a resumed run equals an uninterrupted one. (Not with
---finish-minutes, where the learning rate and the last step follow the clock.)
+--minutes limits the time of this start; the run can be resumed afterwards. Batches, rollout lengths and viewpoints are
+functions of (seed, step), so no random generator has to be saved and a resumed run equals an uninterrupted one. (Except
+with --finish-minutes, where the learning rate and the last step depend on the clock.)
 """
 
 import json
@@ -76,7 +76,7 @@ from experiments.nano.running import (
 log = logging.getLogger(__name__)
 
 ROLLOUTS: tuple[PolicyName, ...] = ("full_then_random", "random", "coarse_to_fine")
-"""In turn."""
+"""Viewing policies of the rollouts, in turn."""
 
 LOG_EVERY = 50
 SHIPPED_TEACHER_RECORD = Path(__file__).parents[1] / "results" / "teacher" / "teacher.json"
@@ -173,10 +173,10 @@ def make_optimizers(config: PretrainingConfig, model: CanViTForPretraining) -> l
 
 
 def restore_optimizers(optimizers: list[torch.optim.Optimizer], states: list[dict[str, Any]]) -> None:
-    """Their moments from a saved state; rates and weight decay stay those of the settings it is resumed with.
+    """Restore the optimizers' moments from a saved state. Learning rates and weight decay follow the current settings.
 
     Raises:
-        ValueError: a state of other optimizers.
+        ValueError: the state is of other optimizers.
     """
     if len(states) != len(optimizers):
         ours, theirs = ("with" if number == 2 else "without" for number in (len(optimizers), len(states)))
@@ -190,7 +190,7 @@ def restore_optimizers(optimizers: list[torch.optim.Optimizer], states: list[dic
 
 
 def finish_progress(config: PretrainingConfig, step: int, finish_seconds: float) -> float:
-    """How much of the finish is behind: 0 before it, 1 at its end. `step` counts both phases of rollouts."""
+    """Progress of the finish: 0 before it, 1 at its end. `step` counts both phases of rollouts."""
     if step < config.steps:
         return 0.0
     if config.finish_minutes is not None:
@@ -199,19 +199,19 @@ def finish_progress(config: PretrainingConfig, step: int, finish_seconds: float)
 
 
 def rate_of_peak(config: PretrainingConfig, step: int, finish_seconds: float = 0.0) -> float:
-    """The learning rate as a share of its peak: warm-up, constant while distilling, then a linear fall."""
+    """The learning rate as a share of its peak: a warm-up, constant during distillation, then a linear fall."""
     warm = min((step + 1) / config.warmup_steps, 1.0) if config.warmup_steps else 1.0
     return warm * (1 - (1 - config.final_lr_fraction) * finish_progress(config, step, finish_seconds))
 
 
 def stop_probability(config: PretrainingConfig, step: int) -> float:
-    """Of distillation: falls over the first three quarters of the run, then stays."""
+    """The stop probability in distillation: it falls over the first three quarters of the run, then stays constant."""
     progress = min(step / (0.75 * config.steps), 1.0)
     return config.first_stop_probability + progress * (config.last_stop_probability - config.first_stop_probability)
 
 
 def seed_step(seed: int, step: int) -> None:
-    """canvit-pytorch's step draws from Python's and PyTorch's global generators."""
+    """Seed the global generators of Python and PyTorch, which canvit-pytorch's step uses."""
     entropy = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
     random.seed(entropy)
     torch.manual_seed(entropy % 2**63)
@@ -229,8 +229,8 @@ def fit_standardizers(
         assert features is not None
         patches.append(features.patches)
         cls.append(features.cls.unsqueeze(1))
-    # FashionScenes look the same everywhere, and a class is in a given corner cell in few scenes of a thousand:
-    # statistics pooled over positions, where per-position ones would turn those few into outliers.
+    # Statistics are pooled over positions. FashionScenes look the same everywhere, but a class is in a given corner
+    # cell in only a few of a thousand scenes, which per-position statistics would turn into outliers.
     pooled = torch.cat(patches).flatten(0, 1).unsqueeze(1)
     model.teacher_patch_standardizer.fit(pooled.expand(-1, NANO_CANVAS_GRID**2, -1))
     model.teacher_cls_standardizer.fit(torch.cat(cls))
@@ -247,8 +247,8 @@ def validate(
     device: torch.device,
     autocast: torch.autocast | None = None,
 ) -> dict[str, Any]:
-    """C2F on held-out scenes, read through the pretraining readouts, in % after every glimpse: accuracy on scenes of
-    one item ("c2f_top1"), mIoU on the others that have label maps ("c2f_miou" of segmentation, "c2f_miou_crowd", ...).
+    """Evaluate C2F on held-out scenes with the pretraining readouts, in % after every glimpse: accuracy on scenes with
+    one item ("c2f_top1"), mIoU on other scenes with label maps ("c2f_miou" for segmentation, "c2f_miou_crowd", ...).
     """
     model.eval()
     torch.manual_seed(0)
@@ -301,21 +301,21 @@ def validate(
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
     token_step: int = 0
     step: int = 0
-    """Of both phases of rollouts."""
+    """Steps in both phases of rollouts."""
     glimpses: int = 0
-    """Of rollouts."""
+    """Glimpses in rollouts."""
     seconds: float = 0.0
-    """Of training, over all starts."""
+    """Seconds of training, over all starts."""
     finish_seconds: float = 0.0
-    """Those of the finish."""
+    """Seconds of training in the finish, over all starts."""
 
 
 class TokenPhase:
-    """Teach the glimpse stream what a patch shows, by a linear readout that is thrown away afterwards."""
+    """Teach the glimpse stream what a patch shows, with a linear readout that is discarded afterwards."""
 
     def __init__(self, config: PretrainingConfig, model: CanViTForPretraining, device: torch.device) -> None:
         self._config, self._model, self._device = config, model, device
@@ -370,7 +370,7 @@ def distillation_targets(model: CanViTForPretraining, batch: TrainingBatch) -> D
 
 
 class CompiledCanvit:
-    """canvit-pytorch's own forward through torch.compile, put in its place for the length of `in_place`."""
+    """canvit-pytorch's own forward, compiled with torch.compile; it replaces the original within `in_place`."""
 
     def __init__(self, model: CanViTForPretraining, *, compile: Compile) -> None:
         self._canvit = model.canvit
@@ -381,7 +381,7 @@ class CompiledCanvit:
         return self._call.ran
 
     def _forward(self, *, glimpse: Tensor, state: RecurrentState, viewpoint: Viewpoint) -> CanViTOutput:
-        # Expanded tensors are made whole: strides are part of what is compiled for.
+        # Make expanded tensors contiguous: compiled code depends on strides.
         return self._call(
             glimpse=glimpse,
             state=RecurrentState(canvas=state.canvas.contiguous(), recurrent_cls=state.recurrent_cls.contiguous()),
@@ -398,17 +398,17 @@ class CompiledCanvit:
 
 
 def record_start(config: PretrainingConfig, *, step: int) -> None:
-    """Every start of a run with its settings: what a resumed run was really trained with."""
+    """Record every start of a run with its settings, so that it is known what a resumed run was trained with."""
     entry = dict(step=step, config=plain(asdict(config)))
     with (config.run_dir / "starts.jsonl").open("a") as file:
         file.write(json.dumps(entry) + "\n")
 
 
 class Pretraining:
-    """A run: its model, optimizers and scenes, resumed from the run directory where there is a state.
+    """A run with its model, optimizers and scenes, resumed from the run directory if it has a state.
 
     Raises:
-        ValueError: settings that contradict each other, or those of the run that is resumed.
+        ValueError: settings contradict each other or those of the resumed run.
     """
 
     def __init__(self, config: PretrainingConfig) -> None:
@@ -475,7 +475,7 @@ class Pretraining:
         return not self.in_tokens and progress.step >= self.config.steps and done
 
     def advance(self) -> None:
-        """One step of the phase that the run is in."""
+        """Do one step of the current phase."""
         began, config, progress = time.monotonic(), self.config, self.progress
         finishing = not self.in_tokens and progress.step >= config.steps
         self.model.train()
@@ -552,7 +552,7 @@ class Pretraining:
             self.writer.add_scalar("train/glimpses", progress.glimpses, step)
 
     def validate(self) -> None:
-        """Measure the model and write it, with what produced it, as canvit-pytorch's from_pretrained reads it."""
+        """Evaluate the model and save it, with its provenance, in the format of canvit-pytorch's from_pretrained."""
         config = self.config
         results = validate(
             self.model,
@@ -595,7 +595,7 @@ class Pretraining:
         return record
 
     def save(self) -> None:
-        """What a resumed run needs, written whole or not at all."""
+        """Atomically write what a resumed run needs."""
         self.check.read(step=self.progress.step)
         tokens = None
         if self.tokens is not None and self.in_tokens:
@@ -611,7 +611,7 @@ class Pretraining:
 
 
 def teacher_record(teacher_dir: Path) -> dict[str, Any]:
-    """Settings and scores of a teacher, the shipped one among them."""
+    """Settings and scores of a teacher, which may be the shipped one."""
     path = teacher_dir / "teacher.json"
     if not path.exists() and teacher_dir.resolve() == asset_dir("nano-teacher").resolve():
         path = SHIPPED_TEACHER_RECORD
@@ -619,11 +619,11 @@ def teacher_record(teacher_dir: Path) -> dict[str, Any]:
 
 
 def train(config: PretrainingConfig) -> bool:
-    """Whether the run is finished: False where --minutes ended this start before.
+    """Returns whether the run is finished: False if --minutes ended this start earlier.
 
     Raises:
-        ValueError: settings that contradict each other, or those of the run that is resumed.
-        FloatingPointError: a gradient that is no number; the last good state is kept.
+        ValueError: settings contradict each other or those of the resumed run.
+        FloatingPointError: a gradient is not finite; the last good state is kept.
     """
     budget = Budget(config.minutes)
     run = Pretraining(config)
@@ -637,7 +637,7 @@ def train(config: PretrainingConfig) -> bool:
             done = run.progress.step if not run.in_tokens else run.progress.token_step
             if not run.in_tokens and (done % config.validate_every == 0) and done and not run.finished:
                 run.validate()
-            # The state comes last: a run interrupted before it repeats the validation, and no model stays unwritten.
+            # The state comes last: after an interruption before it, validation is repeated and the model is written.
             if done % config.save_every == 0:
                 run.save()
     run.validate()

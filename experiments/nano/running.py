@@ -1,4 +1,4 @@
-"""How the trainings of nano run: their time budget, number format, gradient check and log."""
+"""Helpers of nano's training: time budget, number format, gradient check and log."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ Compile = Literal["auto", "off"]
 
 
 class Budget:
-    """The time that this start of a training may take. `minutes` None: no limit."""
+    """The time that this start may take. `minutes` None: no limit."""
 
     def __init__(self, minutes: float | None) -> None:
         if minutes is not None and not minutes > 0:
@@ -46,7 +46,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> Precision:
 
 
 def autocast_for(precision: Precision, device: torch.device) -> torch.autocast:
-    """The context of forward passes. Matrix products that it leaves in float32 are TF32, unless float32 was chosen."""
+    """The autocast context of forward passes. Matrix products left in float32 use TF32, unless float32 was chosen."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("highest" if precision == "float32" else "high")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -62,7 +62,7 @@ class _NoWriter:
 
 
 def tensorboard(run_dir: Path) -> Writer:
-    """A TensorBoard log; nothing is written where TensorBoard is not installed."""
+    """A TensorBoard log; nothing is written if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -72,7 +72,7 @@ def tensorboard(run_dir: Path) -> Writer:
 
 
 class GradientCheck:
-    """Whether every gradient so far was finite, on the device: reading it waits for the GPU, so that is rarely done."""
+    """Keeps on the device whether every gradient so far was finite. Reading it waits for the GPU, so do that rarely."""
 
     def __init__(self, device: torch.device, *, state_file: Path) -> None:
         self._finite = torch.ones((), dtype=torch.bool, device=device)
@@ -87,9 +87,10 @@ class GradientCheck:
             self.read(step=step)
 
     def read(self, *, step: int) -> None:
-        """
+        """Check the gradients so far.
+
         Raises:
-            FloatingPointError: one was not.
+            FloatingPointError: a gradient was not finite.
         """
         if not self._finite:
             first = self._since

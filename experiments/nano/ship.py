@@ -2,15 +2,15 @@
 
     python -m experiments.nano.ship --model-dir runs/nano/model --probes-dir runs/probes --teacher-dir runs/teacher
 
-A model is installed only where it is better than the shipped one, on validation scenes of segmentation and
-classification under C2F: mIoU and top-1 after 21 glimpses are both higher, each by an interval of 95 % (paired,
-over scenes) clear of zero; neither is lower after 5 glimpses; and neither falls, with more glimpses, further below its
-own best than the shipped model's does or than 0.25 points. Otherwise the assets stay as they are, and the command says
-why and fails. Results that rest on the shipped model have to be measured again after a new one is installed.
+A model is only installed if it is better than the shipped one, on validation scenes of segmentation and classification
+under C2F: mIoU and top-1 after 21 glimpses are both higher, and the 95% intervals of both differences (paired, over
+scenes) are above zero; neither is lower after 5 glimpses; and neither falls, with more glimpses, further below its own
+best than the shipped model's does or than 0.25 points. Otherwise the assets stay as they are, and the command fails and
+says why. Results that depend on the shipped model have to be measured again after a new one is installed.
 
-The measurements are on test scenes, with canvit-pytorch's own policies: C2F over 21 glimpses, the greedy oracle
-over 5 (on the first --oracle-scenes scenes, C2F beside it on the same ones), classification under C2F, and the
-passive teacher as the ceiling.
+The measurements are on test scenes, with canvit-pytorch's own policies: C2F over 21 glimpses, the greedy oracle over 5
+(on the first --oracle-scenes scenes, with C2F on the same ones), classification under C2F, and the passive teacher as
+the ceiling.
 """
 
 import json
@@ -40,7 +40,7 @@ from experiments.nano.pretrain import PretrainingConfig
 from experiments.nano.teacher import TeacherConfig
 
 LONG, SHORT = 21, 5
-"""Glimpses: C2F's three quadtree levels, and the environments' default budget."""
+"""Numbers of glimpses: C2F's three quadtree levels, and the environments' default budget."""
 
 DIGITS = 6
 """Decimals of measured numbers in the metrics file: the card rounds them once, as every other result is rounded."""
@@ -52,14 +52,14 @@ GOALS = {
     "C2F at 21 >= 0.80 of the teacher": 0.8,
     "C2F top-1 at 21 >= 80": 80.0,
 }
-"""What was wanted of nano, with the least number that meets it."""
+"""The goals for nano, with the smallest number that meets each."""
 
 EARLIER: dict[str, Any] = {
     "mixture": "pair",
     "long_share": 0.0,
     "rollouts": ["full_then_random", "random"],
 }
-"""What runs did that were recorded before these settings were there."""
+"""The values that these settings had in effect in runs recorded before the settings existed."""
 
 NOT_TOLD = (
     "run_dir",
@@ -101,16 +101,16 @@ def install(source: Path, destination: Path) -> None:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A candidate against the shipped model: C2F on the same validation scenes of one flavour."""
+    """A candidate and the shipped model: C2F on the same validation scenes of one flavour."""
 
     name: str
     shipped: list[float]  # in %, after each glimpse
     candidate: list[float]
     difference: tuple[float, float, float]
-    """After the last glimpse, candidate minus shipped in points: estimate and its 95 % interval."""
+    """After the last glimpse, candidate minus shipped in points: estimate and 95% interval."""
 
     def reasons(self) -> list[str]:
-        """Why the candidate is not better; none where it is."""
+        """The reasons why the candidate is not better; empty if it is."""
         estimate, low, high = self.difference
         found = []
         if low <= 0:
@@ -129,7 +129,7 @@ class Comparison:
 
 
 def compare(config: ShippingConfig) -> list[Comparison]:
-    """The candidate, with its own probes, against the shipped model with its own."""
+    """Compare the candidate with the shipped model, each with its own probes."""
     comparisons = []
     for kind, name in (("segmentation", "mIoU"), ("classification", "top-1")):
         shipped = EnvConfig(dataset=f"fashion-{kind}", split="validation", num_scenes=config.compare_scenes)
@@ -196,27 +196,27 @@ def verdict(goal: str, value: float) -> str:
 
 
 def setting(training: dict[str, Any], name: str) -> Any:
-    """Of a run, however old its record."""
+    """A setting of a run, however old its record is."""
     return training["config"].get(name, EARLIER.get(name))
 
 
 def single_share(training: dict[str, Any]) -> float:
-    """Of the finish's scenes, those with one item."""
+    """The share of the finish's scenes that have one item."""
     if (given := setting(training, "finish_classification_share")) is not None:
         return given
     return next(part.share for part in MIXTURES[setting(training, "mixture")] if part.flavour == SINGLE)
 
 
 def rollouts(training: dict[str, Any]) -> str:
-    """The viewing policies by their names in the paper."""
+    """The viewing policies, by their names in the paper."""
     *others, last = (POLICIES[name].paper_name for name in setting(training, "rollouts"))
     return f"{', '.join(others)} and {last}" if others else last
 
 
 def scenes_trained_on(training: dict[str, Any]) -> str:
-    """The last run's."""
+    """The scenes that the last run was trained on."""
     scenes = training.get("scenes")
-    if scenes is None:  # recorded before mixtures were there
+    if scenes is None:  # recorded before mixtures existed
         config = training["config"]
         return f"{config['num_segmentation']} segmentation and {config['num_classification']} classification\n  scenes"
     counts = ", ".join(f"{entry['scenes']} {flavour} ({entry['share']:.0%})" for flavour, entry in scenes.items())
@@ -224,7 +224,7 @@ def scenes_trained_on(training: dict[str, Any]) -> str:
 
 
 def stages(training: dict[str, Any]) -> str:
-    """A line for each run that the weights went through, the first one first."""
+    """A line for each run that the weights went through, in order."""
     earlier = training.get("continues")
     config = training["config"]
     parts = {
@@ -253,7 +253,7 @@ def stages(training: dict[str, Any]) -> str:
 
 
 def options(config: type, recorded: dict[str, Any]) -> list[str]:
-    """A run's settings that differ from the defaults, as options of its command."""
+    """The settings of a run that differ from the defaults, as options of its command."""
     parts = []
     for field in fields(config):
         value = recorded.get(field.name, EARLIER.get(field.name, field.default))
@@ -270,20 +270,20 @@ def teacher_command(teacher: dict[str, Any]) -> str:
 
 
 def commands(training: dict[str, Any]) -> list[str]:
-    """A command for each run that the weights went through, the first one first: what differs from the defaults."""
+    """A command for each run that the weights went through, in order, with options that differ from the defaults."""
     earlier = commands(training["continues"]) if "continues" in training else []
     parts = [f"python -m experiments.nano.pretrain --run-dir {run_dir(len(earlier))} --teacher-dir runs/teacher"]
     if earlier:
         parts.append(f"--init-from {run_dir(len(earlier) - 1)}/model")
     parts += options(PretrainingConfig, training["config"])
-    # An option stays on the line of its value: no-break spaces hold them together while lines are filled.
+    # No-break spaces keep an option and its value on the same line while lines are filled.
     whole = " ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts)
     lines = fill(whole, 108, break_long_words=False, break_on_hyphens=False).replace("\N{NO-BREAK SPACE}", " ")
     return [*earlier, lines.replace("\n", " \\\n          ")]
 
 
 def commands_note(training: dict[str, Any]) -> str:
-    """What the commands do not tell; nothing where every run went through with the settings it began with."""
+    """What the commands do not show; empty if every run kept the settings that it began with."""
     run: dict[str, Any] | None = training
     while run is not None and len(run["starts"]) == 1:
         run = run.get("continues")
@@ -362,7 +362,7 @@ The passive teacher reaches {metrics["teacher_miou"]:.1f} mIoU and {metrics["tea
 
 
 def better_than_before(comparison: list[dict[str, Any]] | None) -> str:
-    """What the model was installed for; nothing of one that was there before the rule."""
+    """How the model was better than the previous one; empty for a model installed before this was required."""
     if comparison is None:
         return ""
     lines = []
@@ -379,7 +379,8 @@ def better_than_before(comparison: list[dict[str, Any]] | None) -> str:
 
 
 def main(config: ShippingConfig) -> None:
-    """
+    """Compare, install, measure, and write the card.
+
     Raises:
         ValueError: the model is not better than the shipped one.
     """

@@ -1,6 +1,6 @@
-"""The passive teacher nano learns from: a small convolutional network that sees the whole scene at full resolution.
+"""The passive teacher of nano: a small convolutional network that sees the whole scene at full resolution.
 
-The network itself is canvit_gym.backbone.nano_teacher's; this module trains it.
+The network itself is in canvit_gym.backbone.nano_teacher; this module trains it.
 
     python -m experiments.nano.teacher --run-dir runs/teacher
 
@@ -69,8 +69,8 @@ def evaluate(
     device: torch.device,
     batch_size: int = 64,
 ) -> dict[str, float]:
-    """What passive vision at full resolution reaches on a held-out split: accuracy on scenes of one item ("top1"), and
-    mIoU on the other flavours that have label maps ("miou" of segmentation, "miou_crowd", ...)."""
+    """Evaluate passive vision at full resolution on a held-out split: accuracy on scenes with one item ("top1"), and
+    mIoU on the other flavours with label maps ("miou" for segmentation, "miou_crowd", ...)."""
     teacher.eval()
     results: dict[str, float] = {}
     for flavour in flavours:
@@ -94,7 +94,7 @@ def evaluate(
 
 
 def train(config: TeacherConfig) -> dict[str, float] | None:
-    """Metrics on test scenes; None where --minutes ended this start before the last step."""
+    """Returns metrics on test scenes; None if --minutes ended this start before the last step."""
     budget = Budget(config.minutes)
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
