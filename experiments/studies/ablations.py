@@ -5,14 +5,14 @@
     python -m experiments.studies.ablations --decisions 60000 --shard 0 2    # beside it, in another shell: --shard 1 2
 
 A variant is the entry of agents/hyperparameters/ppo.yml with one change; `base` has none. Every (variant, seed) is a
-run of agents.train of its own, on the first --num-scenes training scenes (prepared once), in
-runs-dir/ENV/DECISIONSxSCENES/VARIANT/seed0. What is finished is not run again, what was interrupted goes on. The
-report, experiments/results/ablations/ENV.json and .md, is written at the end, of all finished runs of that directory,
-whoever ran them.
+separate run of agents.train, on the first --num-scenes training scenes (prepared once), in
+runs-dir/ENV/DECISIONSxSCENES/VARIANT/seed0. Finished runs are not repeated, and interrupted ones continue. The report,
+experiments/results/ablations/ENV.json and .md, is written at the end from all finished runs in that directory,
+whichever process ran them.
 
-Scores are of the last policy after the last glimpse. IQM is the interquartile mean over seeds and scenes of single
-scenes' mIoU, or cross-entropy where a scene is only right or wrong; intervals are 95% bootstraps over seeds and scenes,
-differences paired by scene.
+Scores are those of the last policy after the last glimpse. IQM is the interquartile mean over seeds and scenes of the
+mIoU of single scenes, or of the cross-entropy if a scene can only be right or wrong. Intervals are 95% bootstrap
+intervals over seeds and scenes; differences are paired by scene.
 """
 
 import json
@@ -100,7 +100,7 @@ VARIANTS: dict[str, Variant] = {
     "inhibition=none": Variant("mask", hyper=_policy(inhibition=None)),
     "inhibition=0.0": Variant("mask", hyper=_policy(inhibition=0.0)),
     "learning_rate=4e-4": Variant("warm start", hyper={"learning_rate": "lin_4.0e-4"}),
-    # At the base's learning rate PPO forgets what it begins with: two changes, to be held against the one above.
+    # At the base's learning rate PPO forgets the warm start, so this has two changes; compare it with the one above.
     "warm_start=16384": Variant("warm start", hyper={"warm_start": {"states": 16_384}, "learning_rate": "lin_4.0e-4"}),
     "warm_start=0": Variant("warm start", hyper={"warm_start": {"states": 0}}),
 }
@@ -159,7 +159,7 @@ def settings_of(config: AblationConfig, name: str) -> tuple[dict[str, Any], dict
     """(keyword arguments of the environment, overrides of the hyperparameters) of a variant.
 
     Raises:
-        ValueError: an unknown variant.
+        ValueError: unknown variant.
     """
     if name not in VARIANTS:
         raise ValueError(f"unknown variant {name!r}; there are: {', '.join(VARIANTS)}")
@@ -180,7 +180,7 @@ def settings_of(config: AblationConfig, name: str) -> tuple[dict[str, Any], dict
 
 
 def resolved(config: AblationConfig, name: str) -> str:
-    """All that decides a variant's outcome: two variants are the same where this is."""
+    """Everything that determines a variant's outcome: variants for which this is equal are the same."""
     env_kwargs, overrides = settings_of(config, name)
     hyper = load_hyperparameters(config.env, overrides)
     env = env_config(config.env, {**hyper.env_kwargs, **env_kwargs})
@@ -193,7 +193,7 @@ def resolved(config: AblationConfig, name: str) -> str:
 
 
 def chosen_variants(config: AblationConfig) -> list[str]:
-    """The base first; of the others those asked for, or all that are not the base under another name."""
+    """The base, then the requested variants or, by default, all that are not the base under another name."""
     if unknown := [name for name in config.variants if name not in VARIANTS]:
         raise ValueError(f"unknown variants {', '.join(unknown)}; there are: {', '.join(VARIANTS)}")
     base = resolved(config, BASE)
@@ -202,7 +202,7 @@ def chosen_variants(config: AblationConfig) -> list[str]:
 
 
 def runs_of(config: AblationConfig) -> list[Run]:
-    """Seed after seed, so that an interrupted set has every variant at equally many seeds."""
+    """The runs, seed by seed, so that an interrupted study has the same number of seeds for every variant."""
     where = config.runs_dir / config.env.split("/")[-1] / f"{config.decisions}x{config.num_scenes}"
     runs = []
     for seed in range(config.seeds):
@@ -223,7 +223,7 @@ def runs_of(config: AblationConfig) -> list[Run]:
 
 
 def execute(run: Run) -> bool:
-    """Train and evaluate what is missing. False: Ctrl-C came; go on with the same command."""
+    """Train and evaluate what is missing. Returns False after Ctrl-C; the same command continues."""
     if not complete(run.config):
         return False
     trained = load_record(run.directory / "last").env
@@ -236,7 +236,7 @@ def execute(run: Run) -> bool:
 
 
 def measured_rate(config: AblationConfig) -> float:
-    """Decisions per second of the base, from one rollout and update after another that warms up."""
+    """Decisions per second of the base, measured over one rollout and update after a warm-up."""
     env_kwargs, hyper = settings_of(config, BASE)
     own = load_hyperparameters(config.env, hyper)
     model = ppo_for_throughput(config.env, num_envs=own.n_envs, env_kwargs=env_kwargs, overrides=hyper)
@@ -257,7 +257,7 @@ def print_list(config: AblationConfig) -> None:
 
 
 def summary(config: AblationConfig) -> dict[str, Any]:
-    """Every finished run, and every variant against the base on the seeds that it has."""
+    """Every finished run, and every variant compared with the base on the seeds that it has."""
     finished = [run for run in runs_of(config) if run.finished]
     for run in finished:
         require_same_run(run.config)
@@ -308,7 +308,7 @@ def _measures(runs: list[Evaluation], base: list[Evaluation], *, against_base: b
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown, the best change first within each group; after the last glimpse."""
+    """A Markdown table of scores after the last glimpse, with the best change first within each group."""
     variants, lines = result["variants"], []
     if not variants:
         return "No run is finished yet.\n"
@@ -352,7 +352,7 @@ def _cell(estimate: dict[str, list[float]] | None, factor: float, form: str) -> 
 
 def page(config: AblationConfig, result: dict[str, Any]) -> str:
     last = env_config(config.env, json_object(config.env_kwargs, option="--env-kwargs")).budget
-    command = re.sub(r" --shard \d+ \d+", "", result["provenance"]["command"])  # the report is of all shards
+    command = re.sub(r" --shard \d+ \d+", "", result["provenance"]["command"])  # the report covers all shards
     return (
         f"# Ablations on {config.env}\n\n"
         f"{config.decisions:,} decisions on {config.num_scenes:,} training scenes; after glimpse {last}, on "
@@ -369,10 +369,10 @@ def missing(config: AblationConfig) -> Iterator[Run]:
 
 
 def ablate(config: AblationConfig) -> bool:
-    """Run what is missing and write the report of all that is finished. False: interrupted.
+    """Run what is missing and write the report on all finished runs. Returns False if interrupted.
 
     Raises:
-        ValueError: unknown variants, or a run directory of other settings.
+        ValueError: unknown variants, or a run directory with other settings.
     """
     index, count = config.shard
     if not (config.seeds >= 1 and config.decisions >= 1 and 0 <= index < count):
@@ -382,7 +382,7 @@ def ablate(config: AblationConfig) -> bool:
         )
     for run in runs_of(config):
         if (run.directory / CONFIG).exists():
-            require_same_run(run.config)  # now, and not after hours of others
+            require_same_run(run.config)  # now, instead of after hours of other runs
     left = list(missing(config))
     try:
         for number, run in enumerate(left):
@@ -395,7 +395,7 @@ def ablate(config: AblationConfig) -> bool:
 
 
 def report_path(config: AblationConfig) -> Path:
-    """Without the ending."""
+    """The path of the report without its suffix."""
     return config.results_dir / config.env.split("/")[-1]
 
 

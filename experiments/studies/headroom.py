@@ -1,24 +1,24 @@
-"""What the greedy oracle's lead is made of, and how much of it learned policies have.
+"""What the greedy oracle's lead consists of, and how much of it learned policies reach.
 
     python -m experiments.studies.headroom --env CanViT/FashionSegmentation-v0 --learned runs/segmentation/seed*/best
 
-An oracle that tries every viewpoint with the labels also picks those that happen to push the reading the right way:
-luck that nothing in sight tells. Four measures of what a policy without labels could have, all over the same scenes
-and, but for the locator, the same table of viewpoints as the learned policies:
+An oracle that tries every viewpoint with the labels also picks those that happen to push the reading the right way.
+This is luck, which nothing visible predicts. There are four measures of what a policy without labels could reach, all
+on the same scenes and, except for the locator, with the same table of viewpoints as the learned policies:
 
 - greedy oracle: the whole lead;
-- jittered oracle: its glimpses land up to --jitter canvas cells off, so that it cannot pick a sampling to the pixel,
-  only a place;
-- locator: knows from the generator where every item lies and how large it is, not how a glimpse will be read. Of
-  several ways to look at items, the one that reads validation scenes best;
+- jittered oracle: its glimpses land up to --jitter canvas cells off, so that it can only choose a place, not the exact
+  pixels that are sampled;
+- locator: knows from the generator where every item lies and how large it is, but not how a glimpse will be read. Of
+  several ways to look at items, it uses the one with the best score on validation scenes;
 - halves (segmentation): the oracle chooses by the cross-entropy on one half of the pixels and is measured on the
   other, both ways round, on a checkerboard of squares of --blocks canvas cells. Small squares cut through items, so
-  that both halves share the luck of an item's reading; with large ones a choice also favours its own half.
+  both halves share the luck in how an item is read; with large squares, a choice also favors its own half.
 
-As a control, the learned policies are jittered as well, and measured on the oracles' scenes alone. Headroom is a
-ceiling minus the best of the --baselines on validation scenes. What PPO adds to its warm start is paired by training
-seed. Scores are after the last glimpse, on test scenes; oracles on the first --oracle-scenes of them, so that a share
-is a policy's lead on its scenes over the oracle's lead on those.
+As a control, the learned policies are jittered as well and measured on the oracles' scenes alone. Headroom is a ceiling
+minus the best of the --baselines on validation scenes. The gain of PPO over its warm start is paired by training seed.
+Scores are after the last glimpse, on test scenes. Oracles use the first --oracle-scenes of them, so a share is a
+policy's lead on its scenes divided by the oracle's lead on those.
 """
 
 import json
@@ -70,7 +70,7 @@ SHARES: dict[Role, tuple[Role, ...]] = {
     "jittered": (*_LEARNED, "locator"),
     "locator": _LEARNED,
 }
-"""Whose share of which ceiling's lead is told."""
+"""Whose share of which ceiling's lead is reported."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ LOCATORS = {
     ),
     "fashion-classification": _BOX_LOCATORS,
 }  # fmt: skip
-"""Ways to look at items; validation scenes choose one."""
+"""Ways to look at items; one is chosen on validation scenes."""
 
 
 def best_of(scores: Mapping[str, float]) -> str:
@@ -113,7 +113,7 @@ def baseline_policy(spec: str, env: EnvConfig) -> GlimpsePolicy:
 
 
 def _environment(config: HeadroomConfig) -> EnvConfig:
-    """The one that the learned policies were trained in."""
+    """The environment that the learned policies were trained in."""
     if config.warm_started and len(config.warm_started) != len(config.learned):
         raise ValueError(
             f"got {len(config.warm_started)} --warm-started for {len(config.learned)} --learned: name the warm start "
@@ -156,12 +156,12 @@ class Measured:
 
     @property
     def scene_iqm(self) -> Statistic:
-        """Of what canvit_gym.benchmark.comparison.per_scene tells of single scenes."""
+        """The interquartile mean of the per-scene numbers of canvit_gym.benchmark.comparison.per_scene."""
         return InterquartileMean(np.stack([per_scene(run) for run in self.runs]))
 
 
 def candidates(config: HeadroomConfig, env: EnvConfig) -> dict[Role, dict[str, float]]:
-    """What may stand for the hand-coded policies and for the locators, by the score on validation scenes."""
+    """Scores on validation scenes of the candidates for the best hand-coded policy and the best locator."""
     tried: dict[Role, tuple[str, ...]] = {
         "baseline": config.baselines or BASELINES[env.dataset],
         "locator": LOCATORS[env.dataset],
@@ -173,7 +173,7 @@ def candidates(config: HeadroomConfig, env: EnvConfig) -> dict[Role, dict[str, f
 
 
 def measured(config: HeadroomConfig, env: EnvConfig, *, baseline: str, locator: str) -> dict[Role, Measured]:
-    """The best baseline, what the learned policies do, and the ceilings."""
+    """Measurements of the best baseline, the learned policies and the ceilings."""
     test = _test(config, env)
     few, oracle = _few(test, config), _oracle(env)
     found: dict[Role, Measured] = {
@@ -228,7 +228,7 @@ def _oracle(env: EnvConfig, **options: Any) -> GreedyOracle:
 
 
 def halves(few: EnvConfig, baseline: str, block: int) -> dict[str, Any]:
-    """The oracle's lead in cross-entropy over the baseline on pixels it did not choose by, and on those it did."""
+    """The oracle's lead over the baseline in cross-entropy, on the pixels that it chose by and on the others."""
     of_baseline = _losses_by_half(baseline_policy(baseline, few), few, block)
     chosen, unseen = [], []
     ways: tuple[tuple[Half, Half], ...] = (("even", "odd"), ("odd", "even"))
@@ -246,7 +246,7 @@ def halves(few: EnvConfig, baseline: str, block: int) -> dict[str, Any]:
 
 
 def _losses_by_half(policy: GlimpsePolicy, config: EnvConfig, block: int) -> dict[Half, NDArray[np.float32]]:
-    """[N, T] each, of one evaluation."""
+    """Losses [N, T] on each half, from one evaluation."""
     losses: dict[Half, HalfLoss] = {half: HalfLoss(half, block=block) for half in get_args(Half)}
 
     def measure(t: int, episodes: EpisodeBatch) -> None:
@@ -270,13 +270,13 @@ def _share_lost(lead: Draws, honest: Draws) -> Draws:
 
 
 def _trained(directory: Path) -> dict[str, Any]:
-    """How a policy came to be."""
+    """How a policy was trained."""
     record = load_record(directory)
     return {"provenance": record.provenance, "hyperparameters": record.hyperparameters}
 
 
 def study(config: HeadroomConfig) -> dict[str, Any]:
-    """Everything, as JSON values; shares are fractions."""
+    """All results as JSON values; shares are fractions."""
     env = _environment(config)
     tried = candidates(config, env)
     found = measured(config, env, baseline=best_of(tried["baseline"]), locator=best_of(tried["locator"]))

@@ -3,13 +3,13 @@
     python -m experiments.studies.memory --output-dir experiments/results/memory
 
 The environment's own episodes (canvit_gym.episodes) step scenes of 512 px through CanViT-B with random weights and a
-segmentation probe of 150 classes. PyTorch's profiler records every allocation; the largest sum of live bytes after
-the first glimpse, at two batch sizes, gives the bytes that a scene adds and those that there are in any case. What
-fits is then (usable - fixed) / per scene, where of a GPU's memory `RESERVED_BYTES` (CUDA context, libraries) and
-`FRAGMENTATION` (the allocator) are not usable.
+segmentation probe with 150 classes. PyTorch's profiler records every allocation. The largest sum of live bytes after
+the first glimpse, at two batch sizes, gives the bytes that each scene adds and those that are fixed. The number of
+scenes that fit is then (usable - fixed) / per scene; `RESERVED_BYTES` (CUDA context, libraries) and `FRAGMENTATION`
+(the allocator) of a GPU's memory are not usable.
 
-No GPU is involved, so this is an estimate: CUDA kernels may need more or less scratch memory than the CPU's. Not
-counted: a policy's network and its rollout buffer, compilation, and other processes on the GPU.
+No GPU is involved, so this is an estimate: CUDA kernels may need more or less scratch memory than those of the CPU. A
+policy's network and its rollout buffer, compilation, and other processes on the GPU are not counted.
 """
 
 import json
@@ -86,7 +86,7 @@ def random_backbone(model: CanViTForPretraining, *, grid: int, precision: Precis
 
 
 def make_episodes(backbone: Backbone, *, num: int) -> EpisodeBatch:
-    """What an environment of the default keywords keeps for `num` scenes."""
+    """What an environment with default keyword arguments keeps for `num` scenes."""
     scenes = NoiseScenes(backbone.scene_size_px)
     probe = SegmentationProbe(
         embed_dim=backbone.canvit.canvas_dim, num_classes=NUM_CLASSES, dropout=0.0, use_ln=True
@@ -97,7 +97,7 @@ def make_episodes(backbone: Backbone, *, num: int) -> EpisodeBatch:
 
 
 def peak_bytes(backbone: Backbone, *, num: int) -> int:
-    """The largest sum of live allocations while `num` scenes begin, take GLIMPSES glimpses and are observed."""
+    """The largest sum of live allocations while `num` scenes begin, take GLIMPSES glimpses and return observations."""
     episodes = make_episodes(backbone, num=num)
     looks = np.tile(FULL_SCENE, (num, 1))
 
@@ -111,7 +111,7 @@ def peak_bytes(backbone: Backbone, *, num: int) -> int:
 
 
 def peak_of_allocations(run: Callable[[], object]) -> int:
-    """The largest sum of what is allocated on the CPU and not yet freed, of what `run` allocates."""
+    """The largest sum of CPU memory allocated by `run` and not yet freed."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         run()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
@@ -150,7 +150,7 @@ def measure() -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: scenes that fit, rounded down to two digits."""
+    """A Markdown table of the numbers of scenes that fit, rounded down to two digits."""
 
     def rounded(count: int) -> str:
         digits = 10 ** max(0, len(str(count)) - 2)

@@ -1,8 +1,8 @@
-"""How the vector env's cost grows with scenes per batch, budget, canvas and pooled observation size.
+"""How the vector env's cost grows with the scenes per batch, the budget, the canvas and the pooled observation size.
 
     python -m experiments.studies.scaling --output experiments/results/throughput/scaling
 
-Along each axis all sizes are measured in turns, in one process; a size's cost is the median over the turns. The
+Along each axis all sizes are measured in turns, in one process; the cost of a size is the median over the turns. The
 exponent is the slope of log cost over log size, fitted to the three largest sizes: 1 is linear growth, less is better.
 Writes .json, .md and .png.
 """
@@ -28,22 +28,22 @@ from experiments.throughput.options import MeasurementOptions
 from experiments.throughput.workers import busy_note
 
 LINEAR = 1.05
-"""An exponent up to this counts as linear: what repeated measurements differ by."""
+"""An exponent up to this counts as linear, since repeated measurements differ by as much."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One quantity that grows while the others stay."""
+    """A quantity that grows while the others stay constant."""
 
     title: str
     size: str
-    """What is on the horizontal axis, which cost is expected to be linear in."""
+    """The quantity on the horizontal axis; the cost is expected to be linear in it."""
     field: str
-    """Of Job."""
+    """Name of the field of Job."""
     values: tuple[int, ...]
     size_of: Callable[[int], int]
     per_episode: bool = False
-    """Whether the cost is that of an episode; else of a step."""
+    """Whether the cost is that of an episode instead of a step."""
 
 
 AXES = (
@@ -65,7 +65,7 @@ class ScalingConfig(MeasurementOptions):
 
 
 def measure(axis: Axis, config: ScalingConfig) -> dict[str, Any]:
-    """Milliseconds by size, and the exponent."""
+    """Measure milliseconds by size, and the exponent."""
     device = resolve_device(config.device)
     base = config.job("vector env", rounds=1)
     values = [value for value in axis.values if config.largest is None or value <= config.largest]
@@ -100,7 +100,7 @@ def measure(axis: Axis, config: ScalingConfig) -> dict[str, Any]:
 
 
 def exponent(sizes: list[int], costs: list[float]) -> float:
-    """Of the growth of the costs at the end."""
+    """The exponent of the growth of the costs, at the largest sizes."""
     return float(np.polyfit(np.log(sizes[-3:]), np.log(costs[-3:]), deg=1)[0])
 
 
@@ -121,7 +121,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Log-log, each with the line of linear growth through its last point."""
+    """Log-log plots, each with the line of linear growth through its last point."""
     import matplotlib
 
     matplotlib.use("Agg")

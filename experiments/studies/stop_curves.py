@@ -1,17 +1,17 @@
-"""When to stop: learned stop actions, DIME's price and a plain confidence, as curves of score against mean glimpses.
+"""When to stop: learned stop actions, DIME's price and plain confidence, as curves of score against mean glimpses.
 
     python -m agents.matrix --algos ppo dime --envs CanViT/FashionStop-v0 --seeds 0 1 2 --run-dir runs/matrix
     python -m experiments.studies.stop_curves --run-dir runs/matrix
 
-Every policy looks at every scene until the budget is spent; after each glimpse two numbers are noted:
+Every policy views every scene until the budget is spent. After each glimpse two numbers are recorded:
 
-- by how much it would rather stop than look on: of PPO the logarithm of how much likelier "stop" is than the likeliest
-  viewpoint, of DIME the price minus the largest gain that it predicts. An episode stops where that exceeds a threshold,
-  0 as trained: another threshold is another price;
-- the confidence: the probability of the most likely class. An episode stops where that reaches a threshold.
+- the preference for stopping: for PPO the log ratio of the probability of "stop" to that of the most likely viewpoint,
+  for DIME the price minus the largest predicted gain. An episode stops when this exceeds a threshold, which is 0 as
+  trained; another threshold corresponds to another price;
+- the confidence: the probability of the most likely class. An episode stops when this reaches a threshold.
 
-The hand-coded opponent of experiments.studies.suite_headroom stops by confidence alone. A curve has all thresholds, on
-test scenes. What a rule is worth is told at the threshold that pays best on validation scenes, for each seed its own:
+The hand-coded opponent of experiments.studies.suite_headroom stops by confidence alone. A curve covers all thresholds,
+on test scenes. A rule's value is reported at the threshold that pays best on validation scenes, chosen for each seed:
 the score at the stop minus the price of the glimpses after the first, with 95% intervals over seeds and scenes.
 """
 
@@ -45,9 +45,9 @@ from canvit_gym.stopping import confidence, stopped_return
 Floats = NDArray[np.float64]
 
 QUANTILES = np.linspace(0, 1, 41)
-"""Of a signal on validation scenes, whose values are the thresholds of a curve."""
+"""Quantiles of a signal on validation scenes; their values are the thresholds of a curve."""
 AT_GLIMPSES = (1.5, 2.0, 3.0, 4.0)
-"""Where curves are read off for the table."""
+"""Mean numbers of glimpses at which the table shows the curves."""
 OWN, SURE = "stop action", "confidence"
 
 
@@ -67,16 +67,16 @@ class StopCurvesConfig:
 
 @dataclass(frozen=True)
 class Looked:
-    """One policy on some scenes, made to spend the budget: [N, T] each."""
+    """A policy on N scenes, made to spend the whole budget of T glimpses: [N, T] each."""
 
     score: Floats
     signals: dict[str, Floats]
-    """Rule -> how much speaks for stopping after each glimpse."""
+    """Rule -> its signal for stopping after each glimpse."""
     decisions: int | None = None
-    """That a learned policy was trained for."""
+    """Number of decisions that a learned policy was trained for."""
 
     def stops(self, rule: str, threshold: float) -> NDArray[np.int64]:
-        """[N] glimpses taken where the rule's signal first reaches the threshold."""
+        """[N]: the number of glimpses taken when the rule's signal first reaches the threshold."""
         enough = self.signals[rule] >= threshold
         enough[:, -1] = True
         return enough.argmax(axis=1) + 1
@@ -86,7 +86,7 @@ Signal = Callable[[EpisodeBatch], NDArray[Any]]
 
 
 def rather_stops(policy: LearnedPolicy) -> Signal:
-    """By how much "stop", the last action, is preferred to the best viewpoint: 0 and more, and the policy stops."""
+    """How much "stop", the last action, is preferred to the best viewpoint. The policy stops if it is at least 0."""
 
     def signal(episodes: EpisodeBatch) -> NDArray[Any]:
         observation = {key: value.to(policy.device) for key, value in episodes.observe().items()}
@@ -97,7 +97,7 @@ def rather_stops(policy: LearnedPolicy) -> Signal:
 
 
 def _preferences(policy: LearnedPolicy, observation: dict[str, Tensor]) -> Tensor:
-    """[B, A + 1] logarithms of probabilities, or values."""
+    """[B, A + 1]: logarithms of probabilities, or values."""
     if hasattr(policy.network, "distribution"):
         distribution = cast(HasDistribution, policy.network).distribution(observation)
         assert isinstance(distribution, Categorical), distribution
@@ -106,7 +106,7 @@ def _preferences(policy: LearnedPolicy, observation: dict[str, Tensor]) -> Tenso
 
 
 def look(policy: GlimpsePolicy, env: EnvConfig, signals: dict[str, Signal], *, path: Path) -> Looked:
-    """Evaluated now, or read from `path` where it was before."""
+    """Evaluate the policy, or read its evaluation from `path` if there is one."""
     if path.is_file():
         with np.load(path) as kept:
             arrays = {name: kept[name] for name in kept.files}
@@ -129,7 +129,7 @@ def look(policy: GlimpsePolicy, env: EnvConfig, signals: dict[str, Signal], *, p
 
 
 def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
-    """Policy's name -> its runs, on the scenes of a split."""
+    """Name of a policy -> its runs, on the scenes of a split."""
     env = replace(env_config(config.env, {}), split=split)
     env = replace(env, num_scenes=config.test_scenes if split == "test" else config.validation_scenes)
     scenes, name = env.num_scenes or "all", config.env.rpartition("/")[2]
@@ -154,7 +154,7 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
 
 
 def curve(looked: Looked, thresholds: Floats, rule: str) -> Floats:
-    """[len(thresholds), 2] mean glimpses and score."""
+    """[len(thresholds), 2]: mean number of glimpses, and score."""
     points = []
     for threshold in thresholds:
         stops = looked.stops(rule, threshold)
@@ -163,7 +163,7 @@ def curve(looked: Looked, thresholds: Floats, rule: str) -> Floats:
 
 
 def study(config: StopCurvesConfig) -> dict[str, Any]:
-    """All rules, as JSON values."""
+    """The results of all rules as JSON values."""
     price = env_config(config.env, {}).glimpse_cost
     validation, test = looks(config, "validation"), looks(config, "test")
     returns: dict[str, OverRuns] = {}
@@ -210,7 +210,7 @@ def study(config: StopCurvesConfig) -> dict[str, Any]:
 
 
 def score_at(points: list[list[float]], glimpses: float) -> float:
-    """Of a curve, between its points."""
+    """The score of a curve at a mean number of glimpses, interpolated between its points."""
     ordered = sorted(points)
     return float(np.interp(glimpses, [g for g, _ in ordered], [s for _, s in ordered]))
 

@@ -1,14 +1,14 @@
-"""What a stop action is worth: agents trained at several costs per glimpse, against budgets that are fixed.
+"""What a stop action is worth: agents trained at several costs per glimpse, compared with fixed budgets.
 
     python -m experiments.studies.stopping --decisions 100000 --costs 0 0.002 0.005 0.01 0.02
 
-For every cost and seed an agent with allow_stop is trained (a run of agents.train each, resumable) and evaluated
-on validation scenes, most likely actions: at each scene it stops where "stop" is likelier than every viewpoint, or
-when the budget is spent. The curve is the score at the stop against the mean number of glimpses.
+For every cost and seed an agent with allow_stop is trained (each in a resumable run of agents.train) and evaluated on
+validation scenes with its most likely actions: it stops when "stop" is more likely than every viewpoint, or when the
+budget is spent. The curve is the score at the stop against the mean number of glimpses.
 
-What stopping is worth is told by the same agents made to go on to a fixed budget of as many glimpses on average:
-differences are paired by agent and scene, with 95% bootstrap intervals over both. Beside them stand agents trained
-without a cost (cost 0); a difference to those is also one between training runs.
+To measure what stopping is worth, the same agents are made to continue to a fixed budget with the same number of
+glimpses on average. Differences are paired by agent and scene, with 95% bootstrap intervals over both. Agents trained
+without a cost (cost 0) are also shown; differences from those include the differences between training runs.
 """
 
 import json
@@ -48,7 +48,7 @@ class StoppingConfig:
 
 
 def run_one(config: StoppingConfig, cost: float, seed: int) -> Stops | None:
-    """Trained where that is missing, then evaluated; None where Ctrl-C came."""
+    """Train the agent unless that is done, then evaluate it. Returns None after Ctrl-C."""
     where = config.runs_dir / config.env.split("/")[-1] / str(config.decisions) / f"cost{cost:g}" / f"seed{seed}"
     env_kwargs = json_object(config.env_kwargs, option="--env-kwargs")
     if cost:
@@ -86,7 +86,7 @@ def entry(cost: float, seed: int, found: Stops) -> dict[str, Any]:
 
 
 def fixed_then_stop_then_glimpses(found: Sequence[Stops]) -> Statistic:
-    """[T + 2]: the score after every fixed budget, the score at the stops, and the mean number of glimpses there."""
+    """[T + 2]: the score with every fixed budget, the score at the stops, and the mean number of glimpses there."""
 
     measure = found[0].evaluation.measure
 
@@ -100,17 +100,17 @@ def fixed_then_stop_then_glimpses(found: Sequence[Stops]) -> Statistic:
 
 
 def interpolated(curves: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
-    """[R, T] curves over 1 .. T glimpses -> [R] their values at `at` [R] glimpses."""
+    """The values [R] of curves [R, T] over 1 to T glimpses, at `at` [R] glimpses."""
     glimpses = np.arange(1, curves.shape[1] + 1)
     return np.array([np.interp(where, glimpses, curve) for where, curve in zip(at, curves, strict=True)])
 
 
 def row(cost: float, found: Sequence[Stops], reference: Sequence[Stops]) -> dict[str, Any]:
-    """Of the agents trained at a cost, as JSON values."""
+    """The results of the agents trained at a cost, as JSON values."""
     values = fixed_then_stop_then_glimpses(found)
 
     def parts(draws: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[R, 3]: at the stop, of a fixed budget of as many glimpses, the difference."""
+        """[R, 3]: the score at the stop, the score with a fixed budget of as many glimpses, and the difference."""
         stop, fixed = draws[:, -2], interpolated(draws[:, :-2], draws[:, -1])
         return np.stack([stop, fixed, stop - fixed], axis=1)
 
@@ -143,7 +143,7 @@ def table(rows: list[dict[str, Any]], metric: str) -> str:
 
 
 def plot(rows: list[dict[str, Any]], reference: Sequence[Stops], metric: str, path: Path) -> None:
-    """The score at the stop against mean glimpses, a point per cost, beside fixed budgets."""
+    """Plot the score at the stop against mean glimpses, with a point per cost, beside fixed budgets."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -170,7 +170,7 @@ def plot(rows: list[dict[str, Any]], reference: Sequence[Stops], metric: str, pa
 
 
 def study(config: StoppingConfig) -> bool:
-    """Everything that is missing, with a report after every seed. False: interrupted."""
+    """Run everything that is missing and write a report after every seed. Returns False if interrupted."""
     found: dict[float, list[Stops]] = {cost: [] for cost in config.costs}
     for seed in range(config.seeds):
         for cost in config.costs:

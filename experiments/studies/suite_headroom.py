@@ -3,21 +3,21 @@
     python -m experiments.studies.suite_headroom                                   # every environment
     python -m experiments.studies.suite_headroom --envs CanViT/FashionCrowd-v0
 
-A ceiling is told something that no policy could know: where the items lie (box_locator, window_locator), where the
-reading is wrong, or, for stopping, when it is right. It is not told how a glimpse will be read, as an oracle that tries
-all viewpoints is, so that its lead is not luck.
+A ceiling knows something that no policy could know: where the items lie (box_locator, window_locator), where the
+reading is wrong, or, for stopping, when it is right. Unlike an oracle that tries all viewpoints, it does not know how a
+glimpse will be read, so its lead is not luck.
 
-On --tuning-scenes training scenes every candidate is tried, and the best opponent and the best ceiling are chosen. The
-two, and policies for reference, then look at --num-scenes validation scenes: headroom is the difference there, with a
-95% interval over scenes. An environment passes where the interval is clear of zero; 5 points are the aim.
+Every candidate is tried on --tuning-scenes training scenes, and the best opponent and the best ceiling are chosen.
+These two, and policies for reference, are then evaluated on --num-scenes validation scenes. Headroom is the difference
+there, with a 95% interval over scenes. An environment passes if the interval is above zero; the aim is 5 points.
 
-What pays depends on the environment: the score after the last glimpse; where the order is all there is (revisit=False),
-the area under its curve; where glimpses have a price (allow_stop=True), the score where the episode stops minus the
-price of the glimpses taken. There a policy stops as soon as the reading's confidence reaches a threshold, tuned on the
-training scenes; the ceiling stops where the reading is right, as early as it is, and at once where it never is.
+What pays depends on the environment: the score after the last glimpse; if only the order counts (revisit=False), the
+area under its curve; if glimpses have a price (allow_stop=True), the score where the episode stops minus the price of
+the glimpses taken. In the last case a policy stops as soon as its confidence reaches a threshold, which is tuned on the
+training scenes. The ceiling stops as soon as the reading is right, or immediately if it never is.
 
-Evaluations are kept in --run-dir, so that an interrupted study goes on; results are one JSON and one Markdown file per
-environment, and a table of all of them.
+Evaluations are kept in --run-dir, so that an interrupted study can continue. The results are one JSON and one Markdown
+file per environment, and a table of all of them.
 """
 
 import json
@@ -53,12 +53,12 @@ _BOXES = tuple(
 )
 _WINDOWS = ("window_locator(scale=(0.5, 0.4, 0.3))", "window_locator(scale=0.4)", "window_locator(scale=(0.34, 0.24))")
 CONFIDENCES = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.1)
-"""Thresholds that stopping is tried with; at 0 an episode ends after its first glimpse, above 1 never early."""
+"""Candidate thresholds for stopping. At 0 an episode ends after its first glimpse; above 1 it never ends early."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Who looks at an environment."""
+    """The policies that are compared in an environment."""
 
     opponents: tuple[str, ...]
     """Hand-coded policies that use no labels."""
@@ -122,14 +122,14 @@ class SuiteHeadroomConfig:
 
 @dataclass(frozen=True)
 class Look:
-    """One policy on some scenes, and how confident the reading was: [N, T], the most likely class's probability."""
+    """A policy on N scenes, and the confidence [N, T] of its readings: the probability of the most likely class."""
 
     evaluation: Evaluation
     confidence: NDArray[np.float32] | None
 
 
 def look(spec: str, env: EnvConfig, directory: Path, *, confidence: bool) -> Look:
-    """Evaluated now, or read from `directory` where it was before."""
+    """Evaluate the policy, or read its evaluation from `directory` if there is one."""
     slug = re.sub(r"[^\w.]+", "-", spec).strip("-")
     path = directory / f"{slug}-{env.split}-{env.num_scenes}.npz"
     kept = path.with_suffix(".confidence.npy")
@@ -153,7 +153,7 @@ def look(spec: str, env: EnvConfig, directory: Path, *, confidence: bool) -> Loo
 
 
 def stops_at_confidence(found: Look, threshold: float) -> NDArray[np.int64]:
-    """[N] glimpses taken when the confidence first reaches the threshold, at most all."""
+    """[N]: the number of glimpses taken when the confidence first reaches the threshold, or all of them."""
     assert found.confidence is not None
     sure = found.confidence >= threshold
     sure[:, -1] = True
@@ -173,7 +173,7 @@ def best(values: dict[str, float]) -> str:
 
 
 def study(env_id: str, config: SuiteHeadroomConfig) -> dict[str, Any]:
-    """One environment, as JSON values; scores are fractions."""
+    """The results of one environment as JSON values; scores are fractions."""
     who = STUDIES[env_id]
     env = env_config(env_id, {"device": "cpu", **who.kwargs})
     directory = config.run_dir / env_id.rpartition("/")[2]
@@ -214,7 +214,7 @@ def _stopping(who: Compared, tuning: EnvConfig, measured: EnvConfig, directory: 
     price = tuning.glimpse_cost
 
     def tuned(spec: str) -> tuple[float, float]:
-        """(return, threshold) of the best threshold on the training scenes."""
+        """The (return, threshold) of the best threshold on the training scenes."""
         found = look(spec, tuning, directory, confidence=True)
         returns = [(float(_return(found, stops_at_confidence(found, c), price).mean()), c) for c in CONFIDENCES]
         return max(returns)

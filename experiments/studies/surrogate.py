@@ -1,12 +1,13 @@
-"""Does training after a warm start raise what it rewards, and does the data set's score follow?
+"""Does training after a warm start increase the reward, and does the dataset's score follow?
 
     python -m agents.matrix --algos ppo --envs CanViT/FashionDistractors-v0 --seeds 0 1 2 --run-dir runs/matrix
     python -m experiments.studies.surrogate --run-dir runs/matrix --envs CanViT/FashionDistractors-v0
 
-PPO on segmentation is rewarded by a soft score of every scene, and judged by the data set's mIoU, which pools pixels
-over scenes. Of every run the policy after its warm start and the one at its end look at the same validation scenes,
-most likely viewpoints; after the last glimpse four things are measured: the soft score, the mean of the scenes' own
-scores, the data set's score, and the loss. Differences are paired by seed and scene, with 95% intervals over both.
+PPO on segmentation is rewarded by a soft score of every scene, but judged by the dataset's mIoU, which pools pixels
+over scenes. For every run, the policy after the warm start and the policy at the end are evaluated on the same
+validation scenes, at their most likely viewpoints. Four things are measured after the last glimpse: the soft score, the
+mean of the per-scene scores, the dataset's score, and the loss. Differences are paired by seed and scene, with 95%
+intervals over both.
 """
 
 import json
@@ -30,7 +31,7 @@ from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, OverRuns, Statistic, Together, Transformed, bootstrap_interval
 
 BEGUN, ENDED = "warm_start", "last"
-"""Directories of a run."""
+"""Directories of a run's policies."""
 MEASURES = ("soft score", "scenes' own scores", "data set's score", "loss")
 
 
@@ -52,7 +53,7 @@ class Measured:
     soft: NDArray[np.float32]  # [N] after the last glimpse
 
     def statistic(self, measure: str) -> Statistic:
-        """Of one of MEASURES: [R, 1], of one run."""
+        """The statistic [R, 1] of one of MEASURES, for one run."""
         found = self.evaluation
         match measure:
             case "soft score":
@@ -66,7 +67,7 @@ class Measured:
 
 
 def measured(policy: LearnedPolicy, env: EnvConfig, *, path: Path) -> Measured:
-    """Evaluated now, or read from `path` where it was before."""
+    """Evaluate the policy, or read its evaluation from `path` if there is one."""
     beside = path.with_suffix(".soft.npy")
     if path.is_file() and beside.is_file():
         return Measured(Evaluation.load(path), np.load(beside))
@@ -87,7 +88,7 @@ def measured(policy: LearnedPolicy, env: EnvConfig, *, path: Path) -> Measured:
 
 
 def study(config: SurrogateConfig, env_id: str) -> dict[str, Any]:
-    """One environment, as JSON values.
+    """The results of one environment as JSON values.
 
     Raises:
         FileNotFoundError: there is no run with a warm start.

@@ -1,5 +1,5 @@
-"""Runs of agents.train as parts of a study: each trained once, gone on with where interrupted, never mixed with
-runs of other settings.
+"""Runs of agents.train as parts of a study: each is trained once, continued if interrupted, and never mixed with runs
+of other settings.
 """
 
 import json
@@ -15,10 +15,10 @@ from canvit_gym.policies.policy_record import describe_inputs, require_same
 
 
 def complete(config: TrainConfig) -> bool:
-    """Train what is missing. False: Ctrl-C came; the same call goes on.
+    """Train what is missing. Returns False after Ctrl-C; the same call continues.
 
     Raises:
-        ValueError: the directory holds a run of other settings, or of another backbone or probe.
+        ValueError: the directory contains a run with other settings, or with another backbone or probe.
     """
     begun = (config.run_dir / CONFIG).exists()
     if begun:
@@ -27,7 +27,7 @@ def complete(config: TrainConfig) -> bool:
 
 
 def require_same_run(config: TrainConfig) -> None:
-    """Raise ValueError where the run in `config.run_dir` is not the one that `config` would begin now.
+    """Raise ValueError if the run in `config.run_dir` is not the one that `config` would begin now.
 
     agents/hyperparameters/ppo.yml may have changed since, and so may the checkpoint behind a name.
     """
@@ -47,6 +47,6 @@ def require_same_run(config: TrainConfig) -> None:
             f"{config.run_dir} holds a run with other settings ({', '.join(sorted(differing))}): delete it, or choose "
             "another --runs-dir"
         )
-    if (config.run_dir / RESULT).exists():  # an unfinished run is checked where it is resumed
+    if (config.run_dir / RESULT).exists():  # an unfinished run is checked when it is resumed
         record = load_record(config.run_dir / "last")
         require_same(record.inputs, describe_inputs(record.env), who=f"the run in {config.run_dir}", learning=True)
