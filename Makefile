@@ -36,7 +36,7 @@ clean:  ## remove .venv, builds and caches
 	rm -rf .venv build dist site .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# A .venv whose pip runs is updated in place; any other is made anew. The stamp comes last: only after success.
+# A .venv with a working pip is updated in place; any other is created again. The stamp is only written after success.
 .venv/.stamp: pyproject.toml constraints.txt
 	@$(PYTHON_IN_VENV) -m pip --version >/dev/null 2>&1 || { \
 		python=$$(sh scripts/find_python.sh) && \

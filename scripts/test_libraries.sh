@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Other reinforcement-learning libraries on the ids, each in an environment of its own, since their requirements differ.
-# Run by hand: takes some minutes and about 12 GB. ARGS of pytest are passed on.
+# Test the ids with other reinforcement-learning libraries, each in its own environment, since requirements differ.
+# Run by hand: takes a few minutes and about 12 GB. ARGS is passed on to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(sh scripts/find_python.sh)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Does it work across the range that pyproject.toml declares? By hand, not in CI: every job installs PyTorch anew.
+# Does it work with all versions that pyproject.toml allows? Run by hand, not in CI: every job installs PyTorch again.
 #
 #     scripts/test_versions.sh                    # all jobs
 #     scripts/test_versions.sh torch-2.11 newest  # some of them
@@ -11,8 +11,8 @@
 #     suite          the whole suite, everything at the newest version: with PYTHON=python3.13, say
 #
 # A job's virtual environment and log are kept under $VERSIONS_DIR (default: .versions). $PYTHON makes it (default: what
-# scripts/find_python.sh finds). $ARGS goes to pytest (default: -n 2). A GPU, where PyTorch sees one, is used by the tests
-# marked `gpu`.
+# scripts/find_python.sh finds). $ARGS is passed on to pytest (default: -n 2). Tests marked `gpu` use a GPU if PyTorch
+# sees one.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,7 +22,7 @@ compile_tests="tests/test_compile.py tests/test_fast_step.py"
 mkdir -p "$dir"
 dir=$(cd "$dir" && pwd) # tests run programs in other directories
 
-# Print `name==version` of the lowest version of every direct dependency, extras included; with an argument, of that alone.
+# Print `name==version` for the lowest version of every direct dependency, extras included; with an argument, only of it.
 lowest_versions() {
     "$python" - "$@" <<'PYTHON'
 import re

@@ -1,15 +1,16 @@
-"""Glimpses per second of every layer, against canvit-pytorch's run_episode.
+"""Glimpses per second of every layer, compared with canvit-pytorch's run_episode.
 
     python -m experiments.throughput --output experiments/results/throughput/cpu.json
 
-Every contestant runs in a process of its own and all of them in turns; the tables give medians over the turns, and
-medians of the ratios within a turn. The first run of each warms up (and compiles) and is not counted. Leave the machine
-alone meanwhile: about eight minutes on two CPU cores, a minute with --quick. A row is called compiled or bfloat16 only
-where its backbone says that this is what ran; the exit status is 1 where anything else did.
+Every contestant runs in its own process, and they take turns. The tables show medians over the turns, and medians of
+the ratios within a turn. The first run of each contestant is a warm-up (including compilation) and is not counted. Do
+not use the machine for anything else meanwhile: about eight minutes on two CPU cores, or a minute with --quick. A row
+is only called compiled or bfloat16 if its backbone reports that this is what ran; the exit status is 1 if anything else
+ran.
 
-The tables: every layer at one batch size; where the time goes; latency of a step by batch size; model and canvas
-sizes; how far faster settings agree with eager float32; and the environment's own overhead beside ap_gym's, without a
-backbone in either.
+The tables show every layer at one batch size; where the time goes; the latency of a step by batch size; model and
+canvas sizes; how closely faster settings agree with eager float32; and the environment's own overhead beside that of
+ap_gym, both without a backbone.
 """
 
 import json
@@ -78,7 +79,7 @@ def layers(config: ThroughputConfig) -> dict[str, Job]:
 
 
 def sections(config: ThroughputConfig) -> dict[str, Callable[[], Any]]:
-    """What is measured, in this order, by its key in the record."""
+    """The measurements in order, by their keys in the record."""
     found: dict[str, Callable[[], Any]] = {"layers": lambda: measure_layers(config)}
     if not config.quick:
         found["latency"] = lambda: measure_latency(config)
@@ -103,7 +104,7 @@ def measure_layers(config: ThroughputConfig) -> dict[str, Any]:
 
 
 def measure_latency(config: ThroughputConfig) -> dict[str, Any]:
-    """Milliseconds of one step of a whole batch, by contestant and batch size."""
+    """Milliseconds per step of a whole batch, by contestant and batch size."""
     job = layers(config)[REFERENCE]
     found: dict[str, dict[int, float]] = {}
     for num_envs in BATCHES:
@@ -124,7 +125,7 @@ def measure_latency(config: ThroughputConfig) -> dict[str, Any]:
 
 
 def measure_sizes(config: ThroughputConfig) -> list[dict[str, Any]]:
-    """run_episode and the vector env by model and canvas, few runs of small batches."""
+    """run_episode and the vector env by model and canvas size, with few runs of small batches."""
     rows = []
     on_gpu = resolve_device(config.device).type == "cuda"
     for size, small_batch in SIZES.items():
@@ -150,7 +151,7 @@ def measure_sizes(config: ThroughputConfig) -> list[dict[str, Any]]:
 
 
 def measure_overhead(config: ThroughputConfig) -> dict[str, Any]:
-    """Environment steps per second without a backbone: ours, and ap_gym's where there is one."""
+    """Environment steps per second without a backbone: ours, and ap_gym's if it is available."""
     ours = replace(layers(config)[REFERENCE], contestant=NO_BACKBONE, rounds=8 * config.rounds)
     with tempfile.TemporaryDirectory() as directory:
         jobs: dict[str, Job | list[str]] = {NO_BACKBONE: ours}
@@ -166,7 +167,7 @@ def measure_overhead(config: ThroughputConfig) -> dict[str, Any]:
 
 
 def ap_gym_command(config: ThroughputConfig, directory: Path) -> list[str]:
-    """ap_gym on the same scenes: their images as it takes them."""
+    """The command that measures ap_gym on the same scenes, with their images in its format."""
     scenes = FashionScenes("classification", "validation", config.num_scenes).load(np.arange(config.num_scenes))
     images = np.ascontiguousarray(scenes.images.permute(0, 2, 3, 1).numpy())
     np.savez(directory / "scenes.npz", images=images, labels=scenes.labels.numpy())
@@ -186,7 +187,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def tables(record: Mapping[str, Any]) -> str:
-    """As Markdown."""
+    """The record as Markdown tables."""
     config, contestants = record["config"], record["layers"]["contestants"]
     rates = {name: found["glimpses_per_second"] for name, found in contestants.items()}
     parts = [
@@ -280,7 +281,7 @@ def main(config: ThroughputConfig) -> None:
 
 
 def require_ap_gym(python: Path) -> None:
-    """Raise at once, not after all else is measured."""
+    """Raise before anything is measured if this Python has no ap_gym."""
     done = subprocess.run([str(python), "-c", "import ap_gym"], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(
@@ -290,7 +291,7 @@ def require_ap_gym(python: Path) -> None:
 
 
 def build_scenes_once(config: ThroughputConfig) -> None:
-    """Prepared on disk before the processes ask for them."""
+    """Prepare the scenes on disk before the processes need them."""
     for flavour in ("segmentation", "classification"):
         FashionScenes(flavour, "validation", config.num_scenes)
 

@@ -1,8 +1,8 @@
 """Do faster settings give the same numbers as eager float32? Measured on the validation split of FashionScenes.
 
-- error: of the state after five glimpses of C2F, the largest difference over the largest value; canvas and CLS;
-- same viewpoints: the share of EG-C2F's that are the same, each setting following its own readings;
-- mIoU: of EG-C2F after the last glimpse, in points, and its difference.
+- error: the largest difference divided by the largest value, for canvas and CLS after five glimpses of C2F;
+- same viewpoints: the share of EG-C2F's viewpoints that agree when each setting follows its own readings;
+- mIoU: that of EG-C2F after the last glimpse, in points, and its difference.
 """
 
 from dataclasses import replace
@@ -27,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def agreement(config: EnvConfig, *, num_glimpses: int, batch_size: int) -> dict[str, dict[str, float]]:
-    """By setting; "float32" is the reference."""
+    """Measurements by setting; "float32" is the reference."""
     reference = _evaluated(config, num_glimpses, batch_size)
     states = _final_state(config, num_glimpses, batch_size)
     found = {"float32": {"miou": 100 * float(reference.score()[-1])}}

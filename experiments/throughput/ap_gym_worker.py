@@ -1,8 +1,8 @@
-"""ap_gym's image classification vector env, measured as experiments.throughput.worker measures: the same protocol.
+"""Measure ap_gym's image classification vector env, with the same protocol as experiments.throughput.worker.
 
-A script of its own, for a Python that has ap_gym (`pip install ap-gym==0.7.1 pillow aiohttp`, half a gigabyte with
-`datasets` and pyarrow) and need not have this package. Its job is {"scenes": FILE.npz, "num_envs": N, "budget": T,
-"rounds": R, "glimpse_size_px": G}; the file holds images [n, H, W, 3] uint8 and labels [n].
+This is a standalone script for a Python with ap_gym (`pip install ap-gym==0.7.1 pillow aiohttp`, half a gigabyte with
+`datasets` and pyarrow), which need not have this package. Its job is {"scenes": FILE.npz, "num_envs": N, "budget": T,
+"rounds": R, "glimpse_size_px": G}; the file contains images [n, H, W, 3] uint8 and labels [n].
 """
 
 import json
@@ -41,7 +41,7 @@ def main():
     with np.load(job["scenes"]) as file:
         dataset = Scenes(file["images"], file["labels"])
     side = job["glimpse_size_px"]
-    # An episode has as many steps as ours has glimpses: its reset takes the first one.
+    # An episode takes as many glimpses as ours: the reset takes the first one.
     config = ImagePerceptionConfig(dataset=dataset, sensor_size=(side, side), step_limit=job["budget"] - 1)
     envs = ImageClassificationVectorEnv(job["num_envs"], config)
     envs.reset(seed=0)

@@ -1,4 +1,4 @@
-"""Time on a device, whose work is waited for."""
+"""Measure time on a device, waiting for its work to finish."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ def synchronize(device: torch.device) -> None:
 
 @dataclass
 class Clock:
-    """Adds up the time inside a method, once `timing` has replaced it."""
+    """Adds up the time inside a method that `timing` has replaced."""
 
     device: torch.device
     seconds: float = field(default=0.0, init=False)

@@ -3,10 +3,10 @@
     git worktree add /tmp/old 14cf643
     python -m experiments.throughput.compare_checkouts --old /tmp/old --new .
 
-One long-lived process per checkout, one thread each. They take turns (old, new, new, old, ...), so that a machine that
-grows slower or faster weighs on both alike, and only one of them works at a time. A turn is a batch of environment
-steps or an exact evaluation; what counts is the processor time of its process. A ratio above 1 says that the new
-checkout is faster. The interval is a bootstrap over pairs of turns.
+Each checkout has one long-lived process with one thread. They take turns (old, new, new, old, ...), so that only one of
+them works at a time and a machine that becomes slower or faster affects both equally. A turn is a batch of environment
+steps or an exact evaluation, measured in processor time of its process. A ratio above 1 means that the new checkout is
+faster. The interval is a bootstrap interval over pairs of turns.
 """
 
 import json
@@ -25,7 +25,7 @@ from canvit_gym.provenance import provenance
 
 Job = Literal["steps", "evaluation"]
 
-# Runs in either checkout, and so uses only what both of them have.
+# Runs in either checkout, so it only uses what both of them have.
 _WORKER = """
 import sys, time, warnings
 warnings.simplefilter("ignore")
@@ -77,7 +77,7 @@ class Args:
 
 
 class _Worker:
-    """A process that works in one checkout when told to."""
+    """A process that works in one checkout on command."""
 
     def __init__(self, checkout: Path, job: Job, num_scenes: int) -> None:
         checkout = checkout.expanduser().resolve()
@@ -94,7 +94,7 @@ class _Worker:
         self._answer()
 
     def seconds(self) -> float:
-        """Processor time of one turn."""
+        """Processor seconds of one turn."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -112,7 +112,7 @@ class _Worker:
 
 
 def compare(args: Args, job: Job) -> dict[str, object]:
-    """Old over new of one job: the median over pairs of turns, with a 95% interval."""
+    """The ratio old/new for one job: the median over pairs of turns, with a 95% interval."""
     old, new = (_Worker(checkout, job, args.num_scenes) for checkout in (args.old, args.new))
     seconds = np.empty((args.pairs, 2))
     for pair in range(args.pairs):

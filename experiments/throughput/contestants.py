@@ -1,7 +1,7 @@
-"""What is measured. A contestant is made for a job and takes so many glimpses each time it runs.
+"""The contestants of the measurements. A contestant is made for a job; each run returns the number of glimpses taken.
 
-All see scenes of the validation split of FashionScenes, or images of 512 px on disk where the job asks for them, in
-batches of `num_envs` and take `budget` glimpses of each, the full scene first. Scenes are prepared before any clock
+All of them use scenes of the validation split of FashionScenes, or images of 512 px on disk if the job asks for them,
+in batches of `num_envs`, and take `budget` glimpses of each, the full scene first. Scenes are prepared before any clock
 starts.
 """
 
@@ -35,7 +35,7 @@ SEGMENTATION, CLASSIFICATION = "CanViT/FashionSegmentation-v0", "CanViT/FashionC
 
 @dataclass(frozen=True)
 class Job:
-    """A contestant in a setting: JSON values."""
+    """A contestant and its setting, as JSON values."""
 
     contestant: str
     model: ModelSize = "nano"
@@ -52,9 +52,9 @@ class Job:
     large_scenes: bool = False
     """Scenes of 512 px with 150 classes, from files."""
     threads: int | None = None
-    """PyTorch's. None: as it finds them."""
+    """PyTorch's threads. None: PyTorch's default."""
     own_memory: bool = True
-    """Whether freed memory is kept (canvit_gym.backbone.memory); False leaves the allocator as it comes."""
+    """Whether freed memory is kept (canvit_gym.backbone.memory). False: the allocator keeps its default settings."""
 
     def env_kwargs(self) -> dict[str, Any]:
         return {
@@ -81,7 +81,7 @@ Run = Callable[[], int]
 
 
 def _bare_loop(job: Job, episode: Callable[[Backbone, torch.Tensor, Any], None]) -> Run:
-    """`episode` on scenes that lie normalized on the device, without any probe."""
+    """Runs `episode` on normalized scenes that are already on the device, without any probe."""
     config = job.config()
     backbone, scenes = build_backbone(config), build_scenes(config)
     images = scenes.load(np.arange(job.num_envs) % len(scenes)).images.to(backbone.device)
@@ -120,7 +120,7 @@ def bare_loop(job: Job) -> Run:
 
 
 def backbone_loop(job: Job) -> Run:
-    """The same loop through Backbone.step."""
+    """The same loop with Backbone.step."""
 
     def episode(backbone: Backbone, images: torch.Tensor, policy: Any) -> None:
         state = backbone.init_state(job.num_envs)
@@ -147,7 +147,7 @@ def _steps(job: Job, envs: Any, *, stops: bool = False) -> Run:
             if stops:
                 actions[rng.random(job.num_envs) < 0.1] = glimpse_actions
             _, _, terminated, _, info = envs.step(actions)
-            # An environment that ended takes its next scene's first glimpse; one that stops takes none.
+            # An environment whose episode ended takes the first glimpse of its next scene; one that stops takes none.
             glimpses += int((ended | (info["glimpses"] != taken)).sum())
             ended, taken = terminated, info["glimpses"]
         return glimpses
@@ -190,7 +190,7 @@ def ppo(job: Job) -> Run:
 
 
 def evaluation(job: Job) -> Run:
-    """C2F measured after every glimpse: mIoU counts, cross-entropy, records."""
+    """C2F evaluated after every glimpse: mIoU counts, cross-entropy, records."""
     config = dataclasses.replace(job.config(), num_scenes=job.rounds * job.num_envs)
 
     def run() -> int:
@@ -209,7 +209,7 @@ def single_envs(job: Job) -> Run:
 
 
 def no_backbone(job: Job) -> Run:
-    """The environment's own overhead, classification with glimpses as pixels: a step returns the state it was given."""
+    """The environment's own overhead, for classification with pixel glimpses: a step returns its input state."""
 
     def step(self: Backbone, glimpse: torch.Tensor, state: RecurrentState, viewpoint: Viewpoint) -> RecurrentState:
         return state
@@ -234,4 +234,4 @@ CONTESTANTS: dict[str, Callable[[Job], Run]] = {
 }
 
 FOREIGN = frozenset({"run_episode", "vector env without a backbone"})
-"""Those that take no step of a Backbone."""
+"""Contestants that do not use Backbone.step."""

@@ -1,4 +1,4 @@
-"""What the GPU could do, and what CanViT-B does on it: one script of under eight minutes.
+"""What the GPU could do and what CanViT-B does on it, measured by one script in under eight minutes.
 
     python -m experiments.throughput.gpu_report --output experiments/results/throughput/gpu
     python -m experiments.throughput.gpu_report --only loops environment   # some sections alone
@@ -6,21 +6,21 @@
 
 CanViT-B with random weights, 64 scenes of 512 px a batch, a canvas of 32 x 32 cells, bfloat16 (autocast), in sections:
 
-- chip: the measured bfloat16 matrix rate and memory bandwidth, which floors are computed from;
+- chip: the measured bfloat16 matrix rate and memory bandwidth, from which floors are computed;
 - loops: full-scene and random glimpses, in turns: canvit-pytorch's own code in eager mode, Backbone.step eagerly and
   compiled; with the share of the matrix rate, counting canvit_pytorch.flops;
 - environment: the vector env against the loop of the same compiled backbone, in turns, and its synchronizations;
-- latency: milliseconds of a step of one scene, of the loops and of the vector env;
+- latency: milliseconds per step of one scene, for the loops and the vector env;
 - ppo: rollouts and updates, glimpses/s, and the shares of the time in steps and in the update;
-- evaluation: against the loop, in turns;
+- evaluation: exact evaluation against the loop, in turns;
 - kernels: the GPU time of one compiled step by kind of kernel, against floors: FLOPs over rate, bytes over bandwidth;
-- memory: what a scene takes, measured as the difference of peaks at two numbers of scenes;
+- memory: the memory of a scene, measured as the difference of peaks at two numbers of scenes;
 - canvas 64: the loops with a canvas of 64 x 64 cells;
 - agreement: the error of compiled bfloat16 states against eager float32, beside that of canvit-pytorch's own bfloat16.
 
-Every section stands alone and is written when it ends, as JSON and as Markdown. One that fails is named, as is one that
-would begin after --deadline-s. A row is called compiled, graphed or bfloat16 only where the backbone says that this is
-what ran; the exit status is 1 where anything else ran, or a section failed.
+Sections are independent, and each is written as JSON and Markdown when it ends. The report names sections that failed
+or would have begun after --deadline-s. A row is only called compiled, graphed or bfloat16 if the backbone reports that
+this is what ran; the exit status is 1 if anything else ran or a section failed.
 """
 
 import json
@@ -62,7 +62,7 @@ KINDS = {
     "fused loops": r"triton",
     "copies": r"memcpy|memset|copy",
 }
-"""How kernels are told apart by their names; what fits none is \"other\"."""
+"""How kernels are classified by their names; all others are \"other\"."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Chip:
 
 
 class Setting:
-    """What every section measures on."""
+    """The setting that all sections share."""
 
     def __init__(self, config: GPUReportConfig) -> None:
         self.config = config
@@ -113,7 +113,7 @@ class Setting:
             self.job = replace(self.job, large_scenes=False, **small)  # type: ignore[arg-type]
         self.device = torch.device(self.job.device)
         self.fallbacks: list[str] = []
-        """What ran in place of what was asked for, by section."""
+        """What ran instead of what was asked for, by section."""
         self._chip: Chip | None = None
 
     @property
@@ -122,7 +122,7 @@ class Setting:
 
     @property
     def chip(self) -> Chip:
-        """Measured once, whichever section asks first."""
+        """Measured once, for whichever section asks first."""
         if self._chip is None:
             side, copied = (256, 1 << 20) if self.config.dry_run else (8192, 1 << 30)
             self._chip = measure_chip(self.device, side=side, copied_bytes=copied)
@@ -130,7 +130,7 @@ class Setting:
 
 
 def seconds_of(run: Callable[[], Any], device: torch.device, *, repeats: int) -> float:
-    """The median, after a run that warms up."""
+    """The median time of a run, after a warm-up."""
     run()
     found = []
     for _ in range(repeats):
@@ -161,7 +161,7 @@ def loops(job: Job, *, compiles: bool) -> dict[str, Job]:
 
 
 def in_turns(setting: Setting, jobs: dict[str, Job]) -> dict[str, dict[str, Any]]:
-    """By contestant: glimpses per second of every turn, what ran, and the name it deserves."""
+    """By contestant: glimpses per second in every turn, what ran, and the label that matches what ran."""
     ran: dict[str, Counter[Any]] = {name: Counter() for name in jobs}
     rates: dict[str, list[float]] = {name: [] for name in jobs}
 
@@ -219,7 +219,7 @@ def compare_canvas_64(setting: Setting) -> dict[str, Any]:
 
 
 def against_loop(setting: Setting, name: str, contestant: str) -> dict[str, Any]:
-    """A contestant against the loop of the same backbone."""
+    """Compare a contestant with the loop of the same backbone."""
     compiles = setting.config.compile
     loop = replace(setting.compiled, contestant="Backbone.step loop", rounds=2)
     loop_name = STEP_COMPILED if compiles else STEP_EAGER
@@ -250,7 +250,7 @@ def measure_latency(setting: Setting) -> dict[str, Any]:
 
 
 def ppo_end_to_end(setting: Setting, *, rollouts: int = 3) -> dict[str, Any]:
-    """Of canvit_gym's PPO with the hyperparameters of the segmentation environment: see learn_timed."""
+    """learn_timed for our PPO with the hyperparameters of the segmentation environment."""
     job = replace(setting.compiled, contestant="PPO end to end", large_scenes=False)
     before = ran_of(job)
     model = ppo_for_throughput("CanViT/FashionSegmentation-v0", num_envs=job.num_envs, env_kwargs=job.env_kwargs())
@@ -263,9 +263,9 @@ def ppo_end_to_end(setting: Setting, *, rollouts: int = 3) -> dict[str, Any]:
 
 
 def synchronizations(job: Job) -> list[str] | None:
-    """What PyTorch says of every synchronizing operation in four steps whose observations stay on the device.
+    """PyTorch's warnings about synchronizing operations in four steps whose observations stay on the device.
 
-    The wait for the rewards is an event's and not among them. None without a GPU.
+    The wait for the rewards uses an event and is not among them. None without a GPU.
     """
     if job.device == "cpu":
         return None
@@ -288,7 +288,7 @@ def synchronizations(job: Job) -> list[str] | None:
 
 
 def one_step(backbone: Backbone, num_scenes: int) -> Callable[[], torch.Tensor]:
-    """A step of noise from the initial state; returns the canvas."""
+    """A function that takes a step on noise from the initial state and returns the canvas."""
     device, size = backbone.device, backbone.glimpse_size_px
     with torch.inference_mode():
         glimpse = torch.randn(num_scenes, 3, size, size).to(device)
@@ -303,7 +303,7 @@ def one_step(backbone: Backbone, num_scenes: int) -> Callable[[], torch.Tensor]:
 
 
 def kernel_times(setting: Setting) -> dict[str, Any]:
-    """Milliseconds of one compiled step by kind of kernel, and what they take at least."""
+    """Milliseconds of one compiled step by kind of kernel, and their lower bounds."""
     job, device = replace(setting.compiled, contestant="Backbone.step loop"), setting.device
     before = ran_of(job)
     backbone = build_backbone(job.config())
@@ -350,8 +350,8 @@ def kind_of(kernel: str) -> str:
 
 
 def step_floors(backbone: Backbone, chip: Chip, *, num_scenes: int) -> dict[str, float]:
-    """Milliseconds that a step takes at least: all its FLOPs at the matrix rate; and the canvas's passes over memory,
-    where every read of it loads it once and every write loads and stores it once, at the bandwidth.
+    """Lower bounds of a step in milliseconds: all its FLOPs at the matrix rate; and the memory traffic of the canvas at
+    the bandwidth, where every read loads it once and every write loads and stores it once.
     """
     canvit = backbone.canvit
     canvas = backbone.init_state(1).canvas
@@ -364,8 +364,8 @@ def step_floors(backbone: Backbone, chip: Chip, *, num_scenes: int) -> dict[str,
 
 
 def memory_per_scene(setting: Setting) -> list[dict[str, Any]]:
-    """MB by canvas: the peak that two episodes of the vector env allocate, at two numbers of scenes. On a CPU, where
-    PyTorch does not count, the profiler does, and there is no graph.
+    """MB by canvas size: the peak allocated by two episodes of the vector env, at two numbers of scenes. On a CPU,
+    where PyTorch does not count allocations, the profiler does, and there is no graph.
     """
     rows = []
     few, many = setting.job.num_envs // 4, setting.job.num_envs
@@ -389,10 +389,10 @@ def memory_per_scene(setting: Setting) -> list[dict[str, Any]]:
 
 
 def peak_bytes(job: Job, device: torch.device) -> int:
-    """Allocated at most by a vector env, weights included, beside what this process held before."""
+    """The peak of the bytes allocated by a vector env, including weights, without what this process held before."""
     eager = replace(job, contestant="vector env", rounds=2)
     if device.type != "cuda":
-        model = build_backbone(job.config()).model  # loaded once per process: not among what is allocated below
+        model = build_backbone(job.config()).model  # loaded once per process, so not counted below
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         return weights + peak_of_allocations(lambda: CONTESTANTS["vector env"](eager)())
     torch.cuda.empty_cache()
@@ -404,7 +404,7 @@ def peak_bytes(job: Job, device: torch.device) -> int:
 
 
 def agreement(setting: Setting) -> dict[str, float]:
-    """Relative errors, in the Euclidean norm, of the canvas after one glimpse of noise, against eager float32."""
+    """Relative errors (Euclidean norm) of the canvas after one glimpse of noise, compared with eager float32."""
     compiled = replace(setting.compiled, contestant="Backbone.step loop")
 
     def canvas(job: Job) -> torch.Tensor:
@@ -415,7 +415,7 @@ def agreement(setting: Setting) -> dict[str, float]:
     before = ran_of(compiled)
     ours = canvas(compiled)
     ways = told(ran_of(compiled) - before)
-    if instead := fallback(replace(compiled, num_envs=10**6), ways):  # one step: nothing is recorded yet
+    if instead := fallback(replace(compiled, num_envs=10**6), ways):  # one step: no graph is recorded yet
         setting.fallbacks.append(f"agreement: {instead}")
     backbone = build_backbone(compiled.config())
     torch.manual_seed(0)
@@ -513,7 +513,7 @@ SECTIONS: dict[str, tuple[Callable[[Setting], Any], Callable[[Any], list[str]]]]
     "canvas 64": (compare_canvas_64, rows_told),
     "agreement": (agreement, agreement_told),
 }
-"""Name -> (what measures it, what tells it as lines of Markdown), the most wanted first."""
+"""Name -> (the function that measures it, the function that formats it as Markdown lines), most important first."""
 
 
 def report(record: dict[str, Any]) -> str:
@@ -563,7 +563,7 @@ def main(config: GPUReportConfig) -> None:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         try:
             record["sections"][name] = measure(setting)
-        except Exception as error:  # the other sections are worth having
+        except Exception as error:  # the other sections are still useful
             traceback.print_exc()
             record["failed"][name] = f"{type(error).__name__}: {error}"
         record["section_seconds"][name] = time.perf_counter() - section_began

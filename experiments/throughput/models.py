@@ -1,7 +1,7 @@
-"""Backbones of all sizes for measurements of speed: nano as it ships, the others with random weights.
+"""Backbones of all sizes for speed measurements: nano as shipped, the others with random weights.
 
-Random weights lie, with probes as random, in $CANVIT_GYM_RANDOM_WEIGHTS where it is set, so that processes can share
-them, else in a temporary directory until the process ends.
+Random weights and probes are stored in $CANVIT_GYM_RANDOM_WEIGHTS if it is set, so that processes can share them,
+otherwise in a temporary directory until the process ends.
 """
 
 import os
@@ -23,7 +23,7 @@ from canvit_gym.scenes.fashion import SCENE_SIZE_PX, SEGMENTATION_CLASSES
 ModelSize = Literal["nano", "CanViT-S", "CanViT-B"]
 BACKBONES: dict[ModelSize, Literal["vits16", "vitb16"]] = {"CanViT-S": "vits16", "CanViT-B": "vitb16"}
 PRETRAINING_GRID = 32
-"""The released CanViT-B's: 512 px scenes, so glimpses of 128 px."""
+"""The canvas grid of the released CanViT-B: scenes of 512 px, and so glimpses of 128 px."""
 TEACHER_DIM = 768
 
 
@@ -32,7 +32,7 @@ SHARED_DIRECTORY = "CANVIT_GYM_RANDOM_WEIGHTS"
 LARGE_SIZE_PX = 512
 LARGE_CLASSES = 150
 LARGE_SCENES = 256
-"""On disk; decoded once into a cache."""
+"""Number of large scenes on disk; they are decoded once into a cache."""
 
 
 @cache
@@ -46,7 +46,7 @@ def _directory() -> Path:
 
 @cache
 def _saved(what: str, width: int, num_classes: int = len(SEGMENTATION_CLASSES)) -> str:
-    """A checkpoint of a size, or the probe of a canvas of `width` channels."""
+    """A checkpoint of a model size, or the probe for a canvas of `width` channels."""
     directory = _directory() / (f"{what}-{width}" if what != "probe" else f"{what}-{width}-{num_classes}")
     if (directory / "model.safetensors").is_file():
         return str(directory)
@@ -87,8 +87,8 @@ def _large_scenes(size_px: int, count: int) -> str:
 
 
 def env_kwargs_of(size: ModelSize, canvas_grid: int, *, large_scenes: bool = False) -> dict[str, Any]:
-    """Keyword arguments of the segmentation environment with this backbone, on FashionScenes as they are, or of that of
-    a segmentation folder on large scenes.
+    """Keyword arguments for the segmentation environment with this backbone, on FashionScenes, or for the environment
+    of a segmentation folder with large scenes.
     """
     width = config_of(size).canvas_dim
     if large_scenes:

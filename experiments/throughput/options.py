@@ -1,4 +1,4 @@
-"""The options of measurements of speed."""
+"""The options of speed measurements."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class MeasurementOptions:
     """PyTorch's threads. None: PyTorch's default."""
 
     def job(self, contestant: str, *, rounds: int) -> Job:
-        """A contestant in this setting."""
+        """The job of a contestant in this setting."""
         return Job(
             contestant=contestant,
             num_envs=self.num_envs,

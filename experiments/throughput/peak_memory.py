@@ -1,4 +1,4 @@
-"""The peak of what a process has held in memory."""
+"""The peak memory of a process."""
 
 import resource
 from pathlib import Path
@@ -7,10 +7,10 @@ import torch
 
 
 def peak_mib(device: torch.device) -> float:
-    """Of this process, resident; on a GPU of what was allocated there."""
+    """The peak resident memory of this process or, on a GPU, the peak of what was allocated there."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage tells begins with the peak of the process that started this one
+    if status.exists():  # getrusage includes the peak of the process that started this one
         return int(status.read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0]) / 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

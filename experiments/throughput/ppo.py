@@ -1,4 +1,4 @@
-"""PPO ready to learn, ours and stable-baselines3's own, for measurements of its speed."""
+"""PPO ready to learn, ours and stable-baselines3's own, for speed measurements."""
 
 import time
 from dataclasses import replace
@@ -30,7 +30,7 @@ from experiments.throughput.clock import Clock, synchronize
 def _throughput_hyperparameters(
     env_id: str, *, num_envs: int, env_kwargs: dict[str, Any], overrides: dict[str, Any] | None = None
 ) -> Hyperparameters:
-    """Those of the file with overrides and `num_envs` scenes, and the environment's keyword arguments merged in."""
+    """The file's hyperparameters with overrides, `num_envs` scenes and the environment's keyword arguments."""
     hyper = load_hyperparameters(env_id, overrides)
     return replace(
         hyper,
@@ -43,7 +43,7 @@ def _throughput_hyperparameters(
 def ppo_for_throughput(
     env_id: str, *, num_envs: int, env_kwargs: dict[str, Any], overrides: dict[str, Any] | None = None
 ) -> GlimpsePPO:
-    """The model that `train` makes, with `num_envs` scenes, ready to learn, logging nowhere."""
+    """The model that `train` makes, with `num_envs` scenes, ready to learn and without logging."""
     hyper = _throughput_hyperparameters(env_id, num_envs=num_envs, env_kwargs=env_kwargs, overrides=overrides)
     config = env_config(env_id, hyper.env_kwargs)
     hyper.check_fit(config)
@@ -55,8 +55,8 @@ def ppo_for_throughput(
 def stock_ppo_for_throughput(
     env_id: str, *, num_envs: int, env_kwargs: dict[str, Any], policy: Literal["MultiInputPolicy", "ViewpointPolicy"]
 ) -> PPO:
-    """What ppo_for_throughput is measured against: stable-baselines3's PPO and DictRolloutBuffer, on the same
-    environment with the same hyperparameters, with its own policy or with ours.
+    """The reference for ppo_for_throughput: stable-baselines3's PPO and DictRolloutBuffer, on the same environment with
+    the same hyperparameters, with its own policy or ours.
     """
     hyper = _throughput_hyperparameters(env_id, num_envs=num_envs, env_kwargs=env_kwargs)
     envs = make_sb3_env(env_id, num_envs, **hyper.env_kwargs)
@@ -83,16 +83,16 @@ def buffer_mib(model: OnPolicyAlgorithm) -> float:
 
 
 def learn_rollouts(model: OnPolicyAlgorithm, count: int) -> int:
-    """So many rollouts with their updates; returns how many decisions they hold."""
+    """Learn for `count` rollouts with their updates. Returns their number of decisions."""
     decisions = count * model.n_steps * model.n_envs
     model.learn(decisions, reset_num_timesteps=False)
     return decisions
 
 
 def learn_timed(model: OnPolicyAlgorithm, *, rollouts: int) -> dict[str, float]:
-    """What rollouts and their updates take, of a model that has warmed up: glimpses per second of all scenes, the first
-    glimpse of each included; and what the rollout buffer holds. Then, of one more rollout that waits for the device at
-    each, the shares of the time inside Backbone.step, inside the whole steps of the scenes and inside the update.
+    """Measure rollouts and updates of a model that has warmed up: glimpses per second of all scenes, including their
+    first glimpses, and the size of the rollout buffer. One more rollout, which waits for the device at every stage,
+    gives the shares of the time in Backbone.step, in the whole environment steps and in the update.
     """
     assert model.env is not None
     env = model.env.unwrapped

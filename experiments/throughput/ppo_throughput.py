@@ -2,16 +2,16 @@
 
     python -m experiments.throughput.ppo_throughput --output experiments/results/throughput/ppo.json
 
-Every contestant runs in a process of its own, several times, in turns, so that a machine that slows down slows all of
-them and none finds another's memory. A measurement is --rollouts rollouts with their updates after one that warms up:
+Every contestant runs in its own process, several times, in turns, so that a machine that slows down affects all of them
+and none uses memory left by another. A measurement is --rollouts rollouts with their updates, after a warm-up rollout:
 
-- glimpses/s: of all scenes, the first glimpse of each included;
-- memory: the peak of the resident set above what it was before the algorithm was made (on a GPU: the peak of what is
-  allocated there), and what the rollout buffer holds;
-- backbone: the share of the time inside the frozen backbone's forward, which is the same for every contestant;
-- update: the share of the time inside the policy's update. The rest is the environment's and the policy's forward.
+- glimpses/s: over all scenes, including their first glimpses;
+- memory: the peak of the resident set above its size before the algorithm was made (on a GPU: the peak of what is
+  allocated there), and the size of the rollout buffer;
+- backbone: the share of the time in the frozen backbone's forward pass, which is the same for every contestant;
+- update: the share of the time in the policy's update. The rest is the environment and the policy's forward pass.
 
-The record's `ratio_with_free_update` is how far ours could get ahead of stock PPO: at no cost of updates at all.
+The record's `ratio_with_free_update` is how far ours could get ahead of stock PPO if updates took no time.
 """
 
 import json
@@ -62,7 +62,7 @@ class PPOThroughputConfig:
 
 
 def resident_mib() -> float:
-    """Now, not the peak."""
+    """The current resident memory, not the peak."""
     pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * resource.getpagesize() / 2**20
 
@@ -85,7 +85,7 @@ def make(config: PPOThroughputConfig) -> OnPolicyAlgorithm:
 
 
 def measure(config: PPOThroughputConfig) -> dict[str, float]:
-    """One contestant, in this process."""
+    """Measure one contestant in this process."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     warm_environment(config)
@@ -103,7 +103,7 @@ def measure(config: PPOThroughputConfig) -> dict[str, float]:
 
 
 def warm_environment(config: PPOThroughputConfig) -> None:
-    """An environment of the same size, stepped once: what follows in memory is the algorithm's."""
+    """Step an environment of the same size once, so that all memory allocated later is the algorithm's."""
     env_kwargs = load_hyperparameters(config.env).env_kwargs | env_kwargs_of(config)
     envs = make_sb3_env(config.env, config.num_envs, **env_kwargs)
     envs.reset()

@@ -1,4 +1,4 @@
-"""Which share of a run's time goes where, each stage without those inside it."""
+"""The share of a run's time in each stage, without the stages inside it."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
 
 @contextmanager
 def clocked(device: torch.device) -> Iterator[dict[str, float]]:
-    """Seconds by stage of what runs inside. Every stage ends in a synchronization, so nothing overlaps."""
+    """Measure seconds by stage within the block. Every stage ends with a synchronization, so nothing overlaps."""
     seconds = dict.fromkeys(STAGES, 0.0)
     open_stages: list[float] = []
     originals = [(owner, name, getattr(owner, name)) for stage in STAGES.values() for owner, name in stage]
@@ -70,7 +70,7 @@ def clocked(device: torch.device) -> Iterator[dict[str, float]]:
 
 
 def shares(run: Run, device: torch.device, *, repeats: int) -> dict[str, float]:
-    """Share of the time by stage; they add up to 1."""
+    """Shares of the time by stage; they add up to 1."""
     with clocked(device) as seconds:
         synchronize(device)
         began = time.perf_counter()

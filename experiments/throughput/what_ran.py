@@ -1,4 +1,4 @@
-"""What a contestant really ran, as its backbone counted it, against what its job asks for."""
+"""What a contestant actually ran, as counted by its backbone, compared with what its job asks for."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ def told(ran: Mapping[Ran, int]) -> dict[str, int]:
 
 
 def fallback(job: Job, ran: Mapping[str, int]) -> str | None:
-    """What ran in place of what the job asks for; None where that ran. ran: as `told` gives it.
+    """What ran instead of what the job asks for; None if that ran. ran: as returned by `told`.
 
-    A job that asks for compilation may have steps that are compiled, as those before a CUDA graph is recorded, but none
-    that are eager; and on a GPU, graphs wherever graphs are recorded.
+    If a job asks for compilation, steps may be compiled, such as those before a CUDA graph is recorded, but not eager;
+    and on a GPU there must be graphs wherever graphs are recorded.
     """
     if job.contestant in FOREIGN:
         return None
@@ -42,7 +42,7 @@ def fallback(job: Job, ran: Mapping[str, int]) -> str | None:
 
 
 def label(name: str, job: Job, ran: Mapping[str, int]) -> str:
-    """The contestant's name in a table, which never claims what did not run."""
+    """The contestant's name in a table, which never claims something that did not run."""
     instead = fallback(job, ran)
     if instead is None:
         graphs = job.compile and any(way.startswith("cuda graph") for way in ran)

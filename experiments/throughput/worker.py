@@ -1,7 +1,7 @@
-"""One contestant in a process of its own: `python -m experiments.throughput.worker JOB`, JOB a JSON object.
+"""One contestant in its own process: `python -m experiments.throughput.worker JOB`, where JOB is a JSON object.
 
-For every line on standard input it does what the line says ("run", "stages", "memory", "ran") and answers with one
-line of JSON. A process of its own has its own allocator, thread count and peak memory.
+For every line on standard input ("run", "stages", "memory" or "ran") it executes the command and answers with one line
+of JSON. A separate process has its own allocator, thread count and peak memory.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Contestants in processes of their own, run in turns so that a machine that slows down slows all of them."""
+"""Contestants in separate processes that run in turns, so that a machine that slows down affects all of them."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from typing import Any
 from experiments.throughput.contestants import Job
 
 AT_ONCE = 2
-"""Processes that start at the same time."""
+"""Number of processes that start at the same time."""
 LEAVES_ALLOCATOR = {"MALLOC_PERTURB_": "0"}
-"""glibc's default, but set: canvit_gym.backbone.memory then changes nothing."""
+"""glibc's default, set explicitly so that canvit_gym.backbone.memory changes nothing."""
 
 
 IDLE_LOAD = 0.5
@@ -23,9 +23,9 @@ IDLE_LOAD = 0.5
 
 
 def busy_note(load: Sequence[float]) -> list[str]:
-    """What a table says first where the machine was busy when its measurement began; `load` as os.getloadavg gives it.
+    """The note at the top of a table if the machine was busy when its measurement began. load: from os.getloadavg.
 
-    With two threads a waiting one is often not even running: rates fall tenfold and ratios mean nothing.
+    With two threads, the one that the other waits for is often not running: rates fall tenfold and ratios mean nothing.
     """
     if load[0] < IDLE_LOAD:
         return []
@@ -67,7 +67,7 @@ def worker_of(job: Job) -> Worker:
 
 @contextmanager
 def started(jobs: Mapping[str, Job | list[str]]) -> Iterator[tuple[dict[str, Worker], dict[str, dict[str, Any]]]]:
-    """(workers, what each said when it was ready) of jobs, or of commands that speak the same protocol."""
+    """Start workers for jobs, or for commands with the same protocol. Yields (workers, their messages when ready)."""
     workers: dict[str, Worker] = {}
     said: dict[str, dict[str, Any]] = {}
     try:
@@ -86,7 +86,7 @@ def started(jobs: Mapping[str, Job | list[str]]) -> Iterator[tuple[dict[str, Wor
 
 
 def in_turns(workers: Mapping[str, Worker], *, repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Glimpses per second, and seconds of a run, of every contestant: one number per repeat."""
+    """Glimpses per second and seconds per run of every contestant: one number per repeat."""
     measured: dict[str, dict[str, list[float]]] = {name: {"glimpses_per_second": [], "seconds": []} for name in workers}
     for _ in range(repeats):
         for name, worker in workers.items():
@@ -97,5 +97,5 @@ def in_turns(workers: Mapping[str, Worker], *, repeats: int) -> dict[str, dict[s
 
 
 def ratio(rates: list[float], reference: list[float]) -> float:
-    """The median of the ratios within a turn: what slows a whole turn down does not count."""
+    """The median of the ratios within a turn, so that what slows down a whole turn does not count."""
     return statistics.median(one / other for one, other in zip(rates, reference, strict=True))
