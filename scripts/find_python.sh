@@ -11,7 +11,7 @@ print(sys._base_executable)  # not a virtual environment that is about to be reb
 '
 tried=
 
-# Print candidate $1 and exit if it will do, otherwise note it as tried.
+# Print candidate $1 and exit if it is suitable, otherwise note it as tried.
 try() {
     [ -n "$1" ] || return 0
     if found=$("$1" -c "$check" 2>/dev/null </dev/null); then

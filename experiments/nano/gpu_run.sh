@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train teacher, nano and probes on a GPU, a few minutes a call, on from where the last call ended.
+# Train teacher, nano and probes on a GPU, in calls of a few minutes that continue one another.
 #
 #     bash experiments/nano/gpu_run.sh STATE_DIR [options of experiments.nano.gpu_run]
 #
