@@ -80,7 +80,7 @@ def main() -> None:
             picture = f"![Two episodes of {spec.env_id}]({name}.gif)\n\n"
         with mkdocs_gen_files.open(f"environments/{name}.md", "w") as file:
             file.write(f"# {spec.env_id}\n\n{picture}{page}\n{baselines(spec)}")
-    for picture in RESULTS.rglob("*.png"):
+    for picture in (*RESULTS.rglob("*.png"), *RESULTS.rglob("*.svg")):
         with mkdocs_gen_files.open(f"results/{picture.relative_to(RESULTS)}", "wb") as file:
             file.write(picture.read_bytes())
     card = (ROOT / "canvit_gym" / "assets" / "nano" / "README.md").read_text(encoding="utf-8")
