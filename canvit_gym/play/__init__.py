@@ -1,1 +1,1 @@
-"""See what a policy sees, and play against it: the page of `canvit-gym play`, the explorer of records, `show`."""
+"""See what a policy sees, and play against it: `canvit-gym play`, `canvit-gym explore` and `canvit_gym.show`."""

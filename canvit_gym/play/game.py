@@ -1,8 +1,8 @@
-"""One player at one environment: what he is shown while he plays, and what he is told at the end.
+"""One player in one environment: what the page shows during an episode, and after it.
 
-Everything goes through the environment that Gymnasium makes: reset, step, observations and infos. Until an episode has
-ended a player is shown what an agent could see and nothing else: the glimpses he took, the probe's reading of the
-canvas, its uncertainty, the goal, the glimpses left. Messages are JSON values for the page.
+Everything goes through the environment that Gymnasium makes: reset, step, observations and infos. Until the episode
+ends, players see only what an agent could see: the glimpses taken, the probe's reading of the canvas, its uncertainty,
+the goal, and the number of glimpses left. Messages are JSON values for the page.
 """
 
 import time
@@ -33,14 +33,14 @@ from canvit_gym.rendering import Frame
 from canvit_gym.tasks.goals import choose_goals, scene_uniforms
 
 STAGE_PX = 384
-"""Side of the picture of what was seen."""
+"""Side of the picture of what has been seen."""
 
 
 def make_game_env(env_id: str, **kwargs: Any) -> GlimpseEnv:
-    """The environment of a player: as `gym.make` makes it, with what the page shows among the observations.
+    """The environment of a player: made by `gym.make`, with the observations that the page shows.
 
     Raises:
-        ValueError, TypeError: an unknown environment or keyword, or a bad value. OSError: no data.
+        ValueError, TypeError: an unknown environment or keyword, or an invalid value. OSError: no data.
     """
     config = env_config(env_id, kwargs)
     task = build_task(config, build_backbone(config), build_scenes(config).classes)
@@ -65,7 +65,7 @@ def stop_action(env: GlimpseEnv) -> Any:
 
 @dataclass
 class Tally:
-    """Scores over the scenes of a session, first tries only: who has seen the truth is no measure."""
+    """Scores over the scenes of a session, first tries only, since later ones are played with the truth known."""
 
     first: list[float] = field(default_factory=list)
     last: list[float] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Tally:
         self.ceiling.append(ceiling)
 
     def message(self) -> Message:
-        """`share`: of what the ceiling gains after the first glimpse, what the player gained; null where it gains
+        """`share`: the player's gain after the first glimpse as a fraction of the ceiling's; null if the ceiling gains
         nothing."""
         if not self.last:
             return {"scenes": 0, "share": None}
@@ -105,10 +105,10 @@ class Game:
     ) -> None:
         """
         Args:
-            env: of `make_game_env`; closed with the game.
+            env: from `make_game_env`; closed with the game.
             rivals: the policies that the player is compared with.
             scenes: the next scene, without end.
-            on_played: gets every episode that ended, but for second tries at a scene.
+            on_played: called with every episode that ended, except second tries at a scene.
         """
         self._env, self._rivals, self._scenes, self._on_played = env, rivals, scenes, on_played
         self._scene: int | None = None
@@ -120,7 +120,7 @@ class Game:
         self._env.close()
 
     def hello(self) -> Message:
-        """What the page has to know before the first scene."""
+        """What the page needs to know before the first scene."""
         envs = self._env.envs
         return {
             "kind": "hello",
@@ -143,7 +143,7 @@ class Game:
         return self._begin(self._scene)
 
     def look(self, viewpoint: Sequence[float]) -> Message:
-        """Take the glimpse nearest to (row, col, scale) that the environment lets one take."""
+        """Take the glimpse nearest to (row, col, scale) that the environment allows."""
         actions = self._env.actions.encode(np.array([viewpoint], dtype=np.float32))
         return self._step(actions[0])
 
@@ -165,7 +165,7 @@ class Game:
         return self._after(observation, info, begins=True)
 
     def _goal(self, scene: int) -> dict[str, int]:
-        """The option that asks for what evaluations ask of this scene, so that policies are asked for the same."""
+        """The option that sets the goal that evaluations use for this scene, so that policies get the same one."""
         envs = self._env.envs
         if envs.task.goals is None:
             return {}
@@ -226,12 +226,12 @@ class Game:
         return self._rivals.names
 
     def rival(self, name: str) -> Message:
-        """How a policy looked at the scene that was just played."""
+        """A policy's glimpses of the scene that was just played."""
         assert self._scene is not None
         return self._rivals.episode(name, self._scene)
 
     def settle(self) -> Message:
-        """Count the episode that ended, with the ceiling of its scene; the session so far."""
+        """Count the episode that ended, with the ceiling of its scene; returns the session so far."""
         assert self._scene is not None
         if self._scene not in self._tried:
             curve = self._info["score_curve"]

@@ -13,7 +13,7 @@ from canvit_gym.play.pictures import label_bytes, map_bytes, numbers, picture_ur
 Message = dict[str, Any]
 
 MAP_PX = 128
-"""At most the side of a map of classes."""
+"""The largest side of a map of classes."""
 MOST_BARS = 8
 
 
@@ -28,7 +28,7 @@ def reading_message(view: EpisodeView) -> Message:
 
 
 def is_label_map(values: NDArray[Any]) -> bool:
-    """Whether these are [H, W] classes."""
+    """Whether these are classes [H, W]."""
     return values.ndim == 2 and bool(np.all(values == np.round(values)))
 
 
@@ -44,7 +44,7 @@ def likeliest(probabilities: NDArray[np.floating], most: int) -> list[list[float
 
 
 def truth_message(view: EpisodeView) -> Message:
-    """A map of classes, a class, a picture, or words, as the task has it."""
+    """A map of classes, a class, a picture, or words, depending on the task."""
     if is_label_map(view.truth):
         return {"form": "map", **map_bytes(label_bytes(view.truth, size=min(view.truth.shape[0], MAP_PX)))}
     if is_distribution(view):
@@ -55,7 +55,7 @@ def truth_message(view: EpisodeView) -> Message:
 
 
 def uncertainty_message(uncertainty: NDArray[np.floating] | None) -> Message | None:
-    """The observation's `uncertainty`: a map [1, m, m] or a number [1]; None where the task has none."""
+    """The observation's `uncertainty`: a map [1, m, m] or a number [1]; None if the task has none."""
     if uncertainty is None:
         return None
     if uncertainty.ndim == 1:
@@ -64,13 +64,13 @@ def uncertainty_message(uncertainty: NDArray[np.floating] | None) -> Message | N
 
 
 def allowed_actions(info: dict[str, Any]) -> list[int] | None:
-    """The actions that may be taken now, where some may not."""
+    """The actions that may be taken now, if some may not."""
     mask = info.get("action_mask")
     return None if mask is None or np.all(mask) else np.flatnonzero(mask).tolist()
 
 
 def actions_message(env: GlimpseEnv) -> Message:
-    """Where the environment lets one look."""
+    """The viewpoints that the environment allows."""
     actions = env.actions
     if isinstance(actions, DiscreteActions):
         table = [numbers(viewpoint) for viewpoint in actions.viewpoints]

@@ -1,4 +1,4 @@
-"""The files of the pages, which come with the package."""
+"""The files of the pages, which are part of the package."""
 
 from importlib import resources
 

@@ -1,7 +1,7 @@
-"""What a page in the browser is sent: pictures as data URIs, maps as bytes, numbers without NaN.
+"""Data for the page in the browser: pictures as data URIs, maps as bytes, numbers without NaN.
 
-Maps (readings, uncertainties) are sent as plain bytes, base64-coded, one per cell, row by row; the page colours them.
-So it can name the class under the pointer, and one palette serves all.
+Maps (readings, uncertainties) are sent as plain bytes in base64, one per cell, row by row, and the page colours them.
+It can therefore name the class under the pointer, and one palette serves all maps.
 """
 
 import base64
@@ -17,20 +17,20 @@ from canvit_gym.drawing import viewpoint_box
 from canvit_gym.rendering import Frame
 
 UNSEEN = (201, 205, 211)
-"""Where no glimpse was taken, with stripes of `UNSEEN_STRIPE`: no colour of a scene looks like that."""
+"""Where no glimpse was taken, with stripes of `UNSEEN_STRIPE`, so that it does not look like a scene."""
 UNSEEN_STRIPE = (188, 193, 200)
 STRIPE_PX = 8
 
 CLASS_COLOURS = (
     "#3676fd", "#ffd629", "#880b9e", "#33ef9a", "#a54407", "#f289f5", "#88c04a", "#512f14", "#ed419f", "#997f59",
 )  # fmt: skip
-"""Chosen by a search so that any two, and the three below, stay apart with normal sight, protanopia, deuteranopia and
+"""Chosen by a search so that any two, and the three below, differ with normal sight, protanopia, deuteranopia and
 tritanopia: by at least 20 in CIELAB. tests/test_play.py computes it."""
 OTHER_CLASS, BACKGROUND, UNLABELLED = "#8f959e", "#e2e4e7", "#46484c"
 
 
 def class_colours(classes: Sequence[str]) -> list[str]:
-    """A colour for every class: pale for "background", then CLASS_COLOURS over and over.
+    """A colour for every class: pale for "background", then CLASS_COLOURS in turn.
 
     Beyond ten classes colours repeat: the page names the class under the pointer and in the legend.
     """
@@ -72,7 +72,7 @@ def share_bytes(shares: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def numbers(values: Iterable[float]) -> list[float | None]:
-    """JSON has no NaN: what was not measured is null."""
+    """JSON has no NaN: values that were not measured become null."""
     return [round(float(v), 6) if math.isfinite(v) else None for v in values]
 
 
@@ -84,7 +84,7 @@ def unseen(size: int) -> Frame:
 
 
 def seen_picture(viewpoints: Sequence[NDArray[np.float32]], glimpses: Sequence[Frame], *, size: int) -> Frame:
-    """What the glimpses showed, each where it was taken: [size, size, 3]. Finer glimpses lie above coarser ones.
+    """The glimpses, each where it was taken: [size, size, 3]. Finer glimpses lie above coarser ones.
 
     viewpoints: (row, col, scale) each. glimpses: uint8 [px, px, 3] each, as the backbone saw them.
     """

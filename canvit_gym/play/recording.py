@@ -1,7 +1,7 @@
-"""Episodes that people played, kept in the format of evaluation records: `canvit-gym benchmark --also human=FILE`.
+"""Episodes that people played, saved in the format of evaluation records: `canvit-gym benchmark --also human=FILE`.
 
 A record holds scenes, viewpoints, what the probe read there, and the seconds that each glimpse took. It holds nothing
-of the player and no directory of his machine.
+about the player and no directory of their machine.
 """
 
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from canvit_gym.replay import Replay
 
 HUMAN = "human"
 SECONDS = "seconds_by_scene"
-"""Key of a record: for each scene the seconds before every glimpse."""
+"""Key of a record: for each scene, the seconds before every glimpse."""
 
 _OF_THE_MACHINE = (
     "device", "workers", "cache", "root", "compile", "precision", "first_glimpse_cache_mb", "first_glimpse_cache_dtype",
@@ -32,22 +32,22 @@ class Played:
     """One episode that a person played."""
 
     scene: int
-    viewpoints: NDArray[np.float32]  # [t, 3], t >= 1: fewer than the budget where he stopped
-    seconds: tuple[float, ...]  # [t] before every glimpse; 0 for one that the environment took
+    viewpoints: NDArray[np.float32]  # [t, 3], t >= 1: fewer than the budget if the player stopped
+    seconds: tuple[float, ...]  # [t] before every glimpse; 0 for one taken by the environment
 
 
 class Recorder:
-    """Adds episodes to a file, one scene each, first tries only. What is in the file stays there."""
+    """Adds episodes to a file, one scene each, first tries only. Earlier episodes are kept."""
 
     def __init__(self, path: Path, config: EnvConfig, *, num_scenes: int) -> None:
         """
         Args:
-            path: the file; goes on where it exists.
-            config: the environment's.
-            num_scenes: of its split.
+            path: the file; if it exists, episodes are added to it.
+            config: the configuration of the environment.
+            num_scenes: the number of scenes in its split.
 
         Raises:
-            ValueError: the file is no record, or one of another environment. OSError: it cannot be written.
+            ValueError: the file is not a record, or is of another environment. OSError: it cannot be written.
         """
         self._path, self._config, self._num_scenes = path, config, num_scenes
         self._record: Evaluation | None = None
@@ -59,11 +59,11 @@ class Recorder:
 
     @property
     def scenes(self) -> frozenset[int]:
-        """Those that were played."""
+        """The scenes that were played."""
         return frozenset() if self._record is None else frozenset(self._record.scene.tolist())
 
     def add(self, played: Played) -> None:
-        """Measure the episode and write the file, unless its scene was played before."""
+        """Evaluate the episode and write the file, unless its scene was played before."""
         if played.scene in self.scenes:
             return
         measured = self._measured(played)
@@ -72,7 +72,7 @@ class Recorder:
         self._record = joined
 
     def _measured(self, played: Played) -> Evaluation:
-        """One scene's record, as evaluation writes it, of `budget` glimpses: after a stop the last value stays."""
+        """One scene's record, in evaluation's format, with `budget` glimpses: the last value stays after a stop."""
         taken, budget = len(played.viewpoints), self._config.budget
         policy = Replay({played.scene: played.viewpoints}, name=HUMAN, description="people who looked for themselves")
         of_scene = replace(self._config, shard=(played.scene, self._num_scenes))
@@ -105,7 +105,7 @@ class Recorder:
 def read_played(path: Path) -> Evaluation:
     """
     Raises:
-        ValueError: no evaluation record, or one of a policy.
+        ValueError: not an evaluation record, or that of a policy.
     """
     record = Evaluation.load(path)
     if SECONDS not in record.record:
@@ -131,7 +131,7 @@ def join(one: Evaluation, other: Evaluation) -> Evaluation:
 
 
 def _plain(config: EnvConfig) -> dict[str, Any]:
-    """As JSON values; of directories only the last name, for a path may name a person."""
+    """As JSON values; of directories only the last name, since a path may name a person."""
     values = config.to_json()
     for name in _DIRECTORIES:
         if isinstance(value := values.get(name), str) and Path(value).is_absolute():

@@ -1,4 +1,4 @@
-"""The policies that a player is compared with, on the scene that he played."""
+"""The policies that players are compared with, on the scenes that they played."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ from canvit_gym.policies.policy_record import as_trained
 KEPT_SCENES = 64
 
 DEFAULT_RIVALS = ("entropy_coarse_to_fine", "entropy_greedy", "saliency", "center(scale=0.55)", "greedy_oracle")
-"""Those of them that support the environment."""
+"""The ones among these that support the environment are used."""
 STEP_PX = 192
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A policy, and the environment as it wants to see it."""
+    """A policy, and the configuration of the environment with the observations that it needs."""
 
     policy: GlimpsePolicy
     config: EnvConfig
 
 
 class Rivals:
-    """Policies by the name that the page shows, and their episodes, made when they are asked for."""
+    """Policies by the name that the page shows, and their episodes, computed on demand."""
 
     def __init__(self, rivals: Sequence[Rival]) -> None:
         self._rivals: dict[str, Rival] = {}
@@ -68,7 +68,7 @@ class Rivals:
         return self._kept[key]
 
     def ceiling(self, scene: int) -> float:
-        """The best final score of the policies that use labels; NaN where there is none."""
+        """The best final score of the policies that use labels; NaN if there is none."""
         best = float("nan")
         for name, rival in self._rivals.items():
             if rival.policy.info.uses_labels:
@@ -98,7 +98,7 @@ def make_rivals(specs: Sequence[str] | None, config: EnvConfig) -> Rivals:
     for spec in DEFAULT_RIVALS:
         try:
             rivals.append(make_rival(spec, config))
-        except ValueError:  # of the default ones, those that fit
+        except ValueError:  # defaults that do not fit are left out
             continue
     return Rivals(rivals)
 

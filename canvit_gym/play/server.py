@@ -1,10 +1,10 @@
 """The server of the page: fixed files, and one WebSocket per tab, which lives as long as its game.
 
-A tab's game begins with its socket and is freed with it. All that computes runs in one thread, one call after the
-other, so that games share the model without sharing its memory of what they saw.
+A tab's game begins with its socket and is freed with it. All computation runs in one thread, one call after the
+other, so that games share the model but not its recurrent state.
 
 Nothing in a request names a file: the page's files are read once, when the server is made. Requests whose Host is not
-this server's own name or whose Origin is another site's are refused: a page elsewhere can neither read this one nor
+this server's own name or whose Origin is another site are refused: pages of other sites can neither read this one nor
 play on it.
 """
 
@@ -64,9 +64,9 @@ WISHES: TypeAdapter[Look | Plain] = TypeAdapter(Annotated[Look | Plain, Field(di
 
 
 def is_own_host(host: str | None, port: int, *, loopback: bool) -> bool:
-    """Whether a Host header names this server by an address or its machine's name, not by a name of somebody's own.
+    """Whether a Host header names this server by an address or its machine's name, not by a foreign name.
 
-    A name that somebody else's DNS points here is refused: with it a page of theirs would count as ours.
+    A name that somebody else's DNS points here is refused: under it their page would have the same origin as ours.
     """
     if not host:
         return False
@@ -87,7 +87,7 @@ def is_own_host(host: str | None, port: int, *, loopback: bool) -> bool:
 
 
 class RequestGuard:
-    """Middleware: requests to another host's name or from another origin get 403, and sockets are not opened."""
+    """Middleware: requests with another Host or from another origin get 403, and their sockets are not opened."""
 
     def __init__(self, app: Any, *, port: int, loopback: bool) -> None:
         self._app, self._port, self._loopback = app, port, loopback
@@ -132,7 +132,7 @@ class GameServer:
             self.num_games -= 1
 
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function that computes, in turn with all others."""
+        """Call a function in the computing thread, after the calls before it."""
         return await to_thread.run_sync(function, *arguments, limiter=self._one_at_a_time)
 
     async def serve_tab(self, websocket: WebSocket) -> None:
@@ -149,7 +149,7 @@ class GameServer:
                     await _Tab(self, websocket, game, tasks).play()
                     tasks.cancel_scope.cancel()
             finally:
-                with CancelScope(shield=True):  # also where the server ends first
+                with CancelScope(shield=True):  # also if the server ends first
                     await self.run(game.close)
 
 
@@ -159,10 +159,10 @@ class _Tab:
     def __init__(self, games: GameServer, websocket: WebSocket, game: Game, tasks: TaskGroup) -> None:
         self._run, self._websocket, self._game, self._tasks = games.run, websocket, game, tasks
         self._comparison = CancelScope()
-        """Of the policies that are made to play the scene that ended."""
+        """The scope in which policies play the scene that ended."""
 
     async def play(self) -> None:
-        """Until the tab is closed."""
+        """Run until the tab is closed."""
         try:
             await _send(self._websocket, await self._run(self._game.hello))
             await self._show(await self._run(self._game.next))
@@ -179,7 +179,7 @@ class _Tab:
                 message = await self._run(game.look, wish.viewpoint)
             else:
                 if wish.do != "stop":
-                    self._comparison.cancel()  # the player goes on: whoever has not played the scene yet will not
+                    self._comparison.cancel()  # policies that have not played the scene yet are skipped
                 message = await self._run({"next": game.next, "restart": game.restart, "stop": game.stop}[wish.do])
         except ValidationError:
             await _send(self._websocket, _error("the server does not understand this message"))
@@ -189,7 +189,7 @@ class _Tab:
             await self._show(message)
 
     async def _show(self, message: dict[str, Any]) -> None:
-        """What the player now sees; at the end of an episode also the truth, and how the policies looked."""
+        """Send what the player now sees; at the end of an episode also the truth and the policies' glimpses."""
         await _send(self._websocket, message)
         if self._game.ended:
             await _send(self._websocket, await self._run(self._game.outcome))

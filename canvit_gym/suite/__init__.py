@@ -1,2 +1,2 @@
-"""`canvit-gym suite`: every environment of the suite, who can do what in it, and what is left of it under
+"""`canvit-gym suite`: every environment of the suite, how well policies do in it, and how well under
 perturbations."""

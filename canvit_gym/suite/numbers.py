@@ -1,7 +1,7 @@
 """Every number of a suite, with 95% bootstrap intervals over scenes and seeds, as JSON values.
 
-Scores are fractions. A share is (policy - baseline) / (ceiling - baseline) of what the environment pays, on the same
-resampled scenes; there is none where the ceiling's own lead is not clear of zero.
+Scores are fractions. A share is (policy - baseline) / (ceiling - baseline) of the environment's payoff, on the same
+resampled scenes; it is undefined if the ceiling's own lead is not clearly above zero.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from canvit_gym.suite.payoff import Payoff, glimpses_taken, payoff_of
 from canvit_gym.suite.plan import Line, Part, Plan, Role
 
 RESAMPLES = 1000
-"""A suite has some hundred intervals."""
+"""A suite has hundreds of intervals."""
 
 Estimate = dict[str, Any]
 """{"value": number, "interval": [low, high]}"""
@@ -28,14 +28,14 @@ _interval = partial(bootstrap_interval, resamples=RESAMPLES)
 
 
 def _estimate(*statistics: Statistic, of: Callable[..., NDArray[np.float64]] | None = None) -> Estimate:
-    """Of statistics of one number each."""
+    """From statistics of one number each."""
     found = _interval(*statistics, of=of)
     value, low, high = (float(f"{float(v[0]):.6g}") for v in (found.value, found.low, found.high))
     return {"value": value, "interval": [low, high]}
 
 
 def numbers_of(plan: Plan) -> dict[str, Any]:
-    """Of a plan whose evaluations are all there."""
+    """The numbers of a plan, all of whose evaluations have been run."""
     environments = {part.env_id: _environment(part) for part in plan.parts}
     return {
         "environments": environments,
@@ -77,7 +77,7 @@ def _environment(part: Part) -> dict[str, Any]:
 
 
 def _share(role: Role, policy: Statistic, ends: dict[Role, Statistic]) -> Estimate | None:
-    """None where resamples left the ceiling without a lead."""
+    """None if the ceiling has no lead in some resamples."""
     if role in ("baseline", "ceiling"):
         end = float(role == "ceiling")
         return {"value": end, "interval": [end, end]}
@@ -103,7 +103,7 @@ def _policy(line: Line, payoff: Payoff, runs: list[Evaluation]) -> dict[str, Any
 
 
 def _perturbed(payoff: Payoff, found: Evaluation, unperturbed: Evaluation) -> dict[str, Any]:
-    """The score, and what it differs by from the same policy, seed and scenes without the perturbation."""
+    """The score, and its difference from the same policy, seed and scenes without the perturbation."""
     before = payoff.statistic([unperturbed.first(len(found.scene))])
     after = payoff.statistic([found])
     return {
@@ -114,12 +114,12 @@ def _perturbed(payoff: Payoff, found: Evaluation, unperturbed: Evaluation) -> di
 
 
 BEST = "best hand-coded"
-"""The opponent of each environment that did best on training scenes, in the radar as one policy."""
+"""The opponent of each environment that did best on training scenes, shown in the radar as one policy."""
 
 
 def radar_shares(environments: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Family -> skill -> share: trained policies, at home, by algorithm; the best opponents; hand-coded policies by
-    name. Where a family has several policies in an environment, the one of the largest share."""
+    """Family -> skill -> share: trained policies, in the environment they were trained in, by algorithm; the best
+    opponents; hand-coded policies by name. A family with several policies in an environment has the largest share."""
     trained: dict[str, dict[str, float]] = {}
     best: dict[str, dict[str, float]] = {BEST: {}}
     hand_coded: dict[str, dict[str, float]] = {}

@@ -94,7 +94,7 @@ def robustness_table(environment: Numbers, perturbations: Sequence[str]) -> Tabl
 
 
 def transfer_table(numbers: Numbers) -> Table | None:
-    """Trained policies by environments: their shares, at home and elsewhere."""
+    """Trained policies by environments: their shares, where they were trained and elsewhere."""
     environments = numbers["environments"]
     found: dict[str, dict[str, str]] = {}
     for env_id, environment in environments.items():
@@ -116,7 +116,7 @@ def transfer_table(numbers: Numbers) -> Table | None:
 
 
 def misfit_lines(numbers: Numbers) -> list[str]:
-    """Why policies do not fit, by reason."""
+    """The policies that do not fit, by reason."""
     by_reason: dict[tuple[str, str], list[str]] = {}
     for env_id, environment in numbers["environments"].items():
         for source, reason in environment["misfits"].items():

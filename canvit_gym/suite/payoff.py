@@ -1,7 +1,7 @@
-"""What an environment of the suite pays, as one number of an evaluation.
+"""The payoff of an environment of the suite: one number of an evaluation.
 
-The score after the last glimpse; where the order is all there is (revisit=False), the area under the score's curve;
-where glimpses have a price (allow_stop=True), the score where episodes stop minus the price of the glimpses taken.
+The score after the last glimpse; if only the order matters (revisit=False), the area under the score's curve; if
+glimpses have a price (allow_stop=True), the score when episodes stop minus the price of the glimpses taken.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from canvit_gym.stopping import stopped_return
 
 @dataclass(frozen=True)
 class Payoff:
-    """One number of evaluations, under any resampling."""
+    """One number of evaluations, for any resampling of scenes and runs."""
 
     name: str
     """In words, to go beside the metric's name."""
@@ -48,7 +48,7 @@ class _OfCurve:
 
 
 def payoff_of(env: EnvConfig) -> Payoff:
-    """What an environment of this configuration pays."""
+    """The payoff of an environment of this configuration."""
     if env.allow_stop:
         returns = partial(_stopped, price=env.glimpse_cost)
         return Payoff(
@@ -61,7 +61,7 @@ def payoff_of(env: EnvConfig) -> Payoff:
 
 
 def _last_score(runs: Sequence[Evaluation]) -> Statistic:
-    """The score after the last glimpse alone: what comes before it need not be resampled."""
+    """The score after the last glimpse alone: earlier scores need not be resampled."""
     return score_statistic([replace(one, counts={k: v[:, -1:] for k, v in one.counts.items()}) for one in runs])
 
 
@@ -71,5 +71,5 @@ def _stopped(one: Evaluation, *, price: float) -> NDArray[np.float64]:
 
 
 def glimpses_taken(runs: Sequence[Evaluation]) -> float:
-    """On average, over scenes and runs."""
+    """The number of glimpses taken, averaged over scenes and runs."""
     return float(np.mean([one.loss.shape[1] if one.stops is None else one.stops.mean() for one in runs]))

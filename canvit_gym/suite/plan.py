@@ -1,7 +1,7 @@
-"""What a suite evaluates: a line for every policy of every environment, and the evaluations that it is made of.
+"""What a suite evaluates: a line for every policy in every environment, and the evaluations that it needs.
 
-Of every environment the baseline and the ceiling, since shares lie between the two; the hand-coded opponents that its
-`Skill` names; and trained policies, at home and wherever else they fit.
+In every environment these are the baseline and the ceiling, since shares lie between the two; the hand-coded opponents
+that its `Skill` names; and trained policies, both those trained there and all others that fit.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ HAND_CODED, TRAINED = "hand-coded", "trained"
 """What --policies takes besides names: the opponents of each environment, and every policy that this package ships."""
 
 Role = str
-"""Of a policy in an environment: "baseline", "opponent", "ceiling", "trained" (there) or "transfer" (elsewhere)."""
+"""A policy's role in an environment: "baseline", "opponent", "ceiling", "trained" (there) or "transfer" (elsewhere)."""
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,21 @@ class Source:
     text: str
     """A spec as `make_policy` takes it, or the name or directory of a trained policy."""
     key: dict[str, Any]
-    """What decides its numbers; JSON values."""
+    """What its numbers depend on; JSON values."""
     record: PolicyRecord | None = None
-    """Of a trained policy."""
+    """The record of a trained policy."""
 
     @property
     def name(self) -> str:
-        """As tables call it: of a run directory, the last part."""
+        """Its name in tables: for a run directory, the last part."""
         if self.record is None or self.text in shipped_policies():
             return self.text
         return run_name(self.text)
 
     @property
     def family(self) -> str:
-        """The name under which policies of several environments are one: its own without arguments, or the algorithm's
-        as shipped policies are named."""
+        """The name that groups policies of several environments: its own without arguments, or the algorithm's as in
+        the names of shipped policies."""
         if self.record is None:
             return parse_spec(self.text)[0]
         return self.name.rpartition("/")[2]
@@ -65,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Job:
-    """One evaluation, in words that another process understands."""
+    """One evaluation, described so that another process can run it."""
 
     path: Path
     label: str
@@ -92,7 +92,7 @@ class Line:
     source: Source
     stop: str | None
     jobs: tuple[Job, ...]
-    """One a seed."""
+    """One per seed."""
     perturbed: dict[str, Job] = field(default_factory=dict)
     """By perturbation, with the first seed on the first scenes."""
 
@@ -113,7 +113,7 @@ class Part:
 class Plan:
     parts: tuple[Part, ...]
     left_out: tuple[str, ...]
-    """Sentences on policies that were asked for and do not fit an environment."""
+    """Sentences about requested policies that do not fit an environment."""
 
     @property
     def jobs(self) -> list[Job]:
@@ -127,7 +127,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is asked of a suite."""
+    """What a suite should evaluate."""
 
     output: Path
     envs: tuple[str, ...]
@@ -146,7 +146,7 @@ def suite_ids() -> dict[str, Skill]:
 
 
 def check_names(wanted: Wanted) -> None:
-    """Raise ValueError on an environment, a policy or a perturbation that does not exist."""
+    """Raise ValueError if an environment, a policy or a perturbation does not exist."""
     if unknown := [env_id for env_id in wanted.envs if env_id not in suite_ids()]:
         raise ValueError(f"{', '.join(unknown)} is no environment of the suite; there are: {', '.join(suite_ids())}")
     for name in wanted.perturbations:
@@ -161,7 +161,7 @@ def check_names(wanted: Wanted) -> None:
 def make_plan(wanted: Wanted) -> Plan:
     """
     Raises:
-        FileNotFoundError: a trained policy that is not there.
+        FileNotFoundError: a trained policy that does not exist.
         ValueError: an unknown name, or policies given twice.
     """
     check_names(wanted)
@@ -218,7 +218,7 @@ def _hand_coded_lines(wanted: Wanted, env_id: str, config: EnvConfig, skill: Ski
         "opponent": sure if config.allow_stop else None,
         "ceiling": ceiling_stop if config.allow_stop else None,
     }
-    # A policy that is told when to stop is another than the same policy that is not.
+    # A policy with a stop rule is not the same policy as without one.
     ends = (skill.baseline,) if skill.ceiling_stops_when_right else (skill.baseline, skill.ceiling)
     chosen: list[tuple[str, Role]] = [(skill.baseline, "baseline")]
     for name in wanted.policies:
@@ -290,10 +290,10 @@ def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: 
 
 
 def misfit(record: PolicyRecord, config: EnvConfig) -> str | None:
-    """Why a trained policy cannot be used in an environment; None where it can.
+    """Why a trained policy cannot be used in an environment; None if it can.
 
-    It brings its observations and its table of viewpoints with it, since a viewpoint is one everywhere. Budget, goal,
-    price and probe are the environment's own; so is its table of viewpoints where each may be looked at once.
+    It uses its own observations and table of viewpoints, since viewpoints mean the same everywhere. Budget, goal, price
+    and probe are the environment's; so is the table if each viewpoint may be taken only once.
     """
     if config.allow_stop and not record.env.allow_stop:
         return "it has no stop action"

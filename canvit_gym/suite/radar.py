@@ -1,5 +1,5 @@
-"""The suite's radar: a small plot per policy, an axis per skill, and on it the share of the way from the baseline (the
-middle) to the ceiling (the rim), as bsuite's radar has it."""
+"""The suite's radar: a small plot per policy with an axis per skill, from the baseline (the middle) to the ceiling (the
+rim), as in bsuite's radar."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from canvit_gym.escaping import visible
 
 COLUMNS = 4
 LOWEST, RIM = -0.25, 1.1
-"""Shares beyond these are drawn there."""
+"""Shares beyond these limits are drawn at them."""
 
 
 def radar_figure(shares: dict[str, dict[str, float]], skills: Sequence[str]) -> str:
-    """Shares by policy and skill, as SVG. A skill that a policy has no share of leaves its axis empty."""
+    """Shares by policy and skill, as SVG. The axis of a skill for which a policy has no share stays empty."""
     columns = min(COLUMNS, len(shares))
     lines = -(-len(shares) // columns)
     angles = 2 * np.pi * np.arange(len(skills)) / len(skills)
@@ -53,7 +53,7 @@ def radar_figure(shares: dict[str, dict[str, float]], skills: Sequence[str]) -> 
 
 
 def _wrapped(text: str) -> str:
-    """In two lines where it is long."""
+    """In two lines if it is long."""
     words = visible(text).split()
     middle = (len(words) + 1) // 2
     return visible(text) if len(text) < 12 else "\n".join(" ".join(part) for part in (words[:middle], words[middle:]))

@@ -1,4 +1,4 @@
-"""Doing what a suite's plan asks for: every evaluation once, in several processes, each kept as soon as it is done."""
+"""Runs a suite's plan: every evaluation once, in several processes, each saved as soon as it is done."""
 
 import os
 import signal
@@ -28,12 +28,12 @@ from canvit_gym.suite.plan import Job
 
 MOST_WORKERS = 8
 _AT_RANDOM_STREAM = 1 << 21
-"""Where random numbers of stops begin: policies draw theirs from (seed, scene, t) as well."""
+"""Offset of the random numbers of stops: policies also draw theirs from (seed, scene, t)."""
 
 
 def stop_rule(name: str, policy: GlimpsePolicy, config: EnvConfig, *, seed: int) -> StopRule | None:
-    """The rule of a job: "by its own action", "at confidence P", "at random", or None for "when right", which is told
-    afterwards."""
+    """The rule of a job: "by its own action", "at confidence P", "at random", or None for "when right", which is
+    computed afterwards."""
     if name == "when right":
         return None
     if name == "by its own action":
@@ -45,7 +45,7 @@ def stop_rule(name: str, policy: GlimpsePolicy, config: EnvConfig, *, seed: int)
 
 
 def _at_random(seed: int) -> StopRule:
-    """After a number of glimpses that is drawn for every scene, each as likely as the others."""
+    """Stop after a number of glimpses that is drawn uniformly for every scene."""
 
     def has_come(t: int, episodes: EpisodeBatch) -> NDArray[np.bool_]:
         drawn = scene_uniforms(seed, episodes.scene, _AT_RANDOM_STREAM)
@@ -55,7 +55,7 @@ def _at_random(seed: int) -> StopRule:
 
 
 def do(job: Job, *, batch_size: int) -> Evaluation:
-    """The evaluation of a job, kept at its path."""
+    """Run the evaluation of a job and save it at its path."""
     config = job.config
     policy = (
         load_policy(job.source, config=config)
@@ -80,9 +80,9 @@ def do(job: Job, *, batch_size: int) -> Evaluation:
 
 
 def do_missing(jobs: list[Job], *, batch_size: int, workers: int | None, progress: bool) -> None:
-    """Every job that has no file yet. After Ctrl-C those under way are finished and kept.
+    """Run every job that has no file yet. After Ctrl-C those under way are finished and saved.
 
-    workers: processes; 0 evaluates in this one; None: as many as there are CPU cores, and none on a GPU.
+    workers: processes; 0 evaluates in this one; None: as many as there are CPU cores, or 0 on a GPU.
 
     Raises:
         OSError: a worker was killed.
@@ -126,9 +126,9 @@ def _in_turn(jobs: list[Job], *, batch_size: int, workers: int) -> Iterator[tupl
 
 
 def _in_processes(jobs: list[Job], *, batch_size: int, workers: int) -> Iterator[tuple[Job, str]]:
-    """In the order in which they are done."""
+    """Yields jobs in the order in which they are done."""
     threads = max(1, torch.get_num_threads() // workers)
-    # Spawned: processes forked from one that has computed with several threads are no place to compute in.
+    # Spawned: processes forked from one that has computed with several threads cannot use more than one.
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,))
     running: dict[Future[str], Job] = {}
     left = iter(jobs)
@@ -150,6 +150,6 @@ def _in_processes(jobs: list[Job], *, batch_size: int, workers: int) -> Iterator
 
 
 def _begin(threads: int) -> None:
-    """In a worker: Ctrl-C is the parent's to heed, which lets evaluations under way come to their end."""
+    """In a worker: ignore Ctrl-C, which the parent handles by letting evaluations under way finish."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
