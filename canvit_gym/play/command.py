@@ -1,8 +1,8 @@
 """`canvit-gym play`: look for yourself, in the browser, and compare yourself with policies.
 
-A page opens on which you see what an agent sees: the glimpses taken so far, what the probe reads, how uncertain it is.
-Move the box, change its scale with the wheel, click to look. After the last glimpse the scene is shown, with the truth
-and the scores of policies on the same scene, whose gaze can be followed step by step.
+The page shows what an agent sees: the glimpses taken so far, the probe's reading, and how uncertain it is. Move the
+box, change its scale with the wheel, and click to take a glimpse. After the last glimpse the page shows the scene, the
+truth and the scores of policies on the same scene, whose glimpses you can follow step by step.
 """
 
 import ipaddress
@@ -41,7 +41,7 @@ class PlayConfig:
     """Play scenes in random order instead of the split's."""
     record: Path | None = None
     """Keep the episodes in this file, for `canvit-gym benchmark --also human=FILE`: scenes, viewpoints and times, first
-    tries only, nothing of the player. Goes on where the file exists."""
+    tries only, nothing about the player. If the file exists, episodes are added to it."""
     host: str = "127.0.0.1"
     """Address to listen on. Any other than this machine's own lets others play, without a password."""
     port: int = 0
@@ -51,10 +51,10 @@ class PlayConfig:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+    """A listening socket.
 
     Raises:
-        OSError: there is no such address, or the port is taken; says what to do.
+        OSError: there is no such address, or the port is taken; the message says what to do.
     """
     if not 0 <= port <= 65535:
         raise OSError(f"--port must lie in [0, 65535], got {port}; 0 stands for any free one")
@@ -97,10 +97,10 @@ class PageServer:
 
 
 def make_page_server(config: PlayConfig) -> PageServer:
-    """Load all that the page needs and listen, so that what can fail fails before an address is printed.
+    """Load all that the page needs and listen, so that errors are raised before an address is printed.
 
     Raises:
-        ValueError, TypeError: a bad value, an unknown environment or policy. OSError: no data, or no such port.
+        ValueError, TypeError: an invalid value, an unknown environment or policy. OSError: no data, or no such port.
     """
     kwargs = env_kwargs(config)
     first = make_game_env(config.env, **kwargs)
@@ -121,7 +121,7 @@ def make_page_server(config: PlayConfig) -> PageServer:
         env = make_game_env(config.env, **kwargs)
         if recorder is None:
             return Game(env, rivals=rivals, scenes=cycle(order.tolist()))
-        # Tabs take scenes from one list, so that none is played twice before all were played.
+        # Tabs take scenes from one list, so that none is played twice before all have been played.
         return Game(env, rivals=rivals, scenes=shared, on_played=recorder.add)
 
     listener = listen(config.host, config.port)

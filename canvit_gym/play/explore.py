@@ -1,8 +1,8 @@
 """`canvit-gym explore RECORD`: one file that shows what policies saw, scene by scene.
 
-Filter and sort scenes by score, by the difference between two policies, by class; go through the glimpses; see gazes
-over the scene, the canvas, the reading, its uncertainty and the truth. A link with a fragment leads to a scene. The
-file needs no network and no server.
+Filter and sort scenes by score, by the difference between two policies, or by class; step through the glimpses; see the
+viewpoints on the scene, the canvas, the reading, its uncertainty and the truth. A link with a fragment opens a scene.
+The file needs no network and no server.
 
 RECORD is the directory of a benchmark, or the files of single evaluations, people's among them.
 """
@@ -39,14 +39,14 @@ from canvit_gym.replay import Moment, replay
 
 MOST_POLICIES = 6
 PICTURE_PX = 192
-"""At most the side of a scene's picture."""
+"""The largest side of a scene's picture."""
 LEVELS = np.uint8(0b1111_1000)
-"""Shades of canvases and uncertainties: 32, which compress to half of what 256 do."""
+"""Canvases and uncertainties have 32 shades, which compress to half the size of 256."""
 READING_PX = 64
 """Side of a reading that is neither a map of classes nor bars."""
 _NOTHING = np.zeros((0, 0), dtype=np.uint8)
 SAME_SCORE = 0.02
-"""A replay whose mean score is farther from the record's was made with something else."""
+"""The largest difference in mean score between a replay and its record; with more, the models or data differ."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class ExploreConfig:
     policies: tuple[str, ...] | None = None
     """By the names of the benchmark's tables. None: up to six, learned ones and ceilings among them."""
     num_scenes: int = 200
-    """At most so many, the first ones."""
+    """The largest number of scenes, from the first on."""
     root: Path | None = None
-    """Directory of the data set, where it is not where the records say."""
+    """Directory of the data set, if it is not where the records say."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Explored:
 def load_records(paths: Sequence[Path], *, names: Sequence[str] | None = None) -> list[Explored]:
     """
     Raises:
-        FileNotFoundError: nothing there. ValueError: no record, records of different environments, or no such policy.
+        FileNotFoundError: no such file. ValueError: no record, records of different environments, or no such policy.
     """
     if not paths:
         raise ValueError("no record given: name the directory of a benchmark, or files of evaluations")
@@ -126,7 +126,7 @@ def _chosen(found: list[Explored]) -> list[Explored]:
 
 
 def _require_same(found: Sequence[Explored]) -> None:
-    """The same scenes by the same indices, read in the same way; some policies may have seen fewer of them."""
+    """Check that records have the same scenes and probe; some policies may have seen fewer scenes."""
 
     def what(explored: Explored) -> tuple[str, ...]:
         record = explored.evaluation.record
@@ -150,7 +150,7 @@ def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | No
     scenes = most.evaluation.scene[:num_scenes]
     colours = canvas_colours(build_backbone(config), build_scenes(config))
     rows: list[dict[int, int]] = []  # for each policy: scene -> its row in the record
-    moments: list[dict[int, list[Moment]]] = []  # for each policy: scene -> what there was after every glimpse
+    moments: list[dict[int, list[Moment]]] = []  # for each policy: scene -> a Moment after every glimpse
     for explored in found:
         row = {scene: i for i, scene in enumerate(explored.evaluation.scene.tolist()) if scene in set(scenes.tolist())}
         rows.append(row)
@@ -216,14 +216,14 @@ def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | No
 
 
 def _form(view: EpisodeView) -> str:
-    """How a reading is shown: as a "map" of classes, as "bars" of probabilities, or as a "picture"."""
+    """The form in which a reading is shown: as a "map" of classes, as "bars" of probabilities, or as a "picture"."""
     if is_label_map(view.prediction):
         return "map"
     return "bars" if is_distribution(view) else "picture"
 
 
 def _reading(view: EpisodeView, form: str) -> NDArray[np.uint8]:
-    """[S, S] classes, [S, S, 3] colours, or nothing where bars show it."""
+    """[S, S] classes, [S, S, 3] colours, or nothing if bars show it."""
     if form == "map":
         return _labels(view.prediction)
     if form == "bars":
@@ -232,7 +232,7 @@ def _reading(view: EpisodeView, form: str) -> NDArray[np.uint8]:
 
 
 def _truth(view: EpisodeView, form: str) -> NDArray[np.uint8]:
-    """As `_reading`, of the truth."""
+    """Like `_reading`, for the truth."""
     if form == "map":
         return _labels(view.truth)
     picture = None if form == "bars" else view.picture.truth(view, READING_PX)
@@ -265,7 +265,7 @@ def _warn_where_different(explored: Explored, row: dict[int, int], moments: dict
 
 
 def script_json(value: Any) -> str:
-    """JSON that ends no script element and begins no comment, whatever its strings hold."""
+    """JSON that cannot end a script element or begin a comment, whatever its strings contain."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,15 +1,15 @@
-"""Measure the suite: one skill per environment, who has it, and what is left of it under perturbations.
+"""Measure the suite: one skill per environment, how well each policy does, and how well under perturbations.
 
     canvit-gym suite --output runs/suite
     canvit-gym suite --output runs/suite --policies hand-coded --num-scenes 100
 
-The output directory then holds suite.html (one file), suite.md, radar.svg and results.json, and the evaluations that
-all of them are made of, in records/. A suite that was interrupted goes on with the same command: what is in records/ is
-not computed again. Environments, policies, seeds and perturbations may be added in that way too; other splits and
-numbers of scenes are another suite.
+The output directory then holds suite.html (one file), suite.md, radar.svg and results.json, and the evaluations from
+which they are made, in records/. To continue an interrupted suite, run the same command again: what is in records/ is
+not computed again. Environments, policies, seeds and perturbations can be added in the same way; another split or
+number of scenes needs another directory.
 
 Every environment is measured with its baseline and its ceiling, since shares lie between the two. Trained policies are
-also used in every other environment that they fit.
+also evaluated in every other environment that they fit.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class SuiteConfig:
     split: Literal["training", "validation", "test"] = "test"
     num_scenes: int = 500
     perturbed_scenes: int = 200
-    """The first so many of them are looked at under perturbations."""
+    """How many of these, from the first on, are evaluated under perturbations."""
     seeds: int = 3
     """Of policies that draw random numbers."""
     workers: int | None = None
@@ -58,11 +58,11 @@ class SuiteConfig:
 
 
 def wanted_of(config: SuiteConfig) -> Wanted:
-    """Checked: names that exist, numbers that make sense.
+    """The options as a Wanted, checked.
 
     Raises:
-        ValueError: a bad option.
-        FileNotFoundError: a trained policy that is not there.
+        ValueError: an invalid option.
+        FileNotFoundError: a trained policy that does not exist.
     """
     for name in ("num_scenes", "perturbed_scenes", "seeds", "batch_size"):
         if (value := getattr(config, name)) < 1:
@@ -94,7 +94,7 @@ def _once(names: Sequence[str] | dict[str, Any], *, option: str) -> tuple[str, .
 
 
 def identity_of(wanted: Wanted, origin: dict[str, Any]) -> dict[str, Any]:
-    """What all records of a directory share; what else decides an evaluation is in the name of its record."""
+    """What all records of a directory share; everything else about an evaluation is in the name of its record."""
     versions = origin["versions"]
     return {
         "split": wanted.split,
@@ -106,7 +106,7 @@ def identity_of(wanted: Wanted, origin: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_suite(config: SuiteConfig) -> Path:
-    """Do what is missing, then write the report; returns its path."""
+    """Run the missing evaluations, then write the report; returns its path."""
     wanted = wanted_of(config)
     output = output_directory(config.output, option="--output")
     wanted = Wanted(**{**vars(wanted), "output": output})
