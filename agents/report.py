@@ -59,7 +59,7 @@ machine of every run, are in the JSON files beside this page.
   paired by scene.
 - **Better than**: the probability that a run is better than the best hand-coded policy without labels, or than a run of
   PPO, on the same scenes.
-- **Share**: how much of the way from that hand-coded policy to the ceiling, which is told where to look, was gone.
+- **Share**: how much of the way from that hand-coded policy to the ceiling, which knows where to look, the policy goes.
   Where the way is short, the interval is wide.
 - **90%**: when validation first reached 90% of the run's final gain over random viewpoints, in decisions and in minutes
   of processor time, validations included; medians over seeds.
@@ -71,7 +71,7 @@ machine of every run, are in the JSON files beside this page.
 @dataclass(frozen=True)
 class ReportConfig:
     run_dir: Path
-    """What agents.matrix or agents.train left: ALGO/ENVIRONMENT/seed-SEED."""
+    """Directory with the runs of agents.matrix or agents.train: ALGO/ENVIRONMENT/seed-SEED."""
     output_dir: Path = TRAINED
     headroom_dir: Path = Path("experiments/results/suite_headroom")
     """A JSON per environment that names its opponent and its ceiling."""
@@ -128,7 +128,7 @@ def _require_alike(env_id: str, name: str, runs: list[Run]) -> None:
             if run.config[key] != first:
                 raise ValueError(
                     f"{runs[0].directory} and {run.directory} differ in {key}: {first!r} and {run.config[key]!r}. Runs "
-                    "that are averaged must be alike but for their seeds; move one of them to a directory of its own"
+                    "that are averaged must be alike but for their seeds; move one of them to another directory"
                 )
 
 
@@ -140,7 +140,7 @@ def learning(env: EnvConfig, run: Run, start: float) -> dict[str, Any]:
     total = run.result["num_timesteps"]
     times = read_times(run.directory / CLOCK)
     minutes = None if times is None else times["processor_seconds"][-1] / 60
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "validation": {"decisions": decisions, "values": values},
         "decisions": total,
         "minutes": minutes,
@@ -149,12 +149,12 @@ def learning(env: EnvConfig, run: Run, start: float) -> dict[str, Any]:
         "minutes_to_90": None,
     }
     if not values or max(values) <= start:
-        return told
+        return result
     place = next(i for i, v in enumerate(values) if v >= start + REACHED * (max(values) - start))
-    told["decisions_to_90"] = decisions[place]
+    result["decisions_to_90"] = decisions[place]
     if times is not None and decisions[place] in times["num_timesteps"]:
-        told["minutes_to_90"] = times["processor_seconds"][times["num_timesteps"].index(decisions[place])] / 60
-    return told
+        result["minutes_to_90"] = times["processor_seconds"][times["num_timesteps"].index(decisions[place])] / 60
+    return result
 
 
 def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig) -> dict[str, Any]:
@@ -253,7 +253,7 @@ def without_root(command: str, root: Path) -> str:
 def _run(env: EnvConfig, run: Run, start: float, root: Path) -> dict[str, Any]:
     record = load_record(run.directory / "best")
     commands = json.loads((run.directory / PROVENANCE).read_text(encoding="utf-8"))
-    told: dict[str, Any] = {
+    result: dict[str, Any] = {
         "seed": run.seed,
         "commands": [without_root(one["command"], root) for one in commands],
         "best_at": record.training["num_timesteps"],
@@ -262,7 +262,7 @@ def _run(env: EnvConfig, run: Run, start: float, root: Path) -> dict[str, Any]:
         "score": run.outcomes["deterministic"].evaluation.score().tolist(),
     }
     glimpses = run.outcomes["deterministic"].glimpses
-    return told | ({} if glimpses is None else {"glimpses": float(glimpses.mean())}) | learning(env, run, start)
+    return result | ({} if glimpses is None else {"glimpses": float(glimpses.mean())}) | learning(env, run, start)
 
 
 def _failed(root: Path, name: str) -> dict[str, str]:

@@ -30,7 +30,7 @@ MOST_MIB = 10
 @dataclass(frozen=True)
 class ShipConfig:
     run_dir: Path
-    """What agents.matrix or agents.train left: ALGO/ENVIRONMENT/seed-SEED."""
+    """Directory with the runs of agents.matrix or agents.train: ALGO/ENVIRONMENT/seed-SEED."""
     env: str
     """Environment id."""
     algo: str = "ppo"

@@ -51,9 +51,9 @@ class TuneConfig:
     algos: tuple[str, ...]
     envs: tuple[str, ...]
     trials: int = 20
-    """Of every algorithm in every environment, failed ones included."""
+    """Number of trials per algorithm and environment, failed ones included."""
     seeds: tuple[int, ...] = (1000,)
-    """Of a trial's runs; not those of the runs that are reported."""
+    """Seeds of a trial's runs. Do not use those of the reported runs."""
     total_timesteps: int | None = None
     """Decisions of a run. None: as in agents/hyperparameters/ALGO.yml."""
     hyper: str | None = None
@@ -236,7 +236,7 @@ def _value(config: TuneConfig, run_dir: Path, hyper: dict[str, Any], seed: int, 
 def _write(
     study: optuna.Study, directory: Path, settings: dict[str, Any], entry: dict[str, Any], space: dict[str, Any]
 ) -> None:
-    def told(trial: FrozenTrial) -> dict[str, Any]:
+    def trial_record(trial: FrozenTrial) -> dict[str, Any]:
         began, ended = trial.datetime_start, trial.datetime_complete
         seconds = (ended - began).total_seconds() if began and ended else None
         return {
@@ -244,7 +244,7 @@ def _write(
             "hyper": overrides(trial.params, space, entry), "seconds": seconds,
         }  # fmt: skip
 
-    trials = [told(trial) for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))]
+    trials = [trial_record(trial) for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))]
     write_json(directory / TRIALS, {**settings, "trials": trials, "provenance": provenance()})
     if not study.get_trials(states=(TrialState.COMPLETE,)):
         raise ValueError(f"no trial of {directory} went through; its errors were printed")

@@ -124,7 +124,7 @@ def trained_policy(config: DemoConfig) -> Path:
         )
     )
     if trained.interrupted:
-        print("Interrupted. The same command goes on from here.")
+        print("Interrupted. Run the same command to continue.")
         raise SystemExit(INTERRUPTED)
     return trained.best_policy_dir
 

@@ -113,7 +113,7 @@ def test_minutes_end_a_start_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         end_after(patch, steps)
         assert not pretrain.train(config)
-    assert f"1.0 minutes are over at {where}" in caplog.text and "the same command goes on" in caplog.text
+    assert f"1.0 minutes are over at {where}" in caplog.text and "run the same command to continue" in caplog.text
     assert pretrain.train(config)
     assert_same_weights(tmp_path, nano_dir)
 

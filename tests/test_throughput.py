@@ -205,7 +205,7 @@ def test_gpu_report_fails_in_the_end_where_a_section_did(tmp_path: Path, monkeyp
     def broken(setting: gpu_report.Setting) -> Any:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setitem(gpu_report.SECTIONS, "loops", (broken, gpu_report.rows_told))
+    monkeypatch.setitem(gpu_report.SECTIONS, "loops", (broken, gpu_report.format_rows))
     config = gpu_report.GPUReportConfig(
         dry_run=True, only=("loops", "agreement"), compile=False, output=tmp_path / "gpu"
     )

@@ -134,10 +134,10 @@ def _fetched(
 
 
 def _record(model: PPO, found: NDArray[np.float64], *, std: float | None) -> None:
-    told = dict(zip(STATISTICS, found.mean(axis=(0, 1)), strict=True))
+    means = dict(zip(STATISTICS, found.mean(axis=(0, 1)), strict=True))
     # As in SB3: the divergence is that of the last epoch, the loss that of the last minibatch.
-    told |= {"approx_kl": found[-1, :, STATISTICS.index("approx_kl")].mean(), "loss": found[-1, -1, -1]}
-    for name, value in told.items():
+    means |= {"approx_kl": found[-1, :, STATISTICS.index("approx_kl")].mean(), "loss": found[-1, -1, -1]}
+    for name, value in means.items():
         model.logger.record(f"train/{name}", float(value))
     buffer = model.rollout_buffer
     explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())

@@ -134,9 +134,9 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
                 )
             )
         if oracle["label"] not in whole:
-            told = {oracle["label"], oracle["baseline"], reference, numbers["best"], numbers["fixed"]}
-            told |= {label for label, p in policies.items() if p["learned"]}
-            curves = {label: p["score"] for label, p in oracle["policies"].items() if label in told}
+            wanted = {oracle["label"], oracle["baseline"], reference, numbers["best"], numbers["fixed"]}
+            wanted |= {label for label, p in policies.items() if p["learned"]}
+            curves = {label: p["score"] for label, p in oracle["policies"].items() if label in wanted}
             made.append(
                 Picture(
                     name="oracle_scenes",

@@ -41,8 +41,8 @@ def read_people(spec: str, identity: dict[str, Any]) -> tuple[str, Evaluation]:
         there[name] = record.record[name]["sha256"]
         here[name] = identity["backbone_sha256" if name == "checkpoint" else "probe_sha256"]
     if differing := [name for name in there if there[name] != here[name]]:
-        told = "; ".join(f"{name}: {there[name]!r} there, {here[name]!r} here" for name in differing)
-        raise ValueError(f"{path} is a record of something else than this benchmark is on: {told}")
+        differences = "; ".join(f"{name}: {there[name]!r} there, {here[name]!r} here" for name in differing)
+        raise ValueError(f"{path} is a record of something else than this benchmark is on: {differences}")
     inside = record.scene < identity["num_scenes"]
     if not inside.any():
         raise ValueError(f"{path} has none of the benchmark's scenes, 0 to {identity['num_scenes'] - 1}")

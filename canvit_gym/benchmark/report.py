@@ -243,9 +243,9 @@ def warnings(benchmark: Benchmark) -> list[str]:
 
 def html_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Section]) -> str:
     parts = [f"<h1>{html(_title(benchmark))}</h1><p class=scope>{html(_scope(benchmark, numbers))}</p>"]
-    told = [*(("Warning: " + w) for w in warnings(benchmark)), *benchmark.manifest["left_out"]]
-    if told:
-        parts.append("<div class=warning>" + "".join(f"<p>{html(w)}</p>" for w in told) + "</div>")
+    remarks = [*(("Warning: " + w) for w in warnings(benchmark)), *benchmark.manifest["left_out"]]
+    if remarks:
+        parts.append("<div class=warning>" + "".join(f"<p>{html(w)}</p>" for w in remarks) + "</div>")
     parts.append("<ul class=summary>" + "".join(f"<li>{html(s)}</li>" for s in summary(numbers)) + "</ul>")
     for section in made:
         parts.append(f"<h2>{html(section.title)}</h2>")

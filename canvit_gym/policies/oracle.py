@@ -74,9 +74,9 @@ class GreedyOracle:
         )
 
     def reset(self, seen: Seen, *, seed: int) -> None:
-        told = with_truth(seen)
+        full = with_truth(seen)
         seen.task.require_potential(self._potential, wanted_by=f"policy {self.info.name!r}")
-        self._truth = half_truth(told, self._half, block=self._block) if self._half else told.truth
+        self._truth = half_truth(full, self._half, block=self._block) if self._half else full.truth
         check_supported(self.info, seen.task.name, seen.canvas_grid)
 
     def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:

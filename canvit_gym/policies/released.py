@@ -303,8 +303,8 @@ def _require_same_keys(expected: dict[str, Tensor], found: dict[str, Tensor], pa
     for key in (*expected, *found):
         ours, theirs = expected.get(key), found.get(key)
         if ours is None or theirs is None or ours.shape != theirs.shape:
-            told = [f"shape {tuple(value.shape)}" if value is not None else "none" for value in (ours, theirs)]
-            raise ValueError(f"{path} differs in {key!r}: {told[0]} is expected, {told[1]} was found")
+            shapes = [f"shape {tuple(value.shape)}" if value is not None else "none" for value in (ours, theirs)]
+            raise ValueError(f"{path} differs in {key!r}: {shapes[0]} is expected, {shapes[1]} was found")
 
 
 def _require_same_table(network: ViewpointScorer, path: Path) -> None:

@@ -187,8 +187,8 @@ def _classified(
 
 def _left_out(listing: Listing) -> str:
     """The end of an error message: what was left out."""
-    told = f" Left out: {listing.left_out}." if listing.left_out else ""
-    return f"{told} Images are {' '.join(IMAGE_SUFFIXES)}."
+    left_out = f" Left out: {listing.left_out}." if listing.left_out else ""
+    return f"{left_out} Images are {' '.join(IMAGE_SUFFIXES)}."
 
 
 def _warn_of_untrained(whole: SceneFiles) -> None:
@@ -220,8 +220,8 @@ def _split_folders(root: Path) -> dict[str, Path]:
         return {}
     for split, folders in present.items():
         if len(folders) > 1:
-            told = " and ".join(f"{folder.name}/" for folder in folders)
-            raise ValueError(f"{root} has both {told} for split={split!r}: keep one of them")
+            both = " and ".join(f"{folder.name}/" for folder in folders)
+            raise ValueError(f"{root} has both {both} for split={split!r}: keep one of them")
     return found
 
 
@@ -243,10 +243,10 @@ def _require_no_split(root: Path, folders: list[Path]) -> None:
 
 def _chosen_split(root: Path, splits: dict[str, Path], split: str) -> Path:
     if split not in splits:
-        told = ", ".join(f"{name!r} ({folder.name}/)" for name, folder in splits.items())
+        described = ", ".join(f"{name!r} ({folder.name}/)" for name, folder in splits.items())
         raise ValueError(
             f"{root} has no {' or '.join(name + '/' for name in SPLIT_FOLDERS[split])} for split={split!r}; there are: "
-            f"{told}. To hold out a part of the training scenes pass tuning_scenes=N and split='tuning'."
+            f"{described}. To hold out a part of the training scenes pass tuning_scenes=N and split='tuning'."
         )
     return splits[split]
 

@@ -85,9 +85,9 @@ class Listing:
         if self.hidden:
             parts.append(f"{len(self.hidden)} hidden ({listed(sorted(map(printable, self.hidden)), 3)})")
         if self.other_suffixes:
-            told = (f"{count} {printable(suffix)}" for suffix, count in self.other_suffixes.most_common())
+            suffixes = (f"{count} {printable(suffix)}" for suffix, count in self.other_suffixes.most_common())
             parts.append(
-                f"{self.other_suffixes.total()} whose suffix is not that of a supported image ({listed(told)})"
+                f"{self.other_suffixes.total()} whose suffix is not that of a supported image ({listed(suffixes)})"
             )
         if self.loops:
             parts.append(f"{len(self.loops)} links to a parent folder ({listed(self.loops, 3)})")
@@ -95,8 +95,8 @@ class Listing:
 
     def warn(self) -> None:
         """Warn once about how many files were left out and why."""
-        if told := self.left_out:
-            warnings.warn(f"left out below {printable(self.folder)}: {told}", RuntimeWarning, stacklevel=2)
+        if left_out := self.left_out:
+            warnings.warn(f"left out below {printable(self.folder)}: {left_out}", RuntimeWarning, stacklevel=2)
 
 
 def list_images(

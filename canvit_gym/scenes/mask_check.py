@@ -141,15 +141,15 @@ def _check(found: Found, files: SceneFiles, values: MaskValues | None, *, is_tra
 def _about_colours(found: Found, classes: tuple[str, ...], looked: str) -> str:
     colours, named = sorted(found.values), MaskValues((), are_colours=True)
     modes = listed(f"{count} of mode {mode}" for mode, count in found.colour_modes.items())
-    told = f"masks contain colours, not class indices: {looked}, {modes}. "
+    text = f"masks contain colours, not class indices: {looked}, {modes}. "
     if found.all_grey:
-        told += "Red, green and blue are equal everywhere, so they can be saved as grey PNGs (mode L). "
+        text += "Red, green and blue are equal everywhere, so they can be saved as grey PNGs (mode L). "
     if len(colours) > len(classes) + _MOST_SHOWN:
-        return told + (
+        return text + (
             f"They have {len(colours)} colours for {len(classes)} classes, like masks that were scaled with "
             "interpolation or saved as JPEG: export them again as PNG from their source."
         )
-    return told + f"They contain {_counted(found, named)}. Define them: mask_values={_example(colours, classes, named)}"
+    return text + f"They contain {_counted(found, named)}. Define them: mask_values={_example(colours, classes, named)}"
 
 
 def _about_values(found: Found, classes: tuple[str, ...]) -> str:
@@ -189,8 +189,8 @@ def _mapping(meaning: dict[int, str | None], named: MaskValues) -> str:
 
 
 def _counted(found: Found, named: MaskValues) -> str:
-    told = [f"{named.key(value)} (in {count})" for value, count in sorted(found.values.items())]
-    return listed(told, _MOST_SHOWN)
+    described = [f"{named.key(value)} (in {count})" for value, count in sorted(found.values.items())]
+    return listed(described, _MOST_SHOWN)
 
 
 def _listed_classes(classes: tuple[str, ...]) -> str:

@@ -163,8 +163,8 @@ def _scope(results: Numbers) -> str:
 
 def html_page(results: Numbers, radar: str | None) -> str:
     parts = [f"<h1>{html(TITLE)}</h1><p class=scope>{html(_scope(results))}</p>"]
-    if told := notes(results):
-        parts.append("<div class=warning>" + "".join(f"<p>{html(line)}</p>" for line in told) + "</div>")
+    if remarks := notes(results):
+        parts.append("<div class=warning>" + "".join(f"<p>{html(line)}</p>" for line in remarks) + "</div>")
     parts += ["<h2>Shares at a glance</h2>", overview_table(results).html()]
     if radar is not None:
         parts.append(figure_html(radar.encode(), "svg+xml", alt=_radar_alt(results), caption=_RADAR_CAPTION))

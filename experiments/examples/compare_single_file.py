@@ -54,7 +54,7 @@ NAMES = {"untrained": "untrained, sampled", "single_file": "examples/ppo_single_
 class CompareConfig:
     env: str = "CanViT/FashionClassification-v0"
     decisions: int = 40_960
-    """Of each training run."""
+    """Decisions of each training run."""
     seeds: int = 2
     num_scenes: int = 3000
     """Test scenes to evaluate on."""

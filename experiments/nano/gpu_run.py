@@ -56,11 +56,11 @@ PROBES = (
 @dataclass(frozen=True)
 class GpuRunConfig:
     state_dir: Path
-    """What an earlier call left; may be empty."""
+    """Directory with the state of an earlier call; may be empty."""
     output_dir: Path | None = None
-    """Where this call leaves it. None: the same directory."""
+    """Directory for the state of this call. None: the same directory."""
     minutes: float = 8.5
-    """Of this call. Loading Python and packing come on top."""
+    """Minutes for this call, without loading Python and packing."""
     wrap_up_minutes: float = 0.5
     """Kept of it for measuring at the end of pretraining."""
     finish_minutes: float = 11.0
@@ -82,7 +82,7 @@ class GpuRunConfig:
     measured_scenes: int = 512
     """Validation scenes of each flavour."""
     glimpses: int = 21
-    """C2F is measured after 1 to so many."""
+    """C2F is measured after 1 to this many glimpses."""
     precision: Precision = "auto"
     compile: Compile = "auto"
     seed: int = 21

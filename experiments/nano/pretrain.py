@@ -104,11 +104,11 @@ class PretrainingConfig:
     """Training time of the finish over all starts, in place of --finish-steps: the learning rate falls to its end."""
     finish_stop_probability: float = 0.25
     finish_classification_share: float | None = None
-    """Of the finish's scenes, those with one item. None: as the mixture declares."""
+    """Share of scenes with one item in the finish. None: as the mixture declares."""
     finish_item_share: float = 0.0
-    """Of the finish's glimpses after the first, those drawn around items instead of anywhere."""
+    """Share of glimpses after the first that are drawn around items in the finish, instead of anywhere."""
     finish_teacher_share: float = 0.5
-    """Of the finish's targets; the rest is the labels'."""
+    """Weight of the teacher's targets in the finish; the rest is the labels'."""
     class_weight: float = 0.0
     """In the finish: of the cross-entropy of a single item's class."""
     item_weight: float = 4.0
@@ -119,7 +119,7 @@ class PretrainingConfig:
     """Learn the matrices of the backbone's blocks by Muon (https://kellerjordan.github.io/posts/muon), with this peak
     rate in the units of AdamW's. None: everything by AdamW."""
     final_lr_fraction: float = 0.02
-    """Of its peak, at the end of the finish."""
+    """Learning rate at the end of the finish, as a share of its peak."""
     warmup_steps: int = 100
     weight_decay: float = 0.02
     grad_clip_norm: float = 1.0
@@ -136,18 +136,18 @@ class PretrainingConfig:
     standardizer_scenes: int = 2048
     """Scenes that the statistics of the teacher's features are taken from."""
     mixture: str = "suite"
-    """Of experiments.nano.mixture: which scenes to train on."""
+    """Which scenes to train on: a name in experiments.nano.mixture."""
     max_scenes: int | None = None
     """Training scenes of each flavour, at most. None: as the mixture declares."""
     seed: int = 0
     minutes: float | None = None
-    """End this start after so many minutes, with a state to go on from. None: train to the end."""
+    """End this start after this many minutes and save the state to continue from. None: train to the end."""
     save_every: int = 200
     validate_every: int = 600
     validation_scenes: int = 256
     validation_glimpses: int = 21
     precision: Precision = "auto"
-    """Of forward passes and matrix products. auto: bf16 on a GPU (TF32 where it has none), float32 on a CPU."""
+    """Precision of forward passes. auto: bf16 on a GPU (TF32 if it has none), float32 on a CPU."""
     compile: Compile = "auto"
     """auto: torch.compile, 1.4 times faster on two cores, after a minute of compiling. What ran is in training.json."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"

@@ -27,7 +27,7 @@ class Budget:
         return self.minutes is not None and time.monotonic() - self._began >= 60 * self.minutes
 
     def say_goes_on(self, where: str) -> None:
-        log.info("%s minutes are over %s. The state is saved; the same command goes on.", self.minutes, where)
+        log.info("%s minutes are over %s. The state is saved; run the same command to continue.", self.minutes, where)
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:

@@ -257,10 +257,10 @@ def options(config: type, recorded: dict[str, Any]) -> list[str]:
     parts = []
     for field in fields(config):
         value = recorded.get(field.name, EARLIER.get(field.name, field.default))
-        told = " ".join(value) if isinstance(value, list | tuple) else value
+        text = " ".join(value) if isinstance(value, list | tuple) else value
         default = " ".join(field.default) if isinstance(field.default, tuple) else field.default
-        if field.name not in NOT_TOLD and told != default:
-            parts.append(f"--{field.name.replace('_', '-')} {told}")
+        if field.name not in NOT_TOLD and text != default:
+            parts.append(f"--{field.name.replace('_', '-')} {text}")
     return parts
 
 

@@ -46,16 +46,16 @@ class TeacherConfig:
     peak_lr: float = 3e-3
     weight_decay: float = 0.02
     mixture: str = "suite"
-    """Of experiments.nano.mixture: which scenes to train on."""
+    """Which scenes to train on: a name in experiments.nano.mixture."""
     max_scenes: int | None = None
     """Training scenes of each flavour, at most. None: as the mixture declares."""
     seed: int = 0
     save_every: int = 500
     minutes: float | None = None
-    """End this start after so many minutes, with a state to go on from. None: train to the end."""
+    """End this start after this many minutes and save the state to continue from. None: train to the end."""
     validation_scenes: int = 512
     test_scenes: int = 1000
-    """Of each flavour."""
+    """Number of scenes of each flavour."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 

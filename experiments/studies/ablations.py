@@ -114,9 +114,9 @@ class AblationConfig:
     seeds: int = 3
     decisions: int = 60_000
     num_scenes: int = 2048
-    """Of the training split."""
+    """Number of scenes of the training split."""
     eval_scenes: int = 512
-    """Of the validation split."""
+    """Number of scenes of the validation split."""
     hyper: str | None = '{"warm_start": {"states": 0}, "learning_rate": "lin_1.0e-3"}'
     """Overrides of agents/hyperparameters/ppo.yml for every variant, the base included, as JSON. Default: PPO by
     itself, for a warm start hides what PPO learns, and is a variant."""

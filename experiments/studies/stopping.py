@@ -114,10 +114,10 @@ def row(cost: float, found: Sequence[Stops], reference: Sequence[Stops]) -> dict
         stop, fixed = draws[:, -2], interpolated(draws[:, :-2], draws[:, -1])
         return np.stack([stop, fixed, stop - fixed], axis=1)
 
-    told = bootstrap_interval(values, of=parts)
+    interval = bootstrap_interval(values, of=parts)
     result: dict[str, Any] = {"cost": cost, "mean_glimpses": float(np.mean([one.mean_glimpses for one in found]))}
     for i, name in enumerate(("score", "fixed_budget_score", "difference")):
-        result[name] = told.at(i)
+        result[name] = interval.at(i)
     if reference:
         curve = np.mean([one.evaluation.score() for one in reference], axis=0)
         result["reference_score"] = float(interpolated(curve[None], np.array([result["mean_glimpses"]]))[0])

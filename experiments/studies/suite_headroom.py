@@ -63,7 +63,7 @@ class Compared:
     opponents: tuple[str, ...]
     """Hand-coded policies that use no labels."""
     ceilings: tuple[str, ...]
-    """Those that are told where to look."""
+    """Policies that know where to look."""
     reference: tuple[str, ...] = ("random",)
     """Measured beside the two."""
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -231,9 +231,9 @@ def _stopping(who: Compared, tuning: EnvConfig, measured: EnvConfig, directory: 
         name = f"{spec}, stops at confidence {tried[role][spec][1]:g}"
         values[name], glimpses[name] = _return(found, stops, price), float(stops.mean())
         if role == "opponents":
-            told = stops_when_right(found.evaluation.scene_score())
+            stopped = stops_when_right(found.evaluation.scene_score())
             name = f"{spec}, told when the reading is right"
-            values[name], glimpses[name] = _return(found, told, price), float(told.mean())
+            values[name], glimpses[name] = _return(found, stopped, price), float(stopped.mean())
     names = list(values)
     statistics = {name: Mean(value[None, :, None]) for name, value in values.items()}
     rows = {name: bootstrap_interval(one).at(-1) | {"glimpses": glimpses[name]} for name, one in statistics.items()}

@@ -285,7 +285,7 @@ def require_ap_gym(python: Path) -> None:
     done = subprocess.run([str(python), "-c", "import ap_gym"], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(
-            f"{python} cannot import ap_gym: {done.stderr.splitlines()[-1]}. In a virtual environment of its own: "
+            f"{python} cannot import ap_gym: {done.stderr.splitlines()[-1]}. Install it in a separate environment: "
             "pip install ap-gym==0.7.1 pillow aiohttp"
         )
 

@@ -50,7 +50,7 @@ from experiments.studies.memory import peak_of_allocations
 from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS, Job, Run
 from experiments.throughput.ppo import learn_rollouts, learn_timed, ppo_for_throughput
-from experiments.throughput.what_ran import fallback, label, ran_of, told
+from experiments.throughput.what_ran import fallback, label, ran_as_json, ran_of
 
 CANVIT_EAGER = "canvit-pytorch, eager"
 STEP_EAGER, STEP_COMPILED = "Backbone.step, eager", "Backbone.step, compiled"
@@ -185,7 +185,7 @@ def in_turns(setting: Setting, jobs: dict[str, Job]) -> dict[str, dict[str, Any]
             rates[name].append(glimpses / (time.perf_counter() - began))
     found = {}
     for name, job in jobs.items():
-        ways = told(ran[name])
+        ways = ran_as_json(ran[name])
         if instead := fallback(job, ways):
             setting.fallbacks.append(f"{name} at {job.num_envs} scenes, canvas {job.canvas_grid}: {instead}")
         found[name] = {
@@ -256,7 +256,7 @@ def ppo_end_to_end(setting: Setting, *, rollouts: int = 3) -> dict[str, Any]:
     model = ppo_for_throughput("CanViT/FashionSegmentation-v0", num_envs=job.num_envs, env_kwargs=job.env_kwargs())
     learn_rollouts(model, 2)
     found = learn_timed(model, rollouts=rollouts)
-    ways = told(ran_of(job) - before)
+    ways = ran_as_json(ran_of(job) - before)
     if instead := fallback(job, ways):
         setting.fallbacks.append(f"PPO: {instead}")
     return {**found, "ran": ways, "label": label("PPO", job, ways)}
@@ -315,7 +315,7 @@ def kernel_times(setting: Setting) -> dict[str, Any]:
     with profile(activities=activities) as profiler:
         step()
         synchronize(device)
-    ways = told(ran_of(job) - before)
+    ways = ran_as_json(ran_of(job) - before)
     if instead := fallback(job, ways):
         setting.fallbacks.append(f"kernels: {instead}")
 
@@ -414,7 +414,7 @@ def agreement(setting: Setting) -> dict[str, float]:
     exact = canvas(replace(compiled, precision="float32", compile=False))
     before = ran_of(compiled)
     ours = canvas(compiled)
-    ways = told(ran_of(compiled) - before)
+    ways = ran_as_json(ran_of(compiled) - before)
     if instead := fallback(replace(compiled, num_envs=10**6), ways):  # one step: no graph is recorded yet
         setting.fallbacks.append(f"agreement: {instead}")
     backbone = build_backbone(compiled.config())
@@ -432,7 +432,7 @@ def agreement(setting: Setting) -> dict[str, float]:
     }
 
 
-def rows_told(found: dict[str, Any]) -> list[str]:
+def format_rows(found: dict[str, Any]) -> list[str]:
     lines = [f"{found['num_envs']} scenes a batch, a canvas of {found['canvas_grid']} x {found['canvas_grid']}:", ""]
     lines += ["| | glimpses/s | ms a step | ratio | share of the matrix rate |", "| --- " * 5 + "|"]
     for row in found["rows"].values():
@@ -444,14 +444,14 @@ def rows_told(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def environment_told(found: dict[str, Any]) -> list[str]:
-    lines = rows_told(found)
+def format_environment(found: dict[str, Any]) -> list[str]:
+    lines = format_rows(found)
     if (waits := found["synchronizations"]) is not None:
         lines += ["", f"Synchronizations in four steps beside the wait for rewards: {len(waits)}.", *waits]
     return lines
 
 
-def ppo_told(found: dict[str, Any]) -> list[str]:
+def format_ppo(found: dict[str, Any]) -> list[str]:
     return [
         f"{found['label']} end to end: {found['glimpses_per_second']:,.0f} glimpses/s, {found['share_in_steps']:.0%} "
         f"of the time in steps of the scenes, {found['share_in_update']:.0%} in the update; rollout buffer "
@@ -459,7 +459,7 @@ def ppo_told(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def kernels_told(found: dict[str, Any]) -> list[str]:
+def format_kernels(found: dict[str, Any]) -> list[str]:
     floors = found["floors"]
     kinds = sorted(found["by_kind"].items(), key=lambda item: -item[1])
     return [
@@ -476,7 +476,7 @@ def kernels_told(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def memory_told(found: list[dict[str, Any]]) -> list[str]:
+def format_memory(found: list[dict[str, Any]]) -> list[str]:
     lines = ["| canvas | MB per scene | fixed MB | peak MB, eager | peak MB with the graph |", "| --- " * 5 + "|"]
     for row in found:
         graph = row.get("peak_mb_with_graph")
@@ -487,14 +487,14 @@ def memory_told(found: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def agreement_told(found: dict[str, float]) -> list[str]:
+def format_agreement(found: dict[str, float]) -> list[str]:
     return [
         f"Relative error of a canvas against eager float32: {found['ours']:.1e}; of canvit-pytorch's own in the same "
         f"precision: {found['canvit_pytorch']:.1e}."
     ]
 
 
-def chip_told(found: dict[str, float]) -> list[str]:
+def format_chip(found: dict[str, float]) -> list[str]:
     return [
         f"Measured: {found['matmul_flops_per_s'] / 1e12:.1f} TFLOP/s in bfloat16 products, "
         f"{found['bytes_per_s'] / 1e9:.0f} GB/s."
@@ -502,16 +502,16 @@ def chip_told(found: dict[str, float]) -> list[str]:
 
 
 SECTIONS: dict[str, tuple[Callable[[Setting], Any], Callable[[Any], list[str]]]] = {
-    "chip": (lambda setting: asdict(setting.chip), chip_told),
-    "loops": (compare_loops, rows_told),
-    "environment": (compare_environment, environment_told),
-    "latency": (measure_latency, rows_told),
-    "ppo": (ppo_end_to_end, ppo_told),
-    "evaluation": (compare_evaluation, rows_told),
-    "kernels": (kernel_times, kernels_told),
-    "memory": (memory_per_scene, memory_told),
-    "canvas 64": (compare_canvas_64, rows_told),
-    "agreement": (agreement, agreement_told),
+    "chip": (lambda setting: asdict(setting.chip), format_chip),
+    "loops": (compare_loops, format_rows),
+    "environment": (compare_environment, format_environment),
+    "latency": (measure_latency, format_rows),
+    "ppo": (ppo_end_to_end, format_ppo),
+    "evaluation": (compare_evaluation, format_rows),
+    "kernels": (kernel_times, format_kernels),
+    "memory": (memory_per_scene, format_memory),
+    "canvas 64": (compare_canvas_64, format_rows),
+    "agreement": (agreement, format_agreement),
 }
 """Name -> (the function that measures it, the function that formats it as Markdown lines), most important first."""
 

@@ -14,13 +14,13 @@ def ran_of(job: Job) -> Counter[Ran]:
     return Counter() if job.contestant in FOREIGN else build_backbone(job.config()).ran.copy()
 
 
-def told(ran: Mapping[Ran, int]) -> dict[str, int]:
+def ran_as_json(ran: Mapping[Ran, int]) -> dict[str, int]:
     """As JSON: {"cuda graph, bfloat16": 35}."""
     return {", ".join(way): count for way, count in sorted(ran.items())}
 
 
 def fallback(job: Job, ran: Mapping[str, int]) -> str | None:
-    """What ran instead of what the job asks for; None if that ran. ran: as returned by `told`.
+    """What ran instead of what the job asks for; None if that ran. ran: as returned by `ran_as_json`.
 
     If a job asks for compilation, steps may be compiled, such as those before a CUDA graph is recorded, but not eager;
     and on a GPU there must be graphs wherever graphs are recorded.

@@ -16,7 +16,7 @@ from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS, Job
 from experiments.throughput.peak_memory import peak_mib
 from experiments.throughput.stages import shares
-from experiments.throughput.what_ran import ran_of, told
+from experiments.throughput.what_ran import ran_as_json, ran_of
 
 
 def main() -> None:
@@ -46,7 +46,7 @@ def main() -> None:
             case "memory":
                 answer = {"peak_mib": peak_mib(device) - before}
             case "ran":
-                answer = told(ran_of(job))
+                answer = ran_as_json(ran_of(job))
             case command:
                 raise ValueError(f"unknown command {command!r}")
         print(json.dumps(answer), file=answers)
