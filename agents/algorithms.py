@@ -1,7 +1,8 @@
 """Learners by name, for `python -m agents.train --algo NAME`.
 
 An algorithm is a folder of agents/ whose `learner` module defines an `ALGORITHM`, a file of hyperparameters keyed by
-environment id, agents/hyperparameters/NAME.yml, and an entry here. No other code distinguishes learners.
+environment id, agents/hyperparameters/NAME.yml, and an entry here. No other code distinguishes learners. One that lives
+elsewhere is added by `register_algorithm`.
 """
 
 import difflib
@@ -38,6 +39,7 @@ _MODULES: dict[str, str] = {  # module:attribute, imported when needed
     "tqc": "agents.off_policy.contrib:TQC_ALGORITHM",
 }
 ALGORITHMS = tuple(_MODULES)
+_REGISTERED: dict[str, tuple["Algorithm", Path]] = {}
 
 
 class Hyperparameters(Protocol):
@@ -75,15 +77,32 @@ class Algorithm:
     make: Callable[["Plan"], Learner]
 
 
+def register_algorithm(name: str, algorithm: Algorithm, *, hyperparameters: Path) -> None:
+    """Add your own learner in this process: `train(TrainConfig(run_dir, algo=name))`.
+
+    hyperparameters: a YAML file with an entry per environment id, and a "default" one for all others.
+
+    Raises:
+        ValueError: there is an algorithm of this name. FileNotFoundError: no such file.
+    """
+    if name in _MODULES or name in _REGISTERED:
+        raise ValueError(f"there is an algorithm {name!r} already: choose another name")
+    if not hyperparameters.is_file():
+        raise FileNotFoundError(f"{hyperparameters} does not exist: write the hyperparameters of {name!r} there")
+    _REGISTERED[name] = algorithm, hyperparameters
+
+
 def find_algorithm(name: str) -> Algorithm:
     """
     Raises:
         ValueError: no such algorithm. ImportError: it needs a package that is not installed.
     """
+    if name in _REGISTERED:
+        return _REGISTERED[name][0]
     if name not in _MODULES:
         close = difflib.get_close_matches(name, ALGORITHMS, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"unknown algorithm {name!r}; {hint}there are: {', '.join(ALGORITHMS)}")
+        raise ValueError(f"unknown algorithm {name!r}; {hint}there are: {', '.join((*ALGORITHMS, *_REGISTERED))}")
     module, attribute = _MODULES[name].split(":")
     try:
         return getattr(import_module(module), attribute)
@@ -96,7 +115,7 @@ def find_algorithm(name: str) -> Algorithm:
 
 
 def hyperparameters_file(name: str) -> Path:
-    return HYPERPARAMETERS / f"{name}.yml"
+    return _REGISTERED[name][1] if name in _REGISTERED else HYPERPARAMETERS / f"{name}.yml"
 
 
 def load_hyperparameters(env_id: str, overrides: dict[str, Any] | None = None, *, algo: str = DEFAULT) -> Any:

@@ -13,7 +13,13 @@ import torch
 from safetensors.torch import load_file
 from stable_baselines3 import A2C, DQN, TD3
 
-from agents.algorithms import ALGORITHMS, find_algorithm, hyperparameters_file, load_hyperparameters
+from agents.algorithms import (
+    ALGORITHMS,
+    find_algorithm,
+    hyperparameters_file,
+    load_hyperparameters,
+    register_algorithm,
+)
 from agents.extractors import SpatialExtractor
 from agents.off_policy.learner import OffPolicyLearner
 from agents.settings import TrainConfig, prepare
@@ -42,6 +48,16 @@ def tiny(run_dir: Path, algo: str, *, updates: int = 6, **env_kwargs: Any) -> Tr
         run_dir, algo=algo, env_kwargs=json.dumps(env), hyper=json.dumps(options), total_timesteps=updates * CHUNK,
         eval_every=2 * CHUNK, eval_scenes=4, checkpoint_every=2 * CHUNK, gaze_scenes=0, progress=False,
     )  # fmt: skip
+
+
+def test_learners_of_ones_own_need_a_new_name_and_a_file(tmp_path: Path) -> None:
+    algorithm = find_algorithm("q_regression")
+    with pytest.raises(ValueError, match="there is an algorithm 'ppo' already: choose another name"):
+        register_algorithm("ppo", algorithm, hyperparameters=tmp_path / "ppo.yml")
+    with pytest.raises(FileNotFoundError, match=r"mine.yml does not exist: write the hyperparameters of 'mine' there"):
+        register_algorithm("mine", algorithm, hyperparameters=tmp_path / "mine.yml")
+    with pytest.raises(ValueError, match="unknown algorithm 'mine'"):
+        find_algorithm("mine")
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
