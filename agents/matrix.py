@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from agents.algorithms import ALGORITHMS, find_algorithm, load_hyperparameters
-from agents.outcomes import Outcome, of_learned
+from agents.outcomes import of_learned
 from agents.run_directory import CONFIG, FAILED, RESULT
 from agents.settings import TrainConfig
 from agents.train import train
 from canvit_gym.atomic import write_json
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
 from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import Evaluation
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.provenance import provenance
@@ -89,7 +90,7 @@ def environment_to_test(env_id: str, policy: LearnedPolicy, num_scenes: int | No
     return replace(as_trained(env_config(env_id, {}), policy.record), split="test", num_scenes=num_scenes)
 
 
-def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Outcome]:
+def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Evaluation]:
     """Evaluate a finished run's best policy on the test scenes: "deterministic" and, if it has probabilities,
     "sampled"."""
     policy = load_policy(run_dir / "best")

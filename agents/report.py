@@ -6,9 +6,10 @@ reads the finished runs in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED, including those o
 `agents.matrix` has not evaluated, and writes agents/trained/ENVIRONMENT.json and, from all such files,
 agents/trained/README.md. Numbers of environments without runs in RUN_DIR stay as they are.
 
-Each run counts with its best policy by validation and with what its environment pays (agents.outcomes). An algorithm's
-value is the interquartile mean over its runs. A 95% interval resamples runs and test scenes (canvit_gym.statistics),
-together with those of the policy that it is compared to. The opponent and the ceiling, with their scales, are those
+Each run counts with its best policy by validation and with what its environment pays (canvit_gym.suite.payoff). An
+algorithm's value is the interquartile mean over its runs. A 95% interval resamples runs and test scenes
+(canvit_gym.statistics), together with those of the policy that it is compared to. The opponent and the ceiling, with
+their scales, are those
 that experiments.studies.suite_headroom chose on training scenes; here they are measured on the same test scenes.
 """
 
@@ -25,14 +26,16 @@ import numpy as np
 from agents.algorithms import DEFAULT, find_algorithm
 from agents.clock import read_times
 from agents.matrix import tested
-from agents.outcomes import Outcome, of_hand_coded, pays, pays_of_curve, statistic, value
+from agents.outcomes import of_hand_coded, pays_of_curve
 from agents.run_directory import CLOCK, CONFIG, FAILED, PROVENANCE, RESULT
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import Evaluation
 from canvit_gym.policies.learned import load_record
 from canvit_gym.provenance import provenance
 from canvit_gym.statistics import Estimate, OverRuns, bootstrap_interval, run_improvement_interval
+from canvit_gym.suite.payoff import payoff_of
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ class Run:
     seed: int
     config: dict[str, Any]
     result: dict[str, Any]
-    outcomes: dict[str, Outcome]
+    evaluations: dict[str, Evaluation]
 
 
 def find_runs(
@@ -108,7 +111,7 @@ def find_runs(
             seed=config["seed"],
             config=config,
             result=json.loads(path.read_text(encoding="utf-8")),
-            outcomes=tested(directory, num_scenes=num_scenes),
+            evaluations=tested(directory, num_scenes=num_scenes),
         )
         found[config["env"]][directory.parents[1].name].append(run)
     for env_id, of_algorithms in found.items():
@@ -162,19 +165,21 @@ def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig
     name = env_id.rpartition("/")[2]
     chosen = json.loads((config.headroom_dir / f"{name}.json").read_text(encoding="utf-8"))
     env = replace(env_config(env_id, {}), split="test", num_scenes=config.test_scenes)
+    payoff = payoff_of(env)
     names = {"opponent": chosen["opponent"], "ceiling": _ceiling(chosen)}
     kept = config.run_dir / HAND_CODED / name
     hand_coded = {role: of_hand_coded(spec, env, directory=kept) for role, spec in names.items()}
-    opponent, ceiling = (OverRuns([statistic(env, one)]) for one in hand_coded.values())
-    start = value(env, of_hand_coded(_random(env), replace(env, split="validation", num_scenes=None), directory=kept))
+    opponent, ceiling = (OverRuns([payoff.statistic([one])]) for one in hand_coded.values())
+    on_validation = replace(env, split="validation", num_scenes=None)
+    start = payoff.value(of_hand_coded(_random(env), on_validation, directory=kept))
     algorithms = {
-        algo: OverRuns([statistic(env, run.outcomes["deterministic"]) for run in of_algo])
+        algo: OverRuns([payoff.statistic([run.evaluations["deterministic"]]) for run in of_algo])
         for algo, of_algo in runs.items()
     }
     entries, origin = {}, provenance()
     for algo, of_algo in runs.items():
         mine = algorithms[algo]
-        sampled = [statistic(env, run.outcomes["sampled"]) for run in of_algo if "sampled" in run.outcomes]
+        sampled = [payoff.statistic([run.evaluations["sampled"]]) for run in of_algo if "sampled" in run.evaluations]
         entries[algo] = {
             **_recipe(of_algo),
             "value": _at(bootstrap_interval(mine)),
@@ -190,8 +195,8 @@ def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig
     return {
         "env": env_id,
         "budget": env.budget,
-        "metric": next(iter(hand_coded.values())).evaluation.metric,
-        "pays": pays(env),
+        "metric": next(iter(hand_coded.values())).metric,
+        "pays": payoff.name,
         "test_scenes": opponent.num_scenes,
         "random_on_validation": start,
         "opponent": {"name": names["opponent"], "value": _at(bootstrap_interval(opponent))},
@@ -258,10 +263,10 @@ def _run(env: EnvConfig, run: Run, start: float, root: Path) -> dict[str, Any]:
         "commands": [without_root(one["command"], root) for one in commands],
         "best_at": record.training["num_timesteps"],
         "weights_sha256": record.weights_sha256,
-        "values": {name: value(env, outcome) for name, outcome in run.outcomes.items()},
-        "score": run.outcomes["deterministic"].evaluation.score().tolist(),
+        "values": {name: payoff_of(env).value(found) for name, found in run.evaluations.items()},
+        "score": run.evaluations["deterministic"].score().tolist(),
     }
-    glimpses = run.outcomes["deterministic"].glimpses
+    glimpses = run.evaluations["deterministic"].stops
     return result | ({} if glimpses is None else {"glimpses": float(glimpses.mean())}) | learning(env, run, start)
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from agents.matrix import environment_to_test
 from agents.monitor import merit
-from agents.outcomes import pays, value
 from agents.report import Run, find_runs, without_root
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.command_line import run_command
 from canvit_gym.policies.learned import RECORD, SHIPPED, WEIGHTS, load_policy
 from canvit_gym.publish import CARD, policy_card
+from canvit_gym.suite.payoff import payoff_of
 
 SHIPPED_POLICIES = asset_dir(SHIPPED)
 MOST_MIB = 10
@@ -67,14 +67,15 @@ def ship(config: ShipConfig) -> Path:
     chosen = best_run(runs)
     policy = load_policy(chosen.directory / "best")
     env = environment_to_test(config.env, policy, config.test_scenes)
+    payoff = payoff_of(env)
     tested: dict[str, Any] = {
-        "scenes": len(chosen.outcomes["deterministic"].evaluation.scene),
-        "metric": chosen.outcomes["deterministic"].evaluation.metric,
-        "pays": pays(env),
+        "scenes": len(chosen.evaluations["deterministic"].scene),
+        "metric": chosen.evaluations["deterministic"].metric,
+        "pays": payoff.name,
         "seeds": [run.seed for run in runs],
     }
-    for how in chosen.outcomes:
-        tested[how] = [round(value(env, run.outcomes[how]), 5) for run in runs]
+    for how in chosen.evaluations:
+        tested[how] = [round(payoff.value(run.evaluations[how]), 5) for run in runs]
     record = policy.record
     command = without_root(record.provenance["command"], root)
     record = replace(

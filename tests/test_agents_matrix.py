@@ -14,13 +14,14 @@ from agents.algorithms import load_hyperparameters
 from agents.clock import read_times
 from agents.matrix import MatrixConfig
 from agents.monitor import merit
-from agents.outcomes import of_hand_coded, pays_of_curve, value
+from agents.outcomes import of_hand_coded, pays_of_curve
 from agents.report import ReportConfig, find_runs
 from agents.ship import ShipConfig
 from agents.train import train
 from canvit_gym.command_line import env_config
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.statistics import area_under_curve
+from canvit_gym.suite.payoff import payoff_of
 
 CLASSIFICATION, ORDER, STOP = (f"CanViT/Fashion{name}-v0" for name in ("Classification", "Order", "Stop"))
 HYPER: dict[str, Any] = {
@@ -80,7 +81,7 @@ def test_the_report_tells_what_the_files_hold(trained: Path, tmp_path: Path) -> 
     assert set(result["algorithms"]) == {"ppo", "q_regression"} and result["test_scenes"] == TEST_SCENES
     runs = find_runs(trained, TEST_SCENES)[CLASSIFICATION]
     for algo, entry in result["algorithms"].items():
-        scores = [run.outcomes["deterministic"].evaluation.score()[-1] for run in runs[algo]]
+        scores = [run.evaluations["deterministic"].score()[-1] for run in runs[algo]]
         assert entry["value"]["value"] == pytest.approx(np.mean(scores))  # of two runs none is left out
         assert [run["values"]["deterministic"] for run in entry["runs"]] == pytest.approx(scores)
         assert entry["minus_opponent"]["value"] == pytest.approx(np.mean(scores) - result["opponent"]["value"]["value"])
@@ -128,11 +129,11 @@ def test_where_stopping_pays_glimpses_cost(tmp_path: Path) -> None:
         of_hand_coded(at, env, directory=tmp_path),
         of_hand_coded("item_probability", env, directory=tmp_path),
     )
-    assert stopping.glimpses is not None and always.glimpses is not None and (always.glimpses == 3).all()
-    right = stopping.evaluation.scene_score()[np.arange(8), stopping.glimpses - 1]
-    assert value(env, stopping) == pytest.approx((right - 0.02 * (stopping.glimpses - 1)).mean())
+    assert stopping.stops is not None and always.stops is not None and (always.stops == 3).all()
+    right = stopping.scene_score()[np.arange(8), stopping.stops - 1]
+    assert payoff_of(env).value(stopping) == pytest.approx((right - 0.02 * (stopping.stops - 1)).mean())
     again = of_hand_coded(at, env, directory=tmp_path)
-    np.testing.assert_array_equal(again.glimpses, stopping.glimpses)  # read from the files
+    np.testing.assert_array_equal(again.stops, stopping.stops)  # read from the files
     entry = {"score": [0.1, 0.2, 0.3], "at_stop": {"score": 0.25, "glimpses": 2.0}}
     assert pays_of_curve(env, entry) == pytest.approx(0.23)
 

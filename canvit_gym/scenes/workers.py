@@ -29,6 +29,11 @@ _PATIENCE_S = 5.0
 """How long workers may take to end before they are killed."""
 
 
+def cpu_cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def automatic_workers() -> int:
     """One less than the number of CPU cores, for the process that steps the environments; between 1 and 8.
 
@@ -36,8 +41,7 @@ def automatic_workers() -> int:
     """
     if not hasattr(os, "fork"):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores - 1, 1), 8)
+    return min(max(cpu_cores() - 1, 1), 8)
 
 
 class _Worker:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, score_statistic
-from canvit_gym.statistics import Mean, Statistic, area_under_curve
+from canvit_gym.statistics import Mean, Statistic, Transformed, area_under_curve
 from canvit_gym.stopping import stopped_return
 
 
@@ -26,25 +26,10 @@ class Payoff:
     statistic: Callable[[Sequence[Evaluation]], Statistic]
     """Runs on the same scenes -> their mean payoff, [R, 1]."""
 
-
-@dataclass(frozen=True)
-class _OfCurve:
-    """A number of a statistic's curve over glimpses."""
-
-    curve: Statistic
-    of: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-    """[R, T] -> [R]"""
-
-    @property
-    def run(self) -> NDArray[np.int64]:
-        return self.curve.run
-
-    @property
-    def num_scenes(self) -> int:
-        return self.curve.num_scenes
-
-    def __call__(self, rows: NDArray[np.float64], scenes: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self.of(self.curve(rows, scenes))[:, None]
+    def value(self, found: Evaluation) -> float:
+        """The payoff of one evaluation."""
+        one = self.statistic([found])
+        return float(one(np.ones((1, 1)), np.ones((1, one.num_scenes)))[0, 0])
 
 
 def payoff_of(env: EnvConfig) -> Payoff:
@@ -56,7 +41,10 @@ def payoff_of(env: EnvConfig) -> Payoff:
             lambda runs: Mean(np.stack([returns(one) for one in runs])[..., None]),
         )
     if not env.revisit:
-        return Payoff("area under the score's curve", lambda runs: _OfCurve(score_statistic(runs), area_under_curve))
+        return Payoff(
+            "area under the score's curve",
+            lambda runs: Transformed(score_statistic(runs), lambda curves: area_under_curve(curves)[:, None]),
+        )
     return Payoff("score after the last glimpse", _last_score)
 
 

@@ -1,6 +1,5 @@
 """Runs a suite's plan: every evaluation once, in several processes, each saved as soon as it is done."""
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from canvit_gym.perturbations import PERTURBATIONS
 from canvit_gym.policies import GlimpsePolicy, make_policy
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.policies.streams import scene_uniforms
+from canvit_gym.scenes.workers import cpu_cores
 from canvit_gym.stopping import StopRecorder, StopRule, confident, own_stop, stops_when_right
 from canvit_gym.suite.plan import Job
 
@@ -108,8 +108,7 @@ def do_missing(jobs: list[Job], *, batch_size: int, workers: int | None, progres
 def _automatic_workers(config: EnvConfig) -> int:
     if resolve_device(config.device).type == "cuda":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_WORKERS)
+    return min(cpu_cores(), MOST_WORKERS)
 
 
 def _told(found: Evaluation) -> str:

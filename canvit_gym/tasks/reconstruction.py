@@ -8,7 +8,6 @@ is loaded. Features are compared as in pretraining, each cell's standardized by 
 from collections.abc import Collection
 from typing import Any, ClassVar
 
-import torch
 import torch.nn.functional as F
 from canvit_pytorch import RecurrentState
 from canvit_pytorch.flops import linear_flops
@@ -69,9 +68,6 @@ class ReconstructionTask(Task):
         images = imagenet_normalize(scenes.images.to(self.backbone.device, non_blocking=True).float() / 255)
         # As PositionAwareStandardizer does, without its check that it was fitted: that would sync at every reset.
         return {"features": self._maps((self.teacher(images) - self._mean) / self._std)}
-
-    def labelled(self, truth: Truth) -> Tensor:
-        return torch.ones(len(truth["features"]), dtype=torch.bool)
 
     def shown(self, truth: Truth) -> Tensor:
         return truth["features"]

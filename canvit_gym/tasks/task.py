@@ -168,7 +168,7 @@ class Task(ABC):
 
     def labelled(self, truth: Truth) -> Tensor:
         """[n] booleans: whether a scene has any label. Evaluations leave out scenes without one."""
-        return torch.ones(len(truth["labels"]), dtype=torch.bool)
+        return torch.ones(len(next(iter(truth.values()))), dtype=torch.bool)
 
     @abstractmethod
     def read(self, state: RecurrentState, canvas_norm: Tensor | None) -> Tensor:

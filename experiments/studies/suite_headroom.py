@@ -39,7 +39,7 @@ from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, bootstrap_interval
 from canvit_gym.stopping import confidence as confidence_now
 from canvit_gym.stopping import stopped_return, stops_when_right
-from canvit_gym.suite.payoff import Payoff, payoff_of
+from canvit_gym.suite.payoff import payoff_of
 
 _NO_MAP = (
     "coarse_to_fine", "fine_to_coarse", "saliency(scale=0.5)", "saliency(scale=0.4)", "saliency(scale=0.3)",
@@ -164,10 +164,6 @@ def _return(found: Look, stops: NDArray[np.int64], price: float) -> NDArray[np.f
     return stopped_return(found.evaluation.scene_score(), stops, price)
 
 
-def value_of(payoff: Payoff, found: Look) -> float:
-    return float(bootstrap_interval(payoff.statistic([found.evaluation]), resamples=2).value[-1])
-
-
 def best(values: dict[str, float]) -> str:
     return max(values, key=lambda name: values[name])
 
@@ -190,7 +186,7 @@ def study(env_id: str, config: SuiteHeadroomConfig) -> dict[str, Any]:
         return common | _stopping(who, tuning, measured, directory)
     payoff = payoff_of(env)
     tried = {
-        role: {spec: value_of(payoff, look(spec, tuning, directory, confidence=False)) for spec in specs}
+        role: {spec: payoff.value(look(spec, tuning, directory, confidence=False).evaluation) for spec in specs}
         for role, specs in (("opponents", who.opponents), ("ceilings", who.ceilings))
     }
     chosen = {role: best(values) for role, values in tried.items()}
