@@ -8,8 +8,8 @@ is declared once, with its default, its check and its documentation. The environ
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, get_args
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Self, get_args
 
 from canvit_gym.actions import ActionKind, DiscreteActions, make_actions
 from canvit_gym.backbone.load import Precision
@@ -314,6 +314,10 @@ class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, Mo
                 f"budget={self.budget} asks for {self.budget - given} viewpoints, but with revisit=False there are "
                 f"only {left}: use a budget of at most {left + given}"
             )
+
+    def with_observations(self, keys: tuple[str, ...]) -> Self:
+        """The same with other observation keys. What else a preset has set stays."""
+        return replace(self, observations=keys, observation_preset=None)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values; EnvConfig(**config.to_json()) == config."""

@@ -303,7 +303,7 @@ def _roll_out(
             f"{', '.join(config.observations)}: add {'it' if len(missing) == 1 else 'them'}"
         )
     actions = build_actions(config)
-    layout = build_layout(replace(config, observations=wanted or ("time",)), backbone, task)
+    layout = build_layout(config.with_observations(wanted or ("time",)), backbone, task)
 
     make_episodes = partial(PerturbedEpisodes, perturbations=perturbations) if perturbations else EpisodeBatch
     batches_of: dict[int, EpisodeBatch] = {}

@@ -1,7 +1,7 @@
 """Replay recorded viewpoints, which reproduces the recorded readings without the policy."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ def replay(
     backbone = build_backbone(config)
     task = build_task(config, backbone, source.classes)
     is_unsure = task.uncertainty_shape(1) is not None
-    layout = build_layout(replace(config, observations=("uncertainty",) if is_unsure else ("time",)), backbone, task)
+    layout = build_layout(config.with_observations(("uncertainty",) if is_unsure else ("time",)), backbone, task)
     moments: list[list[Moment]] = [[] for _ in scenes]
     for begin in range(0, len(scenes), BATCH_SIZE):
         rows = np.arange(begin, min(begin + BATCH_SIZE, len(scenes)))

@@ -29,6 +29,7 @@ from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.registration import ENVIRONMENTS
 from canvit_gym.sb3 import make_sb3_env
+from experiments.studies.train_once import require_same_run
 
 ALGOS = ("dqn", "sac", "crossq", "tqc")
 SMALL = {"features_dim": 16, "channels": 8, "context_dim": 16, "blocks": 1, "cell_channels": 2}
@@ -78,6 +79,10 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
     whole = tiny(tmp_path / "whole", algo, **stop)
     result = train(whole)
     assert not result.interrupted and result.num_timesteps == 6 * CHUNK
+    require_same_run(whole)  # as studies do, which train each run once
+    for other in (replace(whole, algo="ppo", hyper="{}"), replace(whole, hyper=json.dumps({"gamma": 0.9}))):
+        with pytest.raises(ValueError, match="holds a run with other settings"):
+            require_same_run(other)
     broken = replace(whole, run_dir=tmp_path / "broken")
     model_class = type(find_algorithm(algo).make(prepare(replace(whole, run_dir=tmp_path / "x"))).model)  # type: ignore[attr-defined]
     update = model_class.train

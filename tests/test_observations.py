@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import gymnasium as gym
@@ -19,7 +20,9 @@ import canvit_gym
 from canvit_gym import device_step as device_step_module
 from canvit_gym import observations as observations_module
 from canvit_gym import viewpoints as viewpoints_module
+from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import evaluate
 from canvit_gym.observations import (
     DEFAULT_KEYS,
     GAZE_LENGTH,
@@ -29,6 +32,7 @@ from canvit_gym.observations import (
     sketch_directions,
     update_acuity,
 )
+from canvit_gym.policies import make_policy
 from canvit_gym.rewards import REWARDS
 from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.source import SceneBatch
@@ -402,6 +406,20 @@ class TestCompact:
         reading = envs.reset(seed=0)[0]["reading"]
         assert reading.shape == (2, 10)
         np.testing.assert_allclose(reading, envs.episodes.logits.softmax(dim=1).numpy(), atol=1e-6)
+
+    @pytest.mark.parametrize("policy", ["random", "entropy_greedy"])
+    def test_policies_that_read_fewer_keys(self, policy: str) -> None:
+        """An evaluation computes only the keys that its policy reads, of the preset's sizes and dtype."""
+        config = env_config(ENV_IDS[0], {"num_scenes": 4, "device": "cpu"})
+        compact = replace(config, observation_preset="compact")
+        one, other = (
+            evaluate(make_policy(policy, config=c, num_glimpses=3), config=c, num_glimpses=3) for c in (config, compact)
+        )
+        np.testing.assert_array_equal(one.viewpoints, other.viewpoints)
+
+    def test_other_keys_keep_the_rest_of_a_preset(self) -> None:
+        config = EnvConfig(observation_preset="compact").with_observations(("canvas",))
+        assert (config.observations, config.canvas_size, config.observation_dtype) == (("canvas",), 8, "float16")
 
     def test_a_preset_and_something_else_is_refused(self) -> None:
         with pytest.raises(

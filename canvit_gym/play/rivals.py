@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,4 +112,4 @@ def make_rival(spec: str, config: EnvConfig) -> Rival:
         own = config
         policy = make_policy(spec, config=config, num_glimpses=config.budget)
     keys = tuple(dict.fromkeys((*own.observations, *policy.info.observations)))
-    return Rival(policy=policy, config=replace(own, observations=keys))
+    return Rival(policy=policy, config=own.with_observations(keys))

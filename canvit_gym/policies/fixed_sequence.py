@@ -294,7 +294,7 @@ def training_episodes(
     require_scene_size(training, backbone, scenes)
     task = build_task(training, backbone, scenes.classes)
     # Only the loss of these episodes is needed.
-    layout = build_layout(replace(training, observations=("time",)), backbone, task)
+    layout = build_layout(training.with_observations(("time",)), backbone, task)
     batches = []
     for chosen in batches_ahead(scenes, np.arange(len(scenes)), batch_size=BATCH_SIZE):
         episodes = EpisodeBatch(

@@ -5,7 +5,7 @@ of other settings.
 import json
 from dataclasses import replace
 
-from agents.algorithms import load_hyperparameters
+from agents.algorithms import DEFAULT, load_hyperparameters
 from agents.run_directory import CONFIG, RESULT
 from agents.settings import DEFAULT_ENV, TrainConfig
 from agents.train import train
@@ -29,15 +29,17 @@ def complete(config: TrainConfig) -> bool:
 def require_same_run(config: TrainConfig) -> None:
     """Raise ValueError if the run in `config.run_dir` is not the one that `config` would begin now.
 
-    agents/hyperparameters/ppo.yml may have changed since, and so may the checkpoint behind a name.
+    The algorithm's hyperparameters may have changed since, and so may the checkpoint behind a name.
     """
     found = json.loads((config.run_dir / CONFIG).read_text(encoding="utf-8"))
-    hyper = load_hyperparameters(config.env or DEFAULT_ENV, json_object(config.hyper, option="--hyper"))
+    algo = config.algo or DEFAULT
+    hyper = load_hyperparameters(config.env or DEFAULT_ENV, json_object(config.hyper, option="--hyper"), algo=algo)
     wanted = json.loads(json.dumps(hyper.to_json()))
     own_length = wanted.pop("total_timesteps")
     asked = {
         "total_timesteps": config.total_timesteps or own_length,
         "seed": config.seed or 0,
+        "algo": algo,
         "env_kwargs": json_object(config.env_kwargs, option="--env-kwargs"),
     }
     differing = {name for name, value in wanted.items() if found["hyperparameters"].get(name) != value}
