@@ -4,7 +4,7 @@ Host-side arrays are numpy, device-side ones are tensors; rows are environment i
 the rows it is given, so that episodes that end can be replaced while the others continue.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,7 +20,8 @@ from canvit_gym.backbone.load import Backbone
 from canvit_gym.device_step import CompiledStep, DeviceStep, RecordedStep, StepResult
 from canvit_gym.dtypes import float32_by_default
 from canvit_gym.observations import ObservationLayout, Taken, to_uint8
-from canvit_gym.scenes.source import SceneBatch, SceneSource, load_scenes
+from canvit_gym.scenes.ahead import SceneLoader
+from canvit_gym.scenes.source import SceneBatch, SceneSource
 from canvit_gym.states import FixedStates, Rows, States, index_of
 from canvit_gym.tasks.goals import Goals, choose_goals, require_available, scene_uniforms
 from canvit_gym.tasks.metric import Metric
@@ -31,6 +32,11 @@ from canvit_gym.viewpoints import FULL_SCENE, to_viewpoint
 
 def stays_in_place(device: torch.device) -> bool:
     """Whether compiled steps take all rows and use tensors that never move, as CUDA graphs require."""
+    return device.type == "cuda"
+
+
+def loads_ahead(device: torch.device) -> bool:
+    """Whether a thread loads the next scenes. On a CPU it would only take cores from the steps."""
     return device.type == "cuda"
 
 
@@ -73,16 +79,30 @@ class _RowsOf(Mapping[str, Tensor]):
         return len(self._whole)
 
 
-def to_host(tensors: dict[str, Tensor]) -> dict[str, NDArray[Any]]:
-    """Tensors as arrays; copies from a GPU synchronize once for all of them."""
+def normalize(images: Tensor, *, mean: Tensor, std: Tensor, out: Tensor | None) -> Tensor:
+    """uint8 [n, 3, H, W] -> (images / 255 - mean) / std in float32, in two passes over the large result.
+
+    canvit-pytorch's imagenet_normalize up to rounding, for a GPU.
+    """
+    return torch.mul(images, 1 / (255 * std), out=out).sub_(mean / std)
+
+
+def begin_to_host(tensors: dict[str, Tensor]) -> Callable[[], dict[str, NDArray[Any]]]:
+    """Begin to copy tensors to the host. The returned function waits for them, once for all, and returns the arrays."""
     device = next(iter(tensors.values())).device
     if device.type != "cuda":
-        return {key: value.cpu().numpy() for key, value in tensors.items()}
+        return lambda: {key: value.cpu().numpy() for key, value in tensors.items()}
     host = {key: torch.empty_like(value, device="cpu", pin_memory=True) for key, value in tensors.items()}
     for key, value in tensors.items():
         host[key].copy_(value, non_blocking=True)
-    torch.cuda.current_stream(device).synchronize()
-    return {key: value.numpy() for key, value in host.items()}
+    arrived = torch.cuda.Event()
+    arrived.record(torch.cuda.current_stream(device))
+
+    def wait() -> dict[str, NDArray[Any]]:
+        arrived.synchronize()
+        return {key: value.numpy() for key, value in host.items()}
+
+    return wait
 
 
 @dataclass(frozen=True)
@@ -122,6 +142,7 @@ class EpisodeBatch:
         self.task = task
         self.layout = layout
         self.scenes = scenes
+        self._loader = SceneLoader(scenes, backbone.device, ahead=loads_ahead(backbone.device))
         self.budget = budget
         self.measured = tuple(potentials)
         self._counted = counted
@@ -192,9 +213,10 @@ class EpisodeBatch:
             ValueError: a scene does not hold the given goal.
         """
         self._settle()
-        batch = load_scenes(self.scenes, scene)
+        loaded = self._loader.load(scene)
+        batch = loaded.batch
         if self.goal is not None:
-            self.goal[rows] = self._goals(batch, scene, goal, uniform)
+            self.goal[rows] = self._goals(loaded.host, scene, goal, uniform)
         asked = None if self.goal is None else self.goal[rows]
         truth = self.task.truth(batch, goal=asked, potentials=self.measured, counted=self._counted)
         for name, value in truth.items():
@@ -215,6 +237,14 @@ class EpisodeBatch:
         elif len(rows) == self.num:
             self.logits = None  # of other scenes
 
+    def expect(self, scene: NDArray[np.int64]) -> None:
+        """Announce the scenes that `reset_rows` will be called with next, so that they can be loaded meanwhile."""
+        self._loader.expect(scene)
+
+    def close(self) -> None:
+        """End the thread that loads scenes, if any. Call nothing else afterwards."""
+        self._loader.close()
+
     def _goals(
         self,
         batch: SceneBatch,
@@ -232,12 +262,15 @@ class EpisodeBatch:
     def _put_images(self, rows: Rows, images: Tensor) -> None:
         """uint8 [len(rows), 3, H, W] -> ImageNet-normalized, in rows of `self.images`.
 
-        The operations and their order are those of canvit-pytorch's imagenet_normalize: its pixels to the bit.
+        On a CPU the operations and their order are those of canvit-pytorch's imagenet_normalize: its pixels to the bit.
         """
         device = self.backbone.device
         if device.type != "cpu":
-            images = images.to(device, non_blocking=True).float().div_(255).sub_(self._mean).div_(self._std)
-            self.images = self._assigned(self.images, rows, images)
+            images = images.to(device, non_blocking=True)
+            in_place = self.images if len(rows) == self.num else None
+            normalized = normalize(images, mean=self._mean, std=self._std, out=in_place)
+            if in_place is None:
+                self.images = self._assigned(self.images, rows, normalized)
             return
         if self.images is None:
             self.images = torch.empty(self.num, *images.shape[1:])

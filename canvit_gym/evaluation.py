@@ -330,10 +330,14 @@ def _roll_out(
 
     flops = np.zeros(num_glimpses)
     parts: list[tuple[tuple[NDArray[Any], ...], dict[str, NDArray[Any]]]] = []
+    done = 0
     bar = tqdm(total=len(order), desc=progress, unit="scene", disable=None if progress else True)
     with bar, _batches(scenes, order, batch_size) as batches, seeded(seed, backbone.device):
         for chosen in batches:
             episodes = begun(chosen)
+            done += len(chosen)
+            if done + len(chosen) <= len(order):  # a smaller batch has episodes of its own
+                episodes.expect(order[done : done + len(chosen)])
             if not (labelled := _labelled(episodes)).all():
                 left_out = chosen[~labelled].tolist()
                 warnings.warn(f"scenes {left_out} have no label and are left out", RuntimeWarning, stacklevel=3)
@@ -355,6 +359,8 @@ def _roll_out(
             loss = episodes.curves["loss"][:, 1:].copy()
             parts.append(((chosen, episodes.viewpoints.copy(), loss, *goals), counter.counts()))
             bar.update(len(chosen))
+    for episodes in batches_of.values():
+        episodes.close()
     if not parts:
         raise ValueError(
             f"none of the {len(order)} scenes of {scenes.name} could be read and has a label; see the warnings"

@@ -1,5 +1,6 @@
 """GlimpseVectorEnv: steps N scenes through one batched CanViT forward. All other environments wrap it."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from inspect import cleandoc
 from typing import Any, cast
@@ -23,7 +24,7 @@ from canvit_gym.assembly import (
 )
 from canvit_gym.checks import integer, optional
 from canvit_gym.config import EnvConfig, config_from_kwargs
-from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows, to_host
+from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows, begin_to_host
 from canvit_gym.pages import arguments
 from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
 from canvit_gym.rewards import REWARDS, step_reward
@@ -339,8 +340,9 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             truncated = (self._steps >= self.max_episode_steps) & ~terminated
         ended = terminated | truncated
         replaces = self.autoreset_mode == AutoresetMode.SAME_STEP and bool(ended.any())
-        # Before anything reads the losses, so that a GPU copies observations and potentials to the host together.
-        observation = None if replaces else self._observation()
+        # What needs no reading comes first: a GPU is still at work, and copies observations and potentials together.
+        arriving = None if replaces else self._begin_observation()
+        known = None if replaces else self._known_infos()
         rewards = step_reward(
             self.config.reward,
             before,
@@ -354,19 +356,20 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         rewards[fresh] = 0
 
         self._ended = ended.copy()
-        if replaces:
+        if arriving is None or known is None:
             info = self._replace_ended(ended)
             observation = self._observation()
         else:
-            info = self._infos(np.ones(self.num_envs, dtype=np.bool_), ended=ended)
+            info = self._with_potentials(known, np.ones(self.num_envs, dtype=np.bool_), ended=ended)
+            observation = arriving()
         self._show()
-        assert observation is not None
         return observation, rewards, terminated, truncated, info
 
     def replace_episodes(self, episodes: EpisodeBatch) -> None:
         """Use another batch of `num_envs` episodes, none of which has begun. Call reset() next."""
         self._require_open()
         assert episodes.num == self.num_envs, (episodes.num, self.num_envs)
+        self.episodes.close()
         self.episodes = episodes
         self._started = False
 
@@ -401,6 +404,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     def close_extras(self, **kwargs: Any) -> None:
         if self._window is not None:
             self._window.close()
+        self.episodes.close()
         if isinstance(self.scenes, StreamedSource):
             self.scenes.close()
         del self.episodes
@@ -482,6 +486,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             self.scenes.prefetch(np.concatenate([scene, self._sampler.drawn(ahead)]))
         uniform = None if self.task.goals is None or goal is not None else self.np_random.random(len(rows))
         self.episodes.reset_rows(rows, scene, read=self.config.first_glimpse is None, goal=goal, uniform=uniform)
+        self.episodes.expect(self._sampler.drawn(self.num_envs))
 
     def _first_viewpoints(self, count: int) -> NDArray[np.float32] | None:
         first = self.config.first_glimpse
@@ -493,27 +498,40 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return first_viewpoints(first, count)
 
     def _observation(self, rows: Rows | None = None) -> Observation:
+        return self._begin_observation(rows)()
+
+    def _begin_observation(self, rows: Rows | None = None) -> Callable[[], Observation]:
+        """Begin to compute and copy the observation; the returned function waits for it."""
         observation = self.episodes.observe(rows)
         if self.on_device:
-            return cast(Observation, observation)
-        return to_host(observation)
+            return lambda: cast(Observation, observation)
+        return begin_to_host(observation)
 
     def _infos(self, mask: NDArray[np.bool_], *, ended: NDArray[np.bool_] | None) -> Info:
         """Gymnasium's vector infos: arrays over environments, each with a mask `_key` of the environments that have
         it."""
+        return self._with_potentials(self._known_infos(), mask, ended=ended)
+
+    def _known_infos(self) -> Info:
+        """The values of infos that need no reading."""
         episodes = self.episodes
         last = np.maximum(episodes.glimpses - 1, 0)
         values: Info = {
             "scene": episodes.scene.copy(),
             "viewpoint": episodes.viewpoints[episodes.all_rows, last],
             "glimpses": episodes.glimpses.copy(),
-            **{name: episodes.potentials[name].copy() for name in self.tracked},
         }
         if episodes.goal is not None:
             values["goal"] = episodes.goal.copy()
         if isinstance(self.actions, DiscreteActions):
             # int8, as Gymnasium's action_space.sample(mask) requires.
             values["action_mask"] = self.actions.mask(episodes.targets, episodes.glimpses).astype(np.int8)
+        return values
+
+    def _with_potentials(self, values: Info, mask: NDArray[np.bool_], *, ended: NDArray[np.bool_] | None) -> Info:
+        """Infos with the current readings and, of ended episodes, with all of them."""
+        episodes = self.episodes
+        values = values | {name: episodes.potentials[name].copy() for name in self.tracked}
         masks = dict.fromkeys(values, mask)
         if ended is not None and ended.any():
             for name in self.tracked:

@@ -23,7 +23,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class CachedFileScenes(ScenesOnDisk):
     Unreadable scenes stop the build, unless they are to be left out. In that case there is a warning for each when the
     cache is opened.
     """
+
+    loads_in_threads: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -82,15 +84,10 @@ class CachedFileScenes(ScenesOnDisk):
                 raise left_out(f"scene {index}: {self.unreadable[index]}")
         self._scenes.check(indices)
 
-        def picked(name: str) -> torch.Tensor:
-            field = self._scenes[name]
-            out = torch.empty(len(indices), *field.shape[1:], dtype=torch.uint8, pin_memory=self._pin)
-            out.numpy()[:] = field[indices]  # np.take would first copy the whole file if records have two fields
-            return out
-
-        truth = self.files.truth
-        labels = torch.from_numpy(truth[indices]) if isinstance(truth, np.ndarray) else picked("labels")
-        return SceneBatch(images=picked("image"), labels=labels)
+        images = self._scenes.copies("image", indices, pin=self._pin)
+        if isinstance(self.files.truth, np.ndarray):
+            return SceneBatch(images=images, labels=torch.from_numpy(self.files.truth[indices]))
+        return SceneBatch(images=images, labels=self._scenes.copies("labels", indices, pin=self._pin))
 
     def prefetch(self, indices: NDArray[np.int64]) -> None:
         """Ask the operating system to read these records from disk, where it supports this."""

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast, get_args
+from typing import ClassVar, cast, get_args
 
 import numpy as np
 import torch
@@ -145,6 +145,7 @@ class FashionScenes:
     split: Split
     num_scenes: int
     scene_size_px: int = field(default=SCENE_SIZE_PX, init=False)
+    loads_in_threads: ClassVar[bool] = True
     _records: Records = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -183,11 +184,13 @@ class FashionScenes:
 
     def load(self, indices: NDArray[np.int64]) -> SceneBatch:
         """The scenes at `indices`; see SceneSource."""
-        records = self._records  # the field first, then its rows: only one copy
+        records = self._records
         records.check(indices)
-        has_maps = FLAVOURS[self.flavour].labels == "maps"
-        labels = records["labels"][indices] if has_maps else records["class"][indices].astype(np.int64)
-        return SceneBatch(images=torch.from_numpy(records["image"][indices]), labels=torch.from_numpy(labels))
+        if FLAVOURS[self.flavour].labels == "maps":
+            labels = records.copies("labels", indices)
+        else:
+            labels = torch.from_numpy(records["class"][indices].astype(np.int64))
+        return SceneBatch(images=records.copies("image", indices), labels=labels)
 
     def items(self, index: int) -> tuple[Item, ...]:
         """The garments of scene `index`; see LocatedSource."""

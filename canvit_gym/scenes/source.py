@@ -102,3 +102,8 @@ def load_scenes(scenes: SceneSource, indices: NDArray[np.int64]) -> SceneBatch:
     if len(batch.labels) != num:
         raise ValueError(f"{scenes.name} returned {len(batch.labels)} labels for {num} scenes")
     return batch
+
+
+def loads_in_threads(scenes: SceneSource) -> bool:
+    """Whether another thread may call `load`. A source says so by an attribute of this name."""
+    return getattr(scenes, "loads_in_threads", False)
