@@ -1,5 +1,6 @@
 """compile=True: the same numbers to rounding, one compilation for any batch, and eager steps where there is none."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -218,6 +219,22 @@ def test_graphs_are_few_and_what_they_return_stays() -> None:
         kept.append((num, result))
     for num, result in kept:
         assert result.tolist() == [num + 1] * num
+
+
+@pytest.mark.gpu
+def test_graphs_are_recorded_after_all_earlier_ones_were_freed() -> None:
+    """PyTorch 2.11 fails if the pool of freed graphs is used again, and leaves its random generator unusable."""
+
+    def recorded() -> GraphedFunction:
+        function = GraphedFunction(CompiledFunction(lambda x: (x * 2,), name="it", any_number=True), up_to=9)
+        for _ in range(3):
+            function(torch.ones(4, device="cuda"))
+        return function
+
+    for _ in range(3):
+        assert recorded().how == "cuda graph"
+        gc.collect()
+    assert torch.rand(3, device="cuda").isfinite().all()
 
 
 MEMORY = """

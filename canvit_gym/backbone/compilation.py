@@ -119,9 +119,14 @@ class CompiledFunction:
 
 
 @cache
-def _graph_pool(device: torch.device) -> Any:
-    with torch.cuda.device(device):
-        return torch.cuda.graph_pool_handle()
+def _keeper_of_the_pool(device: torch.device) -> torch.cuda.CUDAGraph:
+    """A small graph whose pool all others share. PyTorch frees a pool with its last graph, and fails if the pool is
+    used once more: this graph is never freed.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        torch.zeros(1, device=device)
+    return graph
 
 
 class RecordedGraph:
@@ -144,7 +149,7 @@ class RecordedGraph:
         torch.cuda.current_stream(device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may keep using the GPU meanwhile, such as one that pins scenes.
-        with torch.cuda.graph(self._graph, pool=_graph_pool(device), capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, pool=_keeper_of_the_pool(device).pool(), capture_error_mode="thread_local"):
             self.outputs = function(*inputs)
 
     def replay(self) -> tuple[Tensor, ...]:
