@@ -159,6 +159,13 @@ def vector_env(job: Job) -> Run:
     return _steps(job, gym.make_vec(job.env_id, num_envs=job.num_envs, **job.env_kwargs()))
 
 
+def vector_env_on_device(job: Job) -> Run:
+    """Observations stay on the device, as for learners in the same process (canvit_gym.sb3)."""
+    envs: Any = gym.make_vec(job.env_id, num_envs=job.num_envs, **job.env_kwargs())
+    envs.unwrapped.on_device = True
+    return _steps(job, envs)
+
+
 def vector_env_early_stops(job: Job) -> Run:
     """A tenth of the environments stop at every step."""
     envs = gym.make_vec(job.env_id, num_envs=job.num_envs, allow_stop=True, **job.env_kwargs())
@@ -225,6 +232,7 @@ CONTESTANTS: dict[str, Callable[[Job], Run]] = {
     "run_episode": bare_loop,
     "Backbone.step loop": backbone_loop,
     "vector env": vector_env,
+    "vector env, observations on the device": vector_env_on_device,
     "vector env, early stops": vector_env_early_stops,
     "SB3 adapter": sb3_adapter,
     "PPO end to end": ppo,
