@@ -125,14 +125,23 @@ def _require_alike(env_id: str, name: str, runs: list[Run]) -> None:
     seeds = [run.seed for run in runs]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"{name} on {env_id} has seeds {seeds}: every seed may be there once")
-    for key in ("algo", "env_kwargs", "hyperparameters", "total_timesteps"):
-        first = runs[0].config[key]
-        for run in runs[1:]:
-            if run.config[key] != first:
+    settings = [_settings(run.config) for run in runs]
+    for key, first in settings[0].items():
+        for run, own in zip(runs, settings, strict=True):
+            if own[key] != first:
                 raise ValueError(
-                    f"{runs[0].directory} and {run.directory} differ in {key}: {first!r} and {run.config[key]!r}. Runs "
+                    f"{runs[0].directory} and {run.directory} differ in {key}: {first!r} and {own[key]!r}. Runs "
                     "that are averaged must be alike but for their seeds; move one of them to another directory"
                 )
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What runs that are averaged have in common. How often they were validated is part of it: each run counts with
+    the best policy that was validated. A hyperparameter that is newer than a run had the value that is now its default.
+    """
+    hyperparameters = find_algorithm(config["algo"]).hyperparameters(**config["hyperparameters"]).to_json()
+    shared = ("algo", "env_kwargs", "total_timesteps", "eval_every", "eval_scenes")
+    return {key: config[key] for key in shared} | {"hyperparameters": hyperparameters}
 
 
 def learning(env: EnvConfig, run: Run, start: float) -> dict[str, Any]:

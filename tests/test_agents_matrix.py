@@ -101,6 +101,12 @@ def test_runs_that_differ_are_not_averaged(trained: Path, tmp_path: Path) -> Non
     longer = replace(other, config=other.config | {"total_timesteps": 96})
     with pytest.raises(ValueError, match="differ in total_timesteps: 64 and 96"):
         report._require_alike(CLASSIFICATION, "ppo", [one, longer])
+    with pytest.raises(ValueError, match="differ in eval_every"):
+        report._require_alike(CLASSIFICATION, "ppo", [one, replace(other, config=other.config | {"eval_every": 7})])
+    earlier = {key: value for key, value in other.config["hyperparameters"].items() if key != "compile_policy"}
+    report._require_alike(
+        CLASSIFICATION, "ppo", [one, replace(other, config={**other.config, "hyperparameters": earlier})]
+    )
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         report.main(ReportConfig(tmp_path))
 
