@@ -202,6 +202,15 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
         # Scenes first: raise on a bad root before downloading a checkpoint.
         self.scenes = build_scenes(self.config, batched=num_envs > 1)
+        try:
+            self._assemble()
+        except BaseException:
+            self.close()
+            raise
+
+    def _assemble(self) -> None:
+        """Make everything that reads the scenes."""
+        num_envs = self.num_envs
         self.backbone = build_backbone(self.config)
         require_scene_size(self.config, self.backbone, self.scenes)
         self.task = build_task(self.config, self.backbone, self.scenes.classes)
@@ -211,7 +220,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         asked = {*self.task.in_every_info, self._potential, *(["score"] if self.config.track_score else [])}
         self.tracked = tuple(name for name in self.task.potentials if name in asked)
         """Potentials that every info contains: those that were requested, and those that cost nothing."""
-        drawn = {"score"} if render_mode is not None else set()  # for the curve
+        drawn = {"score"} if self.render_mode is not None else set()  # for the curve
         self.episodes = EpisodeBatch(
             num=num_envs,
             backbone=self.backbone,
@@ -234,7 +243,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         self._steps = np.zeros(num_envs, dtype=np.int64)
         """Steps that the agent has taken in the current episodes."""
         self._window = None
-        if render_mode == "human":
+        if self.render_mode == "human":
             self._window = Window(self.scenes.name, fps=self.metadata["render_fps"])
 
     @property
@@ -402,12 +411,13 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return self.episodes.observe()
 
     def close_extras(self, **kwargs: Any) -> None:
-        if self._window is not None:
-            self._window.close()
-        self.episodes.close()
-        if isinstance(self.scenes, StreamedSource):
-            self.scenes.close()
-        del self.episodes
+        parts = vars(self)  # some of which are missing if the constructor raised
+        if (window := parts.get("_window")) is not None:
+            window.close()
+        if (episodes := parts.pop("episodes", None)) is not None:
+            episodes.close()
+        if isinstance(scenes := parts.get("scenes"), StreamedSource):
+            scenes.close()
 
     def _require_open(self) -> None:
         if self.closed:

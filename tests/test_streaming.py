@@ -136,6 +136,25 @@ class TestWorkers:
         envs.close()
         assert not any(alive(process_id) for process_id in ids)
 
+    def test_a_constructor_that_raises_leaves_no_process(self) -> None:
+        """Even while the exception, which refers to the environment, is kept. Closing again is silent."""
+        ids: list[int] = []
+
+        class StartsWorkers(GlimpseVectorEnv):
+            def _assemble(self) -> None:
+                assert isinstance(self.scenes, FileScenes)
+                self.scenes.prefetch(np.arange(2))
+                assert self.scenes._pool is not None
+                ids.extend(self.scenes._pool.process_ids)
+                super()._assemble()
+
+        kwargs = {**small(SEGMENTATION), "dataset": "segmentation-folder", "probe": "no-such-probe", "workers": 1}
+        with pytest.raises(FileNotFoundError, match="no-such-probe") as kept:
+            StartsWorkers(2, **kwargs)
+        assert kept.tb is not None
+        assert ids and not any(alive(process_id) for process_id in ids)
+        GlimpseVectorEnv.__new__(GlimpseVectorEnv).close()  # as Gymnasium 1.2.2 does when an object is forgotten
+
     def test_forgetting_a_source_ends_its_workers(self, files: SceneFiles) -> None:
         source = FileScenes(files, CroppedImage(SIZE_PX), workers=1)
         source.prefetch(np.arange(4))
