@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 
@@ -31,6 +32,21 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_files(directory: Path) -> Iterator[Path]:
+    """A temporary directory. When the block ends, its files replace those of the same names in `directory`.
+
+    A replaced file lives on for those who have it mapped into memory: one that is overwritten in place changes tensors
+    that were loaded from it before (safetensors 0.7).
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=directory, prefix=".partial-") as partial:
+        yield Path(partial)
+        for path in sorted(Path(partial).iterdir()):
+            os.replace(path, directory / path.name)
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = False) -> None:

@@ -42,6 +42,7 @@ from canvit_gym.checks import integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.dtypes import float32_by_default
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, stays_in_place
+from canvit_gym.equality import EqualByValue
 from canvit_gym.perturbations import Perturbation, PerturbedEpisodes
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.seen import Seen, window
@@ -64,8 +65,8 @@ _OF_VERSION_0_1 = ("intersection", "union")
 """Arrays that version 0.1 also saved for accuracies, where they are redundant."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, eq=False)
+class Evaluation(EqualByValue):
     """The evaluation of one policy on one split: N scenes, T glimpses."""
 
     scene: NDArray[np.int64]  # [N]

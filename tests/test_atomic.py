@@ -7,8 +7,10 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from canvit_gym.atomic import replacing, write_bytes, write_json, write_text
+from canvit_gym.atomic import replacing, replacing_files, write_bytes, write_json, write_text
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("canvit_gym", "agents", "experiments") for path in (ROOT / package).rglob("*.py"))
@@ -29,6 +31,25 @@ def test_an_interruption_leaves_the_old_file(tmp_path: Path) -> None:
         partial.write_text("half", encoding="utf-8")
         raise KeyboardInterrupt
     assert path.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_files_of_a_directory_are_replaced_together(tmp_path: Path) -> None:
+    """What was opened before, or mapped as safetensors 0.7 does, keeps its content."""
+    directory = tmp_path / "new"
+    with replacing_files(directory) as partial:
+        save_file({"weight": torch.tensor(1.0)}, partial / "weights")
+    (directory / "other").touch()
+    before = load_file(directory / "weights")["weight"]
+    with replacing_files(directory) as partial:
+        (partial / "config.json").touch()
+        save_file({"weight": torch.tensor(2.0)}, partial / "weights")
+        assert load_file(directory / "weights")["weight"] == 1
+    assert before == 1 and load_file(directory / "weights")["weight"] == 2
+    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "other", "weights"]
+    with pytest.raises(KeyboardInterrupt), replacing_files(directory) as partial:
+        (partial / "other").write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+    assert (directory / "other").read_text(encoding="utf-8") == "" and len(list(directory.iterdir())) == 3
 
 
 def test_writers_at_once_leave_the_text_of_one(tmp_path: Path) -> None:

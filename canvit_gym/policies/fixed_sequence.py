@@ -26,6 +26,7 @@ from canvit_gym.backbone.load import Backbone
 from canvit_gym.checks import integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.equality import EqualByValue
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.oracle import oracle_candidates
 from canvit_gym.policies.protocol import PolicyInfo
@@ -57,8 +58,8 @@ class SearchedOn:
     scene_size_px: int
 
 
-@dataclass(frozen=True)
-class FixedSequence:
+@dataclass(frozen=True, eq=False)
+class FixedSequence(EqualByValue):
     """T viewpoints with what they were searched on; JSON on disk."""
 
     viewpoints: NDArray[np.float32]  # [T, 3] (row, col, scale)

@@ -10,6 +10,7 @@ from canvit_pytorch import RecurrentState, SegmentationProbe
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from canvit_gym.atomic import replacing, replacing_files
 from canvit_gym.backbone.hub import WEIGHTS
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.tasks.classification import RECURRENT_CLS
@@ -71,7 +72,8 @@ class SegmentationHead:
         assert adjusted.conv.bias is not None
         with torch.no_grad():
             adjusted.conv.bias[0] -= self._bonus
-        adjusted.save_pretrained(directory)
+        with replacing_files(directory) as partial:
+            adjusted.save_pretrained(partial)
 
 
 class ClassificationHead:
@@ -105,9 +107,9 @@ class ClassificationHead:
         """Save it for unstandardized features: canvit-pytorch undoes the standardization before the probe."""
         weight = self.module.weight.double() / self._std.double()
         bias = self.module.bias.double() - weight @ self._mean.double()
-        directory.mkdir(parents=True, exist_ok=True)
         tensors = {"weight": weight.float().cpu().contiguous(), "bias": bias.float().cpu()}
-        save_file({key: value.detach() for key, value in tensors.items()}, directory / WEIGHTS)
+        with replacing(directory / WEIGHTS) as partial:
+            save_file({key: value.detach() for key, value in tensors.items()}, partial)
 
 
 class RecurrentClsHead:
@@ -136,6 +138,6 @@ class RecurrentClsHead:
         return F.cross_entropy(self.module(features), labels, weight=self._weights)
 
     def save(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         tensors = {RECURRENT_CLS + key: value.detach().cpu() for key, value in self.module.state_dict().items()}
-        save_file(tensors, directory / WEIGHTS)
+        with replacing(directory / WEIGHTS) as partial:
+            save_file(tensors, partial)

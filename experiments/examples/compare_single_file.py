@@ -31,7 +31,7 @@ from torch import nn
 from agents.settings import TrainConfig
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
-from canvit_gym.atomic import write_text
+from canvit_gym.atomic import replacing, write_text
 from canvit_gym.benchmark.comparison import share_of_lead, with_interval
 from canvit_gym.command_line import GOES_ON, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
@@ -109,8 +109,8 @@ def trained_single_file(module: ModuleType, config: CompareConfig, seed: int) ->
     path = config.runs_dir / f"single_file{seed}_{config.decisions}.safetensors"
     if not path.exists():
         network = module.train(args)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(network.state_dict(), path)
+        with replacing(path) as partial:
+            save_file(network.state_dict(), partial)
     network = untrained_single_file(module, args)
     network.load_state_dict(load_file(path))
     return network

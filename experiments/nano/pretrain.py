@@ -50,7 +50,7 @@ from canvit_pytorch.viewpoint import Viewpoint
 from torch import Tensor
 from tqdm import tqdm
 
-from canvit_gym.atomic import replacing, write_text
+from canvit_gym.atomic import replacing, replacing_files, write_text
 from canvit_gym.backbone.compilation import TrainedFunction
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.memory import keep_freed_memory
@@ -566,7 +566,8 @@ class Pretraining:
         for key, curve in results.items():
             for t in sorted({1, min(5, len(curve)), len(curve)}):
                 self.writer.add_scalar(f"validation/{key}_glimpse_{t}", curve[t - 1], self.progress.step)
-        self.model.save_pretrained(config.run_dir / "model")
+        with replacing_files(config.run_dir / "model") as partial:
+            self.model.save_pretrained(partial)
         write_text(config.run_dir / "model" / "training.json", json.dumps(self.record(results), indent=2) + "\n")
 
     def record(self, results: dict[str, Any]) -> dict[str, Any]:

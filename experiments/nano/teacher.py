@@ -159,7 +159,8 @@ def train(config: TeacherConfig) -> dict[str, float] | None:
             log.info("step %d: %s", step + 1, metrics)
             for name, value in metrics.items():
                 writer.add_scalar(f"teacher/validation_{name}", value, step + 1)
-    save_file({k: v.contiguous() for k, v in teacher.state_dict().items()}, config.run_dir / TEACHER_WEIGHTS)
+    with replacing(config.run_dir / TEACHER_WEIGHTS) as partial:
+        save_file({k: v.contiguous() for k, v in teacher.state_dict().items()}, partial)
     test = evaluate(teacher, split="test", num_scenes=config.test_scenes, flavours=flavours, device=device)
     metrics = {f"test_{k}": v for k, v in test.items()}
     record = dict(
