@@ -10,7 +10,7 @@ check() { # name, tests, packages
     local name=$1 tests=$2
     shift 2
     "$python" -m venv "$where/$name"
-    "$where/$name/bin/python" -m pip install -q -e . pytest "$@"
+    "$where/$name/bin/python" -m pip install -q -e '.[benchmark]' pytest "$@"
     "$where/$name/bin/python" -m pytest -q "$tests" ${ARGS:-}
 }
 

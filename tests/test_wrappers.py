@@ -12,6 +12,7 @@ import torch
 from conftest import ENV_IDS
 from gymnasium import wrappers
 from gymnasium.wrappers import vector as vector_wrappers
+from packaging.version import Version
 
 from canvit_gym.testing import check_vector_env
 from canvit_gym.vector_env import GlimpseVectorEnv
@@ -75,10 +76,11 @@ def test_rescale_action(make_one: MakeOne) -> None:
 
 
 def test_record_video(make_one: MakeOne, tmp_path: Path) -> None:
-    env = wrappers.RecordVideo(make_one(render_mode="rgb_array"), str(tmp_path), episode_trigger=lambda _: True)
+    folder = tmp_path / "videos"
+    env = wrappers.RecordVideo(make_one(render_mode="rgb_array"), str(folder), episode_trigger=lambda _: True)
     finish(env)
     env.close()
-    assert list(tmp_path.glob("*.mp4"))
+    assert list(folder.glob("*.mp4"))
 
 
 def run(envs: gym.vector.VectorEnv[Any, Any, Any], mode: str, steps: int) -> list[tuple[Any, ...]]:
@@ -95,7 +97,12 @@ def run(envs: gym.vector.VectorEnv[Any, Any, Any], mode: str, steps: int) -> lis
 
 @pytest.mark.parametrize("mode", MODES)
 def test_vector_record_episode_statistics(make_vec: MakeVec, mode: str) -> None:
-    """Returns and lengths of uneven episodes, in every autoreset mode, against sums by hand."""
+    """Returns and lengths of uneven episodes, in every autoreset mode, against sums by hand.
+
+    Before Gymnasium 1.4, the wrapper does not count the step after an episode's end in SAME_STEP mode either, although
+    it is the first of the next episode.
+    """
+    skips_first = mode == "next_step" or (mode == "same_step" and Version(gym.__version__) < Version("1.4"))
     kwargs: dict[str, Any] = {"autoreset_mode": mode, "action": "quadtree", "allow_stop": True, "quadtree_levels": 1}
     plain = run(make_vec(4, **kwargs), mode, 12)
     envs = vector_wrappers.RecordEpisodeStatistics(make_vec(4, **kwargs))
@@ -103,7 +110,7 @@ def test_vector_record_episode_statistics(make_vec: MakeVec, mode: str) -> None:
     totals, lengths, returned = np.zeros(4), np.zeros(4, dtype=int), 0
     previous = np.zeros(4, dtype=bool)
     for (_, reward, terminated, _, _), (_, _, _, _, info) in zip(plain[1:], wrapped[1:], strict=True):
-        acted = ~previous if mode == "next_step" else np.ones(4, dtype=bool)
+        acted = ~previous if skips_first else np.ones(4, dtype=bool)
         totals, lengths = totals + np.where(acted, reward, 0), lengths + acted
         for row in np.flatnonzero(terminated):
             returned += 1

@@ -13,6 +13,8 @@ from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 
 import canvit_gym
 from canvit_gym.config import config_from_kwargs
+from canvit_gym.evaluation import Evaluation
+from canvit_gym.policies.learned import load_policy
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "rllib_ppo.py"
 SMALL = '{"num_scenes": 64, "device": "cpu"}'
@@ -39,13 +41,14 @@ def test_runners_share_the_scenes_out(mode: str) -> None:
 
 
 def test_two_runners_train_a_policy_that_evaluates(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLE), "--num-envs", "2", "--batch", "64", "--iterations", "1"]
-    command += ["--num-env-runners", "2", "--env-kwargs", SMALL, "--output", str(tmp_path / "policy")]
-    subprocess.run(command, check=True, timeout=600)
+    policy, saved = tmp_path / "policy", tmp_path / "test.npz"
+    train = [str(EXAMPLE), "--num-envs", "2", "--batch", "64", "--iterations", "1", "--num-env-runners", "2"]
+    train += ["--env-kwargs", SMALL, "--output", str(policy)]
+    evaluate = ["-m", "canvit_gym.cli", "evaluate", "--env", "CanViT/FashionClassification-v0"]
+    evaluate += ["--policy", str(policy), "--num-scenes", "8", "--device", "cpu", "--output", str(saved)]
+    for arguments in (train, evaluate):
+        subprocess.run([sys.executable, *arguments], check=True, timeout=600)
 
-    from canvit_gym.evaluation import evaluate
-    from canvit_gym.policies.learned import load_policy
-
-    policy = load_policy(tmp_path / "policy")
-    assert policy.record.algorithm == "RLlib PPO"
-    assert evaluate(policy, config=policy.record.env).score().shape == (5,)
+    assert load_policy(policy).record.algorithm == "RLlib PPO"
+    found = Evaluation.load(saved)
+    assert found.loss.shape == (8, 5) and found.record["policy"]["paper_name"] == "RLlib PPO"
