@@ -133,6 +133,14 @@ def test_every_environment_with_a_table(changes: dict[str, Any]) -> None:
     assert any(not torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
+def test_viewpoints_that_are_allowed_once() -> None:
+    """Random viewpoints of the first round, too: an environment refuses one that was taken."""
+    gaze = ("canvas", "uncertainty", "viewpoint", "gaze", "time")
+    config = replace(CONFIG, revisit=False, budget=9, observations=gaze, reward="score_area")
+    history = warmed(make_policy(config, network="window", inhibition=0.0), config)
+    assert [record["states"] for record in history] == [64, 128]  # whole episodes of eight environments
+
+
 def test_returns_are_those_of_normalized_rewards() -> None:
     rewards = np.array([[1.0, 2.0], [3.0, 6.0]])
     raw = discounted_returns(rewards, gamma=0.5, normalize=None, center=True, clip=5.0)

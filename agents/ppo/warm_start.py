@@ -207,9 +207,7 @@ def collect(
             gain = _gains(reward, envs.episodes, table[tried]).T - cost
             if actions.allow_stop:  # a stop has no gain and no cost
                 tried, gain = np.append(tried, len(table)), np.pad(gain, ((0, 0), (0, 1)))
-            looks = (
-                rng.integers(len(table), size=envs.num_envs) if explores else _sampled(network, observation, len(table))
-            )
+            looks = _random(envs, len(table), rng) if explores else _sampled(network, observation, len(table))
             _, paid, ended, _, _ = envs.step(looks)
             for column, value in zip(of_episode, (np.tile(tried, (envs.num_envs, 1)), gain, paid), strict=True):
                 column.append(value)
@@ -241,6 +239,14 @@ def _gains(reward: str, episodes: EpisodeBatch, candidates: NDArray[np.float32])
 
 def device_of(network: torch.nn.Module) -> torch.device:
     return next(network.parameters()).device
+
+
+def _random(envs: GlimpseVectorEnv, num_viewpoints: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """[N] random viewpoints of the table, among those that are allowed."""
+    if envs.config.revisit:
+        return rng.integers(num_viewpoints, size=envs.num_envs)
+    allowed = envs.action_masks()[:, :num_viewpoints]
+    return np.where(allowed, rng.random(allowed.shape), -1).argmax(axis=1)
 
 
 def _sampled(network: ViewpointNetwork, observation: dict[str, Tensor], num_viewpoints: int) -> NDArray[np.int64]:
