@@ -129,7 +129,9 @@ def _check(found: Found, files: SceneFiles, values: MaskValues | None, *, is_tra
             f"mask_values={_mapping({0: classes[0], IGNORE_LABEL: missing[0]}, named)}; otherwise {cure}"
         )
     if found.num_masks == len(files) or set(found.values) <= {0, IGNORE_LABEL}:
-        raise InvalidMaskError(f"no pixel of the class {listed(map(repr, missing))} was found: {in_words}. {cure}")
+        raise InvalidMaskError(
+            f"no pixel of the class {listed(map(repr, missing))} was found: {in_words}. {cure[0].upper()}{cure[1:]}"
+        )
     warnings.warn(
         f"the class {listed(map(repr, missing))} was found in none of the checked masks ({looked}). If it is in no "
         f"mask at all, {cure}",
