@@ -6,7 +6,8 @@
 
 On a cluster, start Ray (`ray start --head`, `ray start --address=...`) and pass --address auto; nothing else differs. A
 runner steps all of its scenes in one batched forward pass, through the id's vector entry point, and each runner has its
-own scenes (`canvit_gym.share_scenes`). --seeds trains several seeds with Ray Tune.
+own scenes (`canvit_gym.share_scenes`). --seeds trains several seeds with Ray Tune, and saves a policy of each below
+--output.
 """
 
 import argparse
@@ -18,10 +19,12 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from ray import tune
 from ray.rllib.algorithms.ppo import PPOConfig
+from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_LEARNER_GROUP, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import ValueFunctionAPI
-from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+from ray.rllib.core.rl_module.rl_module import RLModule, RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
 import canvit_gym
@@ -83,7 +86,9 @@ def ppo(args: argparse.Namespace, config: EnvConfig) -> PPOConfig:
     )
 
 
-def save(module: GlimpseModule, args: argparse.Namespace, config: EnvConfig, *, decisions: int) -> None:
+def save(
+    module: GlimpseModule, directory: Path, args: argparse.Namespace, config: EnvConfig, *, decisions: int, seed: int
+) -> None:
     """Save the policy in canvit_gym's format: `canvit-gym evaluate --policy` loads it without Ray."""
     record = PolicyRecord(
         env_id=args.env,
@@ -92,10 +97,28 @@ def save(module: GlimpseModule, args: argparse.Namespace, config: EnvConfig, *, 
         network=NETWORK,
         hyperparameters={"iterations": args.iterations, "train_batch_size": args.batch},
         provenance={"ray": ray.__version__},
-        training={"num_timesteps": decisions, "seed": args.seed},
+        training={"num_timesteps": decisions, "seed": seed},
         algorithm="RLlib PPO",
     )
-    save_policy(args.output, module.network, record)
+    save_policy(directory, module.network, record)
+    print(f"saved to {directory}")
+
+
+def train_seeds(args: argparse.Namespace, config: EnvConfig) -> None:
+    search = ppo(args, config)
+    search.seed = tune.grid_search(list(range(args.seeds)))
+    run = tune.RunConfig(
+        stop={"training_iteration": args.iterations}, checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=True)
+    )
+    for result in tune.Tuner("PPO", param_space=search, run_config=run).fit():
+        if result.error is not None:
+            raise result.error
+        path = Path(result.checkpoint.path, COMPONENT_LEARNER_GROUP, COMPONENT_LEARNER, COMPONENT_RL_MODULE)
+        module = RLModule.from_checkpoint(path / DEFAULT_MODULE_ID)
+        found, seed = result.metrics["env_runners"], result.config["seed"]
+        decisions = int(found["num_env_steps_sampled_lifetime"])
+        print(f"seed {seed}: {decisions:,} decisions, mean return {found.get('episode_return_mean', np.nan):+.4f}")
+        save(module, args.output / f"seed{seed}", args, config, decisions=decisions, seed=seed)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -110,7 +133,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1024, help="decisions per iteration")
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=1, help="more than one: trained side by side by Ray Tune")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="more than one: side by side with Ray Tune. Each takes a core per runner, and one more",
+    )
     parser.add_argument("--address", default=None, help="of a Ray cluster; by default Ray runs on this machine alone")
     parser.add_argument("--output", type=Path, default=Path("runs/rllib"))
     args = parser.parse_args(arguments)
@@ -124,15 +152,7 @@ def main() -> None:
     config = config_from_kwargs({**canvit_gym.ENVIRONMENTS[args.env], **args.env_kwargs})
     ray.init(address=args.address, include_dashboard=False)
     if args.seeds > 1:
-        from ray import tune
-
-        search = ppo(args, config)
-        search.seed = tune.grid_search(list(range(args.seeds)))
-        tuner = tune.Tuner(
-            "PPO", param_space=search, run_config=tune.RunConfig(stop={"training_iteration": args.iterations})
-        )
-        for result in tuner.fit():
-            print(result.path, result.metrics["env_runners"]["episode_return_mean"] if result.metrics else None)
+        train_seeds(args, config)
         return
     algorithm = ppo(args, config).build_algo()
     began, decisions = time.perf_counter(), 0
@@ -144,9 +164,8 @@ def main() -> None:
         print(
             f"{iteration + 1:3} {decisions:7,} decisions, mean return {mean:+.4f}, {rate:,.0f} decisions/s", flush=True
         )
-    save(algorithm.get_module(), args, config, decisions=decisions)
+    save(algorithm.get_module(), args.output, args, config, decisions=decisions, seed=args.seed)
     algorithm.stop()
-    print(f"saved to {args.output}")
 
 
 if __name__ == "__main__":

@@ -40,10 +40,13 @@ def test_runners_share_the_scenes_out(mode: str) -> None:
     assert sorted(seen) == list(range(16))
 
 
-def test_two_runners_train_a_policy_that_evaluates(tmp_path: Path) -> None:
-    policy, saved = tmp_path / "policy", tmp_path / "test.npz"
-    train = [str(EXAMPLE), "--num-envs", "2", "--batch", "64", "--iterations", "1", "--num-env-runners", "2"]
-    train += ["--env-kwargs", SMALL, "--output", str(policy)]
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_it_trains_policies_that_evaluate(tmp_path: Path, seeds: int) -> None:
+    """One seed with two runners, and two seeds with Ray Tune, one after another if there are only two cores."""
+    runs, saved = tmp_path / "runs", tmp_path / "test.npz"
+    train = [str(EXAMPLE), "--num-envs", "2", "--batch", "64", "--iterations", "1", "--env-kwargs", SMALL]
+    train += ["--num-env-runners", str(3 - seeds), "--seeds", str(seeds), "--output", str(runs)]
+    policy = runs if seeds == 1 else runs / "seed1"
     evaluate = ["-m", "canvit_gym.cli", "evaluate", "--env", "CanViT/FashionClassification-v0"]
     evaluate += ["--policy", str(policy), "--num-scenes", "8", "--device", "cpu", "--output", str(saved)]
     for arguments in (train, evaluate):
