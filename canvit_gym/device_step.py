@@ -130,6 +130,18 @@ def _repeated(row: Tensor, num: int) -> Tensor:
     return row.expand(num, *row.shape[1:]).contiguous()
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a batch of episodes keeps on the device, in tensors that never move: results of its last step, by row."""
+
+    state: RecurrentState
+    logits: Tensor
+    kept: dict[str, Tensor]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.state.canvas, self.state.recurrent_cls, self.logits, *self.kept.values())
+
+
 class CompiledStep:
     """A DeviceStep and the sampling before it, through torch.compile as one function.
 
@@ -142,55 +154,49 @@ class CompiledStep:
         self._within = tuple(name for name in step.potentials if task.potentials[name].compiles)
         self._accumulating = tuple(name for name, key in step.keys.items() if key.accumulates)
 
-    def inputs(
-        self, images: Tensor, viewpoints: Tensor, state: RecurrentState, truth: Truth, before: Mapping[str, Tensor]
-    ) -> tuple[Tensor, ...]:
-        """The inputs of the compiled function; viewpoints: [n, 3]."""
-        kept = [before[name] for name in self._accumulating]
-        return (images, viewpoints, state.canvas, state.recurrent_cls, *truth.values(), *kept)
-
-    def function(self, truth_names: tuple[str, ...]) -> CompiledFunction:
-        """The compiled function, shared by all batches of episodes that compute the same."""
-        step = self.step
-        key = (step.task.key, step.layout, self._within, truth_names)
-        if key not in self._backbone.compiled:
-            self._backbone.compiled[key] = CompiledFunction(
-                self._plain_function(truth_names), name=f"a step of {self._backbone.name}", any_number=True
-            )
-        return self._backbone.compiled[key]
-
-    def _plain_function(self, truth_names: tuple[str, ...]) -> "_PlainStep":
-        return _PlainStep(self.step, self._within, truth_names, self._accumulating)
-
-    def result(self, outputs: tuple[Tensor, ...], truth: Truth) -> StepResult:
-        """The outputs of the compiled function as a StepResult."""
-        canvas, recurrent_cls, logits, *rest = outputs
-        measured = dict(zip(self._within, rest, strict=False))
-        kept = dict(zip(self.step.keys, rest[len(measured) :], strict=True))
-        after = [name for name in self.step.potentials if name not in measured]
-        if (others := self.step.measure(logits, truth, after)) is not None:
-            measured |= dict(zip(after, others, strict=True))
-        return StepResult(
-            state=RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls),
-            logits=logits,
-            measured=torch.stack([measured[name] for name in self.step.potentials]) if measured else None,
-            kept=kept,
-        )
-
-    def count(self, how: How) -> None:
-        """Record in the backbone how a step ran."""
-        with self._backbone.autocast():
-            self._backbone.ran[Ran(how, precision_on(self._backbone.device))] += 1
-
     def __call__(
         self, images: Tensor, where: Viewpoint, state: RecurrentState, truth: Truth, before: Mapping[str, Tensor]
     ) -> StepResult:
         """Scenes [n, 3, H, W] at viewpoints `where` -> the result."""
         viewpoints = torch.cat([where.centers, where.scales.unsqueeze(1)], dim=1)
+        kept = [before[name] for name in self._accumulating]
         function = self.function(tuple(truth))
-        outputs = function(*self.inputs(images, viewpoints, state, truth, before))
+        outputs = function(images, viewpoints, state.canvas, state.recurrent_cls, *truth.values(), *kept)
         self.count(function.how)
-        return self.result(outputs, truth)
+        canvas, recurrent_cls, logits, *rest = outputs
+        return StepResult(
+            state=RecurrentState(canvas=canvas, recurrent_cls=recurrent_cls),
+            logits=logits,
+            measured=self.measured(rest[: len(self._within)], logits, truth),
+            kept=dict(zip(self.step.keys, rest[len(self._within) :], strict=True)),
+        )
+
+    def function(self, truth_names: tuple[str, ...], *, in_place: bool = False) -> CompiledFunction:
+        """The compiled function, shared by all batches of episodes that compute the same.
+
+        in_place: it writes its results over what the step before it left, and returns the potentials alone.
+        """
+        step = self.step
+        key = (step.task.key, step.layout, self._within, truth_names, in_place)
+        if key not in self._backbone.compiled:
+            plain = _PlainStep(step, self._within, truth_names, self._accumulating)
+            name = f"a step of {self._backbone.name}"
+            function = CompiledFunction(_InPlace(plain) if in_place else plain, name=name, any_number=True)
+            self._backbone.compiled[key] = function
+        return self._backbone.compiled[key]
+
+    def measured(self, within: Sequence[Tensor], logits: Tensor, truth: Truth) -> Tensor | None:
+        """[number of potentials, n], of which the compiled function has measured those `within` it."""
+        found = dict(zip(self._within, within, strict=True))
+        after = [name for name in self.step.potentials if name not in found]
+        if (others := self.step.measure(logits, truth, after)) is not None:
+            found |= dict(zip(after, others, strict=True))
+        return torch.stack([found[name] for name in self.step.potentials]) if found else None
+
+    def count(self, how: How) -> None:
+        """Record in the backbone how a step ran."""
+        with self._backbone.autocast():
+            self._backbone.ran[Ran(how, precision_on(self._backbone.device))] += 1
 
 
 class _PlainStep:
@@ -204,10 +210,14 @@ class _PlainStep:
         self._measures = [step.task.potentials[name].measure for name in potentials]
         self._truth_names = truth_names
         self._accumulating = accumulating
+        self.keys = tuple(step.keys)
 
     def __call__(
         self, images: Tensor, viewpoints: Tensor, canvas: Tensor, recurrent_cls: Tensor, *rest: Tensor
     ) -> tuple[Tensor, ...]:
+        """rest: the truth, then the values kept by keys that accumulate. Returns the state, the logits, potentials, and
+        the values of all keys.
+        """
         num = len(self._truth_names)  # cut to length: PyTorch 2.9 cannot compile a zip of different lengths
         truth = dict(zip(self._truth_names, rest[:num], strict=True))
         before = dict(zip(self._accumulating, rest[num:], strict=True))
@@ -219,12 +229,38 @@ class _PlainStep:
         logits, kept = self._step.follow(glimpse, where, state, before)
         return canvas, recurrent_cls, logits, *(measure(logits, truth) for measure in self._measures), *kept.values()
 
+    def split(self, rest: Sequence[Tensor]) -> tuple[Sequence[Tensor], dict[str, Tensor]]:
+        """(truth, values kept by all keys) of what `_InPlace` is given."""
+        num = len(self._truth_names)
+        return rest[:num], dict(zip(self.keys, rest[num:], strict=True))
+
+    def accumulated(self, kept: Mapping[str, Tensor]) -> list[Tensor]:
+        return [kept[name] for name in self._accumulating]
+
+
+class _InPlace:
+    """A _PlainStep that writes its results over those of the step before: compiled, without copies of large tensors."""
+
+    def __init__(self, plain: _PlainStep) -> None:
+        self._plain = plain
+
+    def __call__(
+        self, images: Tensor, viewpoints: Tensor, canvas: Tensor, recurrent_cls: Tensor, logits: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        """rest: the truth, then the values kept by all keys. Returns the potentials."""
+        truth, kept = self._plain.split(rest)
+        before = self._plain.accumulated(kept)
+        outputs = self._plain(images, viewpoints, canvas, recurrent_cls, *truth, *before)
+        first_kept = len(outputs) - len(kept)
+        for held, value in ((canvas, outputs[0]), (recurrent_cls, outputs[1]), (logits, outputs[2])):
+            held.copy_(value)
+        for held, value in zip(kept.values(), outputs[first_kept:], strict=True):
+            held.copy_(value)
+        return tuple(outputs[3:first_kept])
+
 
 class RecordedStep:
-    """A CompiledStep of all rows of a batch, on tensors that stay where they are; on a GPU a CUDA graph.
-
-    The next step of any graph of this process overwrites its results: copy them first.
-    """
+    """A CompiledStep of all rows of a batch, which updates in place what the batch holds; on a GPU a CUDA graph."""
 
     def __init__(self, compiled: CompiledStep, num: int) -> None:
         device = compiled.step.backbone.device
@@ -234,27 +270,43 @@ class RecordedStep:
         self._graph: RecordedGraph | None = None
         self._records = device.type == "cuda"
 
-    def __call__(
-        self,
-        images: Tensor,
-        viewpoints: NDArray[np.float32],
-        state: RecurrentState,
-        truth: Truth,
-        before: Mapping[str, Tensor],
-    ) -> StepResult:
-        """viewpoints: [N, 3] on the host. All tensors are those of the previous call, with new values."""
+    def __call__(self, images: Tensor, viewpoints: NDArray[np.float32], truth: Truth, held: Held) -> Tensor | None:
+        """Update `held`; returns the potentials [number of potentials, N].
+
+        viewpoints: [N, 3] on the host. All tensors are those of the previous call, with other values. The next step of
+        any graph of this process may overwrite the potentials: copy them first.
+        """
         given = torch.from_numpy(viewpoints)
         self._viewpoints.copy_(given.pin_memory() if self._records else given, non_blocking=True)
-        inputs = self._compiled.inputs(images, self._viewpoints, state, truth, before)
+        state = held.state
+        inputs = (
+            images,
+            self._viewpoints,
+            state.canvas,
+            state.recurrent_cls,
+            held.logits,
+            *truth.values(),
+            *held.kept.values(),
+        )
         if self._graph is None:
-            function = self._compiled.function(tuple(truth))
-            outputs, how = function(*inputs), function.how
+            function = self._compiled.function(tuple(truth), in_place=True)
+            within, how = function(*inputs), function.how
             if self._records:
-                self._graph = record(function, inputs) if how == "compiled" else None
+                self._graph = self._recorded(function, inputs, held) if how == "compiled" else None
                 self._records = self._graph is not None
         else:
-            moved = [i for i, (one, held) in enumerate(zip(inputs, self._graph.inputs, strict=True)) if one is not held]
+            moved = [
+                i for i, (one, known) in enumerate(zip(inputs, self._graph.inputs, strict=True)) if one is not known
+            ]
             assert not moved, f"inputs {moved} of a recorded step are other tensors than when it was recorded"
-            outputs, how = self._graph.replay(), "cuda graph"
+            within, how = self._graph.replay(), "cuda graph"
         self._compiled.count(how)
-        return self._compiled.result(outputs, truth)
+        return self._compiled.measured(within, held.logits, truth)
+
+    def _recorded(self, function: CompiledFunction, inputs: tuple[Tensor, ...], held: Held) -> RecordedGraph | None:
+        """The graph. Recording takes steps of its own, so what is held is restored."""
+        values = [tensor.clone() for tensor in held.tensors()]
+        graph = record(function, inputs)
+        for tensor, value in zip(held.tensors(), values, strict=True):
+            tensor.copy_(value)
+        return graph

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.device_step import CompiledStep, DeviceStep, RecordedStep, StepResult
+from canvit_gym.device_step import CompiledStep, DeviceStep, Held, RecordedStep, StepResult
 from canvit_gym.dtypes import float32_by_default
 from canvit_gym.observations import ObservationLayout, Taken, to_uint8
 from canvit_gym.scenes.ahead import SceneLoader
@@ -172,7 +172,8 @@ class EpisodeBatch:
         self.images: Tensor | None = None  # [N, 3, H, W], ImageNet-normalized
         self.truth: dict[str, Tensor] = {}
         self._states = (States if self._recorded_step is None else FixedStates)(num, backbone.init_state)
-        self.logits: Tensor | None = None
+        self._logits: Tensor | None = None
+        self._is_read = False
         self._kept: dict[str, Tensor] = {}  # of the observation's DeviceKeys, [N, ...] each
 
     @property
@@ -180,6 +181,11 @@ class EpisodeBatch:
         """The backbone's state of every scene. Valid until the next reset or step; clone it to keep or change it."""
         with torch.inference_mode():
             return self._states.whole()
+
+    @property
+    def logits(self) -> Tensor | None:
+        """The current readings, [N, ...]. None before the first one."""
+        return self._logits if self._is_read else None
 
     @property
     def potentials(self) -> dict[str, NDArray[np.float32]]:
@@ -232,10 +238,10 @@ class EpisodeBatch:
         logits, kept = self._device_step.start(len(rows), read=read)
         self._keep(rows, kept)
         if logits is not None:
-            self.logits = self._assigned(self.logits, rows, logits)
+            self._logits, self._is_read = self._assigned(self._logits, rows, logits), True
             self._note(rows, self._device_step.measure(logits, self._truth_of(rows), self.measured))
         elif len(rows) == self.num:
-            self.logits = None  # of other scenes
+            self._is_read = False  # the readings are of other scenes
 
     def expect(self, scene: NDArray[np.int64]) -> None:
         """Announce the scenes that `reset_rows` will be called with next, so that they can be loaded meanwhile."""
@@ -282,24 +288,51 @@ class EpisodeBatch:
     def step_rows(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
         assert self.images is not None, "reset_rows() comes first"
-        if self._recorded_step is None and len(rows) == self.num:
-            self.logits = None  # frees the memory of the earlier readings
-        result = self._stepped(rows, viewpoints)
-        self._states.put(rows, result.state)
+        if self._recorded_step is not None:
+            measured = self._step_in_place(self._recorded_step, rows, viewpoints)
+        else:
+            if len(rows) == self.num:
+                self._logits = None  # frees the memory of the earlier readings
+            result = self._stepped(rows, viewpoints)
+            self._states.put(rows, result.state)
+            self._keep(rows, result.kept)
+            self._logits = self._assigned(self._logits, rows, result.logits)
+            measured = result.measured
+        self._is_read = True
         self.viewpoints[rows, self.glimpses[rows]] = viewpoints
         self.glimpses[rows] += 1
-        self._keep(rows, result.kept)
-        self.logits = self._assigned(self.logits, rows, result.logits)
-        self._note(rows, result.measured)
+        self._note(rows, measured)
+
+    def _step_in_place(self, step: RecordedStep, rows: Rows, viewpoints: NDArray[np.float32]) -> Tensor | None:
+        """Update what is held of rows; returns their potentials [number of potentials, len(rows)].
+
+        All rows step, the others at any viewpoint, since another number of rows would be compiled anew. Then the others
+        get back what they had.
+        """
+        assert self.images is not None
+        held = self._held()
+        if len(rows) == self.num:
+            return step(self.images, viewpoints, self.truth, held)
+        others = index_of(np.setdiff1d(self.all_rows, rows), self.images)
+        values = [tensor[others] for tensor in held.tensors()]
+        everywhere = np.tile(FULL_SCENE, (self.num, 1))
+        everywhere[rows] = viewpoints
+        measured = step(self.images, everywhere, self.truth, held)
+        for tensor, value in zip(held.tensors(), values, strict=True):
+            tensor[others] = value
+        return None if measured is None else measured[:, index_of(rows, measured)]
+
+    def _held(self) -> Held:
+        """What recorded steps update. The first one finds the readings of empty canvases there."""
+        if self._logits is None or len(self._kept) < len(self._device_step.keys):
+            logits, kept = self._device_step.start(self.num, read=True)
+            assert logits is not None
+            self._logits = logits.contiguous() if self._logits is None else self._logits
+            self._kept = {name: self._kept.get(name, value.contiguous()) for name, value in kept.items()}
+        return Held(state=self._states.whole(), logits=self._logits, kept=self._kept)
 
     def _stepped(self, rows: Rows, viewpoints: NDArray[np.float32]) -> StepResult:
         assert self.images is not None
-        if self._recorded_step is not None:
-            # All rows step, the unused ones at any viewpoint: another number of rows would be compiled anew.
-            everywhere = np.tile(FULL_SCENE, (self.num, 1))
-            everywhere[rows] = viewpoints
-            result = self._recorded_step(self.images, everywhere, self._states.whole(), self.truth, self._kept)
-            return result if len(rows) == self.num else result.rows(index_of(rows, result.logits))
         if self._compiled_step is not None and len(rows) == 1 < self.num:
             # The scene twice: code compiled for any number of scenes above one does not run on one.
             return self._stepped(np.repeat(rows, 2), np.repeat(viewpoints, 2, axis=0)).rows(torch.tensor([0]))

@@ -77,7 +77,8 @@ def test_rows_that_stop_end_and_begin_again(mode: str, in_place: bool, made: lis
     assert_alike(compiled, eager, tolerance=1e-4)
     batch = made[-1].episodes
     assert isinstance(batch._states, FixedStates if in_place else States)
-    [function] = [f for key, f in made[-1].backbone.compiled.items() if key[1] == made[-1].layout]  # type: ignore[index]
+    compiled_functions = made[-1].backbone.compiled.items()
+    [function] = [f for key, f in compiled_functions if (key[1], key[-1]) == (made[-1].layout, in_place)]  # type: ignore[index]
     assert function.how == "compiled", "this was the eager step"
 
 
