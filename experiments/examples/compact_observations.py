@@ -115,8 +115,9 @@ def text(config: CompactConfig, result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {with_interval(row['score'], '{:.1f}', 100)} | {seeds} |")
     return (
         f'# {config.algo.upper()} on observation_preset="compact", {config.env}\n\n{config.decisions:,} decisions, '
-        f"{config.seeds} seeds, {config.num_scenes:,} test scenes; after the last glimpse. An observation has "
-        f"{size:,} bytes: a buffer of a million steps, which holds two of each, {2 * size / 1e3:.1f} GB.\n\n"
+        f"{config.seeds} seed{'s' * (config.seeds > 1)}, {config.num_scenes:,} test scenes; after the last glimpse. An "
+        f"observation has {size:,} bytes: a buffer of a million steps, which holds two of each, {2 * size / 1e3:.1f} "
+        "GB.\n\n"
         + "\n".join(lines)
         + f"\n\nThe gain over random is {with_interval(result['share_of_gain'], '{:.2f}')} of the hand-coded policy's. "
         f"Written by\n\n    {result['provenance']['command']}\n"
