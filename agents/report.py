@@ -30,7 +30,7 @@ from agents.outcomes import of_hand_coded, pays_of_curve
 from agents.run_directory import CLOCK, CONFIG, FAILED, PROVENANCE, RESULT
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
-from canvit_gym.config import EnvConfig
+from canvit_gym.config import EnvConfig, override
 from canvit_gym.evaluation import Evaluation
 from canvit_gym.policies.learned import load_record
 from canvit_gym.provenance import provenance
@@ -252,7 +252,7 @@ def _recipe(runs: list[Run]) -> dict[str, Any]:
         "title": algorithm.title,
         "decisions": config["total_timesteps"],
         "glimpses": hyper.glimpses(config["total_timesteps"]),
-        "env_kwargs": {**hyper.env_kwargs, **config["env_kwargs"]},
+        "env_kwargs": override(hyper.env_kwargs, config["env_kwargs"]),
         "hyper": config["hyper"],
         "hyperparameters": config["hyperparameters"],
         "provenance": {key: record.provenance[key] for key in ("versions", "git", "machine")},

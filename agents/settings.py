@@ -10,7 +10,7 @@ from agents.run_directory import CONFIG, RESULT, STATE
 from agents.training_state import State, load_state
 from canvit_gym.checks import integer, optional
 from canvit_gym.command_line import env_config, json_object
-from canvit_gym.config import EnvConfig
+from canvit_gym.config import EnvConfig, override
 
 DEFAULT_ENV = "CanViT/FashionSegmentation-v0"
 
@@ -100,7 +100,7 @@ class Plan:
         """
         algorithm = find_algorithm(settings.algo)
         hyper = algorithm.hyperparameters(**settings.hyperparameters)
-        env_kwargs = {**hyper.env_kwargs, **settings.env_kwargs}
+        env_kwargs = override(hyper.env_kwargs, settings.env_kwargs)
         env = env_config(settings.env, env_kwargs)
         hyper.check_fit(env)
         return cls(run_dir, settings, algorithm, hyper, env, env_kwargs, state, progress)
@@ -162,7 +162,7 @@ def _fresh_settings(config: TrainConfig) -> Settings:
     env_config(env_id, env_kwargs)  # report an unknown id before missing hyperparameters for it
     algo = DEFAULT if config.algo is None else config.algo
     hyper = load_hyperparameters(env_id, overrides, algo=algo)
-    env = env_config(env_id, {**hyper.env_kwargs, **env_kwargs})
+    env = env_config(env_id, override(hyper.env_kwargs, env_kwargs))
     if env.split != "training":
         raise ValueError(
             f"agents train on split='training', got {env.split!r}: validation scenes choose the best "

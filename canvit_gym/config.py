@@ -280,6 +280,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 """observation_preset -> the fields that it sets."""
 
 
+def override(defaults: Mapping[str, Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """{**defaults, **kwargs}, without defaults of the fields that an observation_preset in `kwargs` sets."""
+    preset = PRESETS.get(kwargs.get("observation_preset") or "", {})
+    return {**{name: value for name, value in defaults.items() if name not in preset}, **kwargs}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, ModelConfig, SceneConfig):
     """All keyword arguments of the environments, with their defaults. (Fields of a dataclass's last base come first.)

@@ -26,6 +26,7 @@ from agents.settings import TrainConfig, prepare
 from agents.train import train
 from agents.training_state import glimpse_env, load_state
 from canvit_gym.evaluation import evaluate
+from canvit_gym.observations import COMPACT_KEYS
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.registration import ENVIRONMENTS
 from canvit_gym.sb3 import make_sb3_env
@@ -69,6 +70,14 @@ def test_every_algorithm_has_its_entries(algo: str) -> None:
         if env_id in hyperparameters_file("ppo").read_text():
             hyper = load_hyperparameters(env_id, algo=algo)
             assert type(hyper)(**json.loads(json.dumps(hyper.to_json()))) == hyper, algorithm.title
+
+
+def test_a_preset_replaces_the_observations_of_the_hyperparameters(tmp_path: Path) -> None:
+    config = TrainConfig(tmp_path, algo="dqn", env="CanViT/FashionClassification-v0")
+    plan = prepare(replace(config, env_kwargs='{"observation_preset": "compact"}'))
+    assert plan.env.observations == COMPACT_KEYS and plan.env.grid_centers == plan.hyper.env_kwargs["grid_centers"]
+    with pytest.raises(ValueError, match="sets canvas_size, but canvas_size=4 was passed"):
+        prepare(replace(config, env_kwargs='{"observation_preset": "compact", "canvas_size": 4}'))
 
 
 @pytest.mark.parametrize("kind", ["whole episodes", "stop"])

@@ -24,7 +24,6 @@ from agents.settings import TrainConfig
 from canvit_gym.atomic import write_text
 from canvit_gym.benchmark.comparison import share_of_lead, with_interval
 from canvit_gym.command_line import GOES_ON, run_command
-from canvit_gym.config import PRESETS
 from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
@@ -51,12 +50,11 @@ class CompactConfig:
 
 def trained(config: CompactConfig, seed: int) -> LearnedPolicy | None:
     """The trained policy; None after Ctrl-C."""
-    compact = {"observation_preset": "compact", **PRESETS["compact"]}
     run = TrainConfig(
         run_dir=config.runs_dir / f"{config.algo}{seed}_{config.decisions}",
         algo=config.algo,
         env=config.env,
-        env_kwargs=json.dumps(compact),
+        env_kwargs='{"observation_preset": "compact"}',
         total_timesteps=config.decisions,
         seed=seed,
         eval_every=0,

@@ -31,6 +31,7 @@ from agents.settings import TrainConfig
 from canvit_gym.atomic import write_text
 from canvit_gym.benchmark.comparison import per_scene, with_interval
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
+from canvit_gym.config import override
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import plain, provenance
@@ -183,7 +184,7 @@ def resolved(config: AblationConfig, name: str) -> str:
     """Everything that determines a variant's outcome: variants for which this is equal are the same."""
     env_kwargs, overrides = settings_of(config, name)
     hyper = load_hyperparameters(config.env, overrides)
-    env = env_config(config.env, {**hyper.env_kwargs, **env_kwargs})
+    env = env_config(config.env, override(hyper.env_kwargs, env_kwargs))
     defaults = dict(network="conv", mask_seen=False, inhibition=None, separable=False, distribution="gaussian")
     values = {**hyper.to_json(), "env_kwargs": env.to_json()}
     values["policy_kwargs"] = {**defaults, **hyper.policy_kwargs}
