@@ -96,7 +96,7 @@ def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Evaluat
     policy = load_policy(run_dir / "best")
     env = environment_to_test(policy.record.env_id, policy, num_scenes)
     policies = {"deterministic": policy}
-    if hasattr(policy.network, "distribution"):
+    if policy.can_sample:
         policies["sampled"] = policy.sampling()
     weights = (policy.record.weights_sha256 or "")[:12]  # an extended run may have another best policy
     of = f"{weights}-{num_scenes or 'all'}"

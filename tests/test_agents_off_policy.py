@@ -25,6 +25,7 @@ from agents.off_policy.learner import OffPolicyLearner
 from agents.settings import TrainConfig, prepare
 from agents.train import train
 from agents.training_state import glimpse_env, load_state
+from canvit_gym.benchmark.runner import BenchmarkConfig, plan
 from canvit_gym.evaluation import evaluate
 from canvit_gym.observations import COMPACT_KEYS
 from canvit_gym.policies.learned import load_policy
@@ -149,6 +150,12 @@ def test_their_policies_act_as_in_training_without_sb3(tmp_path: Path, algo: str
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(json.loads(done.stdout), result.evaluations[-1]["loss"], rtol=1e-5)
+    env = replace(policy.record.env, split="test", num_scenes=4)
+    compared = BenchmarkConfig(
+        output=tmp_path, policies=("random",), learned=(f"mine={result.last_policy_dir}",), reference="random"
+    )
+    rows = [entry.label for entry in plan(compared, env).entries if entry.learned]
+    assert rows == (["mine"] if algo == "dqn" else ["mine", "mine, sampled"])
     if algo != "dqn":
         sampled = evaluate(policy.sampling(), config=replace(policy.record.env, split="validation", num_scenes=4))
         assert not np.array_equal(sampled.viewpoints[:, 1], sampled.viewpoints[:, 2])

@@ -20,6 +20,7 @@ import canvit_gym
 from canvit_gym import device_step as device_step_module
 from canvit_gym import observations as observations_module
 from canvit_gym import viewpoints as viewpoints_module
+from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
@@ -33,6 +34,8 @@ from canvit_gym.observations import (
     update_acuity,
 )
 from canvit_gym.policies import make_policy
+from canvit_gym.policies.learned import load_record
+from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.rewards import REWARDS
 from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.source import SceneBatch
@@ -416,6 +419,11 @@ class TestCompact:
             evaluate(make_policy(policy, config=c, num_glimpses=3), config=c, num_glimpses=3) for c in (config, compact)
         )
         np.testing.assert_array_equal(one.viewpoints, other.viewpoints)
+
+    def test_a_policy_brings_its_own_observations(self) -> None:
+        record = load_record(asset_dir("policies") / "FashionClassification-v0" / "ppo")
+        config = env_config(record.env_id, {"observation_preset": "compact"})
+        assert as_trained(config, record).observations == record.env.observations != config.observations
 
     def test_other_keys_keep_the_rest_of_a_preset(self) -> None:
         config = EnvConfig(observation_preset="compact").with_observations(("canvas",))

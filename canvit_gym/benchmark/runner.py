@@ -60,7 +60,7 @@ from canvit_gym.policies import (
     parse_spec,
     supported_tasks,
 )
-from canvit_gym.policies.learned import WEIGHTS, load_policy, load_record, policy_directory
+from canvit_gym.policies.learned import WEIGHTS, LearnedPolicy, load_policy, load_record, policy_directory
 from canvit_gym.policies.policy_record import TRAINED_WITH, as_trained
 from canvit_gym.provenance import provenance
 
@@ -86,7 +86,7 @@ class BenchmarkConfig(EvaluationOptions):
     `canvit-gym play --record FILE`."""
     learned: tuple[str, ...] = ()
     """Learned policies with one or more training runs, as name=directory,directory,... They are evaluated with their
-    most likely viewpoints and with sampled ones."""
+    most likely viewpoints and, if they have probabilities, with sampled ones."""
     seeds: int = 5
     """Seeds of policies with random choices. Sampled learned policies divide them among their training runs."""
     reference: str = "coarse_to_fine"
@@ -257,11 +257,13 @@ def _hand_coded(spec: str, config: BenchmarkConfig, env: EnvConfig) -> Planned:
 
 
 def _learned(name: str, directories: list[str], config: BenchmarkConfig, env: EnvConfig) -> list[Planned]:
-    """Two rows: with the most likely viewpoints, and with sampled ones."""
+    """A row with the most likely viewpoints, and one with sampled ones if the policies have probabilities."""
     if twice := [d for d, count in Counter(directories).items() if count > 1]:
         raise ValueError(f"learned policy {name!r} names a directory twice: {', '.join(twice)}")
     lines = []
     for deterministic in (True, False):
+        if lines and not all(isinstance(run.policy, LearnedPolicy) and run.policy.can_sample for run in lines[0].runs):
+            break
         runs = tuple(_trained(directory, env, deterministic=deterministic) for directory in directories)
         random = not runs[0].policy.info.deterministic
         num_seeds = -(-config.seeds // len(runs)) if random else 1

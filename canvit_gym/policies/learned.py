@@ -103,6 +103,11 @@ class LearnedPolicy:
         self._network_flops: int | None = None
         self._memory: Memory | None = None
 
+    @property
+    def can_sample(self) -> bool:
+        """Whether the network has probabilities, and not only values."""
+        return hasattr(self.network, "distribution")
+
     def sampling(self) -> "LearnedPolicy":
         """The same policy with sampled viewpoints."""
         return LearnedPolicy(self.network, self.record, deterministic=False)

@@ -148,4 +148,5 @@ TRAINED_WITH = (
 
 def as_trained(env: EnvConfig, record: PolicyRecord) -> EnvConfig:
     """The environment with the observations and actions that a policy was trained with."""
-    return replace(env, **{name: getattr(record.env, name) for name in TRAINED_WITH})
+    fields = {name: getattr(record.env, name) for name in TRAINED_WITH}
+    return replace(env, **fields, observation_preset=None)  # all of whose fields are given
