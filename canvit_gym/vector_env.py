@@ -298,6 +298,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         if not options:
             warn_in_worker(self.config, len(self.scenes))
         rows, scene, goal = self._reset_options({} if options is None else options)
+        if isinstance(seed, np.integer):
+            seed = int(seed)  # Gymnasium refuses NumPy's
         super().reset(seed=seed)
         if seed is not None:
             self._sampler.restart()

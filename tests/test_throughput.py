@@ -40,7 +40,6 @@ def counted(run: Run) -> tuple[int, int]:
         return run(), forwarded
 
 
-@pytest.mark.filterwarnings("ignore:2 single environments in this process")  # they are only timed
 @pytest.mark.parametrize("name", WITH_BACKBONE)
 def test_glimpses_are_counted_as_they_are_taken(name: str) -> None:
     run = CONTESTANTS[name](replace(JOB, contestant=name))

@@ -230,6 +230,12 @@ class TestScenes:
         assert np.array_equal(envs.reset()[1]["scene"], second)
         assert not np.array_equal(envs.reset(seed=2)[1]["scene"], first)
 
+    def test_a_seed_may_be_numpys(self, make_vec: MakeVec) -> None:
+        one, other = make_vec(4), make_vec(4)
+        seeds: tuple[Any, ...] = (3, np.int64(3))
+        scenes = [envs.reset(seed=seed)[1]["scene"].tolist() for envs, seed in zip((one, other), seeds, strict=True)]
+        assert scenes[0] == scenes[1]
+
     def test_unseeded_environments_differ(self, make_vec: MakeVec) -> None:
         drawn = {tuple(make_vec(8).reset()[1]["scene"].tolist()) for _ in range(3)}
         assert len(drawn) == 3

@@ -211,7 +211,7 @@ def evaluation(job: Job) -> Run:
 def single_envs(job: Job) -> Run:
     """Gymnasium's SyncVectorEnv over single environments: one forward per environment."""
     kwargs = job.env_kwargs()
-    envs = SyncVectorEnv([lambda: gym.make(SEGMENTATION, disable_env_checker=True, **kwargs)] * job.num_envs)
+    envs = SyncVectorEnv(canvit_gym.env_fns(SEGMENTATION, job.num_envs, disable_env_checker=True, **kwargs))
     return _steps(dataclasses.replace(job, rounds=1), envs)
 
 
