@@ -1,16 +1,22 @@
-"""A real browser for tests: Debian's chromium, driven by Playwright."""
+"""A real browser for tests: Debian's chromium, driven by Playwright. Test modules are skipped without Playwright."""
+
+from __future__ import annotations
 
 import os
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
 
 from canvit_gym.play.command import PageServer, PlayConfig, make_page_server
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Dialog, Page
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="no Playwright: pip install -e '.[dev]'")
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 needs_browser = pytest.mark.skipif(
     shutil.which(CHROMIUM) is None,
@@ -24,7 +30,7 @@ _ARGUMENTS = (
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
+    with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_ARGUMENTS))
         yield browser
         browser.close()
@@ -37,9 +43,14 @@ def open_page(browser: Browser, *, width: int = 1100, height: int = 900, touch: 
     page = context.new_page()
     page.set_default_timeout(15_000)
     told: list[str] = []
+
+    def dismissed(dialog: Dialog) -> None:
+        told.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
     page.on("console", lambda message: told.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: told.append(f"error: {error}"))
-    page.on("dialog", lambda dialog: (told.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("dialog", dismissed)
     yield page
     context.close()
     assert not told, told

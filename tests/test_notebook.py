@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import nbformat
 import pytest
 from conftest import SMALL
-from nbclient import NotebookClient
 from PIL import Image
 
 import canvit_gym
@@ -69,8 +67,9 @@ def test_what_cannot_be_shown(tmp_path: Path) -> None:
 
 
 def test_the_quick_start_runs() -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(QUICKSTART, as_version=4)
-    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     shown = [output.data["text/html"] for output in outputs if "text/html" in output.get("data", {})]

@@ -76,6 +76,7 @@ def test_rescale_action(make_one: MakeOne) -> None:
 
 
 def test_record_video(make_one: MakeOne, tmp_path: Path) -> None:
+    pytest.importorskip("moviepy")
     folder = tmp_path / "videos"
     env = wrappers.RecordVideo(make_one(render_mode="rgb_array"), str(folder), episode_trigger=lambda _: True)
     finish(env)
