@@ -141,8 +141,7 @@ class EpisodeBatch:
         self.backbone = backbone
         self.task = task
         self.layout = layout
-        self.scenes = scenes
-        self._loader = SceneLoader(scenes, backbone.device, ahead=loads_ahead(backbone.device))
+        self._loader = self._loader_of(scenes)
         self.budget = budget
         self.measured = tuple(potentials)
         self._counted = counted
@@ -175,6 +174,19 @@ class EpisodeBatch:
         self._logits: Tensor | None = None
         self._is_read = False
         self._kept: dict[str, Tensor] = {}  # of the observation's DeviceKeys, [N, ...] each
+
+    def _loader_of(self, scenes: SceneSource) -> SceneLoader:
+        return SceneLoader(scenes, self.backbone.device, ahead=loads_ahead(self.backbone.device))
+
+    @property
+    def scenes(self) -> SceneSource:
+        """Where scenes come from. It may be replaced by a source of other scenes of this size, before a reset."""
+        return self._loader.scenes
+
+    @scenes.setter
+    def scenes(self, scenes: SceneSource) -> None:
+        self._loader.close()
+        self._loader = self._loader_of(scenes)
 
     @property
     def state(self) -> RecurrentState:

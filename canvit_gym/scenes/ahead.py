@@ -41,7 +41,7 @@ class SceneLoader:
 
     def __init__(self, scenes: SceneSource, device: torch.device, *, ahead: bool) -> None:
         """ahead: whether there is a thread; it is not used for sources that cannot be loaded by one."""
-        self._scenes = scenes
+        self.scenes = scenes
         self._device = device
         self._stream = torch.cuda.Stream(device) if ahead and device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, "scenes-ahead") if ahead and loads_in_threads(scenes) else None
@@ -66,7 +66,7 @@ class SceneLoader:
         places = [self._place.pop(index, None) for index in indices.tolist()]  # the caller may change what it gets
         found = self._arrived([place for place in places if place is not None]) if all(places) else None
         if found is None:
-            batch = load_scenes(self._scenes, indices)
+            batch = load_scenes(self.scenes, indices)
             return LoadedScenes(host=batch, batch=batch)
         return found
 
@@ -78,7 +78,7 @@ class SceneLoader:
             self._thread = None
 
     def _send(self, indices: NDArray[np.int64]) -> _Sent:
-        host = load_scenes(self._scenes, indices)
+        host = load_scenes(self.scenes, indices)
         if self._stream is None:
             return _Sent(host=host, device=host, arrived=None)
         with torch.cuda.stream(self._stream):
