@@ -1,8 +1,8 @@
 """What a step does on the device: from images and viewpoints to readings, potentials and observations.
 
 `DeviceStep` is a pure function of tensors. `CompiledStep` compiles all of it, from the sampling of glimpses to the keys
-of the observation, as one function. `RecordedStep` runs it for all rows of a batch, on tensors that stay where they
-are, and on a GPU records it as a CUDA graph; callers that step only some rows drop the results of the others.
+of the observation, as one function. `RecordedStep` runs it for all rows of a batch, on tensors that it updates where
+they are, and on a GPU records it as a CUDA graph; callers that step only some rows give the others back what they had.
 """
 
 from collections.abc import Mapping, Sequence

@@ -111,8 +111,8 @@ class _Measured:
 
     rows: Rows
     glimpses: NDArray[np.int64]
-    values: Tensor  # [number of potentials, len(rows)]
-    arrived: torch.cuda.Event | None
+    arriving: Callable[[], dict[str, NDArray[Any]]]
+    """Waits for "potentials", [number of potentials, len(rows)]."""
 
 
 class EpisodeBatch:
@@ -394,15 +394,10 @@ class EpisodeBatch:
     def _note(self, rows: Rows, values: Tensor | None) -> None:
         """Potentials [number of them, len(rows)] of the current readings are on their way to the host."""
         self._settle()
-        if values is None:
-            return
-        arrived = None
-        if values.device.type == "cuda":
-            # Potentials are copied while the observation is made; `_settle` waits for them.
-            arrived, stream = torch.cuda.Event(), torch.cuda.current_stream(values.device)
-            values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
-            arrived.record(stream)
-        self._in_flight = _Measured(rows=rows, glimpses=self.glimpses[rows], values=values, arrived=arrived)
+        if values is not None:
+            # They are copied while the observation is made; `_settle` waits for them.
+            arriving = begin_to_host({"potentials": values})
+            self._in_flight = _Measured(rows=rows, glimpses=self.glimpses[rows], arriving=arriving)
 
     @float32_by_default()
     def _settle(self) -> None:
@@ -414,9 +409,7 @@ class EpisodeBatch:
         last, self._in_flight = self._in_flight, None
         if last is None:
             return
-        if last.arrived is not None:
-            last.arrived.synchronize()
-        values = last.values.numpy()
+        values = last.arriving()["potentials"]
         for name, measured in zip(self.measured, values, strict=True):
             self._potentials[name][last.rows] = measured
             self._curves[name][last.rows, last.glimpses] = measured

@@ -63,8 +63,7 @@ class SceneLoader:
         Raises:
             ValueError, OSError: see `load_scenes` and the source.
         """
-        places = [self._place.pop(index, None) for index in indices.tolist()]  # the caller may change what it gets
-        found = self._arrived([place for place in places if place is not None]) if all(places) else None
+        found = self._arrived(indices) if self._place else None
         if found is None:
             batch = load_scenes(self.scenes, indices)
             return LoadedScenes(host=batch, batch=batch)
@@ -91,8 +90,12 @@ class SceneLoader:
         pinned = tensor if tensor.is_pinned() else tensor.pin_memory()
         return pinned.to(self._device, non_blocking=True)
 
-    def _arrived(self, places: Sequence[tuple[Future[_Sent], int]]) -> LoadedScenes | None:
-        """The scenes at these places, in order. None if a batch could not be loaded."""
+    def _arrived(self, indices: NDArray[np.int64]) -> LoadedScenes | None:
+        """The scenes at `indices`. None if one was not expected, or if its batch could not be loaded."""
+        found = [self._place.pop(index, None) for index in indices.tolist()]  # the caller may change what it gets
+        places = [place for place in found if place is not None]
+        if len(places) < len(found):
+            return None
         first_row: dict[Future[_Sent], int] = {}
         batches: list[_Sent] = []
         count = 0
