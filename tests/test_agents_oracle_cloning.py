@@ -39,7 +39,7 @@ class Silent:
 def test_it_learns_what_the_oracle_prefers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An oracle that likes the top left of every scene."""
     monkeypatch.setattr(
-        "agents.ppo.warm_start._gains",
+        "agents.tried.gains_of",
         lambda reward, episodes, candidates: np.tile(-candidates[:, :2].sum(axis=1)[:, None], (1, episodes.num)),
     )
     config = tiny(tmp_path / "run", states=256, round_states=64, epochs=8, learning_rate=1e-2)
@@ -49,7 +49,7 @@ def test_it_learns_what_the_oracle_prefers(tmp_path: Path, monkeypatch: pytest.M
     observation = learner.envs.observation_tensors()
     with torch.no_grad():
         chosen = learner.network.eval().distribution(observation).probs.argmax(dim=1)  # type: ignore[operator]
-    viewpoints = learner._actions.viewpoints[chosen.numpy()]
+    viewpoints = learner.envs.actions.viewpoints[chosen.numpy()]
     assert viewpoints[:, :2].sum(axis=1).mean() < -0.7  # the best is -1, the mean is 0
     learner.close()
 
@@ -61,11 +61,11 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
     broken = replace(whole, run_dir=tmp_path / "broken")
     learn, rounds = oracle_cloning.learn, []
 
-    def interrupt(*args: Any) -> Any:
+    def interrupt(*args: Any, **options: Any) -> Any:
         rounds.append(1)
         if len(rounds) == 3:
             raise KeyboardInterrupt
-        return learn(*args)
+        return learn(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(oracle_cloning, "learn", interrupt)

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from agents.ppo.policy import ViewpointPolicy
-from agents.ppo.warm_start import WarmStart, _gains, discounted_returns, warm_start
+from agents.ppo.warm_start import WarmStart, discounted_returns, warm_start
 from agents.settings import TrainConfig
 from agents.train import train
+from agents.tried import gains_of
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
@@ -83,7 +84,7 @@ def test_what_is_tried_pays_what_a_step_would(reward: str, dataset: str) -> None
     envs = GlimpseVectorEnv(8, autoreset_mode="disabled", **vars(config))
     envs.reset(seed=3)
     actions: Any = envs.actions
-    promised = _gains(reward, envs.episodes, actions.viewpoints[:4])  # [4, N]
+    promised = gains_of(reward, envs.episodes, actions.viewpoints[:4])  # [4, N]
     _, paid, *_ = envs.step(np.full(8, 2))
     np.testing.assert_allclose(promised[2], paid, atol=1e-6)
     assert np.ptp(paid) > 0
@@ -96,7 +97,7 @@ def test_a_score_is_stood_for_by_the_soft_one() -> None:
     envs.reset(seed=3)
     table = envs.actions.viewpoints[:4]  # type: ignore[attr-defined]
     np.testing.assert_array_equal(
-        *(_gains(reward, envs.episodes, table) for reward in ("score_gain", "soft_score_gain"))
+        *(gains_of(reward, envs.episodes, table) for reward in ("score_gain", "soft_score_gain"))
     )
     envs.close()
 

@@ -20,10 +20,11 @@ from stable_baselines3.common.utils import set_random_seed
 from agents.algorithms import Algorithm
 from agents.checks import check_fields, network_options
 from agents.learner import Monitoring, State
-from agents.ppo.warm_start import Tried, WarmStart, collect, explained_share, learn
+from agents.ppo.warm_start import WarmStart, explained_share, learn
 from agents.settings import Plan
 from agents.torch_learner import TorchLearner
 from agents.training_state import capture_native, check_revisits, random_state, restore_native, set_random_state
+from agents.tried import Tried, collect, explores, follows
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.backbone.load import resolve_device
@@ -83,7 +84,6 @@ class OracleCloning(TorchLearner[ViewpointNetwork]):
         self.envs = GlimpseVectorEnv(hyper.n_envs, autoreset_mode="disabled", **vars(plan.env))
         actions = self.envs.actions
         assert isinstance(actions, DiscreteActions)  # check_fit
-        self._actions = actions
         self._network = ViewpointNetwork(
             self.envs.single_observation_space,  # type: ignore[arg-type]
             self.envs.single_action_space,
@@ -118,15 +118,16 @@ class OracleCloning(TorchLearner[ViewpointNetwork]):
             monitor.between_updates()
             size = min(self.hyper.round_states, total - self.num_timesteps)
             found = collect(
-                self._network, self.envs, self._actions, self._options, size, self._rng,
-                explores=self._tried is None, advance=monitor.stepped,
+                self.envs, candidates=self.hyper.candidates, states=size, rng=self._rng, advance=monitor.stepped,
+                behaviour=explores(self.envs, self._rng) if self._tried is None else follows(self._network, self.envs),
             )  # fmt: skip
             explained = explained_share(self._network, found, self._options)
             self._tried = found if self._tried is None else self._tried.and_then(found)
-            remaining = 1 - self.num_timesteps / total
-            self.optimizer.param_groups[0]["lr"] = self.hyper.learning_rate * remaining
-            no_returns = torch.zeros(len(self._tried.gains))
-            self._found = learn(self._network, self.optimizer, self._tried, no_returns, self._options)
+            rate = self.hyper.learning_rate * (1 - self.num_timesteps / total)
+            self._found = learn(
+                self._network, self.optimizer, self._tried, torch.zeros(len(self._tried)), self._options,
+                rate=lambda _, rate=rate: rate,
+            )  # fmt: skip
             self.num_timesteps += len(found.gains)
             for name, value in (self._found | {"explained": explained}).items():
                 self._logger.record(f"train/{name}", value)

@@ -11,12 +11,13 @@ glimpse ahead; PPO improves on that. The critic learns the returns of the same e
 
 States are collected in rounds, the first with random viewpoints, the others with viewpoints sampled from the policy,
 because a policy that only learns from the states of other policies stops improving after the first glimpses. After
-every round it learns from all states so far (Ross et al. 2011, DAgger). Maps are stored in float16.
+every round it learns from all states so far (Ross et al. 2011, DAgger). Or all states come from a pool of episodes that
+is made once for all seeds and algorithms (agents.pool).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -28,17 +29,21 @@ from tqdm import tqdm
 
 from agents.finite import require_finite
 from agents.normalize import clipped
+from agents.pool import load_pool
+from agents.tried import Tried, collect, device_of, explores, follows
 from canvit_gym.actions import DiscreteActions
-from canvit_gym.checks import finite, integer, one_of
+from canvit_gym.checks import boolean, finite, integer, one_of
 from canvit_gym.config import EnvConfig
-from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.heads import TableHead
-from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.networks import ViewpointNetwork
-from canvit_gym.rewards import REWARDS, step_reward
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 Objective = Literal["regression", "ranking", "cloning"]
+
+HELD_OUT = 1 / 16
+"""The share of a pool's episodes on which `explained` is measured."""
+WARM_UP = 0.05
+"""The share of the updates on a pool in which the learning rate rises: high rates fail from the first update on."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,8 @@ class WarmStart:
     """The amount of data, and how the policy learns from it. Without states there is no warm start."""
 
     states: int = 0
+    pool: bool = False
+    """Whether states come from the environment's pool of episodes (agents.pool), in a single round."""
     candidates: int = 8
     """Number of viewpoints tried in every state; the same viewpoints for all states of a batched step."""
     round_states: int = 4096
@@ -53,7 +60,10 @@ class WarmStart:
     """Passes over all states so far, after every round."""
     batch_size: int = 128
     learning_rate: float = 1e-3
-    """Learning rate in the first round. It falls linearly towards 0: the last of n rounds has 1/n of it."""
+    """Learning rate in the first round. It falls linearly towards 0: the last of n rounds has 1/n of it. With a pool it
+    rises over the first WARM_UP of the updates, and falls over the others."""
+    weight_decay: float = 0.0
+    """Of AdamW."""
     temperature: float = 0.25
     objective: Objective = "regression"
     """regression: squared error of gains; ranking: cross-entropy to softmax(gain / (temperature * sigma)); cloning:
@@ -65,33 +75,9 @@ class WarmStart:
             integer(low)(f"warm_start {name}", getattr(self, name))
         for name in ("learning_rate", "temperature"):
             finite(above=0)(f"warm_start {name}", getattr(self, name))
+        finite(low=0)("warm_start weight_decay", self.weight_decay)
+        boolean("warm_start pool", self.pool)
         one_of(lambda: get_args(Objective))("warm_start objective", self.objective)
-
-
-@dataclass(frozen=True)
-class Tried:
-    """S states: observations, gains of the tried viewpoints, and returns until the end of the episode."""
-
-    observations: dict[str, Tensor]  # [S, ...] each, maps in float16
-    chosen: Tensor  # [S, K] which actions were tried
-    gains: Tensor  # [S, K]
-    rewards: NDArray[np.float64]  # [S / T, T]: states of an episode are contiguous
-
-    def and_then(self, other: "Tried") -> "Tried":
-        return Tried(
-            observations={k: torch.cat([v, other.observations[k]]) for k, v in self.observations.items()},
-            chosen=torch.cat([self.chosen, other.chosen]),
-            gains=torch.cat([self.gains, other.gains]),
-            rewards=np.concatenate([self.rewards, other.rewards]),
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and dicts of them."""
-        return {**vars(self), "rewards": torch.from_numpy(self.rewards)}
-
-    @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> "Tried":
-        return cls(**{**state, "rewards": state["rewards"].numpy()})
 
 
 ReturnsOf = Callable[[NDArray[np.float64]], NDArray[np.float64]]
@@ -132,13 +118,16 @@ def warm_start(
     """Train `network` in place. Returns a dict per round. Seeds the global random generators.
 
     `explained` is the share of the gains' variance within states that the actor predicted before it learned from the
-    round (0: nothing; 1: everything, including luck). `sigma` is in the reward's units.
+    round, or on states of the pool that it did not learn from (0: nothing; 1: everything, including luck). `sigma` is
+    in the reward's units.
 
     Raises:
         ValueError: continuous actions, or fewer viewpoints than candidates.
         FloatingPointError: a loss that is not finite.
     """
     set_random_seed(seed)
+    if options.pool:
+        return [_learn_from_pool(network, config, options, returns_of, progress=progress)]
     envs = GlimpseVectorEnv(num_envs, autoreset_mode="disabled", **vars(config))
     actions = envs.actions
     if not isinstance(actions, DiscreteActions) or len(actions.viewpoints) < options.candidates:
@@ -149,7 +138,7 @@ def warm_start(
             "(--warm-start-states 0)"
         )
     rng = np.random.default_rng(seed)
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    optimizer = _optimizer(network, options)
     sizes = [
         min(options.round_states, options.states - done) for done in range(0, options.states, options.round_states)
     ]
@@ -159,112 +148,87 @@ def warm_start(
     envs.reset(seed=seed)
     with bar:
         for number, size in enumerate(sizes):
-            found = collect(network, envs, actions, options, size, rng, explores=number == 0, advance=bar.update)
+            found = collect(
+                envs, candidates=options.candidates, states=size, rng=rng, advance=bar.update,
+                behaviour=explores(envs, rng) if number == 0 else follows(network, envs),
+            )  # fmt: skip
             explained = explained_share(network, found, options)
             tried = found if tried is None else tried.and_then(found)
-            returns = torch.from_numpy(returns_of(tried.rewards).reshape(-1)).float()
-            optimizer.param_groups[0]["lr"] = options.learning_rate * (1 - number / len(sizes))
-            try:
-                record = {"explained": explained, **learn(network, optimizer, tried, returns, options)}
-            except FloatingPointError as error:
-                raise FloatingPointError(
-                    f"the warm start stopped in round {number + 1} of {len(sizes)}: {error}. A smaller learning_rate "
-                    "of warm_start may help."
-                ) from error
-            history.append({"states": float(len(tried.gains)), **record})
-            bar.set_postfix({name: f"{record[name]:.3f}" for name in ("explained", "loss")})
+            rate = options.learning_rate * (1 - number / len(sizes))
+            where = f"in round {number + 1} of {len(sizes)}"
+            record = _learned(network, optimizer, tried, returns_of, options, lambda _, rate=rate: rate, where)
+            history.append({"states": float(len(tried)), "explained": explained, **record})
+            bar.set_postfix({name: f"{history[-1][name]:.3f}" for name in ("explained", "loss")})
     envs.close()
     return history
 
 
-@torch.no_grad()
-def collect(
+def _learn_from_pool(
+    network: ViewpointNetwork, config: EnvConfig, options: WarmStart, returns_of: ReturnsOf, *, progress: bool
+) -> dict[str, float]:
+    pool = load_pool(config, states=options.states, candidates=options.candidates, progress=progress)
+    episodes, decisions = pool.rewards.shape
+    of_training = decisions * (episodes - max(1, int(HELD_OUT * episodes)))
+    training, held_out = pool.first(of_training), pool.after(of_training)
+
+    def rate(done: float) -> float:
+        return options.learning_rate * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
+
+    optimizer = _optimizer(network, options)
+    record = _learned(network, optimizer, training, returns_of, options, rate, "on its pool", progress=progress)
+    return {"states": float(len(training)), "explained": explained_share(network, held_out, options), **record}
+
+
+def _optimizer(network: ViewpointNetwork, options: WarmStart) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+
+
+def _learned(
     network: ViewpointNetwork,
-    envs: GlimpseVectorEnv,
-    actions: DiscreteActions,
+    optimizer: torch.optim.Optimizer,
+    data: Tried,
+    returns_of: ReturnsOf,
     options: WarmStart,
-    size: int,
-    rng: np.random.Generator,
+    rate: Callable[[float], float],
+    where: str,
     *,
-    explores: bool,
-    advance: Callable[[int], Any],
-) -> Tried:
-    """Collect at least `size` states, in whole batches of whole episodes."""
-    network.eval()
-    table, reward, cost = actions.viewpoints, envs.config.reward, envs.config.glimpse_cost
-    seen: list[dict[str, Tensor]] = []  # per batch of episodes, [N * T, ...]
-    chosen, gains, rewards = [], [], []
-    count = 0
-    while count < size:
-        envs.reset()
-        steps: list[dict[str, Tensor]] = []
-        of_episode: tuple[list[NDArray[Any]], ...] = ([], [], [])
-        ended = np.zeros(envs.num_envs, dtype=np.bool_)
-        while not ended.any():
-            observation = envs.observation_tensors()
-            steps.append({k: v.half() if v.ndim == 4 else v for k, v in observation.items()})
-            tried = rng.choice(len(table), options.candidates, replace=False)
-            gain = _gains(reward, envs.episodes, table[tried]).T - cost
-            if actions.allow_stop:  # a stop has no gain and no cost
-                tried, gain = np.append(tried, len(table)), np.pad(gain, ((0, 0), (0, 1)))
-            looks = _random(envs, len(table), rng) if explores else _sampled(network, observation, len(table))
-            _, paid, ended, _, _ = envs.step(looks)
-            for column, value in zip(of_episode, (np.tile(tried, (envs.num_envs, 1)), gain, paid), strict=True):
-                column.append(value)
-        seen.append({k: torch.stack([step[k] for step in steps], dim=1).flatten(0, 1) for k in steps[0]})
-        tried_at, gains_at, paid_at = (np.stack(column, axis=1) for column in of_episode)
-        chosen.append(tried_at.reshape(-1, tried_at.shape[-1]))
-        gains.append(gains_at.reshape(-1, gains_at.shape[-1]))
-        rewards.append(paid_at)
-        count += paid_at.size
-        advance(paid_at.size)
-    return Tried(
-        observations={k: torch.cat([part[k] for part in seen]) for k in seen[0]},
-        chosen=torch.from_numpy(np.concatenate(chosen)),
-        gains=torch.from_numpy(np.concatenate(gains)).float(),
-        rewards=np.concatenate(rewards).astype(np.float64),
-    )
-
-
-def _gains(reward: str, episodes: EpisodeBatch, candidates: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[K, N]: the reward that each of the candidates [K, 3] would get now, in every episode."""
-    # Scores are not smooth, so the soft score distinguishes similar candidates better.
-    kind = "soft_score_gain" if REWARDS[reward].potential == "score" else reward
-    measure = episodes.task.potentials[REWARDS[kind].potential].measure
-    assert episodes.logits is not None
-    before = measure(episodes.logits, episodes.truth).cpu().numpy()
-    after = outcomes_after(episodes, candidates, measure=measure)
-    return step_reward(kind, np.broadcast_to(before, after.shape), after)
-
-
-def device_of(network: torch.nn.Module) -> torch.device:
-    return next(network.parameters()).device
-
-
-def _random(envs: GlimpseVectorEnv, num_viewpoints: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """[N] random viewpoints of the table, among those that are allowed."""
-    if envs.config.revisit:
-        return rng.integers(num_viewpoints, size=envs.num_envs)
-    allowed = envs.action_masks()[:, :num_viewpoints]
-    return np.where(allowed, rng.random(allowed.shape), -1).argmax(axis=1)
-
-
-def _sampled(network: ViewpointNetwork, observation: dict[str, Tensor], num_viewpoints: int) -> NDArray[np.int64]:
-    """[N] viewpoints sampled from the policy, never a stop, so that all episodes have the same length."""
-    given = {key: value.to(device_of(network)) for key, value in observation.items()}
-    probabilities = network.distribution(given).probs[:, :num_viewpoints]  # type: ignore[attr-defined]
-    return torch.multinomial(probabilities, 1).squeeze(1).cpu().numpy()
+    progress: bool = False,
+) -> dict[str, float]:
+    """`learn`, with an error that names the cure."""
+    returns = torch.from_numpy(returns_of(data.rewards.numpy()).reshape(-1)).float()
+    try:
+        return learn(network, optimizer, data, returns, options, rate=rate, progress=progress)
+    except FloatingPointError as error:
+        raise FloatingPointError(
+            f"the warm start stopped {where}: {error}. A smaller learning_rate of warm_start may help."
+        ) from error
 
 
 def learn(
-    network: ViewpointNetwork, optimizer: torch.optim.Optimizer, data: Tried, returns: Tensor, options: WarmStart
+    network: ViewpointNetwork,
+    optimizer: torch.optim.Optimizer,
+    data: Tried,
+    returns: Tensor,
+    options: WarmStart,
+    *,
+    rate: Callable[[float], float],
+    progress: bool = False,
 ) -> dict[str, float]:
+    """Train for `options.epochs` epochs.
+
+    Args:
+        returns: [S] targets of the critic.
+        rate: share of the updates done -> learning rate.
+    """
     device = device_of(network)
+    updates = options.epochs * -(-len(data) // options.batch_size)
+    bar = tqdm(total=updates, desc="Warm start", unit="update", disable=None if progress else True)
     targets, sigma = _targets(data, options)
     network.train()
     losses: list[Tensor] = []
     for epoch in range(options.epochs):
         for rows in torch.randperm(len(targets)).split(options.batch_size):
+            optimizer.param_groups[0]["lr"] = rate((len(losses) + 1) / (updates + 1))
             scores, values = _scores(network, data, rows)
             wanted = targets[rows].to(device)
             if options.objective == "cloning":
@@ -280,6 +244,8 @@ def learn(
             require_finite({f"the loss in epoch {epoch + 1}": total.detach(), "its gradient": norm})
             optimizer.step()
             losses.append(loss.detach())
+            bar.update()
+    bar.close()
     network.eval()
     loss = torch.stack(losses)
     require_finite({name: value.detach() for name, value in network.named_parameters()})

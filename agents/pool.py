@@ -1,0 +1,167 @@
+"""A pool of episodes on disk: states of training scenes, with the gains of viewpoints that were tried in each.
+
+    python -m agents.pool --env CanViT/FashionSearch-v0 --states 24576
+
+Most of what a learner of gains costs are the backbone's forward passes, and they are the same for every seed and every
+algorithm. A pool is made once, in blocks; an interrupted command continues with the next block, and a larger `--states`
+adds blocks. Learners make a pool that they need and that is missing.
+
+Episodes go on with the best of the tried viewpoints in half of the states and with a random one in the others, so that
+the pool has states after good glimpses as well as after bad ones. Maps are stored in float16. A pool depends on the
+environment's options, the checkpoint, the probe and the number of candidates; each combination has its own directory,
+below `$CANVIT_GYM_CACHE/pools`.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from agents.algorithms import DEFAULT, load_hyperparameters
+from agents.tried import Tried, best_or_random, collect
+from canvit_gym.actions import DiscreteActions
+from canvit_gym.assembly import build_actions
+from canvit_gym.atomic import replacing, write_json
+from canvit_gym.checks import integer
+from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
+from canvit_gym.config import EnvConfig, override
+from canvit_gym.provenance import plain, provenance
+from canvit_gym.scenes.prepared import cache_dir
+from canvit_gym.vector_env import GlimpseVectorEnv
+
+log = logging.getLogger(__name__)
+
+BLOCK_EPISODES = 1024
+NUM_ENVS = 64
+GREEDY = 0.5
+"""The share of the states in which episodes go on with the best of the tried viewpoints."""
+SEED = 0
+_IN_OBSERVATION = "observation/"
+_PLACES = ("device", "root", "cache", "render_mode")
+"""Options of an environment that a pool does not depend on."""
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    env: str = "CanViT/FashionSegmentation-v0"
+    """Environment id; its options are those of the algorithm's entry."""
+    algo: str = DEFAULT
+    env_kwargs: str | None = None
+    """Further keyword arguments of the environment, as JSON."""
+    states: int = 24_576
+    """At least this many states; whole blocks are made."""
+    candidates: int = 8
+    """Number of viewpoints tried in every state."""
+    progress: bool = True
+
+
+def load_pool(config: EnvConfig, *, states: int, candidates: int, progress: bool = False) -> Tried:
+    """The first `states` states (of whole episodes) of the environment's pool. Makes what is missing of it.
+
+    A pool that another process is making is waited for.
+
+    Raises:
+        ValueError: continuous actions, or fewer viewpoints than candidates.
+        OSError: the pool cannot be written.
+    """
+    integer(1)("states", states)
+    integer(2)("candidates", candidates)
+    actions = build_actions(config)
+    if not isinstance(actions, DiscreteActions) or len(actions.viewpoints) < candidates:
+        raise ValueError(
+            f"a pool tries {candidates} viewpoints of a table in every state, but the actions are {actions.space}: use "
+            "action='grid' or 'quadtree', or fewer candidates"
+        )
+    envs = GlimpseVectorEnv(NUM_ENVS, autoreset_mode="disabled", **vars(config))
+    try:
+        directory = _directory(envs, candidates)
+        directory.mkdir(parents=True, exist_ok=True)
+        decisions = config.budget - (config.first_glimpse is not None)
+        of_block = BLOCK_EPISODES * decisions
+        paths = [directory / f"block-{index:05d}.safetensors" for index in range(math.ceil(states / of_block))]
+        with FileLock(directory / "pool.lock"):
+            missing = [index for index, path in enumerate(paths) if not path.exists()]
+            total = len(missing) * of_block
+            with tqdm(total=total, desc="Pool", unit="state", disable=None if progress and missing else True) as bar:
+                for index in missing:
+                    block = _made(envs, index, states=of_block, candidates=candidates, advance=bar.update)
+                    _save(block, paths[index])
+            if missing:
+                write_json(directory / "provenance.json", provenance())
+    finally:
+        envs.close()
+    blocks = [_load(path) for path in paths]
+    return blocks[0].and_then(*blocks[1:]).first(math.ceil(states / decisions) * decisions)
+
+
+def _directory(envs: GlimpseVectorEnv, candidates: int) -> Path:
+    options = {name: value for name, value in vars(envs.config).items() if name not in _PLACES}
+    identity = {
+        "env": plain(options),
+        "checkpoint": envs.episodes.backbone.sha256,
+        "probe": envs.task.probe_sha256,
+        "scenes": envs.episodes.scenes.fingerprint,
+        "candidates": candidates,
+        "block_episodes": BLOCK_EPISODES,
+        "num_envs": NUM_ENVS,
+        "greedy": GREEDY,
+        "seed": SEED,
+    }
+    text = json.dumps(identity, sort_keys=True)
+    directory = cache_dir() / "pools" / f"{envs.config.dataset}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    if not (directory / "pool.json").exists():
+        write_json(directory / "pool.json", identity)
+    return directory
+
+
+def _made(envs: GlimpseVectorEnv, index: int, *, states: int, candidates: int, advance: Any) -> Tried:
+    rng = np.random.default_rng([SEED, index])
+    envs.reset(seed=int(rng.integers(2**31)))
+    behaviour = best_or_random(envs, rng, share=GREEDY)
+    return collect(envs, candidates=candidates, states=states, rng=rng, behaviour=behaviour, advance=advance)
+
+
+def _save(block: Tried, path: Path) -> None:
+    tensors = {_IN_OBSERVATION + key: value.cpu().contiguous() for key, value in block.observations.items()}
+    tensors |= {name: getattr(block, name).contiguous() for name in ("chosen", "gains", "rewards")}
+    with replacing(path) as partial:
+        save_file(tensors, partial)
+
+
+def _load(path: Path) -> Tried:
+    try:
+        tensors: Mapping[str, Any] = load_file(path)
+        return Tried(
+            observations={
+                key.removeprefix(_IN_OBSERVATION): value
+                for key, value in tensors.items()
+                if key.startswith(_IN_OBSERVATION)
+            },
+            **{name: tensors[name] for name in ("chosen", "gains", "rewards")},
+        )
+    except Exception as error:  # safetensors has an error of its own for every kind of damage
+        raise ValueError(f"{path} is damaged ({error}): delete it, and it will be made again") from error
+
+
+def main(config: PoolConfig) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    hyper = load_hyperparameters(config.env, {}, algo=config.algo)
+    env_kwargs = override(hyper.env_kwargs, json_object(config.env_kwargs, option="--env-kwargs"))
+    pool = load_pool(
+        env_config(config.env, env_kwargs), states=config.states, candidates=config.candidates, progress=config.progress
+    )
+    spread = (pool.gains - pool.gains.mean(dim=1, keepdim=True)).square().mean().sqrt()
+    log.info("%s states; gains differ by %.4f within a state (standard deviation)", f"{len(pool):,}", spread)
+
+
+if __name__ == "__main__":
+    run_command(main, PoolConfig, description=__doc__, if_interrupted=GOES_ON)

@@ -1,0 +1,188 @@
+"""States in which viewpoints were tried with the labels: what supervised learners of gains learn from.
+
+On training scenes, where labels may be used, K viewpoints of the table are tried in a state, each with a forward pass
+of the backbone. Their gains are the environment's rewards for the next glimpse (of the soft score, if the reward is
+based on the score, which is not smooth and distinguishes similar viewpoints less well).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from canvit_gym.actions import DiscreteActions
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.policies.lookahead import outcomes_after
+from canvit_gym.policies.networks import ViewpointNetwork
+from canvit_gym.rewards import REWARDS, step_reward
+from canvit_gym.vector_env import GlimpseVectorEnv
+
+
+@dataclass(frozen=True)
+class Tried:
+    """S states: observations, gains of the tried viewpoints, and rewards of the whole episodes."""
+
+    observations: dict[str, Tensor]  # [S, ...] each, maps in float16
+    chosen: Tensor  # [S, K] int64, which actions were tried; a stop gains nothing
+    gains: Tensor  # [S, K] float32
+    rewards: Tensor  # [S / T, T] float64: states of an episode are contiguous
+
+    def __len__(self) -> int:
+        return len(self.gains)
+
+    def first(self, num_states: int) -> "Tried":
+        """The first states; they must be those of whole episodes."""
+        return Tried(
+            observations={key: value[:num_states] for key, value in self.observations.items()},
+            chosen=self.chosen[:num_states],
+            gains=self.gains[:num_states],
+            rewards=self.rewards[: num_states // self.rewards.shape[1]],
+        )
+
+    def after(self, num_states: int) -> "Tried":
+        """The states after the first ones, which must be those of whole episodes."""
+        return Tried(
+            observations={key: value[num_states:] for key, value in self.observations.items()},
+            chosen=self.chosen[num_states:],
+            gains=self.gains[num_states:],
+            rewards=self.rewards[num_states // self.rewards.shape[1] :],
+        )
+
+    def and_then(self, *others: "Tried") -> "Tried":
+        parts = (self, *others)
+        return Tried(
+            observations={key: torch.cat([part.observations[key] for part in parts]) for key in self.observations},
+            chosen=torch.cat([part.chosen for part in parts]),
+            gains=torch.cat([part.gains for part in parts]),
+            rewards=torch.cat([part.rewards for part in parts]),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and dicts of them."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> "Tried":
+        return cls(**state)
+
+
+Behaviour = Callable[[dict[str, Tensor], NDArray[np.int64], NDArray[np.float64]], NDArray[np.int64]]
+"""(observation [N, ...], viewpoints tried [K], their gains [N, K]) -> the viewpoint that each episode takes, [N]."""
+
+
+@torch.no_grad()
+def collect(
+    envs: GlimpseVectorEnv,
+    *,
+    candidates: int,
+    states: int,
+    rng: np.random.Generator,
+    behaviour: Behaviour,
+    advance: Callable[[int], Any],
+) -> Tried:
+    """Collect at least this many states, in whole batches of whole episodes.
+
+    Args:
+        envs: DISABLED autoreset, a table of viewpoints, and reset once before.
+        candidates: K, the number of viewpoints tried in every state; the same ones for all states of a batched step.
+        rng: draws the candidates.
+        behaviour: chooses where episodes go on.
+        advance: called with the number of states of every batch.
+    """
+    actions = envs.actions
+    assert isinstance(actions, DiscreteActions), actions
+    table, reward, cost = actions.viewpoints, envs.config.reward, envs.config.glimpse_cost
+    batches: list[Tried] = []
+    count = 0
+    while count < states:
+        envs.reset()
+        steps: list[dict[str, Tensor]] = []
+        of_episode: tuple[list[NDArray[Any]], ...] = ([], [], [])
+        ended = np.zeros(envs.num_envs, dtype=np.bool_)
+        while not ended.any():
+            observation = envs.observation_tensors()
+            steps.append({k: v.half() if v.ndim == 4 else v.clone() for k, v in observation.items()})
+            tried = rng.choice(len(table), candidates, replace=False)
+            gain = gains_of(reward, envs.episodes, table[tried]).T - cost
+            looks = behaviour(observation, tried, gain)
+            if actions.allow_stop:  # a stop has no gain and no cost
+                tried, gain = np.append(tried, len(table)), np.pad(gain, ((0, 0), (0, 1)))
+            _, paid, ended, _, _ = envs.step(looks)
+            for column, value in zip(of_episode, (np.tile(tried, (envs.num_envs, 1)), gain, paid), strict=True):
+                column.append(value)
+        chosen, gains, paid = (np.stack(column, axis=1) for column in of_episode)
+        batches.append(
+            Tried(
+                observations={k: torch.stack([step[k] for step in steps], dim=1).flatten(0, 1) for k in steps[0]},
+                chosen=torch.from_numpy(chosen).flatten(0, 1),
+                gains=torch.from_numpy(gains).flatten(0, 1).float(),
+                rewards=torch.from_numpy(paid.astype(np.float64)),
+            )
+        )
+        count += paid.size
+        advance(paid.size)
+    return batches[0].and_then(*batches[1:])
+
+
+def gains_of(reward: str, episodes: EpisodeBatch, candidates: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[K, N]: the reward that each of the candidates [K, 3] would get now, in every episode."""
+    kind = "soft_score_gain" if REWARDS[reward].potential == "score" else reward
+    measure = episodes.task.potentials[REWARDS[kind].potential].measure
+    assert episodes.logits is not None
+    before = measure(episodes.logits, episodes.truth).cpu().numpy()
+    after = outcomes_after(episodes, candidates, measure=measure)
+    return step_reward(kind, np.broadcast_to(before, after.shape), after)
+
+
+def random_viewpoints(envs: GlimpseVectorEnv, rng: np.random.Generator) -> NDArray[np.int64]:
+    """[N] random viewpoints of the table, among those that are allowed."""
+    num = _num_viewpoints(envs)
+    if envs.config.revisit:
+        return rng.integers(num, size=envs.num_envs)
+    allowed = envs.action_masks()[:, :num]
+    return np.where(allowed, rng.random(allowed.shape), -1).argmax(axis=1)
+
+
+def explores(envs: GlimpseVectorEnv, rng: np.random.Generator) -> Behaviour:
+    """Random viewpoints."""
+    return lambda observation, tried, gains: random_viewpoints(envs, rng)
+
+
+def follows(network: ViewpointNetwork, envs: GlimpseVectorEnv) -> Behaviour:
+    """Viewpoints sampled from the policy, never a stop, so that all episodes have the same length."""
+
+    def behaviour(
+        observation: dict[str, Tensor], tried: NDArray[np.int64], gains: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        given = {key: value.to(device_of(network)) for key, value in observation.items()}
+        probabilities = network.distribution(given).probs[:, : _num_viewpoints(envs)]  # type: ignore[attr-defined]
+        return torch.multinomial(probabilities, 1).squeeze(1).cpu().numpy()
+
+    return behaviour
+
+
+def best_or_random(envs: GlimpseVectorEnv, rng: np.random.Generator, *, share: float) -> Behaviour:
+    """In a share of the states the best of the tried viewpoints that are allowed, in the others a random one."""
+
+    def behaviour(
+        observation: dict[str, Tensor], tried: NDArray[np.int64], gains: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        allowed = envs.action_masks()[:, tried]
+        best = tried[np.where(allowed, gains, -np.inf).argmax(axis=1)]
+        greedy = (rng.random(envs.num_envs) < share) & allowed.any(axis=1)
+        return np.where(greedy, best, random_viewpoints(envs, rng))
+
+    return behaviour
+
+
+def _num_viewpoints(envs: GlimpseVectorEnv) -> int:
+    assert isinstance(envs.actions, DiscreteActions)
+    return len(envs.actions.viewpoints)
+
+
+def device_of(network: torch.nn.Module) -> torch.device:
+    return next(network.parameters()).device

@@ -1,0 +1,146 @@
+"""A pool of episodes is made once, continued where it stopped, and holds the gains that the environment pays."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import agents.pool as pools
+from agents.pool import PoolConfig, load_pool
+from agents.ppo.warm_start import WarmStart
+from agents.settings import TrainConfig
+from agents.train import train
+from agents.tried import Tried, best_or_random, gains_of
+from canvit_gym.config import EnvConfig
+from canvit_gym.vector_env import GlimpseVectorEnv
+
+CONFIG = EnvConfig(num_scenes=16, device="cpu", budget=3, grid_scales=(0.5,), grid_centers=3)
+EPISODES, NUM_ENVS = 8, 4
+STATES = 2 * EPISODES
+"""Of a block: an episode has two decisions."""
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pools, "BLOCK_EPISODES", EPISODES)
+    monkeypatch.setattr(pools, "NUM_ENVS", NUM_ENVS)
+    monkeypatch.setenv("CANVIT_GYM_CACHE", str(tmp_path))
+
+
+def same(a: Tried, b: Tried) -> bool:
+    others = all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("chosen", "gains", "rewards"))
+    return others and all(torch.equal(value, b.observations[key]) for key, value in a.observations.items())
+
+
+def blocks(root: Path) -> list[Path]:
+    return sorted(root.glob("pools/*/block-*.safetensors"))
+
+
+def test_a_pool_is_made_once_and_extended(tmp_path: Path) -> None:
+    small = load_pool(CONFIG, states=STATES, candidates=4)
+    (first,) = blocks(tmp_path)
+    made = first.stat().st_mtime_ns
+    large = load_pool(CONFIG, states=STATES + 1, candidates=4)  # whole episodes
+    assert len(small) == STATES and len(large) == STATES + 2 and len(blocks(tmp_path)) == 2
+    assert first.stat().st_mtime_ns == made
+    assert same(small, large.first(STATES))
+    assert torch.equal(large.after(STATES).gains, large.gains[STATES:])
+    assert large.after(STATES).rewards.shape == (1, 2)
+
+
+def test_blocks_do_not_depend_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    whole = load_pool(CONFIG, states=2 * STATES, candidates=4)
+    _, second = blocks(tmp_path)
+    second.unlink()
+    again = load_pool(CONFIG, states=2 * STATES, candidates=4)
+    assert same(whole, again)
+    assert not torch.equal(whole.gains[:STATES], whole.gains[STATES:])
+
+
+def test_the_environment_pays_what_was_found() -> None:
+    """With all viewpoints tried, the reward of the one that was taken is among the gains."""
+    pool = load_pool(CONFIG, states=STATES, candidates=9)
+    assert set(pool.chosen[0].tolist()) == set(range(9))
+    paid = pool.rewards.flatten()[:, None]
+    assert ((pool.gains - paid).abs().min(dim=1).values < 1e-5).all()
+    # Half of the time the best one is taken.
+    taken_best = (paid[:, 0] - pool.gains.max(dim=1).values).abs() < 1e-5
+    assert 0.2 < taken_best.float().mean() < 0.95
+
+
+@pytest.mark.parametrize("change", [{"budget": 4}, {"grid_centers": 4}, {"reward": "soft_score_gain"}])
+def test_another_environment_has_another_pool(tmp_path: Path, change: dict[str, Any]) -> None:
+    load_pool(CONFIG, states=STATES, candidates=4)
+    load_pool(replace(CONFIG, **change), states=STATES, candidates=4)
+    assert len(list((tmp_path / "pools").iterdir())) == 2
+
+
+def test_episodes_go_on_with_allowed_viewpoints() -> None:
+    config = replace(CONFIG, action="quadtree", quadtree_levels=1, revisit=False, budget=5, first_glimpse=None)
+    envs = GlimpseVectorEnv(NUM_ENVS, autoreset_mode="disabled", **vars(config))
+    envs.reset(seed=0)
+    rng = np.random.default_rng(0)
+    behaviour = best_or_random(envs, rng, share=1.0)
+    tried = np.arange(5)
+    for _ in range(5):
+        gains = gains_of(config.reward, envs.episodes, envs.actions.viewpoints).T  # type: ignore[attr-defined]
+        looks = behaviour({}, tried, gains)
+        allowed = envs.action_masks()
+        assert allowed[np.arange(NUM_ENVS), looks].all()
+        assert (looks == np.where(allowed, gains, -np.inf).argmax(axis=1)).all()
+        envs.step(looks)
+    envs.close()
+
+
+def test_bad_pools(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="use action='grid' or 'quadtree'"):
+        load_pool(replace(CONFIG, action="continuous"), states=STATES, candidates=4)
+    with pytest.raises(ValueError, match="fewer candidates"):
+        load_pool(CONFIG, states=STATES, candidates=10)
+    with pytest.raises(ValueError, match="candidates must be"):
+        load_pool(CONFIG, states=STATES, candidates=1)
+    load_pool(CONFIG, states=STATES, candidates=4)
+    (path,) = blocks(tmp_path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="delete it"):
+        load_pool(CONFIG, states=STATES, candidates=4)
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kwargs = '{"num_scenes": 16, "device": "cpu", "budget": 3}'
+    with caplog.at_level("INFO"):
+        pools.main(PoolConfig(env_kwargs=kwargs, states=STATES, progress=False))
+    assert "16 states; gains differ by" in caplog.text
+    assert len(blocks(tmp_path)) == 1
+
+
+def test_ppo_begins_with_what_a_pool_teaches(tmp_path: Path) -> None:
+    """All seeds learn from the same pool, which the first of them makes; the error is measured on other episodes."""
+    found = []
+    for seed in (0, 1):
+        train(
+            TrainConfig(
+                run_dir=tmp_path / f"seed-{seed}", env="CanViT/FashionSegmentation-v0", seed=seed, eval_every=0,
+                env_kwargs='{"num_scenes": 16, "device": "cpu", "budget": 3, "grid_centers": 3}', progress=False,
+                total_timesteps=1, gaze_scenes=0, eval_scenes=2,
+                hyper='{"warm_start": {"states": 32, "pool": true, "candidates": 4, "learning_rate": 0.003, '
+                '"weight_decay": 0.1, "epochs": 2, "batch_size": 8}, "n_envs": 4, "n_steps": 2, "batch_size": 4}',
+            )
+        )  # fmt: skip
+        result = (tmp_path / f"seed-{seed}" / "result.json").read_text(encoding="utf-8")
+        found.append(json.loads(result)["warm_start"])
+    assert len(list((tmp_path / "pools").iterdir())) == 1
+    for (record,) in found:
+        assert record["states"] == 30 and np.isfinite(list(record.values())).all()
+    assert found[0] != found[1]
+
+
+def test_options_of_the_pool() -> None:
+    with pytest.raises(ValueError, match="weight_decay"):
+        WarmStart(weight_decay=-0.1)
+    with pytest.raises(ValueError, match="warm_start pool"):
+        WarmStart(pool="yes")  # type: ignore[arg-type]
