@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,10 @@ NUM_ENVS = 64
 GREEDY = 0.5
 """The share of the states in which episodes go on with the best of the tried viewpoints."""
 SEED = 0
+HELD_OUT = 1 / 16
+"""The share of a pool's episodes that learners test their predictions on."""
+WARM_UP = 0.05
+"""The share of the updates on a pool in which the learning rate rises: high rates fail from the first update on."""
 _IN_OBSERVATION = "observation/"
 _PLACES = ("device", "root", "cache", "render_mode")
 """Options of an environment that a pool does not depend on."""
@@ -101,6 +105,18 @@ def load_pool(config: EnvConfig, *, states: int, candidates: int, progress: bool
         envs.close()
     blocks = [_load(path) for path in paths]
     return blocks[0].and_then(*blocks[1:]).first(math.ceil(states / decisions) * decisions)
+
+
+def split(pool: Tried) -> tuple[Tried, Tried]:
+    """(states to learn from, states held out), whole episodes each."""
+    episodes, decisions = pool.rewards.shape
+    states = decisions * (episodes - max(1, int(HELD_OUT * episodes)))
+    return pool.first(states), pool.after(states)
+
+
+def rise_and_fall(peak: float) -> Callable[[float], float]:
+    """Share of the updates done -> learning rate: linear up to the peak, at WARM_UP, then linear towards 0."""
+    return lambda done: peak * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
 
 
 def _directory(envs: GlimpseVectorEnv, candidates: int) -> Path:

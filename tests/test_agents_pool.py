@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import agents.pool as pools
-from agents.pool import PoolConfig, load_pool
+from agents.algorithms import load_hyperparameters
+from agents.pool import PoolConfig, load_pool, split
 from agents.ppo.warm_start import WarmStart
-from agents.settings import TrainConfig
+from agents.settings import TrainConfig, prepare
 from agents.train import train
 from agents.tried import Tried, best_or_random, gains_of
 from canvit_gym.config import EnvConfig
@@ -144,3 +145,35 @@ def test_options_of_the_pool() -> None:
         WarmStart(weight_decay=-0.1)
     with pytest.raises(ValueError, match="warm_start pool"):
         WarmStart(pool="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("algo", ["q_regression", "dime"])
+def test_learners_of_gains_begin_with_what_a_pool_teaches(tmp_path: Path, algo: str) -> None:
+    env = {"num_scenes": 16, "device": "cpu", "budget": 3, "grid_centers": 3, "reward": "loss_reduction"}
+    hyper = {
+        "pool": {"states": 2 * STATES, "candidates": 8, "epochs": 30, "batch_size": 8, "weight_decay": 0.0},
+        "n_envs": 4, "n_steps": 2, "batch_size": 8, "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+    }  # fmt: skip
+    config = TrainConfig(
+        run_dir=tmp_path / "run", algo=algo, env="CanViT/FashionSegmentation-v0", env_kwargs=json.dumps(env),
+        hyper=json.dumps(hyper), total_timesteps=8, eval_every=0, eval_scenes=2, gaze_scenes=0, progress=False,
+    )  # fmt: skip
+    train(config)
+    (record,) = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))["warm_start"]
+    assert record["states"] == 30 and np.isfinite(record["explained"])
+    plan = prepare(replace(config, run_dir=tmp_path / "other"))
+    learner: Any = plan.algorithm.make(plan)
+    pool = load_pool(plan.env, states=2 * STATES, candidates=8)
+    before = learner._explained(pool, batch_size=8)
+    learner.begin(progress=False)
+    assert learner._explained(split(pool)[0], batch_size=8) > max(before, 0.1)
+    learner.close()
+
+
+def test_glimpses_of_a_pool_count(tmp_path: Path) -> None:
+    hyper = load_hyperparameters(
+        "CanViT/FashionSegmentation-v0", {"pool": {"states": 100, "candidates": 4}}, algo="q_regression"
+    )
+    assert hyper.glimpses(7) == 507
+    with pytest.raises(ValueError, match="unknown pool options rounds; there are: states"):
+        load_hyperparameters("CanViT/FashionSegmentation-v0", {"pool": {"rounds": 1}}, algo="q_regression")

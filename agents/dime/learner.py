@@ -17,7 +17,6 @@ from agents.algorithms import Algorithm
 from agents.checks import check_fields
 from agents.q_regression.hyperparameters import QHyperparameters
 from agents.q_regression.learner import QRegression
-from agents.q_regression.replay import Samples
 from canvit_gym.checks import finite, optional
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies.networks import GainNetwork
@@ -62,12 +61,15 @@ class Dime(QRegression):
             "confidence": hyper.confidence,
         }
 
-    def _found_and_wanted(self, batch: Samples) -> tuple[Tensor, Tensor]:
-        gains = cast(GainNetwork, self._network).gains(batch.observation)
-        looked = batch.actions < gains.shape[1]  # stops are not learned from
-        drops = batch.rewards[looked] + self.plan.env.glimpse_cost
-        taken = batch.actions[looked].to(self.device)
-        return gains[looked.to(self.device)].gather(1, taken[:, None]).squeeze(1), drops.to(self.device)
+    def _errors(self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor) -> Tensor:
+        found = cast(GainNetwork, self._network).gains(observation)
+        looked = actions < found.shape[1]  # stops are not learned from
+        predicted = found.gather(1, actions.clamp(max=found.shape[1] - 1).to(self.device))
+        return (predicted - self._targets(gains, depth).to(self.device))[looked.to(self.device)]
+
+    def _targets(self, gains: Tensor, depth: Tensor) -> Tensor:
+        """The drop in loss, in nats: gains are what remains of it after the glimpse's cost."""
+        return gains + self.plan.env.glimpse_cost
 
 
 ALGORITHM = Algorithm(title="DIME", hyperparameters=DimeHyperparameters, make=Dime)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from agents.finite import require_finite
 from agents.normalize import clipped
-from agents.pool import load_pool
+from agents.pool import load_pool, rise_and_fall, split
 from agents.tried import Tried, collect, device_of, explores, follows
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.checks import boolean, finite, integer, one_of
@@ -39,11 +39,6 @@ from canvit_gym.policies.networks import ViewpointNetwork
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 Objective = Literal["regression", "ranking", "cloning"]
-
-HELD_OUT = 1 / 16
-"""The share of a pool's episodes on which `explained` is measured."""
-WARM_UP = 0.05
-"""The share of the updates on a pool in which the learning rate rises: high rates fail from the first update on."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,7 @@ class WarmStart:
     batch_size: int = 128
     learning_rate: float = 1e-3
     """Learning rate in the first round. It falls linearly towards 0: the last of n rounds has 1/n of it. With a pool it
-    rises over the first WARM_UP of the updates, and falls over the others."""
+    rises first, then falls (agents.pool.rise_and_fall)."""
     weight_decay: float = 0.0
     """Of AdamW."""
     temperature: float = 0.25
@@ -167,13 +162,8 @@ def _learn_from_pool(
     network: ViewpointNetwork, config: EnvConfig, options: WarmStart, returns_of: ReturnsOf, *, progress: bool
 ) -> dict[str, float]:
     pool = load_pool(config, states=options.states, candidates=options.candidates, progress=progress)
-    episodes, decisions = pool.rewards.shape
-    of_training = decisions * (episodes - max(1, int(HELD_OUT * episodes)))
-    training, held_out = pool.first(of_training), pool.after(of_training)
-
-    def rate(done: float) -> float:
-        return options.learning_rate * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
-
+    training, held_out = split(pool)
+    rate = rise_and_fall(options.learning_rate)
     optimizer = _optimizer(network, options)
     record = _learned(network, optimizer, training, returns_of, options, rate, "on its pool", progress=progress)
     return {"states": float(len(training)), "explained": explained_share(network, held_out, options), **record}

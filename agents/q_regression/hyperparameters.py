@@ -1,12 +1,31 @@
 """Hyperparameters in agents/hyperparameters/q_regression.yml."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from agents.checks import check_fields, network_options, schedule
+from agents.checks import check_fields, mapping, network_options, schedule
 from agents.training_state import check_whole_episodes
 from canvit_gym.checks import finite, integer, one_of, optional
 from canvit_gym.config import EnvConfig
+
+
+@dataclass(frozen=True)
+class FromPool:
+    """What is learned from a pool of episodes (agents.pool) before the first rollout. Without states: nothing."""
+
+    states: int = 0
+    candidates: int = 8
+    epochs: int = 8
+    batch_size: int = 128
+    learning_rate: float = 6e-3
+    """Its peak; see agents.pool.rise_and_fall."""
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, low in (("states", 0), ("candidates", 2), ("epochs", 1), ("batch_size", 1)):
+            integer(low)(f"pool {name}", getattr(self, name))
+        finite(above=0)("pool learning_rate", self.learning_rate)
+        finite(low=0)("pool weight_decay", self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,7 @@ class QHyperparameters:
     clip_reward: float | None
     policy_kwargs: dict[str, Any]
     rollout_tensors: Literal["float16", "float32"]
+    pool: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(
@@ -36,13 +56,22 @@ class QHyperparameters:
         check_fields(self, optional(finite(above=0)), "clip_reward")
         check_fields(self, schedule, "learning_rate")
         check_fields(self, one_of(lambda: ("float16", "float32")), "rollout_tensors")
+        check_fields(self, mapping, "pool")
+        if unknown := sorted(set(self.pool) - {option.name for option in fields(FromPool)}):
+            options = ", ".join(option.name for option in fields(FromPool))
+            raise ValueError(f"unknown pool options {', '.join(unknown)}; there are: {options}")
+        FromPool(**self.pool)
         check_fields(self, network_options(leave_out=("distribution", "log_std_init")), "policy_kwargs")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def from_pool(self) -> FromPool:
+        return FromPool(**self.pool)
+
     def glimpses(self, decisions: int) -> int:
-        return decisions
+        return decisions + self.from_pool.states * (self.from_pool.candidates + 1)
 
     def check_fit(self, config: EnvConfig) -> None:
         if config.action == "continuous":

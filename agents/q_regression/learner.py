@@ -7,6 +7,8 @@ the share of the loss that it removes. Q = V + A, where A has mean zero over the
 state, and the loss is the squared error. A share of the steps (half by default) takes the best viewpoint and the others
 a random one, so that the policy learns on states that it reaches. Targets do not depend on the policy, so it can learn
 from the last rollouts again.
+
+With `pool`, it first learns from a pool of episodes (agents.pool), where several viewpoints were tried in each state.
 """
 
 from collections import deque
@@ -15,19 +17,20 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from agents.algorithms import Algorithm
 from agents.checks import schedule
 from agents.finite import require_finite
 from agents.learner import Monitoring, State
+from agents.pool import load_pool, rise_and_fall, split
 from agents.q_regression.hyperparameters import QHyperparameters
-from agents.q_regression.replay import Replay, Samples
+from agents.q_regression.replay import Replay
 from agents.settings import Plan
 from agents.torch_learner import TorchLearner
 from agents.training_state import (
@@ -40,6 +43,7 @@ from agents.training_state import (
     restore_environments,
     set_random_state,
 )
+from agents.tried import Tried
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.policies.networks import NETWORK_CLASSES, HasValues, ViewpointQNetwork, action_options
 from canvit_gym.running_moments import RunningMoments
@@ -88,8 +92,53 @@ class QRegression(TorchLearner[nn.Module]):
         return {"reward": float(np.mean(self._returns)) if self._returns else None, "loss": self._loss}
 
     def begin(self, *, progress: bool) -> list[dict[str, float]]:
+        history = [self._learn_from_pool(progress=progress)] if self.hyper.from_pool.states else []
         self._begin_episodes()
-        return []
+        return history
+
+    def _learn_from_pool(self, *, progress: bool) -> dict[str, float]:
+        """Returns the number of states, the last epoch's loss, and the share of the targets' variance that is explained
+        in the states held out."""
+        options, network = self.hyper.from_pool, self._network
+        whole = load_pool(self.plan.env, states=options.states, candidates=options.candidates, progress=progress)
+        decisions = whole.rewards.shape[1]
+        pool, held_out = split(whole)
+        depth = torch.arange(len(pool)) % decisions
+        self.moments.update(depth[:, None].expand_as(pool.gains).flatten().numpy(), pool.gains.flatten().numpy())
+        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=options.weight_decay)
+        rate = rise_and_fall(options.learning_rate)
+        updates = options.epochs * -(-len(pool) // options.batch_size)
+        losses: list[Tensor] = []
+        network.train()
+        with tqdm(total=updates, desc="Pool", unit="update", disable=None if progress else True) as bar:
+            for _ in range(options.epochs):
+                for rows in torch.randperm(len(pool)).split(options.batch_size):
+                    optimizer.param_groups[0]["lr"] = rate((len(losses) + 1) / (updates + 1))
+                    loss = self._errors(*self._in_pool(pool, rows), depth[rows]).square().mean()
+                    self._descend(optimizer, loss)
+                    losses.append(loss.detach())
+                    bar.update()
+        network.eval()
+        return {
+            "states": float(len(pool)),
+            "loss": float(torch.stack(losses[-len(losses) // options.epochs :]).mean()),
+            "explained": self._explained(held_out, batch_size=options.batch_size),
+        }
+
+    def _in_pool(self, pool: Tried, rows: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """(observations, actions [B, K], gains [B, K])"""
+        observation = {key: value[rows].to(self.device) for key, value in pool.observations.items()}
+        return observation, pool.chosen[rows], pool.gains[rows]
+
+    @torch.no_grad()
+    def _explained(self, pool: Tried, *, batch_size: int) -> float:
+        depth = torch.arange(len(pool)) % pool.rewards.shape[1]
+        errors = [
+            self._errors(*self._in_pool(pool, rows), depth[rows]).flatten()
+            for rows in torch.arange(len(pool)).split(batch_size)
+        ]
+        targets = self._targets(pool.gains, depth[:, None])
+        return float(1 - torch.cat(errors).square().mean() / targets.var().clamp(min=1e-9).to(self.device))
 
     def _begin_episodes(self, observation: Any = None) -> None:
         self._observation = begin_episodes(self.env) if observation is None else observation
@@ -148,31 +197,37 @@ class QRegression(TorchLearner[nn.Module]):
         for _ in range(hyper.n_epochs):
             for rows in torch.randperm(len(self.replay)).split(hyper.batch_size):
                 batch = self.replay.take(rows, device=self.device)
-                found, wanted = self._found_and_wanted(batch)
-                loss = F.mse_loss(found, wanted)
-                self.optimizer.zero_grad()
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(network.parameters(), hyper.max_grad_norm)
-                require_finite({"the loss": loss.detach(), "its gradient": norm})
-                self.optimizer.step()
+                loss = self._errors(batch.observation, batch.actions[:, None], batch.rewards[:, None], batch.depth)
+                loss = loss.square().mean()
+                self._descend(self.optimizer, loss)
                 losses.append(loss.detach())
-                targets.append(wanted)
+                targets.append(self._targets(batch.rewards, batch.depth))
         self._loss = float(torch.stack(losses).mean())
         variance = float(torch.cat(targets).square().mean())
         self._logger.record("train/loss", self._loss)
         self._logger.record("train/explained", 1 - self._loss / max(variance, 1e-9))
         self._logger.record("train/learning_rate", rate)
 
-    def _found_and_wanted(self, batch: Samples) -> tuple[Tensor, Tensor]:
-        """[B'] each: the network's predictions for the actions taken, and their targets."""
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), self.hyper.max_grad_norm)
+        require_finite({"the loss": loss.detach(), "its gradient": norm})
+        optimizer.step()
+
+    def _errors(self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor) -> Tensor:
+        """Predictions minus targets, for actions [B, K] with their gains [B, K] in states of this depth [B]."""
+        values = cast(ViewpointQNetwork, self._network).q_values(observation)
+        return values.gather(1, actions.to(self.device)) - self._targets(gains, depth[:, None]).to(self.device)
+
+    def _targets(self, gains: Tensor, depth: Tensor) -> Tensor:
+        """Gains, standardized by the moments of their depth (a tensor that broadcasts with them)."""
         mean, deviation = (
             torch.from_numpy(moment).float() for moment in (self.moments.mean, np.sqrt(self.moments.var + 1e-8))
         )
-        wanted = (batch.rewards - mean[batch.depth]) / deviation[batch.depth]
-        if self.hyper.clip_reward is not None:
-            wanted = wanted.clamp(-self.hyper.clip_reward, self.hyper.clip_reward)
-        values = cast(ViewpointQNetwork, self._network).q_values(batch.observation)
-        return values.gather(1, batch.actions.to(self.device)[:, None]).squeeze(1), wanted.to(self.device)
+        targets = (gains - mean[depth]) / deviation[depth]
+        clip = self.hyper.clip_reward
+        return targets if clip is None else targets.clamp(-clip, clip)
 
     def capture(self) -> State:
         return super().capture() | {
