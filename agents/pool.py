@@ -6,10 +6,12 @@ Most of what a learner of gains costs are the backbone's forward passes, and the
 algorithm. A pool is made once, in blocks; an interrupted command continues with the next block, and a larger `--states`
 adds blocks. Learners make a pool that they need and that is missing.
 
-Episodes go on with the best of the tried viewpoints in half of the states and with a random one in the others, so that
-the pool has states after good glimpses as well as after bad ones. Maps are stored in float16. A pool depends on the
-environment's options, the checkpoint, the probe and the number of candidates; each combination has its own directory,
-below `$CANVIT_GYM_CACHE/pools`.
+A learner has to predict gains in the states that its own policy reaches. In half of the states episodes therefore go on
+as the environment's best hand-coded policy would, in a quarter with the best of the tried viewpoints, and in the others
+with a random one. Environments without such a policy have the last two in equal shares. Maps are stored in float16.
+
+A pool depends on the environment's options, the checkpoint, the probe and the number of candidates; each combination
+has its own directory, below `$CANVIT_GYM_CACHE/pools`.
 """
 
 import hashlib
@@ -27,14 +29,16 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from agents.algorithms import DEFAULT, load_hyperparameters
-from agents.tried import Tried, best_or_random, collect
+from agents.tried import Tried, collect, consults, explores, mixture, takes_best
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.atomic import replacing, write_json
 from canvit_gym.checks import integer
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
 from canvit_gym.config import EnvConfig, override
+from canvit_gym.policies.registry import make_policy
 from canvit_gym.provenance import plain, provenance
+from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.prepared import cache_dir
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -42,13 +46,14 @@ log = logging.getLogger(__name__)
 
 BLOCK_EPISODES = 1024
 NUM_ENVS = 64
-GREEDY = 0.5
-"""The share of the states in which episodes go on with the best of the tried viewpoints."""
 SEED = 0
 HELD_OUT = 1 / 16
 """The share of a pool's episodes that learners test their predictions on."""
 WARM_UP = 0.05
 """The share of the updates on a pool in which the learning rate rises: high rates fail from the first update on."""
+SHARES = {3: (0.5, 0.25, 0.25), 2: (0.5, 0.5)}
+"""By the number of behaviours: the shares of the states in which episodes go on as a hand-coded policy would, with the
+best of the tried viewpoints, and with a random one."""
 _IN_OBSERVATION = "observation/"
 _PLACES = ("device", "root", "cache", "render_mode")
 """Options of an environment that a pool does not depend on."""
@@ -129,7 +134,7 @@ def _directory(envs: GlimpseVectorEnv, candidates: int) -> Path:
         "candidates": candidates,
         "block_episodes": BLOCK_EPISODES,
         "num_envs": NUM_ENVS,
-        "greedy": GREEDY,
+        "follows": _hand_coded(envs.config),
         "seed": SEED,
     }
     text = json.dumps(identity, sort_keys=True)
@@ -139,10 +144,19 @@ def _directory(envs: GlimpseVectorEnv, candidates: int) -> Path:
     return directory
 
 
+def _hand_coded(config: EnvConfig) -> str | None:
+    skill = DATASETS[config.dataset].skill
+    return None if skill is None else skill.opponents[0]
+
+
 def _made(envs: GlimpseVectorEnv, index: int, *, states: int, candidates: int, advance: Any) -> Tried:
     rng = np.random.default_rng([SEED, index])
     envs.reset(seed=int(rng.integers(2**31)))
-    behaviour = best_or_random(envs, rng, share=GREEDY)
+    parts = [takes_best(envs, rng), explores(envs, rng)]
+    if (spec := _hand_coded(envs.config)) is not None:
+        policy = make_policy(spec, config=envs.config, num_glimpses=envs.config.budget)
+        parts = [consults(policy, envs), *parts]
+    behaviour = mixture(parts, SHARES[len(parts)], rng)
     return collect(envs, candidates=candidates, states=states, rng=rng, behaviour=behaviour, advance=advance)
 
 

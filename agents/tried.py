@@ -5,7 +5,7 @@ of the backbone. Their gains are the environment's rewards for the next glimpse 
 based on the score, which is not smooth and distinguishes similar viewpoints less well).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from canvit_gym.actions import DiscreteActions
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.networks import ViewpointNetwork
+from canvit_gym.policies.protocol import GlimpsePolicy
+from canvit_gym.policies.seen import window
+from canvit_gym.policies.table import nearest_rows
 from canvit_gym.rewards import REWARDS, step_reward
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -165,16 +168,45 @@ def follows(network: ViewpointNetwork, envs: GlimpseVectorEnv) -> Behaviour:
     return behaviour
 
 
-def best_or_random(envs: GlimpseVectorEnv, rng: np.random.Generator, *, share: float) -> Behaviour:
-    """In a share of the states the best of the tried viewpoints that are allowed, in the others a random one."""
+def takes_best(envs: GlimpseVectorEnv, rng: np.random.Generator) -> Behaviour:
+    """The best of the tried viewpoints that are allowed; a random one if none is."""
 
     def behaviour(
         observation: dict[str, Tensor], tried: NDArray[np.int64], gains: NDArray[np.float64]
     ) -> NDArray[np.int64]:
         allowed = envs.action_masks()[:, tried]
         best = tried[np.where(allowed, gains, -np.inf).argmax(axis=1)]
-        greedy = (rng.random(envs.num_envs) < share) & allowed.any(axis=1)
-        return np.where(greedy, best, random_viewpoints(envs, rng))
+        return np.where(allowed.any(axis=1), best, random_viewpoints(envs, rng))
+
+    return behaviour
+
+
+def consults(policy: GlimpsePolicy, envs: GlimpseVectorEnv) -> Behaviour:
+    """The viewpoints of the table that are nearest to those of a hand-coded policy."""
+    assert isinstance(envs.actions, DiscreteActions)
+    table = envs.actions.viewpoints
+    first = int(envs.config.first_glimpse is not None)
+
+    def behaviour(
+        observation: dict[str, Tensor], tried: NDArray[np.int64], gains: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        seen = window(policy.info, envs.episodes, actions=envs.actions)
+        if (taken := int(seen.taken[0])) == first:
+            policy.reset(seen, seed=0)
+        return nearest_rows(policy.viewpoints(taken, seen), table, seen)
+
+    return behaviour
+
+
+def mixture(parts: Sequence[Behaviour], shares: Sequence[float], rng: np.random.Generator) -> Behaviour:
+    """Draw for every state which of the behaviours it follows."""
+
+    def behaviour(
+        observation: dict[str, Tensor], tried: NDArray[np.int64], gains: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        choices = np.stack([part(observation, tried, gains) for part in parts])
+        drawn = rng.choice(len(parts), size=choices.shape[1], p=shares)
+        return choices[drawn, np.arange(choices.shape[1])]
 
     return behaviour
 

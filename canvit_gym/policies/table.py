@@ -49,11 +49,11 @@ def best_allowed(worth: Tensor, candidates: NDArray[np.float32], seen: Seen) -> 
     return worth.argmax(dim=1).cpu().numpy()
 
 
-def nearest_allowed(wanted: NDArray[np.float32], table: NDArray[np.float32], seen: Seen) -> NDArray[np.float32]:
-    """[N, 3] allowed rows of the table [A, 3] nearest to the viewpoints `wanted` [N, 3], in (row, col, log scale)."""
+def nearest_rows(wanted: NDArray[np.float32], table: NDArray[np.float32], seen: Seen) -> NDArray[np.int64]:
+    """[N] allowed rows of the table [A, 3] nearest to the viewpoints `wanted` [N, 3], in (row, col, log scale)."""
     places, targets = (np.concatenate([v[:, :2], np.log(v[:, 2:])], axis=1) for v in (table, wanted))
     distance = ((targets[:, None] - places) ** 2).sum(axis=2)
-    return table[best_allowed(torch.from_numpy(-distance), table, seen)]
+    return best_allowed(torch.from_numpy(-distance), table, seen)
 
 
 class OnTable:
@@ -70,7 +70,7 @@ class OnTable:
 
     def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         wanted = self.policy.viewpoints(t, seen)
-        return wanted if t == 0 and self._first_is_given else nearest_allowed(wanted, self._table, seen)
+        return wanted if t == 0 and self._first_is_given else self._table[nearest_rows(wanted, self._table, seen)]
 
     def flops_per_decision(self, seen: Seen) -> int:
         return self.policy.flops_per_decision(seen)
