@@ -1,0 +1,299 @@
+"""How much of a ceiling's lead can be known from what an agent sees?
+
+    python -m experiments.studies.knowable                                     # the environments with label maps
+    python -m experiments.studies.knowable --envs CanViT/FashionSearch-v0
+
+A ceiling is told where the items lie, or the item that is asked for. A policy can only find out as much as its
+observations allow. Here a detector with the trunk of the learners' networks is trained with the labels of training
+scenes to predict, from observations, what share of each cell is of interest: of the goal's class in FashionSearch,
+of any item elsewhere. Its training states are those of episodes that look at the most interesting window in half of the
+decisions, and at random otherwise.
+
+Then the same windows are taken greedily by their worth (canvit_gym.policies.windows), on test scenes, with three maps:
+the probe's reading, as the hand-coded policies have it; the detector's prediction; and the truth. The environment's
+ceiling, which fits its windows to the items, is measured beside them. If the detector predicts the places better than
+the reading does and its windows score no higher, a learned policy gains nothing by knowing the places better, and the
+rest of the ceiling's lead is out of its reach.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from agents.algorithms import load_hyperparameters
+from agents.pool import rise_and_fall
+from agents.tried import random_viewpoints
+from canvit_gym.actions import DiscreteActions
+from canvit_gym.atomic import write_json, write_text
+from canvit_gym.backbone.load import resolve_device
+from canvit_gym.benchmark.comparison import with_interval
+from canvit_gym.command_line import env_config, run_command
+from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.policies import make_policy
+from canvit_gym.policies.greedy_windows import GreedyWindows
+from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo
+from canvit_gym.policies.seen import Seen, with_truth
+from canvit_gym.policies.trunks import MapTrunk
+from canvit_gym.policies.windows import Windows
+from canvit_gym.provenance import plain, provenance
+from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.statistics import bootstrap_interval, paired_difference
+from canvit_gym.suite.payoff import payoff_of
+from canvit_gym.vector_env import GlimpseVectorEnv
+
+BACKGROUND = 0
+ENVS = tuple(f"CanViT/Fashion{name}-v0" for name in ("Search", "Distractors", "Crowd", "Order"))
+NUM_ENVS = 64
+HELD_OUT = 1 / 16
+"""The share of the states on which predictions are compared with the labels."""
+
+
+@dataclass(frozen=True)
+class KnowableConfig:
+    envs: tuple[str, ...] = ENVS
+    """Environments whose labels are maps of classes."""
+    states: int = 16_384
+    """Training states."""
+    epochs: int = 6
+    batch_size: int = 128
+    learning_rate: float = 4e-3
+    """Its peak; see agents.pool.rise_and_fall."""
+    weight_decay: float = 0.1
+    seed: int = 0
+    num_scenes: int | None = None
+    """Test scenes. None: all."""
+    results_dir: Path = Path("experiments/results/knowable")
+    progress: bool = True
+
+
+def interest(truth: Mapping[str, Tensor]) -> Tensor:
+    """[N, G, G]: the share of each cell that is of interest, from the labels."""
+    shares = truth["shares"]
+    if "goal" in truth:
+        return shares[torch.arange(len(shares), device=shares.device), truth["goal"]]
+    return 1 - shares[:, BACKGROUND]
+
+
+def read_interest(observation: Mapping[str, Tensor]) -> Tensor:
+    """[N, m, m]: the same by the probe, from `reading`, and `goal` if there is one."""
+    reading = observation["reading"].float()
+    if "goal" in observation:
+        return torch.einsum("nk,nkij->nij", observation["goal"].float(), reading)
+    return 1 - reading[:, BACKGROUND]
+
+
+class Detector(nn.Module):
+    """Observations -> logits [B, m, m] of the share of each cell that is of interest."""
+
+    def __init__(self, space: spaces.Dict, *, channels: int = 32) -> None:
+        super().__init__()
+        self.trunk = MapTrunk(space, channels=channels)
+        shape = space["reading"].shape
+        assert shape is not None and len(shape) == 3, shape
+        self.factor = shape[-1] // self.trunk.grid
+        self.fine = nn.Conv2d(channels, 16 * self.factor**2, 1)
+        self.read = nn.Sequential(nn.Conv2d(17, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1))
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
+        given = {key: value.float() for key, value in observation.items()}
+        fine = F.pixel_shuffle(self.fine(self.trunk(given).map), self.factor)
+        return self.read(torch.cat([fine, read_interest(given)[:, None]], dim=1))[:, 0]
+
+
+class ReadWindows(GreedyWindows):
+    """By the probe's reading."""
+
+    def __init__(self, table: NDArray[np.float32], keys: tuple[str, ...]) -> None:
+        super().__init__(table=table)
+        self.info = _info("reading", keys)
+
+    def amounts(self, seen: Seen) -> Tensor:
+        return read_interest(seen.observe())
+
+
+class DetectedWindows(GreedyWindows):
+    """By a detector."""
+
+    def __init__(self, table: NDArray[np.float32], keys: tuple[str, ...], detector: Detector) -> None:
+        super().__init__(table=table)
+        self.info = _info("detector", keys)
+        self.detector = detector.eval()
+
+    def amounts(self, seen: Seen) -> Tensor:
+        return torch.sigmoid(self.detector(seen.observe()))
+
+
+class TrueWindows(GreedyWindows):
+    """By the labels."""
+
+    info = PolicyInfo("truth", "truth", "Windows by where the labels are.", deterministic=True, uses_labels=True)
+
+    def amounts(self, seen: Seen) -> Tensor:
+        return interest(with_truth(seen).truth)
+
+
+def _info(name: str, keys: tuple[str, ...]) -> PolicyInfo:
+    return PolicyInfo(name, name, f"Windows by the {name}.", deterministic=True, observations=keys)
+
+
+@torch.no_grad()
+def look_around(config: EnvConfig, *, states: int, seed: int, progress: bool) -> tuple[dict[str, Tensor], Tensor]:
+    """(observations [S, ...] with maps in float16, interest [S, G, G]) of at least this many states."""
+    envs = GlimpseVectorEnv(NUM_ENVS, autoreset_mode="disabled", **vars(config))
+    assert isinstance(envs.actions, DiscreteActions)
+    table, rng = envs.actions.viewpoints, np.random.default_rng(seed)
+    windows = Windows(table, size=envs.episodes.backbone.canvas_grid, device=envs.episodes.backbone.device)
+    observations: list[dict[str, Tensor]] = []
+    maps: list[Tensor] = []
+    envs.reset(seed=seed)
+    with tqdm(total=states, desc="States", unit="state", disable=None if progress else True) as bar:
+        while NUM_ENVS * len(maps) < states:
+            envs.reset()
+            ended = np.zeros(NUM_ENVS, dtype=np.bool_)
+            while not ended.any():
+                observation, true = envs.observation_tensors(), interest(envs.episodes.truth)
+                observations.append({k: v.half() if v.ndim == 4 else v.clone() for k, v in observation.items()})
+                maps.append(true.half())
+                acuity = observation["acuity"][:, 0].float()
+                worth = windows.added(true, torch.where(acuity == 0, torch.ones_like(acuity), acuity))
+                allowed = torch.from_numpy(envs.action_masks()[:, : len(table)]).to(worth.device)
+                best = worth.masked_fill(~allowed, -1).argmax(dim=1).cpu().numpy()
+                looks = np.where(rng.random(NUM_ENVS) < 0.5, best, random_viewpoints(envs, rng))
+                _, _, ended, _, _ = envs.step(looks)
+                bar.update(NUM_ENVS)
+    envs.close()
+    return {key: torch.cat([one[key] for one in observations]) for key in observations[0]}, torch.cat(maps)
+
+
+def trained(
+    observations: dict[str, Tensor], maps: Tensor, space: spaces.Dict, config: KnowableConfig, *, device: torch.device
+) -> tuple[Detector, dict[str, float]]:
+    """A detector, and the cross-entropies (nats a cell) of reading and detector on states held out, with the least
+    value that any prediction could have."""
+    torch.manual_seed(config.seed)
+    detector = Detector(space).to(device)
+    optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=config.weight_decay)
+    rate = rise_and_fall(config.learning_rate)
+    learned = int(len(maps) * (1 - HELD_OUT))
+    updates, done = config.epochs * -(-learned // config.batch_size), 0
+
+    def taken(rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return {key: value[rows].to(device) for key, value in observations.items()}, maps[rows].float().to(device)
+
+    with tqdm(total=updates, desc="Detector", unit="update", disable=None if config.progress else True) as bar:
+        for _ in range(config.epochs):
+            for rows in torch.randperm(learned).split(config.batch_size):
+                done += 1
+                optimizer.param_groups[0]["lr"] = rate(done / (updates + 1))
+                observation, true = taken(rows)
+                loss = F.binary_cross_entropy_with_logits(detector(observation), true)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
+                optimizer.step()
+                bar.update()
+    detector.eval()
+    totals = {"reading": 0.0, "detector": 0.0, "least": 0.0}
+    held_out = torch.arange(learned, len(maps))
+    with torch.no_grad():
+        for rows in held_out.split(config.batch_size):
+            observation, true = taken(rows)
+            predicted = {"reading": read_interest(observation), "detector": torch.sigmoid(detector(observation))}
+            for name, probability in (predicted | {"least": true}).items():
+                entropy = F.binary_cross_entropy(probability.clamp(1e-6, 1 - 1e-6), true)
+                totals[name] += float(entropy) * len(rows) / len(held_out)
+    return detector, totals
+
+
+def study(config: KnowableConfig, env_id: str) -> dict[str, Any]:
+    """The results of one environment as JSON values."""
+    env = env_config(env_id, load_hyperparameters(env_id, {}).env_kwargs)
+    observations, maps = look_around(env, states=config.states, seed=config.seed, progress=config.progress)
+    envs = GlimpseVectorEnv(1, **vars(replace(env, num_scenes=1)))
+    space, actions = envs.single_observation_space, envs.actions
+    assert isinstance(space, spaces.Dict) and isinstance(actions, DiscreteActions)
+    envs.close()
+    detector, entropies = trained(observations, maps, space, config, device=resolve_device(env.device))
+    keys, table = tuple(space), actions.viewpoints
+    test = replace(env, split="test", num_scenes=config.num_scenes)
+    skill = DATASETS[env.dataset].skill
+    assert skill is not None, f"{env_id} has no ceiling"
+    policies: dict[str, GlimpsePolicy] = {
+        "reading": ReadWindows(table, keys),
+        "detector": DetectedWindows(table, keys, detector),
+        "truth": TrueWindows(table=table),
+        "ceiling": make_policy(skill.ceiling, config=test, num_glimpses=test.budget),
+    }
+    found: dict[str, Evaluation] = {
+        name: evaluate(policy, config=test, progress=name if config.progress else None)
+        for name, policy in policies.items()
+    }
+    payoff = payoff_of(test)
+    statistics = {name: payoff.statistic([one]) for name, one in found.items()}
+    differences = {
+        f"{one} minus {other}": paired_difference(statistics[one], statistics[other]).at(0)
+        for one, other in (("detector", "reading"), ("ceiling", "detector"), ("ceiling", "reading"))
+    }
+    return {
+        "env": env_id,
+        "metric": found["truth"].metric,
+        "payoff": payoff.name,
+        "num_scenes": len(found["truth"].scene),
+        "states": len(maps),
+        "cross_entropy": entropies,
+        "scores": {name: bootstrap_interval(one).at(0) for name, one in statistics.items()},
+        "differences": differences,
+        "provenance": provenance(),
+    }
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    lines = [
+        "# How much of a ceiling's lead can be known from what an agent sees",
+        "",
+        "The environment's windows, taken greedily by the probe's reading, by a detector that was trained with labels,",
+        "and by the labels themselves, on test scenes; scores in %, cross-entropies of the first two on states held",
+        "out, in nats a cell, with the least that is possible. 95% intervals over scenes. Written by",
+        "",
+        "    python -m experiments.studies.knowable",
+        "",
+        "| environment | scenes | cross-entropy: reading, detector, least | by the reading | by the detector | by the "
+        "labels | ceiling | detector minus reading | ceiling minus detector |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        entropies, scores, differences = result["cross_entropy"], result["scores"], result["differences"]
+        cells = (
+            result["env"].rpartition("/")[2], f"{result['num_scenes']:,}",
+            ", ".join(f"{entropies[name]:.4f}" for name in ("reading", "detector", "least")),
+            *(with_interval(scores[name], "{:.1f}", 100) for name in scores),
+            *(
+                with_interval(differences[name], "{:+.1f}", 100)
+                for name in ("detector minus reading", "ceiling minus detector")
+            ),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(config: KnowableConfig) -> None:
+    for env_id in config.envs:
+        write_json(config.results_dir / f"{env_id.rpartition('/')[2]}.json", plain(study(config, env_id)))
+        paths = sorted(config.results_dir.glob("*.json"))
+        results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        write_text(config.results_dir / "README.md", page(results))
+
+
+if __name__ == "__main__":
+    run_command(main, KnowableConfig, description=__doc__)
