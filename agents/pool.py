@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from agents.algorithms import DEFAULT, load_hyperparameters
+from agents.training_state import num_decisions, preserved_random_state
 from agents.tried import Tried, collect, consults, explores, mixture, takes_best
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
@@ -76,7 +77,7 @@ class PoolConfig:
 def load_pool(config: EnvConfig, *, states: int, candidates: int, progress: bool = False) -> Tried:
     """The first `states` states (of whole episodes) of the environment's pool. Makes what is missing of it.
 
-    A pool that another process is making is waited for.
+    A pool that another process is making is waited for. The random generators stay as they are.
 
     Raises:
         ValueError: continuous actions, or fewer viewpoints than candidates.
@@ -90,12 +91,20 @@ def load_pool(config: EnvConfig, *, states: int, candidates: int, progress: bool
             f"a pool tries {candidates} viewpoints of a table in every state, but the actions are {actions.space}: use "
             "action='grid' or 'quadtree', or fewer candidates"
         )
+    with preserved_random_state():  # a run that makes the pool must equal one that finds it
+        paths = _made_blocks(config, states=states, candidates=candidates, progress=progress)
+    blocks = [_load(path) for path in paths]
+    decisions = blocks[0].rewards.shape[1]
+    return blocks[0].and_then(*blocks[1:]).first(math.ceil(states / decisions) * decisions)
+
+
+def _made_blocks(config: EnvConfig, *, states: int, candidates: int, progress: bool) -> list[Path]:
+    """The files of the blocks, which are made if they are missing."""
     envs = GlimpseVectorEnv(NUM_ENVS, autoreset_mode="disabled", **vars(config))
     try:
         directory = _directory(envs, candidates)
         directory.mkdir(parents=True, exist_ok=True)
-        decisions = config.budget - (config.first_glimpse is not None)
-        of_block = BLOCK_EPISODES * decisions
+        of_block = BLOCK_EPISODES * num_decisions(config)
         paths = [directory / f"block-{index:05d}.safetensors" for index in range(math.ceil(states / of_block))]
         with FileLock(directory / "pool.lock"):
             missing = [index for index, path in enumerate(paths) if not path.exists()]
@@ -108,8 +117,7 @@ def load_pool(config: EnvConfig, *, states: int, candidates: int, progress: bool
                 write_json(directory / "provenance.json", provenance())
     finally:
         envs.close()
-    blocks = [_load(path) for path in paths]
-    return blocks[0].and_then(*blocks[1:]).first(math.ceil(states / decisions) * decisions)
+    return paths
 
 
 def split(pool: Tried) -> tuple[Tried, Tried]:

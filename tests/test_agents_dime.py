@@ -83,11 +83,12 @@ def test_what_it_regresses_is_the_drop_in_loss(tmp_path: Path) -> None:
 
     learner._collect(Silent())
     batch = learner.replay.take(torch.arange(ROLLOUT), device=torch.device("cpu"))
-    errors = learner._errors(batch.observation, batch.actions[:, None], batch.rewards[:, None], batch.depth)
+    found, wanted = learner._found_and_wanted(
+        batch.observation, batch.actions[:, None], batch.rewards[:, None], batch.depth
+    )
     looked = batch.actions < 16
-    assert looked.sum() > 0 and len(errors) == looked.sum()
-    found = learner.network.gains(batch.observation).gather(1, batch.actions.clamp(max=15)[:, None])[:, 0]  # type: ignore[operator]
-    np.testing.assert_allclose((found[looked] - errors).detach(), batch.rewards[looked] + 0.01, atol=1e-6)
+    assert looked.sum() > 0 and len(found) == len(wanted) == looked.sum()
+    np.testing.assert_allclose(wanted, batch.rewards[looked] + 0.01, atol=1e-6)
     learner.close()
 
 

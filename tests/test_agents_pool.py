@@ -55,6 +55,15 @@ def test_a_pool_is_made_once_and_extended(tmp_path: Path) -> None:
     assert large.after(STATES).rewards.shape == (1, 2)
 
 
+def test_who_makes_a_pool_draws_the_same_numbers_as_who_finds_it() -> None:
+    drawn = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        load_pool(CONFIG, states=STATES, candidates=4)
+        drawn.append(torch.rand(3))
+    assert torch.equal(drawn[0], drawn[1])
+
+
 def test_blocks_do_not_depend_on_where_it_was_interrupted(tmp_path: Path) -> None:
     whole = load_pool(CONFIG, states=2 * STATES, candidates=4)
     _, second = blocks(tmp_path)

@@ -61,15 +61,15 @@ class Dime(QRegression):
             "confidence": hyper.confidence,
         }
 
-    def _errors(self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor) -> Tensor:
+    def _found_and_wanted(
+        self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Drops in loss, in nats; stops are not learned from."""
         found = cast(GainNetwork, self._network).gains(observation)
-        looked = actions < found.shape[1]  # stops are not learned from
+        looked = actions < found.shape[1]
         predicted = found.gather(1, actions.clamp(max=found.shape[1] - 1).to(self.device))
-        return (predicted - self._targets(gains, depth).to(self.device))[looked.to(self.device)]
-
-    def _targets(self, gains: Tensor, depth: Tensor) -> Tensor:
-        """The drop in loss, in nats: gains are what remains of it after the glimpse's cost."""
-        return gains + self.plan.env.glimpse_cost
+        drops = gains[looked] + self.plan.env.glimpse_cost
+        return predicted[looked.to(self.device)], drops.to(self.device)
 
 
 ALGORITHM = Algorithm(title="DIME", hyperparameters=DimeHyperparameters, make=Dime)

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
@@ -114,7 +115,7 @@ class QRegression(TorchLearner[nn.Module]):
             for _ in range(options.epochs):
                 for rows in torch.randperm(len(pool)).split(options.batch_size):
                     optimizer.param_groups[0]["lr"] = rate((len(losses) + 1) / (updates + 1))
-                    loss = self._errors(*self._in_pool(pool, rows), depth[rows]).square().mean()
+                    loss = F.mse_loss(*self._found_and_wanted(*self._in_pool(pool, rows), depth[rows]))
                     self._descend(optimizer, loss)
                     losses.append(loss.detach())
                     bar.update()
@@ -133,12 +134,12 @@ class QRegression(TorchLearner[nn.Module]):
     @torch.no_grad()
     def _explained(self, pool: Tried, *, batch_size: int) -> float:
         depth = torch.arange(len(pool)) % pool.rewards.shape[1]
-        errors = [
-            self._errors(*self._in_pool(pool, rows), depth[rows]).flatten()
+        pairs = [
+            self._found_and_wanted(*self._in_pool(pool, rows), depth[rows])
             for rows in torch.arange(len(pool)).split(batch_size)
         ]
-        targets = self._targets(pool.gains, depth[:, None])
-        return float(1 - torch.cat(errors).square().mean() / targets.var().clamp(min=1e-9).to(self.device))
+        found, wanted = (torch.cat([pair[which].flatten() for pair in pairs]) for which in (0, 1))
+        return float(1 - F.mse_loss(found, wanted) / wanted.var().clamp(min=1e-9))
 
     def _begin_episodes(self, observation: Any = None) -> None:
         self._observation = begin_episodes(self.env) if observation is None else observation
@@ -197,11 +198,13 @@ class QRegression(TorchLearner[nn.Module]):
         for _ in range(hyper.n_epochs):
             for rows in torch.randperm(len(self.replay)).split(hyper.batch_size):
                 batch = self.replay.take(rows, device=self.device)
-                loss = self._errors(batch.observation, batch.actions[:, None], batch.rewards[:, None], batch.depth)
-                loss = loss.square().mean()
+                found, wanted = self._found_and_wanted(
+                    batch.observation, batch.actions[:, None], batch.rewards[:, None], batch.depth
+                )
+                loss = F.mse_loss(found, wanted)
                 self._descend(self.optimizer, loss)
                 losses.append(loss.detach())
-                targets.append(self._targets(batch.rewards, batch.depth))
+                targets.append(wanted)
         self._loss = float(torch.stack(losses).mean())
         variance = float(torch.cat(targets).square().mean())
         self._logger.record("train/loss", self._loss)
@@ -215,19 +218,19 @@ class QRegression(TorchLearner[nn.Module]):
         require_finite({"the loss": loss.detach(), "its gradient": norm})
         optimizer.step()
 
-    def _errors(self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor) -> Tensor:
-        """Predictions minus targets, for actions [B, K] with their gains [B, K] in states of this depth [B]."""
-        values = cast(ViewpointQNetwork, self._network).q_values(observation)
-        return values.gather(1, actions.to(self.device)) - self._targets(gains, depth[:, None]).to(self.device)
-
-    def _targets(self, gains: Tensor, depth: Tensor) -> Tensor:
-        """Gains, standardized by the moments of their depth (a tensor that broadcasts with them)."""
+    def _found_and_wanted(
+        self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The network's predictions for actions [B, K] in states of this depth [B], and their targets, from their
+        gains [B, K]."""
         mean, deviation = (
             torch.from_numpy(moment).float() for moment in (self.moments.mean, np.sqrt(self.moments.var + 1e-8))
         )
-        targets = (gains - mean[depth]) / deviation[depth]
-        clip = self.hyper.clip_reward
-        return targets if clip is None else targets.clamp(-clip, clip)
+        wanted = (gains - mean[depth, None]) / deviation[depth, None]
+        if self.hyper.clip_reward is not None:
+            wanted = wanted.clamp(-self.hyper.clip_reward, self.hyper.clip_reward)
+        values = cast(ViewpointQNetwork, self._network).q_values(observation)
+        return values.gather(1, actions.to(self.device)), wanted.to(self.device)
 
     def capture(self) -> State:
         return super().capture() | {
