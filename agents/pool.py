@@ -121,8 +121,16 @@ def _made_blocks(config: EnvConfig, *, states: int, candidates: int, progress: b
 
 
 def split(pool: Tried) -> tuple[Tried, Tried]:
-    """(states to learn from, states held out), whole episodes each."""
+    """(states to learn from, states held out), whole episodes each.
+
+    Raises:
+        ValueError: the pool has a single episode.
+    """
     episodes, decisions = pool.rewards.shape
+    if episodes < 2:
+        raise ValueError(
+            f"a pool of {len(pool)} states is a single episode, and some must be held out: ask for more states"
+        )
     states = decisions * (episodes - max(1, int(HELD_OUT * episodes)))
     return pool.first(states), pool.after(states)
 

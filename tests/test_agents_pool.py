@@ -136,7 +136,8 @@ def test_bad_pools(tmp_path: Path) -> None:
         load_pool(CONFIG, states=STATES, candidates=10)
     with pytest.raises(ValueError, match="candidates must be"):
         load_pool(CONFIG, states=STATES, candidates=1)
-    load_pool(CONFIG, states=STATES, candidates=4)
+    with pytest.raises(ValueError, match="2 states is a single episode"):
+        split(load_pool(CONFIG, states=1, candidates=4))
     (path,) = blocks(tmp_path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="delete it"):
