@@ -2,9 +2,10 @@
 
     python -m agents.pool --env CanViT/FashionSearch-v0 --states 24576
 
-Most of what a learner of gains costs are the backbone's forward passes, and they are the same for every seed and every
-algorithm. A pool is made once, in blocks; an interrupted command continues with the next block, and a larger `--states`
-adds blocks. Learners make a pool that they need and that is missing.
+Most of what a learner of gains costs are the backbone's forward passes, and they are the same for every seed, and for
+every algorithm that has the same reward, observations and table of viewpoints. A pool is made once, in blocks; an
+interrupted command continues with the next block, and a larger `--states` adds blocks. Learners make a pool that they
+need and that is missing.
 
 A learner has to predict gains in the states that its own policy reaches. In half of the states episodes therefore go on
 as the environment's best hand-coded policy would, in a quarter with the best of the tried viewpoints, and in the others
@@ -25,14 +26,14 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from agents.algorithms import DEFAULT, load_hyperparameters
 from agents.training_state import num_decisions, preserved_random_state
-from agents.tried import Tried, collect, consults, explores, mixture, takes_best
-from canvit_gym.actions import DiscreteActions
-from canvit_gym.assembly import build_actions
+from agents.tried import Tried, collect, consults, explores, mixture, require_table, takes_best
 from canvit_gym.atomic import replacing, write_json
 from canvit_gym.checks import integer
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
@@ -50,14 +51,14 @@ NUM_ENVS = 64
 SEED = 0
 HELD_OUT = 1 / 16
 """The share of a pool's episodes that learners test their predictions on."""
-WARM_UP = 0.05
-"""The share of the updates on a pool in which the learning rate rises: high rates fail from the first update on."""
 SHARES = {3: (0.5, 0.25, 0.25), 2: (0.5, 0.5)}
 """By the number of behaviours: the shares of the states in which episodes go on as a hand-coded policy would, with the
 best of the tried viewpoints, and with a random one."""
 _IN_OBSERVATION = "observation/"
-_PLACES = ("device", "root", "cache", "render_mode")
-"""Options of an environment that a pool does not depend on."""
+_IRRELEVANT = ("device", "root", "cache", "workers", "track_score", "compile")
+"""Options of an environment that a pool does not depend on, but for rounding."""
+_VERSION = 1
+"""Raised when a pool of the same options would hold other episodes or gains."""
 
 
 @dataclass(frozen=True)
@@ -85,25 +86,21 @@ def load_pool(config: EnvConfig, *, states: int, candidates: int, progress: bool
     """
     integer(1)("states", states)
     integer(2)("candidates", candidates)
-    actions = build_actions(config)
-    if not isinstance(actions, DiscreteActions) or len(actions.viewpoints) < candidates:
-        raise ValueError(
-            f"a pool tries {candidates} viewpoints of a table in every state, but the actions are {actions.space}: use "
-            "action='grid' or 'quadtree', or fewer candidates"
-        )
+    require_table(config, candidates)
     with preserved_random_state():  # a run that makes the pool must equal one that finds it
-        paths = _made_blocks(config, states=states, candidates=candidates, progress=progress)
+        paths = _make_missing_blocks(config, states=states, candidates=candidates, progress=progress)
     blocks = [_load(path) for path in paths]
-    decisions = blocks[0].rewards.shape[1]
-    return blocks[0].and_then(*blocks[1:]).first(math.ceil(states / decisions) * decisions)
+    decisions = num_decisions(config)
+    surplus = sum(map(len, blocks)) - math.ceil(states / decisions) * decisions
+    blocks[-1] = blocks[-1].first(len(blocks[-1]) - surplus)
+    return blocks[0].and_then(*blocks[1:])
 
 
-def _made_blocks(config: EnvConfig, *, states: int, candidates: int, progress: bool) -> list[Path]:
-    """The files of the blocks, which are made if they are missing."""
+def _make_missing_blocks(config: EnvConfig, *, states: int, candidates: int, progress: bool) -> list[Path]:
+    """The files of the blocks that hold these states; those that are missing are made."""
     envs = GlimpseVectorEnv(NUM_ENVS, autoreset_mode="disabled", **vars(config))
     try:
         directory = _directory(envs, candidates)
-        directory.mkdir(parents=True, exist_ok=True)
         of_block = BLOCK_EPISODES * num_decisions(config)
         paths = [directory / f"block-{index:05d}.safetensors" for index in range(math.ceil(states / of_block))]
         with FileLock(directory / "pool.lock"):
@@ -111,8 +108,7 @@ def _made_blocks(config: EnvConfig, *, states: int, candidates: int, progress: b
             total = len(missing) * of_block
             with tqdm(total=total, desc="Pool", unit="state", disable=None if progress and missing else True) as bar:
                 for index in missing:
-                    block = _made(envs, index, states=of_block, candidates=candidates, advance=bar.update)
-                    _save(block, paths[index])
+                    _save(_make_block(envs, index, candidates=candidates, advance=bar.update), paths[index])
             if missing:
                 write_json(directory / "provenance.json", provenance())
     finally:
@@ -135,13 +131,8 @@ def split(pool: Tried) -> tuple[Tried, Tried]:
     return pool.first(states), pool.after(states)
 
 
-def rise_and_fall(peak: float) -> Callable[[float], float]:
-    """Share of the updates done -> learning rate: linear up to the peak, at WARM_UP, then linear towards 0."""
-    return lambda done: peak * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
-
-
 def _directory(envs: GlimpseVectorEnv, candidates: int) -> Path:
-    options = {name: value for name, value in vars(envs.config).items() if name not in _PLACES}
+    options = {name: value for name, value in vars(envs.config).items() if name not in _IRRELEVANT}
     identity = {
         "env": plain(options),
         "checkpoint": envs.episodes.backbone.sha256,
@@ -150,8 +141,10 @@ def _directory(envs: GlimpseVectorEnv, candidates: int) -> Path:
         "candidates": candidates,
         "block_episodes": BLOCK_EPISODES,
         "num_envs": NUM_ENVS,
-        "follows": _hand_coded(envs.config),
+        "followed": _followed_policy(envs.config),
+        "shares": SHARES,
         "seed": SEED,
+        "version": _VERSION,
     }
     text = json.dumps(identity, sort_keys=True)
     directory = cache_dir() / "pools" / f"{envs.config.dataset}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
@@ -160,20 +153,35 @@ def _directory(envs: GlimpseVectorEnv, candidates: int) -> Path:
     return directory
 
 
-def _hand_coded(config: EnvConfig) -> str | None:
+def _followed_policy(config: EnvConfig) -> str | None:
     skill = DATASETS[config.dataset].skill
     return None if skill is None else skill.opponents[0]
 
 
-def _made(envs: GlimpseVectorEnv, index: int, *, states: int, candidates: int, advance: Any) -> Tried:
+def _make_block(envs: GlimpseVectorEnv, index: int, *, candidates: int, advance: Callable[[int], Any]) -> Tried:
+    """Blocks follow each other in one pass over the training scenes, as far as there are enough of them."""
     rng = np.random.default_rng([SEED, index])
     envs.reset(seed=int(rng.integers(2**31)))
     parts = [takes_best(envs, rng), explores(envs, rng)]
-    if (spec := _hand_coded(envs.config)) is not None:
+    if (spec := _followed_policy(envs.config)) is not None:
         policy = make_policy(spec, config=envs.config, num_glimpses=envs.config.budget)
         parts = [consults(policy, envs), *parts]
-    behaviour = mixture(parts, SHARES[len(parts)], rng)
-    return collect(envs, candidates=candidates, states=states, rng=rng, behaviour=behaviour, advance=advance)
+    scenes = _scenes_of_block(len(envs.episodes.scenes), index)
+    return collect(
+        envs, candidates=candidates, states=BLOCK_EPISODES * num_decisions(envs.config), rng=rng,
+        behaviour=mixture(parts, SHARES[len(parts)], rng), advance=advance, scenes=scenes,
+    )  # fmt: skip
+
+
+def _scenes_of_block(num_scenes: int, index: int) -> NDArray[np.int64]:
+    """[BLOCK_EPISODES]: a part of an endless sequence of shuffled passes over the scenes.
+
+    Episodes that are held out therefore show scenes that no other block shows, unless a pool is longer than a pass.
+    """
+    first, last = index * BLOCK_EPISODES, (index + 1) * BLOCK_EPISODES
+    passes = range(first // num_scenes, (last - 1) // num_scenes + 1)
+    shuffled = np.concatenate([np.random.default_rng([SEED, 0, number]).permutation(num_scenes) for number in passes])
+    return shuffled[first - passes[0] * num_scenes :][:BLOCK_EPISODES]
 
 
 def _save(block: Tried, path: Path) -> None:
@@ -194,7 +202,7 @@ def _load(path: Path) -> Tried:
             },
             **{name: tensors[name] for name in ("chosen", "gains", "rewards")},
         )
-    except Exception as error:  # safetensors has an error of its own for every kind of damage
+    except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and it will be made again") from error
 
 

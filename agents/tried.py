@@ -14,7 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.training_state import num_decisions
 from canvit_gym.actions import DiscreteActions
+from canvit_gym.assembly import build_actions
+from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.lookahead import outcomes_after
 from canvit_gym.policies.networks import ViewpointNetwork
@@ -73,6 +76,16 @@ class Tried:
         return cls(**state)
 
 
+def require_table(config: EnvConfig, candidates: int) -> None:
+    """Raise ValueError unless the actions are a table of at least this many viewpoints."""
+    actions = build_actions(config)
+    if not isinstance(actions, DiscreteActions) or len(actions.viewpoints) < candidates:
+        raise ValueError(
+            f"{candidates} viewpoints of a table are tried in every state, but the actions are {actions.space}: use "
+            "action='grid' or 'quadtree', or fewer candidates"
+        )
+
+
 Behaviour = Callable[[dict[str, Tensor], NDArray[np.int64], NDArray[np.float64]], NDArray[np.int64]]
 """(observation [N, ...], viewpoints tried [K], their gains [N, K]) -> the viewpoint that each episode takes, [N]."""
 
@@ -86,6 +99,7 @@ def collect(
     rng: np.random.Generator,
     behaviour: Behaviour,
     advance: Callable[[int], Any],
+    scenes: NDArray[np.int64] | None = None,
 ) -> Tried:
     """Collect at least this many states, in whole batches of whole episodes.
 
@@ -95,6 +109,7 @@ def collect(
         rng: draws the candidates.
         behaviour: chooses where episodes go on.
         advance: called with the number of states of every batch.
+        scenes: indices of the scenes of all episodes, in whole batches. None: the environment's own order.
     """
     actions = envs.actions
     assert isinstance(actions, DiscreteActions), actions
@@ -102,13 +117,15 @@ def collect(
     batches: list[Tried] = []
     count = 0
     while count < states:
-        envs.reset()
+        done = count // num_decisions(envs.config)
+        of_batch = None if scenes is None else {"scene": scenes[done : done + envs.num_envs]}
+        envs.reset(options=of_batch)
         steps: list[dict[str, Tensor]] = []
         of_episode: tuple[list[NDArray[Any]], ...] = ([], [], [])
         ended = np.zeros(envs.num_envs, dtype=np.bool_)
         while not ended.any():
             observation = envs.observation_tensors()
-            steps.append({k: v.half() if v.ndim == 4 else v.clone() for k, v in observation.items()})
+            steps.append(compact(observation))
             tried = rng.choice(len(table), candidates, replace=False)
             gain = gains_of(reward, envs.episodes, table[tried]).T - cost
             looks = behaviour(observation, tried, gain)
@@ -129,6 +146,11 @@ def collect(
         count += paid.size
         advance(paid.size)
     return batches[0].and_then(*batches[1:])
+
+
+def compact(observation: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A copy to keep, with maps in float16."""
+    return {key: value.half() if value.ndim == 4 else value.clone() for key, value in observation.items()}
 
 
 def gains_of(reward: str, episodes: EpisodeBatch, candidates: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -83,7 +83,7 @@ def test_what_it_regresses_is_the_drop_in_loss(tmp_path: Path) -> None:
 
     learner._collect(Silent())
     batch = learner.replay.take(torch.arange(ROLLOUT), device=torch.device("cpu"))
-    found, wanted = learner._found_and_wanted(
+    found, wanted = learner.predictions_and_targets(
         batch.observation, batch.actions[:, None], batch.rewards[:, None], batch.depth
     )
     looked = batch.actions < 16

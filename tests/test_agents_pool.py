@@ -1,6 +1,7 @@
 """A pool of episodes is made once, continued where it stopped, and holds the gains that the environment pays."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from stable_baselines3.common.utils import set_random_seed
 
 import agents.pool as pools
 from agents.algorithms import load_hyperparameters
+from agents.monitor import Monitor
 from agents.pool import PoolConfig, load_pool, split
 from agents.ppo.warm_start import WarmStart
 from agents.settings import TrainConfig, prepare
@@ -58,10 +62,35 @@ def test_a_pool_is_made_once_and_extended(tmp_path: Path) -> None:
 def test_who_makes_a_pool_draws_the_same_numbers_as_who_finds_it() -> None:
     drawn = []
     for _ in range(2):
-        torch.manual_seed(5)
+        set_random_seed(5)
         load_pool(CONFIG, states=STATES, candidates=4)
-        drawn.append(torch.rand(3))
-    assert torch.equal(drawn[0], drawn[1])
+        drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
+    assert drawn[0] == drawn[1]
+
+
+def test_blocks_show_different_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that episodes that are held out show none that was learned from."""
+    shown: list[int] = []
+    reset = GlimpseVectorEnv.reset
+
+    def noting(self: GlimpseVectorEnv, **options: Any) -> Any:
+        result = reset(self, **options)
+        if options.get("options"):
+            shown.extend(result[1]["scene"].tolist())
+        return result
+
+    monkeypatch.setattr(GlimpseVectorEnv, "reset", noting)
+    load_pool(CONFIG, states=2 * STATES, candidates=4)
+    assert sorted(shown) == list(range(16))
+    load_pool(CONFIG, states=3 * STATES, candidates=4)  # a second pass begins
+    assert len(set(shown[16:])) == EPISODES
+
+
+@pytest.mark.parametrize("change", [{"workers": 2}, {"track_score": True}])
+def test_options_that_change_nothing_share_a_pool(tmp_path: Path, change: dict[str, Any]) -> None:
+    load_pool(CONFIG, states=STATES, candidates=4)
+    load_pool(replace(CONFIG, **change), states=STATES, candidates=4)
+    assert len(list((tmp_path / "pools").iterdir())) == 1
 
 
 def test_blocks_do_not_depend_on_where_it_was_interrupted(tmp_path: Path) -> None:
@@ -107,7 +136,7 @@ def test_episodes_go_on_with_allowed_viewpoints() -> None:
     envs.close()
 
 
-def test_a_hand_coded_policy_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hand_coded_policy_is_followed() -> None:
     """Its viewpoints are in the table here, so episodes see what they do in an evaluation of the policy alone."""
     policy = make_policy("entropy_greedy(scale=0.5, centers=3)", config=CONFIG, num_glimpses=3)
     envs = GlimpseVectorEnv(16, autoreset_mode="disabled", **vars(CONFIG))
@@ -203,10 +232,51 @@ def test_learners_of_gains_begin_with_what_a_pool_teaches(tmp_path: Path, algo: 
     learner.close()
 
 
-def test_glimpses_of_a_pool_count(tmp_path: Path) -> None:
+def test_glimpses_of_a_pool_count() -> None:
     hyper = load_hyperparameters(
         "CanViT/FashionSegmentation-v0", {"pool": {"states": 100, "candidates": 4}}, algo="q_regression"
     )
     assert hyper.glimpses(7) == 507
     with pytest.raises(ValueError, match="unknown pool options rounds; there are: states"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"pool": {"rounds": 1}}, algo="q_regression")
+
+
+def test_a_pool_of_scores_is_refused() -> None:
+    overrides = {"pool": {"states": 32, "candidates": 4}}
+    hyper = load_hyperparameters("CanViT/FashionSegmentation-v0", overrides, algo="q_regression")
+    with pytest.raises(ValueError, match="use reward='soft_score_gain', or no pool"):
+        hyper.check_fit(replace(CONFIG, budget=5, reward="score_gain"))
+    with pytest.raises(ValueError, match="fewer candidates"):
+        hyper.check_fit(replace(CONFIG, budget=5, grid_centers=1))
+
+
+@pytest.mark.parametrize("algo", ["ppo", "q_regression"])
+def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algo: str) -> None:
+    """What was learned from the pool, and the moments of its gains, are in the training state."""
+    of_pool = {"states": 2 * STATES, "candidates": 4, "epochs": 1, "batch_size": 8}
+    hyper = {
+        "n_envs": 4, "n_steps": 2, "batch_size": 4, "n_epochs": 1,
+        "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+        **({"warm_start": of_pool | {"pool": True}} if algo == "ppo" else {"pool": of_pool}),
+    }  # fmt: skip
+    env = {"num_scenes": 16, "device": "cpu", "budget": 3, "grid_centers": 3, "reward": "loss_reduction"}
+    whole = TrainConfig(
+        run_dir=tmp_path / "whole", algo=algo, env="CanViT/FashionSegmentation-v0", env_kwargs=json.dumps(env),
+        hyper=json.dumps(hyper), total_timesteps=32, eval_every=8, eval_scenes=2, gaze_scenes=0, checkpoint_every=8,
+        progress=False,
+    )  # fmt: skip
+    assert not train(whole).interrupted
+    broken = replace(whole, run_dir=tmp_path / "broken")
+    stepped = Monitor.stepped
+
+    def interrupt(self: Monitor, num_decisions: int) -> None:
+        if self.learner.num_timesteps >= 16:
+            raise KeyboardInterrupt
+        stepped(self, num_decisions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "stepped", interrupt)
+        assert train(broken).interrupted
+    assert not train(TrainConfig(broken.run_dir, resume=True, progress=False)).interrupted
+    ours, theirs = (load_file(run / "last" / "policy.safetensors") for run in (whole.run_dir, broken.run_dir))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

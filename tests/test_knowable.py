@@ -49,8 +49,9 @@ def test_states_are_of_episodes_with_their_labels() -> None:
     observations, maps = look_around(small(CROWD), states=64, seed=0, progress=False)
     assert len(maps) == 64 * 12 == len(observations["canvas"])  # whole episodes
     assert ((maps >= 0) & (maps <= 1)).all() and 0.01 < maps.float().mean() < 0.5
-    first, last = maps[:64], maps[-64:]
-    assert torch.equal(first, last)  # the scenes stay
+    of_episodes = maps.unflatten(0, (64, 12))
+    assert (of_episodes == of_episodes[:, :1]).all()  # the scene stays
+    assert (observations["time"].unflatten(0, (64, 12)).diff(dim=1) < 0).all()
 
 
 @pytest.mark.parametrize("env_id", [SEARCH])

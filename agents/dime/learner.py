@@ -61,7 +61,7 @@ class Dime(QRegression):
             "confidence": hyper.confidence,
         }
 
-    def _found_and_wanted(
+    def predictions_and_targets(
         self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Drops in loss, in nats; stops are not learned from."""

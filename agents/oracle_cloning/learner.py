@@ -24,9 +24,8 @@ from agents.ppo.warm_start import WarmStart, explained_share, learn
 from agents.settings import Plan
 from agents.torch_learner import TorchLearner
 from agents.training_state import capture_native, check_revisits, random_state, restore_native, set_random_state
-from agents.tried import Tried, collect, explores, follows
+from agents.tried import Tried, collect, explores, follows, require_table
 from canvit_gym.actions import DiscreteActions
-from canvit_gym.assembly import build_actions
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.checks import finite, integer
 from canvit_gym.config import EnvConfig
@@ -62,12 +61,7 @@ class CloningHyperparameters:
 
     def check_fit(self, config: EnvConfig) -> None:
         check_revisits(config, inhibition=None)
-        actions = build_actions(config)
-        if not isinstance(actions, DiscreteActions) or len(actions.viewpoints) < self.candidates:
-            raise ValueError(
-                f"the oracle tries {self.candidates} viewpoints of a table in every state, but the actions are "
-                f"{actions.space}: use action='grid' or 'quadtree', or fewer candidates"
-            )
+        require_table(config, self.candidates)
 
 
 class OracleCloning(TorchLearner[ViewpointNetwork]):

@@ -29,9 +29,9 @@ from tqdm import tqdm
 
 from agents.finite import require_finite
 from agents.normalize import clipped
-from agents.pool import load_pool, rise_and_fall, split
-from agents.tried import Tried, collect, device_of, explores, follows
-from canvit_gym.actions import DiscreteActions
+from agents.pool import load_pool, split
+from agents.supervised import minibatches, rise_and_fall
+from agents.tried import Tried, collect, device_of, explores, follows, require_table
 from canvit_gym.checks import boolean, finite, integer, one_of
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies.heads import TableHead
@@ -56,7 +56,7 @@ class WarmStart:
     batch_size: int = 128
     learning_rate: float = 1e-3
     """Learning rate in the first round. It falls linearly towards 0: the last of n rounds has 1/n of it. With a pool it
-    rises first, then falls (agents.pool.rise_and_fall)."""
+    rises first, then falls (agents.supervised.rise_and_fall)."""
     weight_decay: float = 0.0
     """Of AdamW."""
     temperature: float = 0.25
@@ -123,15 +123,23 @@ def warm_start(
     set_random_seed(seed)
     if options.pool:
         return [_learn_from_pool(network, config, options, returns_of, progress=progress)]
+    require_table(config, options.candidates)
     envs = GlimpseVectorEnv(num_envs, autoreset_mode="disabled", **vars(config))
-    actions = envs.actions
-    if not isinstance(actions, DiscreteActions) or len(actions.viewpoints) < options.candidates:
+    try:
+        return _learn_in_rounds(network, envs, options, returns_of, seed=seed, progress=progress)
+    finally:
         envs.close()
-        raise ValueError(
-            f"a warm start tries {options.candidates} viewpoints of a table in every state, but the actions are "
-            f"{actions.space}: use action='grid' or 'quadtree', fewer candidates, or no warm start "
-            "(--warm-start-states 0)"
-        )
+
+
+def _learn_in_rounds(
+    network: ViewpointNetwork,
+    envs: GlimpseVectorEnv,
+    options: WarmStart,
+    returns_of: ReturnsOf,
+    *,
+    seed: int,
+    progress: bool,
+) -> list[dict[str, float]]:
     rng = np.random.default_rng(seed)
     optimizer = _optimizer(network, options)
     sizes = [
@@ -139,9 +147,8 @@ def warm_start(
     ]
     history: list[dict[str, float]] = []
     tried: Tried | None = None
-    bar = tqdm(total=options.states, desc="Warm start", unit="state", disable=None if progress else True)
     envs.reset(seed=seed)
-    with bar:
+    with tqdm(total=options.states, desc="Warm start", unit="state", disable=None if progress else True) as bar:
         for number, size in enumerate(sizes):
             found = collect(
                 envs, candidates=options.candidates, states=size, rng=rng, advance=bar.update,
@@ -154,7 +161,6 @@ def warm_start(
             record = _learned(network, optimizer, tried, returns_of, options, lambda _, rate=rate: rate, where)
             history.append({"states": float(len(tried)), "explained": explained, **record})
             bar.set_postfix({name: f"{history[-1][name]:.3f}" for name in ("explained", "loss")})
-    envs.close()
     return history
 
 
@@ -166,7 +172,8 @@ def _learn_from_pool(
     rate = rise_and_fall(options.learning_rate)
     optimizer = _optimizer(network, options)
     record = _learned(network, optimizer, training, returns_of, options, rate, "on its pool", progress=progress)
-    return {"states": float(len(training)), "explained": explained_share(network, held_out, options), **record}
+    explained = explained_share(network, held_out, options, sigma=record["sigma"])
+    return {"states": float(len(training)), "explained": explained, **record}
 
 
 def _optimizer(network: ViewpointNetwork, options: WarmStart) -> torch.optim.Optimizer:
@@ -211,31 +218,28 @@ def learn(
         rate: share of the updates done -> learning rate.
     """
     device = device_of(network)
-    updates = options.epochs * -(-len(data) // options.batch_size)
-    bar = tqdm(total=updates, desc="Warm start", unit="update", disable=None if progress else True)
     targets, sigma = _targets(data, options)
     network.train()
     losses: list[Tensor] = []
-    for epoch in range(options.epochs):
-        for rows in torch.randperm(len(targets)).split(options.batch_size):
-            optimizer.param_groups[0]["lr"] = rate((len(losses) + 1) / (updates + 1))
-            scores, values = _scores(network, data, rows)
-            wanted = targets[rows].to(device)
-            if options.objective == "cloning":
-                loss = F.cross_entropy(scores, wanted.argmax(dim=1))
-            elif options.objective == "ranking":
-                loss = F.cross_entropy(scores, wanted.softmax(dim=1))
-            else:
-                loss = F.mse_loss(scores, wanted)
-            total = loss + options.vf_coef * F.mse_loss(values, returns[rows].to(device))
-            optimizer.zero_grad()
-            total.backward()
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            require_finite({f"the loss in epoch {epoch + 1}": total.detach(), "its gradient": norm})
-            optimizer.step()
-            losses.append(loss.detach())
-            bar.update()
-    bar.close()
+    for rows in minibatches(
+        len(data), epochs=options.epochs, batch_size=options.batch_size, optimizer=optimizer, rate=rate,
+        title="Warm start", progress=progress,
+    ):  # fmt: skip
+        scores, values = _scores(network, data, rows)
+        wanted = targets[rows].to(device)
+        if options.objective == "cloning":
+            loss = F.cross_entropy(scores, wanted.argmax(dim=1))
+        elif options.objective == "ranking":
+            loss = F.cross_entropy(scores, wanted.softmax(dim=1))
+        else:
+            loss = F.mse_loss(scores, wanted)
+        total = loss + options.vf_coef * F.mse_loss(values, returns[rows].to(device))
+        optimizer.zero_grad()
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        require_finite({f"the loss in update {len(losses) + 1}": total.detach(), "its gradient": norm})
+        optimizer.step()
+        losses.append(loss.detach())
     network.eval()
     loss = torch.stack(losses)
     require_finite({name: value.detach() for name, value in network.named_parameters()})
@@ -245,16 +249,20 @@ def learn(
     }
 
 
-def _targets(data: Tried, options: WarmStart) -> tuple[Tensor, Tensor]:
-    """(targets for the scores of the tried actions [S, K], standard deviation of gains within states)."""
+def _targets(data: Tried, options: WarmStart, sigma: float | None = None) -> tuple[Tensor, Tensor]:
+    """(targets for the scores of the tried actions [S, K], standard deviation of gains within states).
+
+    sigma: that of the states that the network learns from, if these are others.
+    """
     centered = data.gains - data.gains.mean(dim=1, keepdim=True)
-    sigma = centered.square().mean().sqrt().clamp(min=1e-9)
-    return centered / (options.temperature * sigma), sigma
+    deviation = centered.square().mean().sqrt() if sigma is None else torch.tensor(sigma)
+    return centered / (options.temperature * deviation.clamp(min=1e-9)), deviation.clamp(min=1e-9)
 
 
 @torch.no_grad()
-def explained_share(network: ViewpointNetwork, data: Tried, options: WarmStart) -> float:
-    targets, _ = _targets(data, options)
+def explained_share(network: ViewpointNetwork, data: Tried, options: WarmStart, sigma: float | None = None) -> float:
+    """The share of the gains' variance within states that the actor predicts. sigma: as in _targets."""
+    targets, _ = _targets(data, options, sigma)
     predicted = [_scores(network, data, rows)[0].cpu() for rows in torch.arange(len(targets)).split(options.batch_size)]
     return float(1 - (torch.cat(predicted) - targets).square().mean() / targets.square().mean())
 

@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 from agents.checks import check_fields, mapping, network_options, schedule
 from agents.training_state import check_whole_episodes
+from agents.tried import require_table
 from canvit_gym.checks import finite, integer, one_of, optional
 from canvit_gym.config import EnvConfig
+from canvit_gym.rewards import REWARDS
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class FromPool:
     epochs: int = 8
     batch_size: int = 128
     learning_rate: float = 6e-3
-    """Its peak; see agents.pool.rise_and_fall."""
+    """Its peak; see agents.supervised.rise_and_fall."""
     weight_decay: float = 0.1
 
     def __post_init__(self) -> None:
@@ -80,3 +82,10 @@ class QHyperparameters:
                 "action='grid' or 'quadtree', or another --algo"
             )
         check_whole_episodes(config, self.n_steps)
+        if self.from_pool.states:
+            require_table(config, self.from_pool.candidates)
+            if REWARDS[config.reward].potential == "score":
+                raise ValueError(
+                    f"a pool holds gains of the soft score, but reward={config.reward!r} pays for the score itself: "
+                    "use reward='soft_score_gain', or no pool (pool states 0)"
+                )

@@ -23,16 +23,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from agents.algorithms import Algorithm
 from agents.checks import schedule
 from agents.finite import require_finite
 from agents.learner import Monitoring, State
-from agents.pool import load_pool, rise_and_fall, split
+from agents.pool import load_pool, split
 from agents.q_regression.hyperparameters import QHyperparameters
 from agents.q_regression.replay import Replay
 from agents.settings import Plan
+from agents.supervised import minibatches, rise_and_fall
 from agents.torch_learner import TorchLearner
 from agents.training_state import (
     begin_episodes,
@@ -98,48 +98,45 @@ class QRegression(TorchLearner[nn.Module]):
         return history
 
     def _learn_from_pool(self, *, progress: bool) -> dict[str, float]:
-        """Returns the number of states, the last epoch's loss, and the share of the targets' variance that is explained
-        in the states held out."""
-        options, network = self.hyper.from_pool, self._network
-        whole = load_pool(self.plan.env, states=options.states, candidates=options.candidates, progress=progress)
-        decisions = whole.rewards.shape[1]
-        pool, held_out = split(whole)
-        depth = torch.arange(len(pool)) % decisions
+        """Returns the number of states, the last epoch's loss, and what `_explained` finds in the states held out."""
+        options = self.hyper.from_pool
+        pool, held_out = split(
+            load_pool(self.plan.env, states=options.states, candidates=options.candidates, progress=progress)
+        )
+        depth = _depths(pool)
         self.moments.update(depth[:, None].expand_as(pool.gains).flatten().numpy(), pool.gains.flatten().numpy())
-        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=options.weight_decay)
-        rate = rise_and_fall(options.learning_rate)
-        updates = options.epochs * -(-len(pool) // options.batch_size)
+        optimizer = torch.optim.AdamW(self._network.parameters(), weight_decay=options.weight_decay)
         losses: list[Tensor] = []
-        network.train()
-        with tqdm(total=updates, desc="Pool", unit="update", disable=None if progress else True) as bar:
-            for _ in range(options.epochs):
-                for rows in torch.randperm(len(pool)).split(options.batch_size):
-                    optimizer.param_groups[0]["lr"] = rate((len(losses) + 1) / (updates + 1))
-                    loss = F.mse_loss(*self._found_and_wanted(*self._in_pool(pool, rows), depth[rows]))
-                    self._descend(optimizer, loss)
-                    losses.append(loss.detach())
-                    bar.update()
-        network.eval()
+        self._network.train()
+        for rows in minibatches(
+            len(pool), epochs=options.epochs, batch_size=options.batch_size, optimizer=optimizer,
+            rate=rise_and_fall(options.learning_rate), title="Pool", progress=progress,
+        ):  # fmt: skip
+            loss = F.mse_loss(*self.predictions_and_targets(*self._pool_batch(pool, rows), depth[rows]))
+            self._gradient_step(optimizer, loss)
+            losses.append(loss.detach())
+        self._network.eval()
         return {
             "states": float(len(pool)),
             "loss": float(torch.stack(losses[-len(losses) // options.epochs :]).mean()),
             "explained": self._explained(held_out, batch_size=options.batch_size),
         }
 
-    def _in_pool(self, pool: Tried, rows: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def _pool_batch(self, pool: Tried, rows: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """(observations, actions [B, K], gains [B, K])"""
         observation = {key: value[rows].to(self.device) for key, value in pool.observations.items()}
         return observation, pool.chosen[rows], pool.gains[rows]
 
     @torch.no_grad()
     def _explained(self, pool: Tried, *, batch_size: int) -> float:
-        depth = torch.arange(len(pool)) % pool.rewards.shape[1]
+        """The share of the targets' variance, between states as well, that the network predicts."""
+        depth = _depths(pool)
         pairs = [
-            self._found_and_wanted(*self._in_pool(pool, rows), depth[rows])
+            self.predictions_and_targets(*self._pool_batch(pool, rows), depth[rows])
             for rows in torch.arange(len(pool)).split(batch_size)
         ]
-        found, wanted = (torch.cat([pair[which].flatten() for pair in pairs]) for which in (0, 1))
-        return float(1 - F.mse_loss(found, wanted) / wanted.var().clamp(min=1e-9))
+        predictions, targets = (torch.cat([pair[which].flatten() for pair in pairs]) for which in (0, 1))
+        return float(1 - F.mse_loss(predictions, targets) / targets.var().clamp(min=1e-9))
 
     def _begin_episodes(self, observation: Any = None) -> None:
         self._observation = begin_episodes(self.env) if observation is None else observation
@@ -198,11 +195,11 @@ class QRegression(TorchLearner[nn.Module]):
         for _ in range(hyper.n_epochs):
             for rows in torch.randperm(len(self.replay)).split(hyper.batch_size):
                 batch = self.replay.take(rows, device=self.device)
-                found, wanted = self._found_and_wanted(
+                predicted, wanted = self.predictions_and_targets(
                     batch.observation, batch.actions[:, None], batch.rewards[:, None], batch.depth
                 )
-                loss = F.mse_loss(found, wanted)
-                self._descend(self.optimizer, loss)
+                loss = F.mse_loss(predicted, wanted)
+                self._gradient_step(self.optimizer, loss)
                 losses.append(loss.detach())
                 targets.append(wanted)
         self._loss = float(torch.stack(losses).mean())
@@ -211,14 +208,14 @@ class QRegression(TorchLearner[nn.Module]):
         self._logger.record("train/explained", 1 - self._loss / max(variance, 1e-9))
         self._logger.record("train/learning_rate", rate)
 
-    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    def _gradient_step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), self.hyper.max_grad_norm)
         require_finite({"the loss": loss.detach(), "its gradient": norm})
         optimizer.step()
 
-    def _found_and_wanted(
+    def predictions_and_targets(
         self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The network's predictions for actions [B, K] in states of this depth [B], and their targets, from their
@@ -253,6 +250,11 @@ class QRegression(TorchLearner[nn.Module]):
 
     def close(self) -> None:
         self.env.close()
+
+
+def _depths(pool: Tried) -> Tensor:
+    """[S]: which decision of its episode a state is; episodes are whole and contiguous."""
+    return torch.arange(len(pool)) % pool.rewards.shape[1]
 
 
 ALGORITHM = Algorithm(title="Q-regression", hyperparameters=QHyperparameters, make=QRegression)

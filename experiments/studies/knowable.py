@@ -18,7 +18,7 @@ rest of the ceiling's lead is out of its reach.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from agents.algorithms import load_hyperparameters
-from agents.pool import rise_and_fall
-from agents.tried import random_viewpoints
+from agents.supervised import minibatches, rise_and_fall
+from agents.training_state import num_decisions
+from agents.tried import compact, random_viewpoints
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.backbone.load import resolve_device
@@ -56,7 +57,7 @@ BACKGROUND = 0
 ENVS = tuple(f"CanViT/Fashion{name}-v0" for name in ("Search", "Distractors", "Crowd", "Order"))
 NUM_ENVS = 64
 HELD_OUT = 1 / 16
-"""The share of the states on which predictions are compared with the labels."""
+"""The share of the episodes on whose states predictions are compared with the labels."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class KnowableConfig:
     epochs: int = 6
     batch_size: int = 128
     learning_rate: float = 4e-3
-    """Its peak; see agents.pool.rise_and_fall."""
+    """Its peak; see agents.supervised.rise_and_fall."""
     weight_decay: float = 0.1
     seed: int = 0
     num_scenes: int | None = None
@@ -149,60 +150,75 @@ def _info(name: str, keys: tuple[str, ...]) -> PolicyInfo:
 
 @torch.no_grad()
 def look_around(config: EnvConfig, *, states: int, seed: int, progress: bool) -> tuple[dict[str, Tensor], Tensor]:
-    """(observations [S, ...] with maps in float16, interest [S, G, G]) of at least this many states."""
+    """(observations [S, ...] with maps in float16, interest [S, G, G]) of at least this many states.
+
+    Episodes are whole and of different scenes, as long as there are enough; states of an episode are contiguous.
+    """
     envs = GlimpseVectorEnv(NUM_ENVS, autoreset_mode="disabled", **vars(config))
-    assert isinstance(envs.actions, DiscreteActions)
-    table, rng = envs.actions.viewpoints, np.random.default_rng(seed)
-    windows = Windows(table, size=envs.episodes.backbone.canvas_grid, device=envs.episodes.backbone.device)
-    observations: list[dict[str, Tensor]] = []
-    maps: list[Tensor] = []
-    envs.reset(seed=seed)
-    with tqdm(total=states, desc="States", unit="state", disable=None if progress else True) as bar:
-        while NUM_ENVS * len(maps) < states:
-            envs.reset()
-            ended = np.zeros(NUM_ENVS, dtype=np.bool_)
-            while not ended.any():
-                observation, true = envs.observation_tensors(), interest(envs.episodes.truth)
-                observations.append({k: v.half() if v.ndim == 4 else v.clone() for k, v in observation.items()})
-                maps.append(true.half())
-                acuity = observation["acuity"][:, 0].float()
-                worth = windows.added(true, torch.where(acuity == 0, torch.ones_like(acuity), acuity))
-                allowed = torch.from_numpy(envs.action_masks()[:, : len(table)]).to(worth.device)
-                best = worth.masked_fill(~allowed, -1).argmax(dim=1).cpu().numpy()
-                looks = np.where(rng.random(NUM_ENVS) < 0.5, best, random_viewpoints(envs, rng))
-                _, _, ended, _, _ = envs.step(looks)
-                bar.update(NUM_ENVS)
-    envs.close()
+    try:
+        assert isinstance(envs.actions, DiscreteActions)
+        table, rng = envs.actions.viewpoints, np.random.default_rng(seed)
+        windows = Windows(table, size=envs.episodes.backbone.canvas_grid, device=envs.episodes.backbone.device)
+        observations: list[dict[str, Tensor]] = []
+        maps: list[Tensor] = []
+        envs.reset(seed=seed)
+        with tqdm(total=states, desc="States", unit="state", disable=None if progress else True) as bar:
+            while sum(map(len, maps)) < states:
+                envs.reset()
+                true = interest(envs.episodes.truth)
+                steps: list[dict[str, Tensor]] = []
+                ended = np.zeros(NUM_ENVS, dtype=np.bool_)
+                while not ended.any():
+                    observation = envs.observation_tensors()
+                    steps.append(compact(observation))
+                    acuity = observation["acuity"][:, 0].float()
+                    worth = windows.added(true, torch.where(acuity == 0, torch.ones_like(acuity), acuity))
+                    allowed = torch.from_numpy(envs.action_masks()[:, : len(table)]).to(worth.device)
+                    best = worth.masked_fill(~allowed, -1).argmax(dim=1).cpu().numpy()
+                    looks = np.where(rng.random(NUM_ENVS) < 0.5, best, random_viewpoints(envs, rng))
+                    _, _, ended, _, _ = envs.step(looks)
+                    bar.update(NUM_ENVS)
+                observations.append({k: torch.stack([one[k] for one in steps], dim=1).flatten(0, 1) for k in steps[0]})
+                maps.append(true.half().repeat_interleave(len(steps), dim=0))
+    finally:
+        envs.close()
     return {key: torch.cat([one[key] for one in observations]) for key in observations[0]}, torch.cat(maps)
 
 
 def trained(
-    observations: dict[str, Tensor], maps: Tensor, space: spaces.Dict, config: KnowableConfig, *, device: torch.device
+    observations: dict[str, Tensor],
+    maps: Tensor,
+    space: spaces.Dict,
+    config: KnowableConfig,
+    *,
+    decisions: int,
+    device: torch.device,
 ) -> tuple[Detector, dict[str, float]]:
-    """A detector, and the cross-entropies (nats a cell) of reading and detector on states held out, with the least
-    value that any prediction could have."""
+    """A detector, and the cross-entropies (nats a cell) of reading and detector on episodes held out, with the least
+    value that any prediction could have.
+
+    Args:
+        decisions: number of states of an episode.
+    """
     torch.manual_seed(config.seed)
     detector = Detector(space).to(device)
     optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=config.weight_decay)
-    rate = rise_and_fall(config.learning_rate)
-    learned = int(len(maps) * (1 - HELD_OUT))
-    updates, done = config.epochs * -(-learned // config.batch_size), 0
+    episodes = len(maps) // decisions
+    learned = decisions * (episodes - max(1, int(HELD_OUT * episodes)))
 
     def taken(rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         return {key: value[rows].to(device) for key, value in observations.items()}, maps[rows].float().to(device)
 
-    with tqdm(total=updates, desc="Detector", unit="update", disable=None if config.progress else True) as bar:
-        for _ in range(config.epochs):
-            for rows in torch.randperm(learned).split(config.batch_size):
-                done += 1
-                optimizer.param_groups[0]["lr"] = rate(done / (updates + 1))
-                observation, true = taken(rows)
-                loss = F.binary_cross_entropy_with_logits(detector(observation), true)
-                optimizer.zero_grad()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
-                optimizer.step()
-                bar.update()
+    for rows in minibatches(
+        learned, epochs=config.epochs, batch_size=config.batch_size, optimizer=optimizer,
+        rate=rise_and_fall(config.learning_rate), title="Detector", progress=config.progress,
+    ):  # fmt: skip
+        observation, true = taken(rows)
+        loss = F.binary_cross_entropy_with_logits(detector(observation), true)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
+        optimizer.step()
     detector.eval()
     totals = {"reading": 0.0, "detector": 0.0, "least": 0.0}
     held_out = torch.arange(learned, len(maps))
@@ -224,7 +240,9 @@ def study(config: KnowableConfig, env_id: str) -> dict[str, Any]:
     space, actions = envs.single_observation_space, envs.actions
     assert isinstance(space, spaces.Dict) and isinstance(actions, DiscreteActions)
     envs.close()
-    detector, entropies = trained(observations, maps, space, config, device=resolve_device(env.device))
+    detector, entropies = trained(
+        observations, maps, space, config, decisions=num_decisions(env), device=resolve_device(env.device)
+    )
     keys, table = tuple(space), actions.viewpoints
     test = replace(env, split="test", num_scenes=config.num_scenes)
     skill = DATASETS[env.dataset].skill
@@ -254,6 +272,7 @@ def study(config: KnowableConfig, env_id: str) -> dict[str, Any]:
         "cross_entropy": entropies,
         "scores": {name: bootstrap_interval(one).at(0) for name, one in statistics.items()},
         "differences": differences,
+        "config": plain(asdict(config)),
         "provenance": provenance(),
     }
 

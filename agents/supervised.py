@@ -1,0 +1,43 @@
+"""Supervised learning on states held in memory: what the learners of gains and the studies share."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+WARM_UP = 0.05
+"""The share of the updates in which `rise_and_fall` rises: high rates fail from the first update on."""
+
+
+def rise_and_fall(peak: float) -> Callable[[float], float]:
+    """Share of the updates done -> learning rate: linear up to the peak, at WARM_UP, then linear towards 0."""
+    return lambda done: peak * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
+
+
+def minibatches(
+    num: int,
+    *,
+    epochs: int,
+    batch_size: int,
+    optimizer: torch.optim.Optimizer,
+    rate: Callable[[float], float],
+    title: str,
+    progress: bool,
+) -> Iterator[Tensor]:
+    """The rows [B] of every update: shuffled in every epoch, with the optimizer's learning rate set.
+
+    Args:
+        num: number of rows.
+        rate: share of the updates done, in (0, 1) -> learning rate.
+        title: of the progress bar.
+    """
+    updates = epochs * -(-num // batch_size)
+    done = 0
+    with tqdm(total=updates, desc=title, unit="update", disable=None if progress else True) as bar:
+        for _ in range(epochs):
+            for rows in torch.randperm(num).split(batch_size):
+                done += 1
+                optimizer.param_groups[0]["lr"] = rate(done / (updates + 1))
+                yield rows
+                bar.update()
