@@ -21,6 +21,7 @@ from agents.outcomes import of_learned
 from agents.run_directory import CONFIG, FAILED, RESULT
 from agents.settings import TrainConfig
 from agents.train import train
+from canvit_gym.assembly import build_actions
 from canvit_gym.atomic import write_json
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
 from canvit_gym.config import EnvConfig
@@ -86,8 +87,19 @@ def decisions(algo: str, env_id: str, overrides: dict[str, Any]) -> int:
 
 def environment_to_test(env_id: str, policy: LearnedPolicy, num_scenes: int | None) -> EnvConfig:
     """The environment as registered, on test scenes, with the observations and actions that the policy was trained
-    with."""
-    return replace(as_trained(env_config(env_id, {}), policy.record), split="test", num_scenes=num_scenes)
+    with.
+
+    Raises:
+        ValueError: the environment's viewpoints are fixed (revisit=False), and the policy has others.
+    """
+    registered = env_config(env_id, {})
+    env = replace(as_trained(registered, policy.record), split="test", num_scenes=num_scenes)
+    if not registered.revisit and build_actions(env).space != build_actions(registered).space:
+        raise ValueError(
+            f"the policy has another table of viewpoints than {env_id}, which are its task: train it without action, "
+            "grid_scales and grid_centers"
+        )
+    return env
 
 
 def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Evaluation]:

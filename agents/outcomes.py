@@ -17,8 +17,9 @@ from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import LearnedPolicy
 from canvit_gym.statistics import area_under_curve
-from canvit_gym.stopping import StopRecorder, confident, stops
+from canvit_gym.stopping import StopRecorder, confident, stops, stops_when_right
 
+_WHEN_RIGHT = ", told when the reading is right"
 _AT_CONFIDENCE = re.compile(r"(?P<spec>.+), stops at confidence (?P<threshold>[\d.]+)")
 
 
@@ -46,15 +47,23 @@ def of_learned(policy: LearnedPolicy, env: EnvConfig, *, path: Path) -> Evaluati
 
 
 def of_hand_coded(name: str, env: EnvConfig, *, directory: Path) -> Evaluation:
-    """Evaluate a hand-coded policy, "NAME" or "NAME, stops at confidence C", on `env`; kept in `directory`."""
-    matched = _AT_CONFIDENCE.fullmatch(name)
-    spec, threshold = (matched["spec"], float(matched["threshold"])) if matched else (name, None)
+    """Evaluate a hand-coded policy on `env`; kept in `directory`.
+
+    Args:
+        name: "NAME", and where episodes can be stopped "NAME, stops at confidence C" or, for a ceiling, "NAME, told
+            when the reading is right".
+    """
 
     def measure() -> Evaluation:
-        recorder = StopRecorder(confident(np.inf if threshold is None else threshold))
+        matched = _AT_CONFIDENCE.fullmatch(name)
+        spec = matched["spec"] if matched else name.removesuffix(_WHEN_RIGHT)
+        recorder = StopRecorder(confident(float(matched["threshold"]) if matched else np.inf))
         policy = make_policy(spec, config=env, num_glimpses=env.budget)
         found = evaluate(policy, config=env, on_glimpse=recorder if env.allow_stop else None)
-        return replace(found, stops=recorder.glimpses()) if env.allow_stop else found
+        if not env.allow_stop:
+            return found
+        stopped = stops_when_right(found.scene_score()) if name.endswith(_WHEN_RIGHT) else recorder.glimpses()
+        return replace(found, stops=stopped)
 
     slug = re.sub(r"[^\w.]+", "-", name).strip("-")
     path = directory / f"{slug}-{env.split}-{env.num_scenes or 'all'}.npz"

@@ -62,8 +62,8 @@ machine of every run, are in the JSON files beside this page.
   paired by scene.
 - **Better than**: the probability that a run is better than the best hand-coded policy without labels, or than a run of
   PPO, on the same scenes.
-- **Share**: how much of the way from that hand-coded policy to the ceiling, which knows where to look, the policy goes.
-  Where the way is short, the interval is wide.
+- **Share**: how much of the way from that hand-coded policy to the ceiling the policy goes. A ceiling knows where to
+  look or, where episodes can be stopped, when the reading is right. Where the way is short, the interval is wide.
 - **90%**: when validation first reached 90% of the run's final gain over random viewpoints, in decisions and in minutes
   of processor time, validations included; medians over seeds.
 - **Glimpses**: those of training, with those that a warm start or an oracle tried with the labels at hand.
@@ -175,10 +175,15 @@ def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig
     chosen = json.loads((config.headroom_dir / f"{name}.json").read_text(encoding="utf-8"))
     env = replace(env_config(env_id, {}), split="test", num_scenes=config.test_scenes)
     payoff = payoff_of(env)
-    names = {"opponent": chosen["opponent"], "ceiling": _ceiling(chosen)}
+    names = {"opponent": chosen["opponent"], "ceiling": chosen["ceiling"]}
     kept = config.run_dir / HAND_CODED / name
     hand_coded = {role: of_hand_coded(spec, env, directory=kept) for role, spec in names.items()}
     opponent, ceiling = (OverRuns([payoff.statistic([one])]) for one in hand_coded.values())
+    others = {
+        spec: bootstrap_interval(payoff.statistic([of_hand_coded(spec, env, directory=kept)]))
+        for spec in chosen["policies"]
+        if "locator" in spec and spec != chosen["ceiling"]
+    }
     on_validation = replace(env, split="validation", num_scenes=None)
     start = payoff.value(of_hand_coded(_random(env), on_validation, directory=kept))
     algorithms = {
@@ -211,18 +216,11 @@ def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig
         "opponent": {"name": names["opponent"], "value": _at(bootstrap_interval(opponent))},
         "ceiling": {"name": names["ceiling"], "value": _at(bootstrap_interval(ceiling))},
         "headroom": _at(bootstrap_interval(ceiling, opponent, of=np.subtract)),
+        "locators": {spec: _at(found) for spec, found in others.items()},
         "algorithms": entries,
         "failed": _failed(config.run_dir, name),
         "provenance": origin | {"command": without_root(origin["command"], config.run_dir)},
     }
-
-
-def _ceiling(chosen: dict[str, Any]) -> str:
-    """The ceiling's name; in an environment about stopping, that of the locator, which stops by its confidence."""
-    if "headroom_of_place" not in chosen:
-        return chosen["ceiling"]
-    (locator,) = [name for name in chosen["policies"] if "locator" in name]
-    return locator
 
 
 def _random(env: EnvConfig) -> str:
@@ -320,7 +318,8 @@ def section(result: dict[str, Any]) -> list[str]:
         f"{result['test_scenes']:,} test scenes, {result['budget']} glimpses; {result['metric']} in %, "
         f"{result['pays']}. Best hand-coded without labels: {opponent['name']}, {with_interval(opponent['value'])}. "
         f"Ceiling: {ceiling['name']}, {with_interval(ceiling['value'])}; headroom "
-        f"{with_interval(result['headroom'], signed=True)}.",
+        f"{with_interval(result['headroom'], signed=True)}."
+        + "".join(f" {spec}: {with_interval(value)}." for spec, value in result.get("locators", {}).items()),
         "",
         "| algorithm | seeds | value | sampled | minus hand-coded | better than hand-coded | better than PPO "
         "| share, % | 90%: decisions, minutes | decisions | glimpses |",

@@ -10,7 +10,7 @@ import pytest
 from test_train import tiny
 
 from agents import matrix, report, ship
-from agents.algorithms import load_hyperparameters
+from agents.algorithms import ALGORITHMS, load_hyperparameters
 from agents.clock import read_times
 from agents.matrix import MatrixConfig
 from agents.monitor import merit
@@ -21,6 +21,7 @@ from agents.train import train
 from canvit_gym.command_line import env_config
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.statistics import area_under_curve
+from canvit_gym.stopping import stops_when_right
 from canvit_gym.suite.payoff import payoff_of
 
 CLASSIFICATION, ORDER, STOP = (f"CanViT/Fashion{name}-v0" for name in ("Classification", "Order", "Stop"))
@@ -72,6 +73,36 @@ def test_budgets_are_of_glimpses() -> None:
     assert matrix.decisions("oracle_cloning", CLASSIFICATION, {}) == budget // (cloning.candidates + 1)
     with pytest.raises(ValueError, match=r"warm start of ppo takes 900,000 glimpses, and the budget of .* is 81,920"):
         matrix.decisions("ppo", CLASSIFICATION, {"warm_start": {"states": 100_000, "candidates": 8}})
+
+
+NO_ORDER = {"oracle_cloning", "dqn", "sac", "tqc", "crossq", "recurrent_ppo"}
+"""Learners without masks, or with continuous actions only."""
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("env_id", matrix.EMBEDDED)
+def test_every_learner_has_an_entry_that_fits_every_environment(algo: str, env_id: str) -> None:
+    """With the id's own table where its viewpoints are fixed, the goal where there is one, and glimpses left to learn
+    with."""
+    hyper = load_hyperparameters(env_id, {}, algo=algo)
+    if env_id == ORDER and algo in NO_ORDER:
+        with pytest.raises(ValueError, match="revisit=False"):
+            hyper.check_fit(env_config(env_id, hyper.env_kwargs))
+        return
+    env = env_config(env_id, hyper.env_kwargs)
+    hyper.check_fit(env)
+    assert matrix.decisions(algo, env_id, {}) >= 4096
+    assert ("goal" in env.observations) == ("goal" in env_config(env_id, {}).observations)
+    if not env.revisit:
+        assert env.action == env_config(env_id, {}).action
+
+
+def test_another_table_of_fixed_viewpoints_is_not_tested(trained: Path) -> None:
+    """With revisit=False the viewpoints are the task."""
+    policy = load_policy(trained / "ppo/FashionClassification-v0/seed-0/best")
+    assert matrix.environment_to_test(CLASSIFICATION, policy, None).split == "test"
+    with pytest.raises(ValueError, match="another table of viewpoints than CanViT/FashionOrder-v0"):
+        matrix.environment_to_test(ORDER, policy, None)
 
 
 def test_the_report_tells_what_the_files_hold(trained: Path, tmp_path: Path) -> None:
@@ -138,6 +169,9 @@ def test_where_stopping_pays_glimpses_cost(tmp_path: Path) -> None:
     assert stopping.stops is not None and always.stops is not None and (always.stops == 3).all()
     right = stopping.scene_score()[np.arange(8), stopping.stops - 1]
     assert payoff_of(env).value(stopping) == pytest.approx((right - 0.02 * (stopping.stops - 1)).mean())
+    told = of_hand_coded("item_probability, told when the reading is right", env, directory=tmp_path)
+    assert payoff_of(env).value(told) >= payoff_of(env).value(stopping)
+    np.testing.assert_array_equal(told.stops, stops_when_right(always.scene_score()))
     again = of_hand_coded(at, env, directory=tmp_path)
     np.testing.assert_array_equal(again.stops, stopping.stops)  # read from the files
     entry = {"score": [0.1, 0.2, 0.3], "at_stop": {"score": 0.25, "glimpses": 2.0}}
