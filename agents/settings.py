@@ -49,7 +49,8 @@ class TrainConfig:
     """Number of validation scenes to draw in TensorBoard at every evaluation, with heat maps of all fixations. 0: no
     pictures. None: 4."""
     checkpoint_every: int | None = None
-    """Decisions between saved training states. Ctrl-C always saves one. None: 20,000."""
+    """Decisions between saved training states. Ctrl-C saves one as well, unless states contain a replay buffer: then
+    the last one counts. None: 20,000."""
     resume: bool = False
     """Continue the run in run_dir with its settings. A larger --total-timesteps extends it. Linear schedules (lin_x)
     then fall towards the new end, so an extended run differs from one that was begun with that number."""

@@ -176,7 +176,7 @@ def main(config: TrainConfig) -> None:
         sys.exit(INTERRUPTED)
     if result.interrupted:
         log.info(
-            "Interrupted after %s decisions; everything but the update in progress is in %s. %s",
+            "Interrupted after %s decisions; the last saved state is in %s. %s",
             f"{result.num_timesteps:,}", result.run_dir, go_on,
         )  # fmt: skip
         sys.exit(INTERRUPTED)

@@ -376,9 +376,10 @@ def load_policy(
 ) -> LearnedPolicy:
     """A trained policy, ready to act.
 
-    `source` is a directory, a run directory (its best policy), or a shipped policy's name such as
-    "FashionSearch-v0/ppo". The policy is checked against `config`, the environment it will be used in (None: the one
-    it was trained on, with the checkpoints as they are now).
+    `source` is a directory, a run directory (its best policy), a shipped policy's name such as "FashionSearch-v0/ppo",
+    or a repository "user/name" of the Hugging Face Hub (canvit_gym.publish.push_policy). The policy is checked against
+    `config`, the environment it will be used in (None: the one it was trained on, with the checkpoints as they are
+    now).
 
     The policies that CanViT's authors released load by their names, such as
     "canvit/qpolicy-ade20k-c64-t5-qband-2026-07-04-s0": see canvit_gym.policies.released. They are evaluated like

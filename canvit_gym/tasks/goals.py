@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from canvit_gym.scenes.source import SceneBatch
@@ -109,8 +108,3 @@ def require_available(
             f"scene {scene[row]} does not hold the goal {goal[row]} ({names[int(goal[row])]}); it holds {there}. "
             "Choose one of those, or leave options['goal'] out"
         )
-
-
-def goal_box(goals: Goals, dtype: Any) -> spaces.Box:
-    """The space of the observation `goal`."""
-    return spaces.Box(0, 1, goals.shape, dtype)
