@@ -20,3 +20,12 @@ def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.stem
+)
+def test_no_number_is_left_to_be_filled_in(page: Path) -> None:
+    """Placeholders are words in capitals, alone on their line or in a cell of a table."""
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert not re.findall(r"(?m)^\s*[A-Z]{5,}\s*$|\| [A-Z]{5,} \|", prose)
