@@ -1,5 +1,7 @@
 """sb3-contrib on the ids: masks are found on single, stock-vectorized and native environments."""
 
+import json
+import re
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +17,7 @@ from stable_baselines3.common.env_util import make_vec_env
 
 from agents.extractors import FlatSpatialExtractor, FlattenObservations
 from canvit_gym.sb3 import make_sb3_env
+from examples import train_sb3_contrib
 
 ENV_ID = "CanViT/FashionSegmentation-v0"
 ONCE: dict[str, Any] = {**SMALL, "action": "quadtree", "quadtree_levels": 1, "revisit": False}
@@ -51,3 +54,12 @@ def test_crossq_learns_with_our_extractor() -> None:
     }
     options: dict[str, Any] = {"buffer_size": 64, "learning_starts": 4, "batch_size": 4, "device": "cpu"}
     CrossQ("MlpPolicy", env, policy_kwargs=policy_kwargs, **options).learn(12)
+
+
+@pytest.mark.parametrize("algo", ["maskable_ppo", "crossq"])
+def test_the_example(algo: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    options = {"--algo": algo, "--decisions": "128", "--num-envs": "4", "--env-kwargs": json.dumps(SMALL)}
+    monkeypatch.setattr("sys.argv", ["train_sb3_contrib", *(word for pair in options.items() for word in pair)])
+    train_sb3_contrib.main()
+    found = re.search(rf"{algo}: mean return of the last (\d+) episodes [+-]\d\.\d{{4}}", capsys.readouterr().out)
+    assert found is not None and int(found[1]) >= 24
