@@ -165,7 +165,7 @@ def test_bad_options_are_named() -> None:
         WarmStart(states=8, candidates=1)
     with pytest.raises(ValueError, match="unknown warm_start objective 'hope'; choose one of regression, ranking"):
         WarmStart(objective="hope")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="tries 4 viewpoints of a table"):
+    with pytest.raises(ValueError, match="4 viewpoints of a table are tried"):
         warmed(make_policy(replace(CONFIG, action="continuous")), replace(CONFIG, action="continuous"))
     with pytest.raises(ValueError, match="fewer candidates"):
         warmed(make_policy(CONFIG), candidates=10)
