@@ -80,5 +80,5 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="4 viewpoints of a table are tried in every state"):
         prepare(tiny(tmp_path / "run", env_kwargs={"action": "continuous"}))
-    with pytest.raises(ValueError, match="tries 99 viewpoints of a table"):
+    with pytest.raises(ValueError, match="99 viewpoints of a table are tried"):
         prepare(tiny(tmp_path / "run", candidates=99))
