@@ -5,6 +5,7 @@ the policy's network, and for schedules.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from canvit_gym.checks import Check, integer
@@ -24,6 +25,20 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{name} must be an object of options, got {value!r}")
     return value
+
+
+def options_of(options: type) -> Check:
+    """An object of options that a dataclass takes; the dataclass checks their values."""
+
+    def check(name: str, value: Any) -> dict[str, Any]:
+        known = [option.name for option in fields(options)]
+        if unknown := sorted(set(mapping(name, value)) - set(known)):
+            short = name.removeprefix("hyperparameter ")
+            raise ValueError(f"unknown {short} options {', '.join(unknown)}; there are: {', '.join(known)}")
+        options(**value)
+        return value
+
+    return check
 
 
 def network_options(*, leave_out: Sequence[str] = ()) -> Check:

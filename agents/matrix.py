@@ -21,13 +21,12 @@ from agents.outcomes import of_learned
 from agents.run_directory import CONFIG, FAILED, RESULT
 from agents.settings import TrainConfig
 from agents.train import train
-from canvit_gym.assembly import build_actions
 from canvit_gym.atomic import write_json
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
-from canvit_gym.policies.policy_record import as_trained
+from canvit_gym.policies.policy_record import as_trained, has_another_table
 from canvit_gym.provenance import provenance
 from canvit_gym.scenes.datasets import DATASETS
 
@@ -93,13 +92,12 @@ def environment_to_test(env_id: str, policy: LearnedPolicy, num_scenes: int | No
         ValueError: the environment's viewpoints are fixed (revisit=False), and the policy has others.
     """
     registered = env_config(env_id, {})
-    env = replace(as_trained(registered, policy.record), split="test", num_scenes=num_scenes)
-    if not registered.revisit and build_actions(env).space != build_actions(registered).space:
+    if has_another_table(policy.record, registered):
         raise ValueError(
             f"the policy has another table of viewpoints than {env_id}, which are its task: train it without action, "
             "grid_scales and grid_centers"
         )
-    return env
+    return replace(as_trained(registered, policy.record), split="test", num_scenes=num_scenes)
 
 
 def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Evaluation]:

@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from agents.algorithms import DEFAULT, load_hyperparameters
+from agents.supervised import num_to_learn_from
 from agents.training_state import num_decisions, preserved_random_state
 from agents.tried import Tried, collect, consults, explores, mixture, require_table, takes_best
 from canvit_gym.atomic import replacing, write_json
@@ -49,8 +50,6 @@ log = logging.getLogger(__name__)
 BLOCK_EPISODES = 1024
 NUM_ENVS = 64
 SEED = 0
-HELD_OUT = 1 / 16
-"""The share of a pool's episodes that learners test their predictions on."""
 SHARES = {3: (0.5, 0.25, 0.25), 2: (0.5, 0.5)}
 """By the number of behaviours: the shares of the states in which episodes go on as a hand-coded policy would, with the
 best of the tried viewpoints, and with a random one."""
@@ -127,7 +126,7 @@ def split(pool: Tried) -> tuple[Tried, Tried]:
         raise ValueError(
             f"a pool of {len(pool)} states is a single episode, and some must be held out: ask for more states"
         )
-    states = decisions * (episodes - max(1, int(HELD_OUT * episodes)))
+    states = decisions * num_to_learn_from(episodes)
     return pool.first(states), pool.after(states)
 
 

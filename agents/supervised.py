@@ -8,6 +8,13 @@ from tqdm import tqdm
 
 WARM_UP = 0.05
 """The share of the updates in which `rise_and_fall` rises: high rates fail from the first update on."""
+HELD_OUT = 1 / 16
+"""The share of the episodes that predictions are tested on."""
+
+
+def num_to_learn_from(episodes: int) -> int:
+    """The number of episodes to learn from; the others, the last ones and at least one, are held out."""
+    return episodes - max(1, int(HELD_OUT * episodes))
 
 
 def rise_and_fall(peak: float) -> Callable[[float], float]:

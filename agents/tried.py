@@ -137,7 +137,7 @@ def collect(
         chosen, gains, paid = (np.stack(column, axis=1) for column in of_episode)
         batches.append(
             Tried(
-                observations={k: torch.stack([step[k] for step in steps], dim=1).flatten(0, 1) for k in steps[0]},
+                observations=by_episode(steps),
                 chosen=torch.from_numpy(chosen).flatten(0, 1),
                 gains=torch.from_numpy(gains).flatten(0, 1).float(),
                 rewards=torch.from_numpy(paid.astype(np.float64)),
@@ -146,6 +146,16 @@ def collect(
         count += paid.size
         advance(paid.size)
     return batches[0].and_then(*batches[1:])
+
+
+def by_episode(steps: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Observations [N, ...] of T steps -> [N * T, ...]: states of an episode are contiguous."""
+    return {key: torch.stack([step[key] for step in steps], dim=1).flatten(0, 1) for key in steps[0]}
+
+
+def take(observations: dict[str, Tensor], rows: Tensor, *, device: torch.device) -> dict[str, Tensor]:
+    """The rows [B] of kept observations."""
+    return {key: value[rows.to(value.device)].to(device) for key, value in observations.items()}
 
 
 def compact(observation: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import FOLDER_CLASSES, SEGMENTATION_CLASSES, classification_probe, segmentation_probe, tiny
 from hub import hub_root  # noqa: F401  (a fixture)
+from safetensors.torch import load_file
 
 import canvit_gym
 from canvit_gym.assembly import build_backbone
@@ -37,6 +38,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def heed_interrupts() -> None:
     """For a child process (`preexec_fn`): a shell's background jobs, and so their children, ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def assert_same_policies(one: Path, other: Path, *, names: tuple[str, ...] = ("last", "best")) -> None:
+    """The policies of two runs have the same weights, bit for bit."""
+    for name in names:
+        ours, theirs = (load_file(run / name / "policy.safetensors") for run in (one, other))
+        assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 def small(env_id: str) -> dict[str, Any]:

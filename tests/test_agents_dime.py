@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same_policies
 from gymnasium import spaces
-from safetensors.torch import load_file
 
 from agents.dime.learner import Dime
 from agents.settings import TrainConfig, prepare
@@ -109,8 +109,7 @@ def test_resumed_equals_uninterrupted_and_a_price_gives_a_curve(
         patch.setattr(Dime, "_update", interrupt)
         assert train(broken).interrupted
     assert not train(TrainConfig(broken.run_dir, resume=True, progress=False)).interrupted
-    ours, theirs = (load_file(run / "last" / "policy.safetensors") for run in (whole.run_dir, broken.run_dir))
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert_same_policies(whole.run_dir, broken.run_dir, names=("last",))
 
     policy = load_policy(result.last_policy_dir)
     assert isinstance(policy.network, GainNetwork) and policy.network.price == 0.01

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from conftest import assert_same_policies
 from stable_baselines3 import A2C, DQN, TD3
 
 from agents.algorithms import (
@@ -107,9 +107,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
         assert train(broken).interrupted
     assert load_state(broken.run_dir / "training_state.pt")["num_timesteps"] == 4 * CHUNK
     assert not train(TrainConfig(broken.run_dir, resume=True, progress=False)).interrupted
-    for policy in ("last", "best"):
-        ours, theirs = (load_file(run / policy / "policy.safetensors") for run in (whole.run_dir, broken.run_dir))
-        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert_same_policies(whole.run_dir, broken.run_dir)
     results = [json.loads((run / "result.json").read_text())["evaluations"] for run in (whole.run_dir, broken.run_dir)]
     assert results[0] == results[1]
 

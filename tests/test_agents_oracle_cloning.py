@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from conftest import assert_same_policies
 
 from agents.oracle_cloning import learner as oracle_cloning
 from agents.oracle_cloning.learner import OracleCloning
@@ -71,9 +71,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
         patch.setattr(oracle_cloning, "learn", interrupt)
         assert train(broken).interrupted
     assert not train(TrainConfig(broken.run_dir, resume=True, progress=False)).interrupted
-    for policy in ("last", "best"):
-        ours, theirs = (load_file(run / policy / "policy.safetensors") for run in (whole.run_dir, broken.run_dir))
-        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert_same_policies(whole.run_dir, broken.run_dir)
     assert load_policy(result.last_policy_dir).record.algorithm == "Oracle cloning"
 
 

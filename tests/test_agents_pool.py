@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from conftest import assert_same_policies
 from stable_baselines3.common.utils import set_random_seed
 
 import agents.pool as pools
@@ -278,5 +278,4 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
         patch.setattr(Monitor, "stepped", interrupt)
         assert train(broken).interrupted
     assert not train(TrainConfig(broken.run_dir, resume=True, progress=False)).interrupted
-    ours, theirs = (load_file(run / "last" / "policy.safetensors") for run in (whole.run_dir, broken.run_dir))
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert_same_policies(whole.run_dir, broken.run_dir, names=("last",))

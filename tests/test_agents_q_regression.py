@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same_policies
 from gymnasium import spaces
-from safetensors.torch import load_file
 
 from agents.learner import Monitoring
 from agents.q_regression.learner import QRegression
@@ -117,9 +117,7 @@ def test_it_finds_the_viewpoint_that_pays(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def assert_same_runs(a: Path, b: Path) -> None:
-    for policy in ("last", "best"):
-        ours, theirs = (load_file(run / policy / "policy.safetensors") for run in (a, b))
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert_same_policies(a, b)
     results = [json.loads((run / "result.json").read_text())["evaluations"] for run in (a, b)]
     assert results[0] == results[1]
 

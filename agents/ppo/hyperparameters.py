@@ -1,9 +1,9 @@
 """Hyperparameters in agents/hyperparameters/ppo.yml."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from agents.checks import check_fields, mapping, network_options, schedule
+from agents.checks import check_fields, mapping, network_options, options_of, schedule
 from agents.ppo.callbacks import EntropyFloor
 from agents.ppo.warm_start import WarmStart
 from agents.training_state import check_revisits, check_whole_episodes
@@ -43,7 +43,7 @@ class Hyperparameters:
 
     def __post_init__(self) -> None:
         check_fields(self, integer(1), "total_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs")
-        check_fields(self, mapping, "env_kwargs", "warm_start")
+        check_fields(self, mapping, "env_kwargs")
         check_fields(self, finite(low=0, high=1), "gamma", "gae_lambda")
         check_fields(self, finite(low=0), "ent_coef", "vf_coef", "max_grad_norm")
         check_fields(self, optional(finite(above=0)), "clip_reward", "target_kl")
@@ -52,10 +52,7 @@ class Hyperparameters:
         check_fields(self, schedule, "learning_rate", "clip_range")
         check_fields(self, optional(one_of(lambda: ("float16", "float32"))), "rollout_tensors")
         check_fields(self, optional(one_of(lambda: ("per_step", "pooled"))), "normalize_reward")
-        if unknown := sorted(set(self.warm_start) - {option.name for option in fields(WarmStart)}):
-            options = ", ".join(option.name for option in fields(WarmStart))
-            raise ValueError(f"unknown warm_start options {', '.join(unknown)}; there are: {options}")
-        WarmStart(**self.warm_start)
+        check_fields(self, options_of(WarmStart), "warm_start")
         if self.entropy_floor is not None:
             if set(self.entropy_floor) != set(ENTROPY_FLOOR):
                 raise ValueError(

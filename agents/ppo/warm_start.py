@@ -31,7 +31,7 @@ from agents.finite import require_finite
 from agents.normalize import clipped
 from agents.pool import load_pool, split
 from agents.supervised import minibatches, rise_and_fall
-from agents.tried import Tried, collect, device_of, explores, follows, require_table
+from agents.tried import Tried, collect, device_of, explores, follows, require_table, take
 from canvit_gym.checks import boolean, finite, integer, one_of
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies.heads import TableHead
@@ -269,8 +269,7 @@ def explained_share(network: ViewpointNetwork, data: Tried, options: WarmStart, 
 
 def _scores(network: ViewpointNetwork, data: Tried, rows: Tensor) -> tuple[Tensor, Tensor]:
     """(the tried actions' scores [n, K], centered; values [n])."""
-    observation = {k: v[rows.to(v.device)].to(device_of(network)) for k, v in data.observations.items()}
-    features = network.features(observation)
+    features = network.features(take(data.observations, rows, device=device_of(network)))
     head = network.action_net
     assert isinstance(head, TableHead)
     scores = head.scores(features.map).gather(

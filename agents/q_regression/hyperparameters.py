@@ -1,9 +1,9 @@
 """Hyperparameters in agents/hyperparameters/q_regression.yml."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from agents.checks import check_fields, mapping, network_options, schedule
+from agents.checks import check_fields, network_options, options_of, schedule
 from agents.training_state import check_whole_episodes
 from agents.tried import require_table
 from canvit_gym.checks import finite, integer, one_of, optional
@@ -58,11 +58,7 @@ class QHyperparameters:
         check_fields(self, optional(finite(above=0)), "clip_reward")
         check_fields(self, schedule, "learning_rate")
         check_fields(self, one_of(lambda: ("float16", "float32")), "rollout_tensors")
-        check_fields(self, mapping, "pool")
-        if unknown := sorted(set(self.pool) - {option.name for option in fields(FromPool)}):
-            options = ", ".join(option.name for option in fields(FromPool))
-            raise ValueError(f"unknown pool options {', '.join(unknown)}; there are: {options}")
-        FromPool(**self.pool)
+        check_fields(self, options_of(FromPool), "pool")
         check_fields(self, network_options(leave_out=("distribution", "log_std_init")), "policy_kwargs")
 
     def to_json(self) -> dict[str, Any]:

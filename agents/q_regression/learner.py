@@ -44,7 +44,7 @@ from agents.training_state import (
     restore_environments,
     set_random_state,
 )
-from agents.tried import Tried
+from agents.tried import Tried, take
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.policies.networks import NETWORK_CLASSES, HasValues, ViewpointQNetwork, action_options
 from canvit_gym.running_moments import RunningMoments
@@ -124,8 +124,7 @@ class QRegression(TorchLearner[nn.Module]):
 
     def _pool_batch(self, pool: Tried, rows: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """(observations, actions [B, K], gains [B, K])"""
-        observation = {key: value[rows].to(self.device) for key, value in pool.observations.items()}
-        return observation, pool.chosen[rows], pool.gains[rows]
+        return take(pool.observations, rows, device=self.device), pool.chosen[rows], pool.gains[rows]
 
     @torch.no_grad()
     def _explained(self, pool: Tried, *, batch_size: int) -> float:
@@ -187,21 +186,21 @@ class QRegression(TorchLearner[nn.Module]):
 
     def _update(self, rate: float) -> None:
         hyper, network = self.hyper, self._network
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         network.train()
         losses: list[Tensor] = []
         targets: list[Tensor] = []
-        for _ in range(hyper.n_epochs):
-            for rows in torch.randperm(len(self.replay)).split(hyper.batch_size):
-                batch = self.replay.take(rows, device=self.device)
-                predicted, wanted = self.predictions_and_targets(
-                    batch.observation, batch.actions[:, None], batch.rewards[:, None], batch.depth
-                )
-                loss = F.mse_loss(predicted, wanted)
-                self._gradient_step(self.optimizer, loss)
-                losses.append(loss.detach())
-                targets.append(wanted)
+        for rows in minibatches(
+            len(self.replay), epochs=hyper.n_epochs, batch_size=hyper.batch_size, optimizer=self.optimizer,
+            rate=lambda _: rate, title="Update", progress=False,
+        ):  # fmt: skip
+            batch = self.replay.take(rows, device=self.device)
+            predicted, wanted = self.predictions_and_targets(
+                batch.observation, batch.actions[:, None], batch.rewards[:, None], batch.depth
+            )
+            loss = F.mse_loss(predicted, wanted)
+            self._gradient_step(self.optimizer, loss)
+            losses.append(loss.detach())
+            targets.append(wanted)
         self._loss = float(torch.stack(losses).mean())
         variance = float(torch.cat(targets).square().mean())
         self._logger.record("train/loss", self._loss)

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from agents.tried import take
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -48,7 +50,7 @@ class Replay:
 
     def take(self, rows: Tensor, *, device: torch.device) -> Samples:
         return Samples(
-            observation={key: value[rows.to(value.device)].to(device) for key, value in self._observation.items()},
+            observation=take(self._observation, rows, device=device),
             actions=self._actions[rows],
             depth=self._depth[rows],
             rewards=self._rewards[rows],

@@ -66,6 +66,11 @@ def describe_layout(layout: ObservationLayout) -> dict[str, Any]:
     return _plain(layout.to_json())
 
 
+def has_another_table(record: PolicyRecord, config: EnvConfig) -> bool:
+    """Whether an environment's viewpoints are fixed (revisit=False) and the policy was trained with others."""
+    return not config.revisit and describe_actions(build_actions(config)) != record.inputs.actions
+
+
 def describe_actions(actions: Actions) -> dict[str, Any]:
     if isinstance(actions, DiscreteActions):
         table = hashlib.sha256(np.ascontiguousarray(actions.viewpoints, dtype="<f4").tobytes()).hexdigest()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from canvit_gym.assembly import build_actions, build_backbone
+from canvit_gym.assembly import build_backbone
 from canvit_gym.benchmark.records import RECORDS, code_sha256, digest
 from canvit_gym.benchmark.runner import identity, run_name, slug
 from canvit_gym.command_line import env_config
@@ -22,8 +22,8 @@ from canvit_gym.policies.policy_record import (
     TRAINED_WITH,
     PolicyRecord,
     as_trained,
-    describe_actions,
     describe_inputs,
+    has_another_table,
     reads_probe,
     used_layout,
 )
@@ -297,7 +297,7 @@ def misfit(record: PolicyRecord, config: EnvConfig) -> str | None:
     """
     if config.allow_stop and not record.env.allow_stop:
         return "it has no stop action"
-    if not config.revisit and describe_actions(build_actions(config)) != record.inputs.actions:
+    if has_another_table(record, config):
         return "each viewpoint of a table may be taken once, and the policy has another table"
     if DATASETS[config.dataset].task not in read_alike(DATASETS[record.env.dataset].task):
         return "the task is read in another shape"

@@ -16,7 +16,6 @@ the reading does and its windows score no higher, a learned policy gains nothing
 rest of the ceiling's lead is out of its reach.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,11 +30,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from agents.algorithms import load_hyperparameters
-from agents.supervised import minibatches, rise_and_fall
+from agents.supervised import minibatches, num_to_learn_from, rise_and_fall
 from agents.training_state import num_decisions
-from agents.tried import compact, random_viewpoints
+from agents.tried import by_episode, compact, random_viewpoints, take
 from canvit_gym.actions import DiscreteActions
-from canvit_gym.atomic import write_json, write_text
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import env_config, run_command
@@ -52,12 +50,11 @@ from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.statistics import bootstrap_interval, paired_difference
 from canvit_gym.suite.payoff import payoff_of
 from canvit_gym.vector_env import GlimpseVectorEnv
+from experiments.studies.results import write_result
 
 BACKGROUND = 0
 ENVS = tuple(f"CanViT/Fashion{name}-v0" for name in ("Search", "Distractors", "Crowd", "Order"))
 NUM_ENVS = 64
-HELD_OUT = 1 / 16
-"""The share of the episodes on whose states predictions are compared with the labels."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +175,7 @@ def look_around(config: EnvConfig, *, states: int, seed: int, progress: bool) ->
                     looks = np.where(rng.random(NUM_ENVS) < 0.5, best, random_viewpoints(envs, rng))
                     _, _, ended, _, _ = envs.step(looks)
                     bar.update(NUM_ENVS)
-                observations.append({k: torch.stack([one[k] for one in steps], dim=1).flatten(0, 1) for k in steps[0]})
+                observations.append(by_episode(steps))
                 maps.append(true.half().repeat_interleave(len(steps), dim=0))
     finally:
         envs.close()
@@ -203,11 +200,10 @@ def trained(
     torch.manual_seed(config.seed)
     detector = Detector(space).to(device)
     optimizer = torch.optim.AdamW(detector.parameters(), weight_decay=config.weight_decay)
-    episodes = len(maps) // decisions
-    learned = decisions * (episodes - max(1, int(HELD_OUT * episodes)))
+    learned = decisions * num_to_learn_from(len(maps) // decisions)
 
     def taken(rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        return {key: value[rows].to(device) for key, value in observations.items()}, maps[rows].float().to(device)
+        return take(observations, rows, device=device), maps[rows].float().to(device)
 
     for rows in minibatches(
         learned, epochs=config.epochs, batch_size=config.batch_size, optimizer=optimizer,
@@ -308,10 +304,7 @@ def page(results: list[dict[str, Any]]) -> str:
 
 def main(config: KnowableConfig) -> None:
     for env_id in config.envs:
-        write_json(config.results_dir / f"{env_id.rpartition('/')[2]}.json", plain(study(config, env_id)))
-        paths = sorted(config.results_dir.glob("*.json"))
-        results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        write_text(config.results_dir / "README.md", page(results))
+        write_result(config.results_dir, env_id, study(config, env_id), page=page)
 
 
 if __name__ == "__main__":

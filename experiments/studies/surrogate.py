@@ -10,7 +10,6 @@ mean of the per-scene scores, the dataset's score, and the loss. Differences are
 intervals over both.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.report import without_root
-from canvit_gym.atomic import replacing, write_json, write_text
+from canvit_gym.atomic import replacing
 from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
@@ -27,8 +26,9 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
 from canvit_gym.policies.learned import LearnedPolicy, load_policy, load_record
 from canvit_gym.policies.policy_record import as_trained
-from canvit_gym.provenance import plain, provenance
+from canvit_gym.provenance import provenance
 from canvit_gym.statistics import Mean, OverRuns, Statistic, Together, Transformed, bootstrap_interval
+from experiments.studies.results import write_result
 
 BEGUN, ENDED = "warm_start", "last"
 """Directories of a run's policies."""
@@ -156,11 +156,8 @@ def page(results: list[dict[str, Any]]) -> str:
 
 def main(config: SurrogateConfig) -> None:
     for env_id in config.envs:
-        write_json(config.results_dir / f"{env_id.rpartition('/')[2]}.json", plain(study(config, env_id)))
-    paths = sorted(config.results_dir.glob("*.json"))
-    text = page([json.loads(path.read_text(encoding="utf-8")) for path in paths])
-    write_text(config.results_dir / "README.md", text)
-    print(text)
+        write_result(config.results_dir, env_id, study(config, env_id), page=page)
+    print((config.results_dir / "README.md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
