@@ -150,7 +150,7 @@ def test_from_playing_to_the_report_and_the_explorer(browser: Browser, tmp_path:
                 page.locator("#stage").press("ArrowRight")
                 page.locator("#stage").press("Enter")
                 wait(page, glimpses=count, state="ended" if count == 5 else "playing")
-            page.wait_for_selector("#session:not(:empty)")
+            page.wait_for_selector("#results")  # in sight once this scene's outcome is here
             played = page.evaluate("final(outcome.curve)")
             page.get_by_role("button", name="Next scene").click()
     assert Evaluation.load(record).scene_score()[-1, -1] == pytest.approx(played, abs=1e-5)
