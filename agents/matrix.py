@@ -28,11 +28,11 @@ from canvit_gym.evaluation import Evaluation
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.policies.policy_record import as_trained, has_another_table
 from canvit_gym.provenance import provenance
-from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.suite.plan import suite_ids
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = tuple(spec.env_id for spec in DATASETS.values() if spec.env_id.startswith("CanViT/Fashion"))
+EMBEDDED = tuple(suite_ids())
 EVALUATIONS = 8
 """Number of validations during a run, unless --eval-every is passed."""
 TEST = "test"

@@ -19,20 +19,19 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies.learned import LearnedPolicy, save_policy
 from canvit_gym.policies.policy_record import PolicyRecord
-from canvit_gym.statistics import area_under_curve
 from canvit_gym.stopping import Stops, stops
+from canvit_gym.suite.payoff import payoff_of
 
 HEADROOM, WARM_START = "headroom.json", "warm_start"
 
 
 def merit(evaluation: dict[str, Any], env: EnvConfig) -> float:
-    """The number by which the best policy is chosen, larger is better: minus the loss after the last glimpse. If only
-    the order of glimpses counts, it is minus the area under the loss curve; if the agent may stop, the worth of its
-    stops (Stops.worth).
+    """The number by which the best policy is chosen, larger is better: minus what the environment's payoff
+    (canvit_gym.suite.payoff) makes of the loss curve or, if the agent may stop, the worth of its stops (Stops.worth).
     """
     if "at_stop" in evaluation:
         return evaluation["at_stop"]["worth"]
-    return -evaluation["loss"][-1] if env.revisit else -float(area_under_curve(evaluation["loss"]))
+    return -payoff_of(env).of_curve(np.array(evaluation["loss"]))
 
 
 class Monitor:

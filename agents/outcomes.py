@@ -16,8 +16,8 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import LearnedPolicy
-from canvit_gym.statistics import area_under_curve
 from canvit_gym.stopping import StopRecorder, confident, stops, stops_when_right
+from canvit_gym.suite.payoff import payoff_of
 
 _WHEN_RIGHT = ", told when the reading is right"
 _AT_CONFIDENCE = re.compile(r"(?P<spec>.+), stops at confidence (?P<threshold>[\d.]+)")
@@ -27,7 +27,7 @@ def pays_of_curve(env: EnvConfig, entry: dict[str, Any]) -> float:
     """What the environment pays according to an evaluation during training (agents.monitor)."""
     if "at_stop" in entry:
         return entry["at_stop"]["score"] - env.glimpse_cost * (entry["at_stop"]["glimpses"] - 1)
-    return entry["score"][-1] if env.revisit else float(area_under_curve(np.array(entry["score"])))
+    return payoff_of(env).of_curve(np.array(entry["score"]))
 
 
 def of_learned(policy: LearnedPolicy, env: EnvConfig, *, path: Path) -> Evaluation:

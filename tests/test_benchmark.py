@@ -24,6 +24,7 @@ from canvit_gym.play.recording import Played, Recorder
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import RECORD
 from canvit_gym.replay import replay
+from canvit_gym.suite.plan import suite_ids
 
 NUM_SCENES, BUDGET, ORACLE_SCENES = 10, 3, 6
 POLICIES = (
@@ -223,6 +224,8 @@ def test_default_policies_leave_out_what_does_not_fit(tiny: BenchmarkConfig, tmp
         planned = runner.plan(config, env)
     specs = [entry.spec for entry in planned.entries]
     assert "coarse_to_fine" in specs and "entropy_greedy" not in specs
+    skill = suite_ids()[env_id]
+    assert {*skill.opponents, skill.ceiling} <= {*specs}, "with the scales that the suite found"
     assert planned.left_out == [
         "Left out (needs a segmentation probe): entropy_coarse_to_fine, entropy_greedy, quadtree_beam."
     ]

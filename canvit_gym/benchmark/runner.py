@@ -63,6 +63,7 @@ from canvit_gym.policies import (
 from canvit_gym.policies.learned import WEIGHTS, LearnedPolicy, load_policy, load_record, policy_directory
 from canvit_gym.policies.policy_record import TRAINED_WITH, as_trained
 from canvit_gym.provenance import provenance
+from canvit_gym.scenes.datasets import DATASETS
 
 DEFAULT_POLICIES = (
     *(name for name, spec in POLICY_SPECS.items() if spec.by_default),
@@ -80,7 +81,8 @@ class BenchmarkConfig(EvaluationOptions):
     """Directory of the records and the report."""
     policies: tuple[str, ...] | None = None
     """Hand-coded policies, optionally with arguments: "center(scale=0.55)"; or run directories, each a separate learned
-    policy. None: all hand-coded ones that support the environment."""
+    policy. None: all hand-coded ones that support the environment and, in one of the suite, its opponents and its
+    ceiling with their tuned scales."""
     also: tuple[str, ...] = ()
     """Additional policies, for example with other arguments. And people, as human=FILE, with a file from
     `canvit-gym play --record FILE`."""
@@ -167,7 +169,7 @@ def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
     left_out: list[str] = []
     specs = config.policies
     if specs is None:
-        specs, left_out = _supported(DEFAULT_POLICIES, task_name, backbone)
+        specs, left_out = _supported(default_policies(env), task_name, backbone)
     for spec in (*specs, *(spec for spec in config.also if not is_people(spec))):
         if _is_directory(spec):
             entries += _learned(run_name(spec), [spec], config, env)
@@ -184,6 +186,13 @@ def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
     labels = Counter(entry.label for entry in entries)
     entries = [replace(entry, label=entry.spec) if labels[entry.label] > 1 else entry for entry in entries]
     return Plan(entries=tuple(entries), left_out=left_out)
+
+
+def default_policies(env: EnvConfig) -> tuple[str, ...]:
+    """What is benchmarked if no policies are named, whether it supports the environment or not."""
+    skill = DATASETS[env.dataset].skill
+    of_suite = () if skill is None else (*skill.opponents, skill.ceiling)
+    return tuple(dict.fromkeys((*DEFAULT_POLICIES, *of_suite)))
 
 
 def _training_runs(group: str) -> tuple[str, list[str]]:

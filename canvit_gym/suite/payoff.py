@@ -25,6 +25,8 @@ class Payoff:
     """In words, to go beside the metric's name."""
     statistic: Callable[[Sequence[Evaluation]], Statistic]
     """Runs on the same scenes -> their mean payoff, [R, 1]."""
+    of_curve: Callable[[NDArray[np.floating]], float]
+    """A curve [budget] over glimpses -> its worth if no episode stops early."""
 
     def value(self, found: Evaluation) -> float:
         """The payoff of one evaluation."""
@@ -39,13 +41,19 @@ def payoff_of(env: EnvConfig) -> Payoff:
         return Payoff(
             f"score where the episode stops, minus {env.glimpse_cost:g} a glimpse",
             lambda runs: Mean(np.stack([returns(one) for one in runs])[..., None]),
+            _last,
         )
     if not env.revisit:
         return Payoff(
             "area under the score's curve",
             lambda runs: Transformed(score_statistic(runs), lambda curves: area_under_curve(curves)[:, None]),
+            lambda curve: float(area_under_curve(curve)),
         )
-    return Payoff("score after the last glimpse", _last_score)
+    return Payoff("score after the last glimpse", _last_score, _last)
+
+
+def _last(curve: NDArray[np.floating]) -> float:
+    return float(curve[-1])
 
 
 def _last_score(runs: Sequence[Evaluation]) -> Statistic:
