@@ -32,9 +32,10 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from agents.algorithms import DEFAULT, load_hyperparameters
+from agents.behaviours import follow_policy, look_anywhere, mixture, take_best
 from agents.supervised import num_to_learn_from
 from agents.training_state import num_decisions, preserved_random_state
-from agents.tried import Tried, collect, consults, explores, mixture, require_table, takes_best
+from agents.tried import TriedViewpoints, collect, require_table
 from canvit_gym.atomic import replacing, write_json
 from canvit_gym.checks import integer
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
@@ -74,7 +75,7 @@ class PoolConfig:
     progress: bool = True
 
 
-def load_pool(config: EnvConfig, *, states: int, candidates: int, progress: bool = False) -> Tried:
+def load_pool(config: EnvConfig, *, states: int, candidates: int, progress: bool = False) -> TriedViewpoints:
     """The first `states` states (of whole episodes) of the environment's pool. Makes what is missing of it.
 
     A pool that another process is making is waited for. The random generators stay as they are.
@@ -115,7 +116,7 @@ def _make_missing_blocks(config: EnvConfig, *, states: int, candidates: int, pro
     return paths
 
 
-def split(pool: Tried) -> tuple[Tried, Tried]:
+def split(pool: TriedViewpoints) -> tuple[TriedViewpoints, TriedViewpoints]:
     """(states to learn from, states held out), whole episodes each.
 
     Raises:
@@ -157,14 +158,16 @@ def _followed_policy(config: EnvConfig) -> str | None:
     return None if skill is None else skill.opponents[0]
 
 
-def _make_block(envs: GlimpseVectorEnv, index: int, *, candidates: int, advance: Callable[[int], Any]) -> Tried:
+def _make_block(
+    envs: GlimpseVectorEnv, index: int, *, candidates: int, advance: Callable[[int], Any]
+) -> TriedViewpoints:
     """Blocks follow each other in one pass over the training scenes, as far as there are enough of them."""
     rng = np.random.default_rng([SEED, index])
     envs.reset(seed=int(rng.integers(2**31)))
-    parts = [takes_best(envs, rng), explores(envs, rng)]
+    parts = [take_best(envs, rng), look_anywhere(envs, rng)]
     if (spec := _followed_policy(envs.config)) is not None:
         policy = make_policy(spec, config=envs.config, num_glimpses=envs.config.budget)
-        parts = [consults(policy, envs), *parts]
+        parts = [follow_policy(policy, envs), *parts]
     scenes = _scenes_of_block(len(envs.episodes.scenes), index)
     return collect(
         envs, candidates=candidates, states=BLOCK_EPISODES * num_decisions(envs.config), rng=rng,
@@ -183,17 +186,17 @@ def _scenes_of_block(num_scenes: int, index: int) -> NDArray[np.int64]:
     return shuffled[first - passes[0] * num_scenes :][:BLOCK_EPISODES]
 
 
-def _save(block: Tried, path: Path) -> None:
+def _save(block: TriedViewpoints, path: Path) -> None:
     tensors = {_IN_OBSERVATION + key: value.cpu().contiguous() for key, value in block.observations.items()}
     tensors |= {name: getattr(block, name).contiguous() for name in ("chosen", "gains", "rewards")}
     with replacing(path) as partial:
         save_file(tensors, partial)
 
 
-def _load(path: Path) -> Tried:
+def _load(path: Path) -> TriedViewpoints:
     try:
         tensors: Mapping[str, Any] = load_file(path)
-        return Tried(
+        return TriedViewpoints(
             observations={
                 key.removeprefix(_IN_OBSERVATION): value
                 for key, value in tensors.items()

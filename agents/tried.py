@@ -14,22 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from agents.behaviours import Behaviour, Moment
 from agents.training_state import num_decisions
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.policies.lookahead import outcomes_after
-from canvit_gym.policies.networks import ViewpointNetwork
-from canvit_gym.policies.protocol import GlimpsePolicy
-from canvit_gym.policies.seen import window
-from canvit_gym.policies.table import nearest_rows
 from canvit_gym.rewards import REWARDS, step_reward
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 
 @dataclass(frozen=True)
-class Tried:
+class TriedViewpoints:
     """S states: observations, gains of the tried viewpoints, and rewards of the whole episodes."""
 
     observations: dict[str, Tensor]  # [S, ...] each, maps in float16
@@ -40,27 +37,27 @@ class Tried:
     def __len__(self) -> int:
         return len(self.gains)
 
-    def first(self, num_states: int) -> "Tried":
+    def first(self, num_states: int) -> "TriedViewpoints":
         """The first states; they must be those of whole episodes."""
-        return Tried(
+        return TriedViewpoints(
             observations={key: value[:num_states] for key, value in self.observations.items()},
             chosen=self.chosen[:num_states],
             gains=self.gains[:num_states],
             rewards=self.rewards[: num_states // self.rewards.shape[1]],
         )
 
-    def after(self, num_states: int) -> "Tried":
+    def after(self, num_states: int) -> "TriedViewpoints":
         """The states after the first ones, which must be those of whole episodes."""
-        return Tried(
+        return TriedViewpoints(
             observations={key: value[num_states:] for key, value in self.observations.items()},
             chosen=self.chosen[num_states:],
             gains=self.gains[num_states:],
             rewards=self.rewards[num_states // self.rewards.shape[1] :],
         )
 
-    def and_then(self, *others: "Tried") -> "Tried":
+    def and_then(self, *others: "TriedViewpoints") -> "TriedViewpoints":
         parts = (self, *others)
-        return Tried(
+        return TriedViewpoints(
             observations={key: torch.cat([part.observations[key] for part in parts]) for key in self.observations},
             chosen=torch.cat([part.chosen for part in parts]),
             gains=torch.cat([part.gains for part in parts]),
@@ -72,7 +69,7 @@ class Tried:
         return dict(vars(self))
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> "Tried":
+    def from_state_dict(cls, state: dict[str, Any]) -> "TriedViewpoints":
         return cls(**state)
 
 
@@ -86,10 +83,6 @@ def require_table(config: EnvConfig, candidates: int) -> None:
         )
 
 
-Behaviour = Callable[[dict[str, Tensor], NDArray[np.int64], NDArray[np.float64]], NDArray[np.int64]]
-"""(observation [N, ...], viewpoints tried [K], their gains [N, K]) -> the viewpoint that each episode takes, [N]."""
-
-
 @torch.no_grad()
 def collect(
     envs: GlimpseVectorEnv,
@@ -100,7 +93,7 @@ def collect(
     behaviour: Behaviour,
     advance: Callable[[int], Any],
     scenes: NDArray[np.int64] | None = None,
-) -> Tried:
+) -> TriedViewpoints:
     """Collect at least this many states, in whole batches of whole episodes.
 
     Args:
@@ -114,7 +107,7 @@ def collect(
     actions = envs.actions
     assert isinstance(actions, DiscreteActions), actions
     table, reward, cost = actions.viewpoints, envs.config.reward, envs.config.glimpse_cost
-    batches: list[Tried] = []
+    batches: list[TriedViewpoints] = []
     count = 0
     while count < states:
         done = count // num_decisions(envs.config)
@@ -128,7 +121,7 @@ def collect(
             steps.append(compact(observation))
             tried = rng.choice(len(table), candidates, replace=False)
             gain = gains_of(reward, envs.episodes, table[tried]).T - cost
-            looks = behaviour(observation, tried, gain)
+            looks = behaviour(Moment(observation=observation, tried=tried, gains=gain))
             if actions.allow_stop:  # a stop has no gain and no cost
                 tried, gain = np.append(tried, len(table)), np.pad(gain, ((0, 0), (0, 1)))
             _, paid, ended, _, _ = envs.step(looks)
@@ -136,7 +129,7 @@ def collect(
                 column.append(value)
         chosen, gains, paid = (np.stack(column, axis=1) for column in of_episode)
         batches.append(
-            Tried(
+            TriedViewpoints(
                 observations=by_episode(steps),
                 chosen=torch.from_numpy(chosen).flatten(0, 1),
                 gains=torch.from_numpy(gains).flatten(0, 1).float(),
@@ -171,82 +164,3 @@ def gains_of(reward: str, episodes: EpisodeBatch, candidates: NDArray[np.float32
     before = measure(episodes.logits, episodes.truth).cpu().numpy()
     after = outcomes_after(episodes, candidates, measure=measure)
     return step_reward(kind, np.broadcast_to(before, after.shape), after)
-
-
-def random_viewpoints(envs: GlimpseVectorEnv, rng: np.random.Generator) -> NDArray[np.int64]:
-    """[N] random viewpoints of the table, among those that are allowed."""
-    num = _num_viewpoints(envs)
-    if envs.config.revisit:
-        return rng.integers(num, size=envs.num_envs)
-    allowed = envs.action_masks()[:, :num]
-    return np.where(allowed, rng.random(allowed.shape), -1).argmax(axis=1)
-
-
-def explores(envs: GlimpseVectorEnv, rng: np.random.Generator) -> Behaviour:
-    """Random viewpoints."""
-    return lambda observation, tried, gains: random_viewpoints(envs, rng)
-
-
-def follows(network: ViewpointNetwork, envs: GlimpseVectorEnv) -> Behaviour:
-    """Viewpoints sampled from the policy, never a stop, so that all episodes have the same length."""
-
-    def behaviour(
-        observation: dict[str, Tensor], tried: NDArray[np.int64], gains: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
-        given = {key: value.to(device_of(network)) for key, value in observation.items()}
-        probabilities = network.distribution(given).probs[:, : _num_viewpoints(envs)]  # type: ignore[attr-defined]
-        return torch.multinomial(probabilities, 1).squeeze(1).cpu().numpy()
-
-    return behaviour
-
-
-def takes_best(envs: GlimpseVectorEnv, rng: np.random.Generator) -> Behaviour:
-    """The best of the tried viewpoints that are allowed; a random one if none is."""
-
-    def behaviour(
-        observation: dict[str, Tensor], tried: NDArray[np.int64], gains: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
-        allowed = envs.action_masks()[:, tried]
-        best = tried[np.where(allowed, gains, -np.inf).argmax(axis=1)]
-        return np.where(allowed.any(axis=1), best, random_viewpoints(envs, rng))
-
-    return behaviour
-
-
-def consults(policy: GlimpsePolicy, envs: GlimpseVectorEnv) -> Behaviour:
-    """The viewpoints of the table that are nearest to those of a hand-coded policy."""
-    assert isinstance(envs.actions, DiscreteActions)
-    table = envs.actions.viewpoints
-    first = int(envs.config.first_glimpse is not None)
-
-    def behaviour(
-        observation: dict[str, Tensor], tried: NDArray[np.int64], gains: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
-        seen = window(policy.info, envs.episodes, actions=envs.actions)
-        if (taken := int(seen.taken[0])) == first:
-            policy.reset(seen, seed=0)
-        return nearest_rows(policy.viewpoints(taken, seen), table, seen)
-
-    return behaviour
-
-
-def mixture(parts: Sequence[Behaviour], shares: Sequence[float], rng: np.random.Generator) -> Behaviour:
-    """Draw for every state which of the behaviours it follows."""
-
-    def behaviour(
-        observation: dict[str, Tensor], tried: NDArray[np.int64], gains: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
-        choices = np.stack([part(observation, tried, gains) for part in parts])
-        drawn = rng.choice(len(parts), size=choices.shape[1], p=shares)
-        return choices[drawn, np.arange(choices.shape[1])]
-
-    return behaviour
-
-
-def _num_viewpoints(envs: GlimpseVectorEnv) -> int:
-    assert isinstance(envs.actions, DiscreteActions)
-    return len(envs.actions.viewpoints)
-
-
-def device_of(network: torch.nn.Module) -> torch.device:
-    return next(network.parameters()).device

@@ -14,12 +14,13 @@ from stable_baselines3.common.utils import set_random_seed
 
 import agents.pool as pools
 from agents.algorithms import load_hyperparameters
+from agents.behaviours import Moment, follow_policy, mixture, take_best
 from agents.monitor import Monitor
 from agents.pool import PoolConfig, load_pool, split
 from agents.ppo.warm_start import WarmStart
 from agents.settings import TrainConfig, prepare
 from agents.train import train
-from agents.tried import Tried, consults, gains_of, mixture, takes_best
+from agents.tried import TriedViewpoints, gains_of
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.registry import make_policy
@@ -38,7 +39,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CANVIT_GYM_CACHE", str(tmp_path))
 
 
-def same(a: Tried, b: Tried) -> bool:
+def same(a: TriedViewpoints, b: TriedViewpoints) -> bool:
     others = all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("chosen", "gains", "rewards"))
     return others and all(torch.equal(value, b.observations[key]) for key, value in a.observations.items())
 
@@ -124,11 +125,11 @@ def test_episodes_go_on_with_allowed_viewpoints() -> None:
     envs = GlimpseVectorEnv(NUM_ENVS, autoreset_mode="disabled", **vars(config))
     envs.reset(seed=0)
     rng = np.random.default_rng(0)
-    behaviour = takes_best(envs, rng)
+    behaviour = take_best(envs, rng)
     tried = np.arange(5)
     for _ in range(5):
         gains = gains_of(config.reward, envs.episodes, envs.actions.viewpoints).T  # type: ignore[attr-defined]
-        looks = behaviour({}, tried, gains)
+        looks = behaviour(Moment({}, tried, gains))
         allowed = envs.action_masks()
         assert allowed[np.arange(NUM_ENVS), looks].all()
         assert (looks == np.where(allowed, gains, -np.inf).argmax(axis=1)).all()
@@ -141,9 +142,9 @@ def test_a_hand_coded_policy_is_followed() -> None:
     policy = make_policy("entropy_greedy(scale=0.5, centers=3)", config=CONFIG, num_glimpses=3)
     envs = GlimpseVectorEnv(16, autoreset_mode="disabled", **vars(CONFIG))
     envs.reset(seed=0, options={"scene": np.arange(16)})
-    behaviour = consults(policy, envs)
+    behaviour = follow_policy(policy, envs)
     for _ in range(2):
-        looks = behaviour({}, np.arange(2), np.zeros((16, 2)))
+        looks = behaviour(Moment({}, np.arange(2), np.zeros((16, 2))))
         envs.step(looks)
     alone = evaluate(policy, config=CONFIG)
     order = np.argsort(alone.scene)
@@ -153,8 +154,8 @@ def test_a_hand_coded_policy_is_followed() -> None:
 
 def test_a_mixture_draws_for_every_state() -> None:
     rng = np.random.default_rng(0)
-    parts = [lambda observation, tried, gains, value=value: np.full(10_000, value) for value in range(3)]
-    drawn = mixture(parts, (0.5, 0.25, 0.25), rng)({}, np.arange(1), np.zeros((1, 1)))
+    parts = [lambda moment, value=value: np.full(10_000, value) for value in range(3)]
+    drawn = mixture(parts, (0.5, 0.25, 0.25), rng)(Moment({}, np.arange(1), np.zeros((1, 1))))
     np.testing.assert_allclose(np.bincount(drawn) / 10_000, (0.5, 0.25, 0.25), atol=0.03)
 
 

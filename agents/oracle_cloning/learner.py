@@ -18,13 +18,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 
 from agents.algorithms import Algorithm
+from agents.behaviours import look_anywhere, sample_network
 from agents.checks import check_fields, network_options
 from agents.learner import Monitoring, State
 from agents.ppo.warm_start import WarmStart, explained_share, learn
 from agents.settings import Plan
 from agents.torch_learner import TorchLearner
 from agents.training_state import capture_native, check_revisits, random_state, restore_native, set_random_state
-from agents.tried import Tried, collect, explores, follows, require_table
+from agents.tried import TriedViewpoints, collect, require_table
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.checks import finite, integer
@@ -95,7 +96,7 @@ class OracleCloning(TorchLearner[ViewpointNetwork]):
             vf_coef=0.0,
         )
         self._rng = np.random.default_rng(plan.settings.seed)
-        self._tried: Tried | None = None
+        self._tried: TriedViewpoints | None = None
         self._found: dict[str, float] = {}
 
     @property
@@ -111,9 +112,10 @@ class OracleCloning(TorchLearner[ViewpointNetwork]):
         while self.num_timesteps < total:
             monitor.between_updates()
             size = min(self.hyper.round_states, total - self.num_timesteps)
+            first = self._tried is None
             found = collect(
                 self.envs, candidates=self.hyper.candidates, states=size, rng=self._rng, advance=monitor.stepped,
-                behaviour=explores(self.envs, self._rng) if self._tried is None else follows(self._network, self.envs),
+                behaviour=look_anywhere(self.envs, self._rng) if first else sample_network(self._network, self.envs),
             )  # fmt: skip
             explained = explained_share(self._network, found, self._options)
             self._tried = found if self._tried is None else self._tried.and_then(found)
@@ -139,7 +141,7 @@ class OracleCloning(TorchLearner[ViewpointNetwork]):
 
     def restore(self, state: State) -> None:
         super().restore(state)
-        self._tried = Tried.from_state_dict(state["tried"]) if state["tried"] else None
+        self._tried = TriedViewpoints.from_state_dict(state["tried"]) if state["tried"] else None
         self._rng.bit_generator.state = ast.literal_eval(state["candidates"])
         self.envs.reset(seed=0)
         restore_native(self.envs, state)

@@ -27,11 +27,12 @@ from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 from tqdm import tqdm
 
+from agents.behaviours import look_anywhere, sample_network
 from agents.finite import require_finite
 from agents.normalize import clipped
 from agents.pool import load_pool, split
 from agents.supervised import minibatches, rise_and_fall
-from agents.tried import Tried, collect, device_of, explores, follows, require_table, take
+from agents.tried import TriedViewpoints, collect, require_table, take
 from canvit_gym.checks import boolean, finite, integer, one_of
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies.heads import TableHead
@@ -146,13 +147,13 @@ def _learn_in_rounds(
         min(options.round_states, options.states - done) for done in range(0, options.states, options.round_states)
     ]
     history: list[dict[str, float]] = []
-    tried: Tried | None = None
+    tried: TriedViewpoints | None = None
     envs.reset(seed=seed)
     with tqdm(total=options.states, desc="Warm start", unit="state", disable=None if progress else True) as bar:
         for number, size in enumerate(sizes):
             found = collect(
                 envs, candidates=options.candidates, states=size, rng=rng, advance=bar.update,
-                behaviour=explores(envs, rng) if number == 0 else follows(network, envs),
+                behaviour=look_anywhere(envs, rng) if number == 0 else sample_network(network, envs),
             )  # fmt: skip
             explained = explained_share(network, found, options)
             tried = found if tried is None else tried.and_then(found)
@@ -183,7 +184,7 @@ def _optimizer(network: ViewpointNetwork, options: WarmStart) -> torch.optim.Opt
 def _learned(
     network: ViewpointNetwork,
     optimizer: torch.optim.Optimizer,
-    data: Tried,
+    data: TriedViewpoints,
     returns_of: ReturnsOf,
     options: WarmStart,
     rate: Callable[[float], float],
@@ -204,7 +205,7 @@ def _learned(
 def learn(
     network: ViewpointNetwork,
     optimizer: torch.optim.Optimizer,
-    data: Tried,
+    data: TriedViewpoints,
     returns: Tensor,
     options: WarmStart,
     *,
@@ -217,7 +218,7 @@ def learn(
         returns: [S] targets of the critic.
         rate: share of the updates done -> learning rate.
     """
-    device = device_of(network)
+    device = _device_of(network)
     targets, sigma = _targets(data, options)
     network.train()
     losses: list[Tensor] = []
@@ -249,7 +250,7 @@ def learn(
     }
 
 
-def _targets(data: Tried, options: WarmStart, sigma: float | None = None) -> tuple[Tensor, Tensor]:
+def _targets(data: TriedViewpoints, options: WarmStart, sigma: float | None = None) -> tuple[Tensor, Tensor]:
     """(targets for the scores of the tried actions [S, K], standard deviation of gains within states).
 
     sigma: that of the states that the network learns from, if these are others.
@@ -260,19 +261,25 @@ def _targets(data: Tried, options: WarmStart, sigma: float | None = None) -> tup
 
 
 @torch.no_grad()
-def explained_share(network: ViewpointNetwork, data: Tried, options: WarmStart, sigma: float | None = None) -> float:
+def explained_share(
+    network: ViewpointNetwork, data: TriedViewpoints, options: WarmStart, sigma: float | None = None
+) -> float:
     """The share of the gains' variance within states that the actor predicts. sigma: as in _targets."""
     targets, _ = _targets(data, options, sigma)
     predicted = [_scores(network, data, rows)[0].cpu() for rows in torch.arange(len(targets)).split(options.batch_size)]
     return float(1 - (torch.cat(predicted) - targets).square().mean() / targets.square().mean())
 
 
-def _scores(network: ViewpointNetwork, data: Tried, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _scores(network: ViewpointNetwork, data: TriedViewpoints, rows: Tensor) -> tuple[Tensor, Tensor]:
     """(the tried actions' scores [n, K], centered; values [n])."""
-    features = network.features(take(data.observations, rows, device=device_of(network)))
+    features = network.features(take(data.observations, rows, device=_device_of(network)))
     head = network.action_net
     assert isinstance(head, TableHead)
     scores = head.scores(features.map).gather(
-        1, data.chosen[rows].to(device_of(network))
+        1, data.chosen[rows].to(_device_of(network))
     )  # masks do not matter for gains
     return scores - scores.mean(dim=1, keepdim=True), network.value_net(features).flatten()
+
+
+def _device_of(network: ViewpointNetwork) -> torch.device:
+    return next(network.parameters()).device

@@ -44,7 +44,7 @@ from agents.training_state import (
     restore_environments,
     set_random_state,
 )
-from agents.tried import Tried, take
+from agents.tried import TriedViewpoints, take
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.policies.networks import NETWORK_CLASSES, HasValues, ViewpointQNetwork, action_options
 from canvit_gym.running_moments import RunningMoments
@@ -122,12 +122,12 @@ class QRegression(TorchLearner[nn.Module]):
             "explained": self._explained(held_out, batch_size=options.batch_size),
         }
 
-    def _pool_batch(self, pool: Tried, rows: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def _pool_batch(self, pool: TriedViewpoints, rows: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """(observations, actions [B, K], gains [B, K])"""
         return take(pool.observations, rows, device=self.device), pool.chosen[rows], pool.gains[rows]
 
     @torch.no_grad()
-    def _explained(self, pool: Tried, *, batch_size: int) -> float:
+    def _explained(self, pool: TriedViewpoints, *, batch_size: int) -> float:
         """The share of the targets' variance, between states as well, that the network predicts."""
         depth = _depths(pool)
         pairs = [
@@ -251,7 +251,7 @@ class QRegression(TorchLearner[nn.Module]):
         self.env.close()
 
 
-def _depths(pool: Tried) -> Tensor:
+def _depths(pool: TriedViewpoints) -> Tensor:
     """[S]: which decision of its episode a state is; episodes are whole and contiguous."""
     return torch.arange(len(pool)) % pool.rewards.shape[1]
 

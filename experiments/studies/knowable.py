@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from agents.algorithms import load_hyperparameters
+from agents.behaviours import random_viewpoints
 from agents.supervised import minibatches, num_to_learn_from, rise_and_fall
 from agents.training_state import num_decisions
-from agents.tried import by_episode, compact, random_viewpoints, take
+from agents.tried import by_episode, compact, take
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.benchmark.comparison import with_interval
