@@ -155,7 +155,7 @@ def test_commands_are_found_as_a_shell_passes_them() -> None:
 
 ```sh
 make no such thing
-python -m experiments.studies.memory
+python -m experiments.studies.knowable
 python -c "no experiment"
 ```
 ```python
@@ -172,7 +172,7 @@ Beside them `experiments.studies.scaling
         ("agents.train", "--seed", "0", "--learned", "runs/seed*/best"),
         ("agents.train", "--seed", "1", "--learned", "runs/seed*/best"),
         ("experiments.demo", "--env-kwargs", '{"budget": 5}'),
-        ("experiments.studies.memory",),
+        ("experiments.studies.knowable",),
         ("experiments.studies.scaling", "--largest", "16"),
     ]
     with pytest.raises(AssertionError, match=r"(?i)unterminated|unexpected EOF"):

@@ -19,6 +19,7 @@ from experiments.throughput import __main__ as throughput
 from experiments.throughput import gpu_report
 from experiments.throughput.contestants import CONTESTANTS, Job, Run
 from experiments.throughput.models import SHARED_DIRECTORY, env_kwargs_of
+from experiments.throughput.peak_memory import peak_of_allocations
 from experiments.throughput.stages import STAGES, shares
 from experiments.throughput.what_ran import fallback, label
 from experiments.throughput.workers import busy_note, ratio, started
@@ -184,6 +185,23 @@ def test_gpu_report_runs_without_one(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert 0 < sections["agreement"]["ours"] < 1e-2
     text = (tmp_path / "gpu.md").read_text(encoding="utf-8")
     assert text == capsys.readouterr().out and "| Backbone.step, eager |" in text
+
+
+def test_how_many_scenes_fit() -> None:
+    row = {"mb_per_scene": 10.0, "fixed_mb": 250.0}
+    assert gpu_report.scenes_that_fit(row, 24) == 2_000  # (22,500 * 0.9 - 250) / 10, rounded down to two digits
+    assert gpu_report.scenes_that_fit({**row, "mb_per_scene": 3000.0}, 24) == 6
+
+
+def test_a_peak_counts_what_is_alive_at_once() -> None:
+    def run() -> None:
+        for _ in range(3):
+            one = torch.zeros(250_000)
+            del one
+        both = [torch.zeros(250_000), torch.zeros(500_000)]
+        del both
+
+    assert peak_of_allocations(run) == pytest.approx(3_000_000, rel=0.01)
 
 
 def test_gpu_report_leaves_out_what_is_late_and_measures_what_is_asked(tmp_path: Path) -> None:

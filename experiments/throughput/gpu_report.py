@@ -46,9 +46,9 @@ from canvit_gym.backbone.load import Backbone
 from canvit_gym.command_line import run_command
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.vector_env import GlimpseVectorEnv
-from experiments.studies.memory import peak_of_allocations
 from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS, Job, Run
+from experiments.throughput.peak_memory import peak_of_allocations
 from experiments.throughput.ppo import learn_rollouts, learn_timed, ppo_for_throughput
 from experiments.throughput.what_ran import fallback, label, ran_as_json, ran_of
 
@@ -64,6 +64,13 @@ KINDS = {
     "copies": r"memcpy|memset|copy",
 }
 """How kernels are classified by their names; all others are \"other\"."""
+
+
+GPUS_GB = (24, 80, 141)
+RESERVED_MB = 1500
+"""What CUDA's context and libraries take of a GPU's memory."""
+FRAGMENTATION = 0.1
+"""The share of it that PyTorch's allocator cannot use."""
 
 
 @dataclass(frozen=True)
@@ -484,14 +491,33 @@ def format_kernels(found: dict[str, Any]) -> list[str]:
 
 
 def format_memory(found: list[dict[str, Any]]) -> list[str]:
-    lines = ["| canvas | MB per scene | fixed MB | peak MB, eager | peak MB with the graph |", "| --- " * 5 + "|"]
+    gpus = " | ".join(f"scenes in {gb} GB" for gb in GPUS_GB)
+    lines = [
+        f"| canvas | MB per scene | fixed MB | peak MB, eager | peak MB with the graph | {gpus} |",
+        "| --- " * (5 + len(GPUS_GB)) + "|",
+    ]
     for row in found:
         graph = row.get("peak_mb_with_graph")
+        fit = " | ".join(f"{scenes_that_fit(row, gb):,}" for gb in GPUS_GB)
         lines.append(
             f"| {row['canvas_grid']} x {row['canvas_grid']} | {row['mb_per_scene']:.1f} | {row['fixed_mb']:.0f} "
-            f"| {row['peak_mb'][1]:,.0f} at {row['num_envs'][1]} scenes | {'' if graph is None else f'{graph:,.0f}'} |"
+            f"| {row['peak_mb'][1]:,.0f} at {row['num_envs'][1]} scenes | {'' if graph is None else f'{graph:,.0f}'} "
+            f"| {fit} |"
         )
+    lines += [
+        "",
+        f"Scenes that fit: a GPU's memory less {FRAGMENTATION:.0%} for the allocator and {RESERVED_MB / 1e3:g} GB for "
+        "CUDA, less the fixed part, over the memory of a scene; rounded down to two digits. A policy's network and its "
+        "rollout buffer are not counted.",
+    ]
     return lines
+
+
+def scenes_that_fit(row: dict[str, Any], gpu_gb: int) -> int:
+    usable = (1e3 * gpu_gb - RESERVED_MB) * (1 - FRAGMENTATION)
+    count = int((usable - row["fixed_mb"]) / row["mb_per_scene"])
+    digits = 10 ** max(0, len(str(count)) - 2)
+    return count // digits * digits
 
 
 def format_agreement(found: dict[str, float]) -> list[str]:
