@@ -16,15 +16,20 @@ NETWORK: dict[str, Any] = {"channels": 8, "context_dim": 16, "blocks": 1}
 
 
 def save_untrained(
-    directory: Path, config: EnvConfig, *, env_id: str = "CanViT/FashionSegmentation-v0", seed: int = 0
+    directory: Path,
+    config: EnvConfig,
+    *,
+    env_id: str = "CanViT/FashionSegmentation-v0",
+    seed: int = 0,
+    options: dict[str, Any] = NETWORK,
 ) -> Path:
     """A policy of `config`'s observations and actions, as training saves it."""
     actions, inputs = build_actions(config), describe_inputs(config)
     layout = ObservationLayout.from_json(inputs.layout)
     torch.manual_seed(seed)
-    network = ViewpointNetwork(layout.space, actions.space, **NETWORK, **action_options(actions))
+    network = ViewpointNetwork(layout.space, actions.space, **options, **action_options(actions))
     record = PolicyRecord(
-        env_id=env_id, env=config, inputs=inputs, network=NETWORK, hyperparameters={}, provenance={}, training={}
+        env_id=env_id, env=config, inputs=inputs, network=options, hyperparameters={}, provenance={}, training={}
     )
     save_policy(directory, network, record)
     return directory

@@ -275,7 +275,7 @@ def _scores(network: ViewpointNetwork, data: TriedViewpoints, rows: Tensor) -> t
     features = network.features(take(data.observations, rows, device=_device_of(network)))
     head = network.action_net
     assert isinstance(head, TableHead)
-    scores = head.scores(features.map).gather(
+    scores = head.unmasked(features).gather(
         1, data.chosen[rows].to(_device_of(network))
     )  # masks do not matter for gains
     return scores - scores.mean(dim=1, keepdim=True), network.value_net(features).flatten()

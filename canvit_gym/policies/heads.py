@@ -19,6 +19,7 @@ from canvit_pytorch.viewpoint import grid_coords
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from canvit_gym.policies.prior import WindowPrior
 from canvit_gym.policies.trunks import Features
 from canvit_gym.policies.windows import Windows
 
@@ -66,6 +67,9 @@ class TableHead(nn.Module):
     the backbone nothing new. None: off.
 
     Masks that would leave no viewpoint at all are ignored.
+
+    `prior_size`: the side of the maps of a prior (canvit_gym.policies.prior) that is added to the scores. None: no
+    prior.
     """
 
     order: Tensor | None
@@ -79,8 +83,10 @@ class TableHead(nn.Module):
         mask_seen: bool = False,
         acuity_size: int = 0,
         inhibition: float | None = None,
+        prior_size: int | None = None,
     ) -> None:
         super().__init__()
+        self.prior = None if prior_size is None else WindowPrior(viewpoints, size=prior_size)
         scales, first, group = np.unique(viewpoints[:, 2], return_index=True, return_inverse=True)
         # Scales in order of appearance: the tables of canvit_gym.actions then need no reordering.
         rank = np.argsort(np.argsort(first))
@@ -120,8 +126,16 @@ class TableHead(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """[B, A (+ 1)] logits, NEVER where masked."""
-        logits, masked = self.scores(features.map), self.masked(features)
+        logits, masked = self.unmasked(features), self.masked(features)
         return logits if masked is None else logits.masked_fill(masked, NEVER)
+
+    def unmasked(self, features: Features) -> Tensor:
+        """[B, A (+ 1)]: the scores, with the prior if there is one."""
+        scores = self.scores(features.map)
+        if self.prior is None:
+            return scores
+        assert features.amounts is not None and features.acuity is not None, "a prior needs its maps"
+        return scores + F.pad(self.prior(features.amounts, features.acuity), (0, int(self.allow_stop)))
 
     def masked(self, features: Features) -> Tensor | None:
         """[B, A (+ 1)]: True for actions that must not be taken; None if no mask is on."""

@@ -29,6 +29,7 @@ from canvit_gym.policies.distributions import (
     num_parameters,
 )
 from canvit_gym.policies.heads import GazeHead, ListHead, PointerHead, TableHead, ValueHead, ViewpointHead, WindowHead
+from canvit_gym.policies.prior import check_prior
 from canvit_gym.policies.trunks import (
     AttentionBlock,
     Features,
@@ -107,7 +108,8 @@ class ViewpointNetwork(nn.Module):
     `viewpoints` ([A, 3], or None for continuous actions) is the environment's table, `envs.actions.viewpoints`: see
     `action_options`. `network` is one of NETWORKS; `mask_seen` (discrete actions) gives probability 0 to viewpoints
     whose window has been seen at their scale, `inhibition` to viewpoints within this distance of an earlier one (see
-    canvit_gym.policies.heads.TableHead; it has no effect on continuous actions); `distribution` (continuous actions) is
+    canvit_gym.policies.heads.TableHead; it has no effect on continuous actions); `prior` (discrete actions) is one of
+    canvit_gym.policies.prior.PRIORS, which the network starts from; `distribution` (continuous actions) is
     "gaussian", "tanh_gaussian" or "beta".
 
     Raises:
@@ -133,6 +135,7 @@ class ViewpointNetwork(nn.Module):
         upsample: int = 2,
         mask_seen: bool = False,
         inhibition: float | None = None,
+        prior: str | None = None,
         distribution: str = "gaussian",
         log_std_init: float = 0.0,
     ) -> None:
@@ -144,13 +147,19 @@ class ViewpointNetwork(nn.Module):
             network=network,
             mask_seen=mask_seen,
             inhibition=inhibition,
+            prior=prior,
             distribution=distribution,
         )
         _check_table(action_space, viewpoints, allow_stop)
         self.distribution_name = distribution
         make_trunk, make_head = NETWORKS[network]
         self.features_extractor = trunk = make_trunk(
-            observation_space, channels=channels, context_dim=context_dim, blocks=blocks, separable=separable
+            observation_space,
+            channels=channels,
+            context_dim=context_dim,
+            blocks=blocks,
+            separable=separable,
+            prior=prior,
         )
         self.value_net = ValueHead(channels=trunk.channels)
         if isinstance(action_space, spaces.Box):
@@ -161,7 +170,7 @@ class ViewpointNetwork(nn.Module):
             if distribution != "beta":
                 self.log_std = nn.Parameter(torch.full((dim,), log_std_init))
         else:
-            acuity = observation_space["acuity"].shape if mask_seen else None
+            acuity = observation_space["acuity"].shape if mask_seen or prior is not None else None
             self.action_net = make_head(
                 viewpoints,
                 channels=trunk.channels,
@@ -171,6 +180,7 @@ class ViewpointNetwork(nn.Module):
                 mask_seen=mask_seen,
                 acuity_size=acuity[-1] if acuity else 0,
                 inhibition=inhibition,
+                prior_size=acuity[-1] if acuity and prior is not None else None,
             )
         self._initialize()
 
@@ -184,6 +194,7 @@ class ViewpointNetwork(nn.Module):
             initialize(layer, gain=_SMALL)
 
     def features(self, observation: dict[str, Tensor]) -> Features:
+        """The input of the heads."""
         return self.features_extractor({key: value.float() for key, value in observation.items()})
 
     def of_features(self, features: Features) -> ActionDistribution:
@@ -212,6 +223,7 @@ def _check_options(
     network: str,
     mask_seen: bool,
     inhibition: float | None,
+    prior: str | None,
     distribution: str,
 ) -> None:
     continuous = isinstance(actions, spaces.Box)
@@ -230,6 +242,8 @@ def _check_options(
             )
         if not 0 <= inhibition < float("inf"):
             raise ValueError(f"inhibition must be a distance >= 0 in scene coordinates, or null, got {inhibition!r}")
+    if prior is not None:
+        check_prior(prior, observations, actions)
     if distribution != "gaussian" and not continuous:
         raise ValueError(f"distribution {distribution!r} is for action='continuous'; these are {actions}")
 
@@ -278,7 +292,7 @@ class ViewpointQNetwork(nn.Module):
         return values if masked is None else values.masked_fill(masked, -torch.inf)
 
     def _of_features(self, features: Features) -> Tensor:
-        advantage = cast(TableHead, self.dueling.action_net).scores(features.map)
+        advantage = cast(TableHead, self.dueling.action_net).unmasked(features)
         return self.dueling.value_net(features) + advantage - advantage.mean(dim=1, keepdim=True)
 
 
@@ -337,7 +351,7 @@ class GainNetwork(nn.Module):
 
     def _gains(self, observation: dict[str, Tensor], features: Features) -> Tensor:
         head = cast(TableHead, self.actor.action_net)
-        scores = head.scores(features.map)
+        scores = head.unmasked(features)
         scores = scores[:, :-1] if head.allow_stop else scores
         return torch.sigmoid(scores + self.shift) * self.nats * _doubt(observation)[:, None]
 

@@ -14,6 +14,8 @@ from canvit_pytorch.viewpoint import grid_coords
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from canvit_gym.policies.prior import amounts_of
+
 DEFAULT_GRID = 8
 """Side of the feature map if no `canvas` is observed."""
 
@@ -28,6 +30,7 @@ class Features(NamedTuple):
     map: Tensor  # [B, C, g, g]
     acuity: Tensor | None = None  # [B, 1, m, m]; None if it is not observed
     gaze: Tensor | None = None  # [B, 3 * n]; None if it is not observed
+    amounts: Tensor | None = None  # [B, m, m], which a prior sums over windows; None without one
 
 
 class ModulatedBlock(nn.Module):
@@ -74,7 +77,10 @@ class AttentionBlock(nn.Module):
 
 
 class MapTrunk(nn.Module):
-    """Observation Dict, any subset of keys -> Features with a map [B, channels, g, g]; g is the canvas's side."""
+    """Observation Dict, any subset of keys -> Features with a map [B, channels, g, g]; g is the canvas's side.
+
+    `prior`: which of canvit_gym.policies.prior.PRIORS gives the features' amounts.
+    """
 
     def __init__(
         self,
@@ -84,6 +90,7 @@ class MapTrunk(nn.Module):
         context_dim: int = 64,
         blocks: int = 3,
         separable: bool = False,
+        prior: str | None = None,
     ) -> None:
         if "glimpse" in observation_space.spaces:
             raise ValueError(
@@ -93,7 +100,7 @@ class MapTrunk(nn.Module):
         shapes: dict[str, tuple[int, ...]] = {key: box.shape or () for key, box in observation_space.items()}
         self.grid = self._side(shapes)
         super().__init__()
-        self.channels = channels
+        self.channels, self.prior = channels, prior
         self.features_dim = channels * self.grid**2
         self.map_keys = [key for key in _spatial_keys(observation_space) if key != "canvas"]
         self.vector_keys = [key for key, shape in shapes.items() if len(shape) == 1]
@@ -141,7 +148,8 @@ class MapTrunk(nn.Module):
         context = self.context(torch.cat([observations[key] for key in self.vector_keys] + [x.mean(dim=(2, 3))], dim=1))
         for block in self.blocks:
             x = block(x, context)
-        return Features(map=x, acuity=observations.get("acuity"), gaze=observations.get("gaze"))
+        amounts = None if self.prior is None else amounts_of(self.prior, observations)
+        return Features(map=x, acuity=observations.get("acuity"), gaze=observations.get("gaze"), amounts=amounts)
 
 
 class TokenTrunk(MapTrunk):

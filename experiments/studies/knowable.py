@@ -111,7 +111,7 @@ def covered(items: Sequence[Item], size: int) -> Tensor:
 
 def reads_maps(space: spaces.Dict) -> bool:
     """Whether the observations hold the probe's reading as a map."""
-    return len(space["reading"].shape or ()) == 3
+    return "reading" in space.spaces and len(space["reading"].shape or ()) == 3
 
 
 def read_interest(observation: Mapping[str, Tensor]) -> Tensor:
