@@ -147,7 +147,8 @@ def main(config: ScalingConfig) -> None:
         torch.set_num_threads(config.threads)
     load_before = os.getloadavg()
     results = [measure(axis, config) for axis in AXES]
-    text = "\n\n".join([*busy_note(load_before), table(results)])
+    origin = provenance()
+    text = "\n\n".join([f"Written by\n\n    {origin['command']}", *busy_note(load_before), table(results)])
     print(text)
     if config.output is not None:
         config.output.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,7 @@ def main(config: ScalingConfig) -> None:
             axes=results,
             load_before=load_before,
             load_after=os.getloadavg(),
-            provenance=provenance(),
+            provenance=origin,
         )
         config.output.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         config.output.with_suffix(".md").write_text(text, encoding="utf-8")

@@ -130,10 +130,11 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# What PPO raises after its warm start, and what the data set's score does",
         "",
-        "After the last glimpse on validation scenes; scores in %, losses in nats. 95% intervals over seeds and "
-        "scenes. Written by",
+        f"After the last glimpse on {results[0]['num_scenes']:,} validation scenes; scores in %, losses in nats. 95% "
+        "intervals over seeds and scenes. Written by",
         "",
-        "    python -m experiments.studies.surrogate --run-dir RUN_DIR --envs ENVIRONMENT",
+        f"    python -m experiments.studies.surrogate --run-dir RUN_DIR --envs ENVIRONMENT "
+        f"--num-scenes {results[0]['num_scenes']}",
         "",
         "| environment | rewarded by | seeds, decisions | measured | after the warm start | at the end | difference | "
         "seed by seed |",

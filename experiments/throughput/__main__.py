@@ -191,6 +191,7 @@ def tables(record: Mapping[str, Any]) -> str:
     config, contestants = record["config"], record["layers"]["contestants"]
     rates = {name: found["glimpses_per_second"] for name, found in contestants.items()}
     parts = [
+        f"Written by\n\n    {record['provenance']['command']}",
         *busy_note(record["load_before"]),
         f"nano, {config['num_envs']} scenes a batch, {config['budget']} glimpses a scene:",
         table(

@@ -1,7 +1,7 @@
 """Is one checkout slower than another? Old over new, in turns of a second.
 
-    git worktree add /tmp/old 14cf643
-    python -m experiments.throughput.compare_checkouts --old /tmp/old --new .
+    git worktree add ../old 14cf643
+    python -m experiments.throughput.compare_checkouts --old ../old --new .
 
 Each checkout has one long-lived process with one thread. They take turns (old, new, new, old, ...), so that only one of
 them works at a time and a machine that becomes slower or faster affects both equally. A turn is a batch of environment

@@ -550,7 +550,7 @@ SECTIONS: dict[str, tuple[Callable[[Setting], Any], Callable[[Any], list[str]]]]
 
 
 def report(record: dict[str, Any]) -> str:
-    lines = [f"{record['device']}, {record['precision']}.", ""]
+    lines = [f"{record['device']}, {record['precision']}. Written by", "", f"    {record['provenance']['command']}", ""]
     for name, (_, tell) in SECTIONS.items():
         if name in record["sections"]:
             lines += [f"## {name.capitalize()}", "", *tell(record["sections"][name]), ""]
@@ -560,6 +560,9 @@ def report(record: dict[str, Any]) -> str:
         lines += ["**What fell back:**", "", *(f"- {line}" for line in record["fallbacks"]), ""]
     if record["left_out"]:
         lines += [f"Left out for lack of time: {', '.join(record['left_out'])}.", ""]
+    wanted = record["config"]["only"] or SECTIONS
+    if missing := [n for n in wanted if not any(n in record[k] for k in ("sections", "failed", "left_out"))]:
+        lines += [f"Not reached when this was written: {', '.join(missing)}.", ""]
     lines.append(f"{record['seconds']:.0f} s in all.")
     return "\n".join(lines) + "\n"
 
