@@ -9,7 +9,8 @@ TPE suggests the others. A trial fails if its values contradict each other or it
 trials count as well.
 
 RUN_DIR/ALGO/ENVIRONMENT holds study.journal (Optuna's, from which an interrupted search continues), a directory of runs
-per trial, trials.json, and best.yml, the entry to paste into ALGO.yml.
+per trial, trials.json, and best.yml, the entry to paste into ALGO.yml. With --results-dir the trials are also written
+there, with a page of all searches: the same command once more does it for searches that are finished.
 """
 
 import json
@@ -30,6 +31,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from agents.algorithms import HYPERPARAMETERS, load_hyperparameters
 from agents.monitor import merit
 from agents.outcomes import pays_of_curve
+from agents.report import without_root
 from agents.run_directory import CONFIG, RESULT, STATE
 from agents.settings import TrainConfig
 from agents.train import train
@@ -62,6 +64,8 @@ class TuneConfig:
     """Keyword arguments of the environment, as JSON."""
     eval_scenes: int | None = None
     """Validation scenes. None: all."""
+    results_dir: Path | None = None
+    """Where to write what is worth keeping, such as experiments/results/tuning. None: nowhere."""
     progress: bool = True
 
 
@@ -176,6 +180,8 @@ def tune(config: TuneConfig, algo: str, env_id: str) -> Path:
         changed = overrides(suggested(trial, space), space, entry)
         _finish(config, study, trial.number, changed, directory, settings)
     _write(study, directory, settings, entry, space)
+    if config.results_dir is not None:
+        _publish(directory / TRIALS, config.results_dir, run_dir=config.run_dir.expanduser())
     return directory
 
 
@@ -255,6 +261,46 @@ def _write(
         f"(seeds {', '.join(map(str, settings['seeds']))}, {settings['total_timesteps']:,} decisions).\n"
     )
     write_text(directory / BEST, head + yaml.safe_dump({settings["env"]: tuned}, sort_keys=False, width=110))
+
+
+def _publish(trials: Path, results_dir: Path, *, run_dir: Path) -> None:
+    """Keep the trials of a search, and write the page of all that are kept."""
+    result = json.loads(trials.read_text(encoding="utf-8"))
+    origin = result["provenance"]
+    result["provenance"] = {**origin, "command": without_root(origin["command"], run_dir)}
+    name = f"{result['algo']}-{result['env'].rpartition('/')[2]}.json"
+    write_json(results_dir / name, result)
+    paths = sorted(results_dir.glob("*.json"))
+    write_text(results_dir / "README.md", page([json.loads(path.read_text(encoding="utf-8")) for path in paths]))
+
+
+def page(results: list[dict[str, Any]]) -> str:
+    """Markdown of searches: the value of every trial, and the best one's hyperparameters."""
+    lines = [
+        "# Searches of hyperparameters",
+        "",
+        "What the environment pays each trial's best policy on validation scenes, in %. The first trial is the untuned",
+        "entry of `agents/hyperparameters/`. Spaces and the hyperparameters of every trial are in the JSON files.",
+        "Written by",
+        "",
+        "    python -m agents.tune --algos ALGO --envs ENVIRONMENT --run-dir RUN_DIR --results-dir RESULTS_DIR",
+        "",
+        "| algorithm | environment | decisions, validation scenes | trials | best: what differs from the entry |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        done = [trial for trial in result["trials"] if trial["value"] is not None]
+        best = max(done, key=lambda trial: trial["value"])
+        first = result["trials"][0]["hyper"]
+        differs = {name: value for name, value in best["hyper"].items() if value != first.get(name)}
+        values = ("failed" if trial["value"] is None else f"{100 * trial['value']:.1f}" for trial in result["trials"])
+        cells = (
+            result["algo"], result["env"].rpartition("/")[2],
+            f"{result['total_timesteps']:,}, {result['eval_scenes'] or 'all'}", ", ".join(values),
+            f"`{json.dumps(differs)}`" if differs else "nothing",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def main(config: TuneConfig) -> None:

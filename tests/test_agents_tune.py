@@ -85,3 +85,15 @@ def test_trials_that_contradict_themselves_have_failed(tmp_path: Path, monkeypat
         tune.main(tune_config(tmp_path, trials=1))
     told = json.loads((tmp_path / "ppo/FashionClassification-v0/trials.json").read_text())
     assert [trial["state"] for trial in told["trials"]] == ["fail"]
+
+
+def test_a_finished_search_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "search_space", lambda algo: SPACE)
+    tune.main(tune_config(tmp_path / "runs"))
+    results = tmp_path / "results"
+    tune.main(tune_config(tmp_path / "runs", results_dir=results))  # no trial is missing
+    kept = json.loads((results / "ppo-FashionClassification-v0.json").read_text(encoding="utf-8"))
+    assert len(kept["trials"]) == 2 and kept["seeds"] == [1000]
+    page = (results / "README.md").read_text(encoding="utf-8")
+    values = ", ".join(f"{100 * trial['value']:.1f}" for trial in kept["trials"])
+    assert f"| ppo | FashionClassification-v0 | 32, 6 | {values} |" in page
