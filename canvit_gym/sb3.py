@@ -29,6 +29,8 @@ _SINGLE = {"action_space": "single_action_space", "observation_space": "single_o
 _METHODS_BY_ROW = ("render", "action_masks")
 """Methods of a vector environment that return one result per environment."""
 _WHOLE_BATCH_METHODS = ("reset", "step", "close")
+_RESET_OPTIONS = ("scene", "goal")
+"""Each for every environment, or for none."""
 
 TensorPrecision = Literal["float32", "float16"]
 _MAP_DIMENSIONS = 4
@@ -137,15 +139,16 @@ class GlimpseVecEnv(VecEnv):
         }
 
     def _merged_options(self) -> dict[str, Any] | None:
-        """SB3 keeps options per environment; the vector env takes one dict, with a list of scenes."""
-        if not any(self._options):
-            return None
-        if bad := sorted({key for options in self._options for key in options} - {"scene"}):
-            raise ValueError(f"unknown reset option {', '.join(bad)}; through SB3 there is one: scene")
-        missing = [i for i, options in enumerate(self._options) if "scene" not in options]
-        if missing:
-            raise ValueError(f"environments {missing} have no scene in their options: give every environment one")
-        return {"scene": [options["scene"] for options in self._options]}
+        """SB3 keeps options per environment; the vector env takes one dict, with a list of scenes or of goals."""
+        given = {key for options in self._options for key in options}
+        if bad := sorted(str(key) for key in given - set(_RESET_OPTIONS)):
+            raise ValueError(
+                f"unknown reset option {', '.join(bad)}; through SB3 there are: {', '.join(_RESET_OPTIONS)}"
+            )
+        for key in sorted(given):
+            if missing := [i for i, options in enumerate(self._options) if key not in options]:
+                raise ValueError(f"environments {missing} have no {key} in their options: give every environment one")
+        return {key: [options[key] for options in self._options] for key in sorted(given)} or None
 
     def step_async(self, actions: NDArray[Any]) -> None:
         self.actions = actions

@@ -134,12 +134,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "whole episodes": {"replay_rollouts": 1},
     "replay": {"replay_rollouts": 3},
     "stop": {"env_kwargs": {"allow_stop": True, "glimpse_cost": 0.01}, "replay_rollouts": 2},
+    "search": {"replay_rollouts": 1},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    whole = tiny(tmp_path / "whole", **KINDS[kind])
+    env = "CanViT/FashionSearch-v0" if kind == "search" else None
+    whole = replace(tiny(tmp_path / "whole", **KINDS[kind]), env=env)
     result = train(whole)
     assert not result.interrupted and result.num_timesteps == 5 * ROLLOUT
     broken = replace(whole, run_dir=tmp_path / "broken")
@@ -154,7 +156,9 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
         patch.setattr(QRegression, "_update", interrupt)
         assert train(broken).interrupted
     at = load_state(broken.run_dir / "training_state.pt")["num_timesteps"]
-    assert at == (3 if kind == "whole episodes" else 2) * ROLLOUT  # large states are written where asked for alone
+    assert (
+        at == (3 if KINDS[kind]["replay_rollouts"] == 1 else 2) * ROLLOUT
+    )  # large states are written where asked for alone
     assert not train(TrainConfig(broken.run_dir, resume=True, progress=False)).interrupted
     assert_same_runs(whole.run_dir, broken.run_dir)
 

@@ -111,9 +111,30 @@ def test_attributes_methods_and_options() -> None:
     envs.set_options([{"scene": 4}, {}, {}])
     with pytest.raises(ValueError, match=r"environments \[1, 2\] have no scene"):
         envs.reset()
+    with pytest.raises(ValueError, match=r"environments \[0\] have no goal"):
+        envs.set_options([{"scene": 4}, {"scene": 4, "goal": 1}, {"goal": 1, "scene": 4}])
+        envs.reset()
     envs.set_options({"colour": 1})
     with pytest.raises(ValueError, match="unknown reset option colour"):
         envs.reset()
+
+
+def test_goals_are_reset_options() -> None:
+    envs = adapter("CanViT/FashionSearch-v0")
+    envs.reset()
+    episodes = envs.glimpse_envs.episodes
+    begun = [
+        {"scene": int(scene), "goal": int(goal)} for scene, goal in zip(episodes.scene, episodes.goal, strict=True)
+    ]
+    for _ in range(3):  # without them, other goals would come
+        envs.set_options(begun)
+        observation = envs.reset()
+        assert [{key: info[key] for key in ("scene", "goal")} for info in envs.reset_infos] == begun
+        assert observation["goal"].argmax(axis=1).tolist() == [options["goal"] for options in begun]
+    with pytest.raises(ValueError, match=r"options\['goal'\] is for goal-conditioned tasks"):
+        plain = adapter()
+        plain.set_options({"goal": 1})
+        plain.reset()
 
 
 def test_around_gymnasiums_wrappers() -> None:
