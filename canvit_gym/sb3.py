@@ -2,7 +2,8 @@
 
 The native vector env steps all scenes in one batched forward; this adapter only rearranges the results
 to SB3's conventions: the last observation of an ended episode goes to `terminal_observation` in its info, the
-returned one is already the first of the next scene, and `reset_infos` holds that scene's info.
+returned one is already the first of the next scene, and `reset_infos` holds that scene's info. `TimeLimit.truncated`
+is true where `max_episode_steps` ended an episode; a spent budget terminates it.
 
 With `tensors`, observations stay on the device, for learners whose rollout buffer takes them (agents.ppo.rollout):
 dicts of tensors, with maps in that precision, and infos only for episodes that ended, without `terminal_observation`.
@@ -106,14 +107,18 @@ class GlimpseVecEnv(VecEnv):
             raise TypeError(f"GlimpseVecEnv adapts a GlimpseVectorEnv, got {type(inner).__name__}")
         if inner.autoreset_mode != AutoresetMode.SAME_STEP:
             raise ValueError(
-                "SB3 needs an environment whose ended episodes are replaced within the step, but "
-                "autoreset_mode is "
+                "SB3 needs an environment whose ended episodes are replaced within the step, but autoreset_mode is "
                 f'{inner.autoreset_mode}: make it with autoreset_mode="same_step", or use make_sb3_env'
             )
         if tensors is not None and envs is not inner:
             raise ValueError("Gymnasium's wrappers work on arrays: leave tensors out, or the wrappers")
         if tensors not in (None, "float32", "float16"):
             raise ValueError(f"tensors must be None, 'float32' or 'float16', got {tensors!r}")
+        if tensors is not None and inner.max_episode_steps is not None:
+            raise ValueError(
+                f"max_episode_steps={inner.max_episode_steps} truncates episodes, and learners need the observation "
+                "where one was truncated, which tensors leave out: leave out one of the two, or use a smaller budget"
+            )
         self.envs = envs
         self.glimpse_envs = inner
         self.tensors: TensorPrecision | None = tensors
@@ -175,8 +180,8 @@ class GlimpseVecEnv(VecEnv):
                 # Gymnasium puts the ended episode's statistics (RecordEpisodeStatistics) into the next one's info.
                 statistics = {key: infos[row].pop(key) for key in ("episode",) if key in infos[row]}
                 infos[row] = statistics | ended[row] | {"terminal_observation": cast(Any, final_obs)[row]}
-        for row_info in infos:
-            row_info["TimeLimit.truncated"] = False  # the budget is part of the task
+        for row_info, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
+            row_info["TimeLimit.truncated"] = cut  # by max_episode_steps; the budget is part of the task
         return observation, rewards.astype(np.float32), dones, infos
 
     def _no_infos(self) -> list[dict[str, Any]]:
@@ -206,8 +211,7 @@ class GlimpseVecEnv(VecEnv):
         """`render` and `action_masks` return each index its own row; any other method runs once, for all indices."""
         if method_name in _WHOLE_BATCH_METHODS:
             raise ValueError(
-                f"env_method({method_name!r}) would {method_name} single environments, but these advance "
-                "together: "
+                f"env_method({method_name!r}) would {method_name} single environments, but these advance together: "
                 f"call {method_name}() of the VecEnv"
             )
         result = getattr(self._holding(method_name), method_name)(*method_args, **method_kwargs)
@@ -236,7 +240,6 @@ class GlimpseVecEnv(VecEnv):
     def _require_all(self, what: str, indices: VecEnvIndices) -> None:
         if len(set(self._get_indices(indices))) < self.num_envs:
             raise ValueError(
-                f"{what} for environments {list(self._get_indices(indices))} only: the {self.num_envs} "
-                "environments "
+                f"{what} for environments {list(self._get_indices(indices))} only: the {self.num_envs} environments "
                 "are one object, so leave indices out"
             )

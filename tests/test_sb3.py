@@ -70,6 +70,32 @@ def test_steps_are_those_of_the_vector_env(env_id: str, kwargs: dict[str, Any]) 
     ours.close()
 
 
+def test_truncated_episodes_are_told_from_terminated_ones() -> None:
+    """So that learners bootstrap from the last observation of those alone that could have gone on."""
+    ours, theirs = adapter(max_episode_steps=2, budget=5), vector(max_episode_steps=2, budget=5)
+    ours.seed(5)
+    ours.reset()
+    theirs.reset(seed=5)
+    for step in range(1, 5):
+        actions = np.full(NUM, step)
+        _, _, dones, infos = ours.step(actions)
+        _, _, terminated, truncated, info = theirs.step(actions)
+        assert dones.tolist() == truncated.tolist() == [step % 2 == 0] * NUM and not terminated.any()
+        for row in range(NUM):
+            assert infos[row]["TimeLimit.truncated"] is bool(truncated[row])
+            assert ("terminal_observation" in infos[row]) == truncated[row]
+            if truncated[row]:
+                assert_same(infos[row]["terminal_observation"], info["final_obs"][row])
+                assert infos[row]["glimpses"] == 3  # of 5
+    spent = adapter(max_episode_steps=2)  # as many as the budget allows
+    spent.reset()
+    for _ in range(2):
+        *_, dones, infos = spent.step(np.zeros(NUM, dtype=np.int64))
+    assert dones.all() and not any(info["TimeLimit.truncated"] for info in infos)
+    with pytest.raises(ValueError, match=r"max_episode_steps=2 truncates episodes.*leave out one of the two"):
+        adapter(max_episode_steps=2, tensors="float32")
+
+
 def test_wrappers_of_sb3() -> None:
     monitored = VecMonitor(adapter())
     envs = VecNormalize(VecFrameStack(monitored, 2), norm_obs_keys=["canvas"])
