@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from canvit_pytorch.project import HUB_ORGANIZATION
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -63,6 +64,9 @@ _RELEASED = re.compile(rf"(?:{HUB_ORGANIZATION}/)?qpolicy-[\w.-]+")
 """Names of the policies that CanViT's authors released."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(?<!-v\d)/\w[\w.-]*")
 """A repository "user/name" of the Hub; "Environment-v0/algorithm" is a shipped policy's name."""
+
+_STOPS = 1 << 20
+"""Added to t for the random numbers that decide about stops: no episode has as many glimpses."""
 
 Observation = Mapping[str, Any]
 
@@ -140,6 +144,29 @@ class LearnedPolicy:
         else:
             chosen = self._sampled(observation, t, seen)
         return self.actions.decode(chosen)[0]
+
+    @torch.no_grad()
+    def wants_to_stop(self, t: int, seen: Seen) -> NDArray[np.bool_]:
+        """[B]: whether it would stop after glimpse t, given the choice among that and all that is allowed.
+
+        Sampled stops are drawn apart from the viewpoints, and like these depend only on (seed, scene, t) and on what
+        the policy sees. `reset` comes first.
+        """
+        if not self.actions.allow_stop:
+            return np.zeros(seen.num, dtype=np.bool_)
+        observation = {key: value.to(self.device) for key, value in seen.observe().items()}
+        if not isinstance(self.actions, DiscreteActions):
+            chosen = self.act(observation) if self.deterministic else self._sampled(observation, _STOPS + t, seen)
+            return self.actions.decode(chosen)[1]
+        allowed = torch.from_numpy(seen.allowed(self.actions.viewpoints)).to(self.device)
+        allowed = F.pad(allowed, (0, 1), value=True)  # to stop is the last action
+        if self.deterministic:
+            chosen, _ = self._act(observation, self._memory, deterministic=True, allowed=allowed)
+            return self.actions.decode(chosen)[1]
+        distribution, _ = self._distribution(observation, self._memory)
+        assert isinstance(distribution, Categorical), distribution
+        probabilities = distribution.logits.double().masked_fill(~allowed, -torch.inf).softmax(dim=1).cpu().numpy()
+        return scene_uniforms(self._seed, seen.scene, _STOPS + t) < probabilities[:, -1]
 
     def act(self, observation: dict[str, Tensor], *, deterministic: bool = True) -> NDArray[Any]:
         """[B, ...] actions, `stop` included if the policy has it; samples use PyTorch's global generator.
