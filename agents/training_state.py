@@ -188,7 +188,7 @@ def load_state(path: Path) -> State:
 
 def _damaged(path: Path) -> str:
     return (
-        f"{path} is damaged: it is not a training state. Restore an intact copy; or delete it and --resume to train "
-        "from the beginning with the same settings; or choose another run directory. The policies in best/ and last/ "
-        "may still be intact."
+        f"{path} is damaged: it is not a training state. Restore an intact copy; or delete it (and result.json, if the "
+        "run was finished) and --resume to train from the beginning with the same settings; or choose another run "
+        "directory. The policies in best/ and last/ may still be intact."
     )

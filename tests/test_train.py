@@ -264,9 +264,16 @@ def test_a_damaged_state_is_named(tmp_path: Path, content: str) -> None:
     else:
         path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "rubbish": b"rubbish" * 99}[content])
     resume = replace(config, resume=True, total_timesteps=2 * ROLLOUT)
-    with pytest.raises(ValueError, match=r"training_state\.pt is damaged.*delete it and --resume"):
+    with pytest.raises(ValueError, match=r"training_state\.pt is damaged.*delete it \(and result.json.*and --resume"):
         train(resume)
     path.unlink()
+    kept = {file: file.read_bytes() for file in config.run_dir.rglob("*") if file.is_file()}
+    with pytest.raises(
+        FileNotFoundError, match=r"finished run, and its training_state\.pt is gone.*delete result.json"
+    ):
+        train(resume)
+    assert kept == {file: file.read_bytes() for file in config.run_dir.rglob("*") if file.is_file()}
+    (config.run_dir / "result.json").unlink()
     assert train(resume).num_timesteps == 2 * ROLLOUT
 
 
