@@ -23,6 +23,16 @@ _WHEN_RIGHT = ", told when the reading is right"
 _AT_CONFIDENCE = re.compile(r"(?P<spec>.+), stops at confidence (?P<threshold>[\d.]+)")
 
 
+def at_confidence(spec: str, threshold: float) -> str:
+    """The name of a policy that stops at this confidence, for `of_hand_coded`."""
+    return f"{spec}, stops at confidence {threshold:g}"
+
+
+def when_right(spec: str) -> str:
+    """The name of a ceiling that is told when the reading is right, for `of_hand_coded`."""
+    return f"{spec}{_WHEN_RIGHT}"
+
+
 def pays_of_curve(env: EnvConfig, entry: dict[str, Any]) -> float:
     """What the environment pays according to an evaluation during training (agents.monitor)."""
     if "at_stop" in entry:

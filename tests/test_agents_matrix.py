@@ -1,6 +1,7 @@
 """Algorithms x environments x seeds: trained, tested, told and shipped; what is there already is not done again."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,37 @@ def test_the_report_tells_what_the_files_hold(trained: Path, tmp_path: Path) -> 
     (tmp_path / "FashionAbsent-v0.json").write_text(json.dumps(result | {"env": "CanViT/FashionAbsent-v0"}))
     report.main(config)
     assert "## FashionAbsent-v0" in (tmp_path / "README.md").read_text()
+
+
+def test_runs_outside_of_the_suite_are_left_out(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is evaluated; from any working directory."""
+    monkeypatch.chdir(tmp_path)
+    root, outside = tmp_path / "runs", "CanViT/ADE20K-v0"
+    other = root / "ppo" / "ADE20K-v0" / "seed-0"
+    other.mkdir(parents=True)
+    for name, content in (("config.json", {"env": outside}), ("result.json", {})):
+        (other / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"only holds runs of {outside}, which the suite has no opponent.*--learned"):
+        report.main(ReportConfig(root, output_dir=tmp_path / "out"))
+    shutil.copytree(trained / "ppo" / "FashionClassification-v0", root / "ppo" / "FashionClassification-v0")
+    report.main(ReportConfig(root, output_dir=tmp_path / "out", test_scenes=TEST_SCENES))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "FashionClassification-v0.json"}
+    assert f"Left out, being outside of the suite: {outside}." in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(report.TRAINED.glob("*-v*.json")), ids=lambda path: path.stem)
+def test_policies_are_compared_with_those_of_the_suite(path: Path) -> None:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    skill = report.skill_of(result["env"])
+    assert skill is not None
+    wanted = result["opponent"]["name"], result["ceiling"]["name"], tuple(result.get("locators", {}))
+    assert report.compared_with(skill) == wanted
+
+
+def test_estimates_may_be_infinite() -> None:
+    assert report.shown({"value": 0.5, "low": None, "high": None}, signed=True) == "+50.0 [-∞, ∞]"
+    assert report.shown({"value": None, "low": 0.25, "high": 1.0}, digits=2, factor=1) == "? [0.25, 1.00]"
+    assert report.shown(None) == ""
 
 
 def test_runs_that_differ_are_not_averaged(trained: Path, tmp_path: Path) -> None:
