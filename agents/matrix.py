@@ -108,9 +108,7 @@ def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Evaluat
     policies = {"deterministic": policy}
     if policy.can_sample:
         policies["sampled"] = policy.sampling()
-    weights = (policy.record.weights_sha256 or "")[:12]  # an extended run may have another best policy
-    of = f"{weights}-{num_scenes or 'all'}"
-    return {name: of_learned(p, env, path=run_dir / TEST / f"{name}-{of}.npz") for name, p in policies.items()}
+    return {name: of_learned(policy, env, directory=run_dir / TEST) for name, policy in policies.items()}
 
 
 def _trained(config: MatrixConfig, algo: str, env_id: str, seed: int) -> bool:

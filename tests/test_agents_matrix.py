@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_train import tiny
 
-from agents import matrix, report, ship
+from agents import matrix, outcomes, report, ship
 from agents.algorithms import ALGORITHMS, load_hyperparameters
 from agents.clock import read_times
 from agents.matrix import MatrixConfig
@@ -208,6 +208,23 @@ def test_where_stopping_pays_glimpses_cost(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.stops, stopping.stops)  # read from the files
     entry = {"score": [0.1, 0.2, 0.3], "at_stop": {"score": 0.25, "glimpses": 2.0}}
     assert pays_of_curve(env, entry) == pytest.approx(0.23)
+
+
+def test_evaluations_of_other_code_or_scenes_are_not_read(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor those of other weights: an extended run may have another best policy."""
+    run_dir = trained / "ppo/FashionClassification-v0/seed-0"
+    env = replace(env_config(CLASSIFICATION, {"device": "cpu"}), split="test", num_scenes=4)
+
+    def kept() -> int:
+        of_hand_coded("random", env, directory=run_dir / "hand_coded")
+        matrix.tested(run_dir, num_scenes=4)
+        return len(list(run_dir.rglob("*-4-*.npz")))
+
+    assert kept() == kept() == 3
+    monkeypatch.setattr(outcomes, "code_sha256", lambda: "of other code")
+    assert kept() == kept() == 6
+    env = replace(env, budget=env.budget + 1)
+    assert kept() == 7
 
 
 def test_where_order_pays_the_curve_counts() -> None:
