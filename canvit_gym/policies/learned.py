@@ -85,10 +85,7 @@ class LearnedPolicy:
 
     def __init__(self, network: nn.Module, record: PolicyRecord, *, deterministic: bool = True) -> None:
         if not deterministic and not hasattr(network, "distribution"):
-            raise ValueError(
-                f"a policy of {record.algorithm} knows what viewpoints are worth, not how likely they are: use "
-                "deterministic=True"
-            )
+            raise ValueError(_no_probabilities(f"a policy of {record.algorithm}"))
         self.network, self.record, self.deterministic = network, record, deterministic
         self.actions = build_actions(record.env)
         keys = tuple(record.inputs.layout["keys"])
@@ -323,6 +320,10 @@ class LearnedPolicy:
         return np.concatenate(rows)
 
 
+def _no_probabilities(who: str) -> str:
+    return f"{who} knows what viewpoints are worth, not how likely they are: use deterministic=True"
+
+
 def read_alike(task_name: str) -> tuple[str, ...]:
     """The task and all others whose readings have the same shape: a policy of one can be evaluated on the others."""
     reading = TASKS[task_name].kind.reading_shape
@@ -409,19 +410,23 @@ def load_policy(
     now).
 
     The policies that CanViT's authors released load by their names, such as
-    "canvit/qpolicy-ade20k-c64-t5-qband-2026-07-04-s0": see canvit_gym.policies.released. They are evaluated like
-    any other, but read the canvas itself and therefore have no `predict`.
+    "canvit/qpolicy-ade20k-c64-t5-qband-2026-07-04-s0". For these a canvit_gym.policies.released.ReleasedPolicy comes
+    back, whatever the return type says: it is evaluated like any other policy, but reads the canvas itself, knows only
+    what viewpoints are worth, and has neither `predict` nor a `record`.
 
     Raises:
         FileNotFoundError: no policy there.
         ValueError: the environment's backbone, probe, observation layout or action space differs from the one it was
-            trained on, or the weights do not fit the record.
+            trained on, the weights do not fit the record, or deterministic=False and the policy has values, but no
+            probabilities.
     """
     if (released := _released_directory(source)) is not None:
+        if not deterministic:
+            raise ValueError(_no_probabilities(str(source)))
         policy = load_released(released, name=str(source), device=resolve_device(device or "auto"))
         if config is not None:
             require_same_table(policy, build_actions(config))
-        return policy  # type: ignore[return-value]
+        return cast(LearnedPolicy, policy)  # as the docstring says; with a union all callers would have to tell apart
     directory = policy_directory(source)
     record = load_record(directory)
     wanted = record.env if config is None else config
