@@ -111,11 +111,15 @@ def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Evaluat
     return {name: of_learned(policy, env, directory=run_dir / TEST) for name, policy in policies.items()}
 
 
-def _trained(config: MatrixConfig, algo: str, env_id: str, seed: int) -> bool:
-    """Train the run unless it is finished. Returns whether it is finished now."""
+def _train(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
+    """Train the run unless it is finished.
+
+    Raises:
+        KeyboardInterrupt: training was interrupted.
+    """
     run_dir = run_directory(config.run_dir, algo, env_id, seed)
     if (run_dir / RESULT).exists():
-        return True
+        return
     overrides = json_object(config.hyper, option="--hyper")
     total = decisions(algo, env_id, overrides) if config.total_timesteps is None else config.total_timesteps
     common: dict[str, Any] = {"run_dir": run_dir, "progress": config.progress}
@@ -139,7 +143,6 @@ def _trained(config: MatrixConfig, algo: str, env_id: str, seed: int) -> bool:
         )
     if result.interrupted:
         raise KeyboardInterrupt
-    return True
 
 
 def main(config: MatrixConfig) -> None:
@@ -158,7 +161,7 @@ def _one(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
     run_dir = run_directory(config.run_dir, algo, env_id, seed)
     log.info("%s", run_dir)
     try:
-        _trained(config, algo, env_id, seed)
+        _train(config, algo, env_id, seed)
         tested(run_dir, num_scenes=config.test_scenes)
     except BlockingIOError as error:
         log.info("passed over: %s", error)
