@@ -46,7 +46,14 @@ from canvit_gym.policies.networks import (
     Memory,
     action_options,
 )
-from canvit_gym.policies.policy_record import Inputs, PolicyRecord, describe_inputs, describe_layout, require_same
+from canvit_gym.policies.policy_record import (
+    Inputs,
+    PolicyRecord,
+    describe_inputs,
+    describe_layout,
+    reads_probe,
+    require_same,
+)
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.released import CONFIG, is_released, load_released, require_same_table
 from canvit_gym.policies.released import WEIGHTS as RELEASED_WEIGHTS
@@ -88,7 +95,8 @@ class LearnedPolicy:
             raise ValueError(_no_probabilities(f"a policy of {record.algorithm}"))
         self.network, self.record, self.deterministic = network, record, deterministic
         self.actions = build_actions(record.env)
-        keys = tuple(record.inputs.layout["keys"])
+        layout = record.inputs.layout
+        keys = tuple(layout["keys"])
         what = f"{record.algorithm}'s warm start" if record.training.get("num_timesteps") == 0 else record.algorithm
         trained = "" if record.training.get("num_timesteps") == 0 else " trained"
         chosen = "most likely viewpoint" if hasattr(network, "distribution") else "viewpoint of highest value"
@@ -97,7 +105,7 @@ class LearnedPolicy:
             paper_name=record.algorithm,
             description=f"{what}{trained} on {record.env_id}, {chosen if deterministic else 'sampled viewpoints'}",
             deterministic=deterministic and record.env.first_glimpse != "random",
-            needs_segmentation_probe="uncertainty" in keys and len(record.inputs.layout["uncertainty_shape"]) > 1,
+            needs_segmentation_probe=reads_probe(layout) and len(layout["uncertainty_shape"]) > 1,
             tasks=read_alike(task_kind(record.env.dataset)),
             observations=keys,
         )
@@ -272,14 +280,13 @@ class LearnedPolicy:
         return ObservationLayout.from_json(self.record.inputs.layout).space
 
     def flops_per_decision(self, seen: Seen) -> int:
-        """Those of the network, counted once by PyTorch, and those of the probe if its uncertainty is observed."""
+        """Those of the network, counted once by PyTorch, and those of the probe if what it says is observed."""
         if self._network_flops is None:
             observation = {key: value[:1].to(self.device) for key, value in seen.observe().items()}
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 self._act(observation, None, deterministic=True)
             self._network_flops = counter.get_total_flops()
-        reads = "uncertainty" in self.record.inputs.layout["keys"]
-        return self._network_flops + (probe_flops(seen) if reads else 0)
+        return self._network_flops + (probe_flops(seen) if reads_probe(self.record.inputs.layout) else 0)
 
     def _first_viewpoints(self, first: FirstGlimpse, seen: Seen) -> NDArray[np.float32]:
         if first != "random":
