@@ -130,6 +130,22 @@ def test_what_the_environment_forbids_is_not_chosen(tmp_path: Path) -> None:
     assert not train(replace(config, eval_every=0)).interrupted
 
 
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_values_that_are_not_finite_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """Those of masked viewpoints, -inf, do not."""
+    learner = QRegression(prepare(tiny(tmp_path / "run")))
+    learner.begin(progress=False)
+    given = torch.zeros(4, 32)
+    given[:, 3] = -torch.inf
+    monkeypatch.setattr(ViewpointQNetwork, "values", lambda self, observation: given.clone())
+    observation = learner._observation
+    assert (learner._choose(observation) != 3).all()
+    given[0, 5] = value
+    with pytest.raises(FloatingPointError, match="the network's values"):
+        learner._choose(observation)
+    learner.close()
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "whole episodes": {"replay_rollouts": 1},
     "replay": {"replay_rollouts": 3},
