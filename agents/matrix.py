@@ -108,16 +108,18 @@ def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Evaluat
     policies = {"deterministic": policy}
     if policy.can_sample:
         policies["sampled"] = policy.sampling()
-    weights = (policy.record.weights_sha256 or "")[:12]  # an extended run may have another best policy
-    of = f"{weights}-{num_scenes or 'all'}"
-    return {name: of_learned(p, env, path=run_dir / TEST / f"{name}-{of}.npz") for name, p in policies.items()}
+    return {name: of_learned(policy, env, directory=run_dir / TEST) for name, policy in policies.items()}
 
 
-def _trained(config: MatrixConfig, algo: str, env_id: str, seed: int) -> bool:
-    """Train the run unless it is finished. Returns whether it is finished now."""
+def _train(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
+    """Train the run unless it is finished.
+
+    Raises:
+        KeyboardInterrupt: training was interrupted.
+    """
     run_dir = run_directory(config.run_dir, algo, env_id, seed)
     if (run_dir / RESULT).exists():
-        return True
+        return
     overrides = json_object(config.hyper, option="--hyper")
     total = decisions(algo, env_id, overrides) if config.total_timesteps is None else config.total_timesteps
     common: dict[str, Any] = {"run_dir": run_dir, "progress": config.progress}
@@ -141,7 +143,6 @@ def _trained(config: MatrixConfig, algo: str, env_id: str, seed: int) -> bool:
         )
     if result.interrupted:
         raise KeyboardInterrupt
-    return True
 
 
 def main(config: MatrixConfig) -> None:
@@ -160,7 +161,7 @@ def _one(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
     run_dir = run_directory(config.run_dir, algo, env_id, seed)
     log.info("%s", run_dir)
     try:
-        _trained(config, algo, env_id, seed)
+        _train(config, algo, env_id, seed)
         tested(run_dir, num_scenes=config.test_scenes)
     except BlockingIOError as error:
         log.info("passed over: %s", error)

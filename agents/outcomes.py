@@ -1,7 +1,8 @@
 """What an environment pays a policy on held-out scenes, used neither for training nor for tuning.
 
 canvit_gym.suite.payoff says what that is. Evaluations are kept in files, so that an interrupted command can
-continue.
+continue. A file's name contains a hash of everything that its numbers depend on: the policy, the scenes, the
+checkpoint, the probe, versions and the code (as records of canvit_gym.benchmark do). Others are never read.
 """
 
 import re
@@ -12,15 +13,28 @@ from typing import Any
 
 import numpy as np
 
+from canvit_gym.benchmark.records import code_sha256, digest
+from canvit_gym.benchmark.runner import identity
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import LearnedPolicy
+from canvit_gym.policies.policy_record import TRAINED_WITH
 from canvit_gym.stopping import StopRecorder, confident, stops, stops_when_right
 from canvit_gym.suite.payoff import payoff_of
 
 _WHEN_RIGHT = ", told when the reading is right"
 _AT_CONFIDENCE = re.compile(r"(?P<spec>.+), stops at confidence (?P<threshold>[\d.]+)")
+
+
+def at_confidence(spec: str, threshold: float) -> str:
+    """The name of a policy that stops at this confidence, for `of_hand_coded`."""
+    return f"{spec}, stops at confidence {threshold:g}"
+
+
+def when_right(spec: str) -> str:
+    """The name of a ceiling that is told when the reading is right, for `of_hand_coded`."""
+    return f"{spec}{_WHEN_RIGHT}"
 
 
 def pays_of_curve(env: EnvConfig, entry: dict[str, Any]) -> float:
@@ -30,8 +44,8 @@ def pays_of_curve(env: EnvConfig, entry: dict[str, Any]) -> float:
     return payoff_of(env).of_curve(np.array(entry["score"]))
 
 
-def of_learned(policy: LearnedPolicy, env: EnvConfig, *, path: Path) -> Evaluation:
-    """Evaluate a trained policy, or read its evaluation from `path` if there is one.
+def of_learned(policy: LearnedPolicy, env: EnvConfig, *, directory: Path) -> Evaluation:
+    """Evaluate a trained policy on `env`; kept in `directory`, which is that of a run.
 
     Raises:
         ValueError: the policy does not fit the environment.
@@ -43,7 +57,9 @@ def of_learned(policy: LearnedPolicy, env: EnvConfig, *, path: Path) -> Evaluati
             return replace(found.evaluation, stops=found.glimpses)
         return evaluate(policy, config=env)
 
-    return _kept(path, measure, stopping=env.allow_stop)
+    seen = {name: env.to_json()[name] for name in TRAINED_WITH}
+    key = {"weights_sha256": policy.record.weights_sha256, "network": policy.record.network_class, "trained_with": seen}
+    return _kept(directory, "deterministic" if policy.deterministic else "sampled", env, key, measure)
 
 
 def of_hand_coded(name: str, env: EnvConfig, *, directory: Path) -> Evaluation:
@@ -66,15 +82,23 @@ def of_hand_coded(name: str, env: EnvConfig, *, directory: Path) -> Evaluation:
         return replace(found, stops=stopped)
 
     slug = re.sub(r"[^\w.]+", "-", name).strip("-")
-    path = directory / f"{slug}-{env.split}-{env.num_scenes or 'all'}.npz"
-    return _kept(path, measure, stopping=env.allow_stop)
+    return _kept(directory, f"{slug}-{env.split}", env, {"policy": name}, measure)
 
 
-def _kept(path: Path, measure: Callable[[], Evaluation], *, stopping: bool) -> Evaluation:
+def _kept(
+    directory: Path, name: str, env: EnvConfig, policy: dict[str, Any], measure: Callable[[], Evaluation]
+) -> Evaluation:
+    """The evaluation in `directory` whose file begins with `name`; measured and saved if there is none of this policy
+    and environment."""
+    depends_on = {
+        "identity": identity(env, env.dataset),
+        "code": code_sha256(),
+        "policy": policy,
+        "allow_stop": env.allow_stop,
+    }
+    path = directory / f"{name}-{env.num_scenes or 'all'}-{digest(depends_on)[:12]}.npz"
     if path.is_file():
-        found = Evaluation.load(path)
-        if found.stops is not None or not stopping:
-            return found
+        return Evaluation.load(path)
     found = measure()
     found.save(path)
     return found

@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,9 @@ from canvit_gym.config import EnvConfig, override
 from canvit_gym.policies.registry import make_policy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.scenes.decoding import UnreadableSceneError
 from canvit_gym.scenes.prepared import cache_dir
+from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 log = logging.getLogger(__name__)
@@ -144,13 +146,18 @@ def _directory(envs: GlimpseVectorEnv, candidates: int) -> Path:
         "followed": _followed_policy(envs.config),
         "shares": SHARES,
         "seed": SEED,
-        "version": _VERSION,
+        "version": _VERSION if _is_of_all_scenes(envs.config) else _VERSION + 1,
     }
     text = json.dumps(identity, sort_keys=True)
     directory = cache_dir() / "pools" / f"{envs.config.dataset}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     if not (directory / "pool.json").exists():
         write_json(directory / "pool.json", identity)
     return directory
+
+
+def _is_of_all_scenes(config: EnvConfig) -> bool:
+    """Pools of a shard, or without unreadable scenes, were once made of all scenes, and are not to be found again."""
+    return config.shard == (0, 1) and config.unreadable == "raise"
 
 
 def _followed_policy(config: EnvConfig) -> str | None:
@@ -168,22 +175,46 @@ def _make_block(
     if (spec := _followed_policy(envs.config)) is not None:
         policy = make_policy(spec, config=envs.config, num_glimpses=envs.config.budget)
         parts = [follow_policy(policy, envs), *parts]
-    scenes = _scenes_of_block(len(envs.episodes.scenes), index)
+    scenes = _readable(envs.episodes.scenes, _scenes_of_block(envs, index).reshape(-1, envs.num_envs))
     return collect(
         envs, candidates=candidates, states=BLOCK_EPISODES * num_decisions(envs.config), rng=rng,
         behaviour=mixture(parts, SHARES[len(parts)], rng), advance=advance, scenes=scenes,
     )  # fmt: skip
 
 
-def _scenes_of_block(num_scenes: int, index: int) -> NDArray[np.int64]:
-    """[BLOCK_EPISODES]: a part of an endless sequence of shuffled passes over the scenes.
+def _scenes_of_block(envs: GlimpseVectorEnv, index: int) -> NDArray[np.int64]:
+    """[BLOCK_EPISODES]: a part of an endless sequence of shuffled passes over the scenes of the environment's shard.
 
     Episodes that are held out therefore show scenes that no other block shows, unless a pool is longer than a pass.
     """
+    first_scene, every = envs.shard
+    scenes = np.arange(first_scene, len(envs.episodes.scenes), every)
+    num_scenes = len(scenes)
     first, last = index * BLOCK_EPISODES, (index + 1) * BLOCK_EPISODES
     passes = range(first // num_scenes, (last - 1) // num_scenes + 1)
     shuffled = np.concatenate([np.random.default_rng([SEED, 0, number]).permutation(num_scenes) for number in passes])
-    return shuffled[first - passes[0] * num_scenes :][:BLOCK_EPISODES]
+    return scenes[shuffled[first - passes[0] * num_scenes :][:BLOCK_EPISODES]]
+
+
+def _readable(source: SceneSource, batches: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """The batches of scenes [batches, num_envs] one by one. With unreadable="skip", a scene that cannot be read is
+    replaced by the one before it, so that all blocks keep their own scenes.
+
+    Raises:
+        UnreadableSceneError: none of the first batch can be read.
+    """
+    last: int | None = None
+    for batch in batches:
+        if isinstance(source, StreamedSource) and source.skips_unreadable:
+            readable = source.readable(batch)
+            if last is None:
+                if not readable.any():
+                    raise UnreadableSceneError(f"none of {len(batch)} scenes of {source.name} can be read")
+                last = int(batch[readable.argmax()])
+            for place in np.flatnonzero(~readable):
+                batch[place] = last if place == 0 else batch[place - 1]
+            last = int(batch[-1])
+        yield batch
 
 
 def _save(block: TriedViewpoints, path: Path) -> None:

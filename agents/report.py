@@ -4,18 +4,20 @@
 
 reads the finished runs in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED, including those of `agents.train`, evaluates those that
 `agents.matrix` has not evaluated, and writes agents/trained/ENVIRONMENT.json and, from all such files,
-agents/trained/README.md. Numbers of environments without runs in RUN_DIR stay as they are.
+agents/trained/README.md. Numbers of environments without runs in RUN_DIR stay as they are. Environments that the suite
+has no opponent and no ceiling for are left out, which the page says.
 
 Each run counts with its best policy by validation and with what its environment pays (canvit_gym.suite.payoff). An
 algorithm's value is the interquartile mean over its runs. A 95% interval resamples runs and test scenes
-(canvit_gym.statistics), together with those of the policy that it is compared to. The opponent and the ceiling, with
-their scales, are those
-that experiments.studies.suite_headroom chose on training scenes; here they are measured on the same test scenes.
+(canvit_gym.statistics), together with those of the policy that it is compared to. The opponent and the ceiling are
+those of the suite (canvit_gym.scenes.datasets.Skill), with scales that were chosen on training scenes; here they are
+measured on the same test scenes.
 """
 
 import json
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -26,14 +28,16 @@ import numpy as np
 from agents.algorithms import DEFAULT, find_algorithm
 from agents.clock import read_times
 from agents.matrix import tested
-from agents.outcomes import of_hand_coded, pays_of_curve
+from agents.outcomes import at_confidence, of_hand_coded, pays_of_curve, when_right
 from agents.run_directory import CLOCK, CONFIG, FAILED, PROVENANCE, RESULT
 from canvit_gym.atomic import write_json, write_text
+from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig, override
 from canvit_gym.evaluation import Evaluation
 from canvit_gym.policies.learned import load_record
 from canvit_gym.provenance import provenance
+from canvit_gym.scenes.datasets import DATASETS, Skill
 from canvit_gym.statistics import Estimate, OverRuns, bootstrap_interval, run_improvement_interval
 from canvit_gym.suite.payoff import payoff_of
 
@@ -44,6 +48,8 @@ REACHED = 0.9
 """The share of its final gain over random viewpoints after which an algorithm counts as having learned."""
 _FAR = 1e9
 """Stands for an infinite share, where the ceiling is not above the opponent."""
+_LOCATOR = "box_locator(factor=1.25, jitter=0.2)"
+"""Measured as well where the ceiling is told when to stop, but not where to look."""
 HAND_CODED = "hand_coded"
 """The directory of evaluations of hand-coded policies, beside those of the algorithms."""
 
@@ -76,8 +82,6 @@ class ReportConfig:
     run_dir: Path
     """Directory with the runs of agents.matrix or agents.train: ALGO/ENVIRONMENT/seed-SEED."""
     output_dir: Path = TRAINED
-    headroom_dir: Path = Path("experiments/results/suite_headroom")
-    """A JSON per environment that names its opponent and its ceiling."""
     test_scenes: int | None = None
     """None: all."""
 
@@ -93,24 +97,37 @@ class Run:
     evaluations: dict[str, Evaluation]
 
 
+def skill_of(env_id: str) -> Skill | None:
+    """The opponents and the ceiling of an environment of the suite; None for all others."""
+    return DATASETS[env_config(env_id, {}).dataset].skill
+
+
+def _finished(root: Path, *, algo: str = "*", name: str = "*") -> list[tuple[Path, dict[str, Any]]]:
+    """(directory, configuration) of the finished runs."""
+    directories = [path.parent for path in sorted(root.glob(f"{algo}/{name}/seed-*/{RESULT}"))]
+    return [(path, json.loads((path / CONFIG).read_text(encoding="utf-8"))) for path in directories]
+
+
 def find_runs(
-    root: Path, num_scenes: int | None, *, algo: str = "*", name: str = "*"
+    root: Path, num_scenes: int | None, *, algo: str = "*", name: str = "*", left_out: Sequence[str] = ()
 ) -> dict[str, dict[str, list[Run]]]:
     """Environment -> algorithm's directory -> finished runs, by seed. Evaluates those that have not been evaluated.
+
+    left_out: ids of environments to leave out.
 
     Raises:
         ValueError: runs of one algorithm differ in more than their seed.
     """
     found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted(root.glob(f"{algo}/{name}/seed-*/{RESULT}")):
-        directory = path.parent
-        config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    for directory, config in _finished(root, algo=algo, name=name):
+        if config["env"] in left_out:
+            continue
         log.info("%s", directory)
         run = Run(
             directory=directory,
             seed=config["seed"],
             config=config,
-            result=json.loads(path.read_text(encoding="utf-8")),
+            result=json.loads((directory / RESULT).read_text(encoding="utf-8")),
             evaluations=tested(directory, num_scenes=num_scenes),
         )
         found[config["env"]][directory.parents[1].name].append(run)
@@ -169,20 +186,28 @@ def learning(env: EnvConfig, run: Run, start: float) -> dict[str, Any]:
     return result
 
 
+def compared_with(skill: Skill) -> tuple[str, str, tuple[str, ...]]:
+    """The opponent, the ceiling and other ceilings, as `of_hand_coded` takes them."""
+    opponent, ceiling, confidence = skill.opponents[0], skill.ceiling, skill.stop_confidence
+    if confidence is None:
+        return opponent, ceiling, ()
+    if not skill.ceiling_stops_when_right:
+        return at_confidence(opponent, confidence), at_confidence(ceiling, confidence), ()
+    return at_confidence(opponent, confidence), when_right(ceiling), (at_confidence(_LOCATOR, confidence),)
+
+
 def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig) -> dict[str, Any]:
     """All numbers of one environment, as JSON values; scores are fractions."""
-    name = env_id.rpartition("/")[2]
-    chosen = json.loads((config.headroom_dir / f"{name}.json").read_text(encoding="utf-8"))
+    name, skill = env_id.rpartition("/")[2], skill_of(env_id)
+    assert skill is not None, env_id
     env = replace(env_config(env_id, {}), split="test", num_scenes=config.test_scenes)
     payoff = payoff_of(env)
-    names = {"opponent": chosen["opponent"], "ceiling": chosen["ceiling"]}
+    opponent_name, ceiling_name, locators = compared_with(skill)
     kept = config.run_dir / HAND_CODED / name
-    hand_coded = {role: of_hand_coded(spec, env, directory=kept) for role, spec in names.items()}
-    opponent, ceiling = (OverRuns([payoff.statistic([one])]) for one in hand_coded.values())
+    hand_coded = [of_hand_coded(spec, env, directory=kept) for spec in (opponent_name, ceiling_name)]
+    opponent, ceiling = (OverRuns([payoff.statistic([one])]) for one in hand_coded)
     others = {
-        spec: bootstrap_interval(payoff.statistic([of_hand_coded(spec, env, directory=kept)]))
-        for spec in chosen["policies"]
-        if "locator" in spec and spec != chosen["ceiling"]
+        spec: bootstrap_interval(payoff.statistic([of_hand_coded(spec, env, directory=kept)])) for spec in locators
     }
     on_validation = replace(env, split="validation", num_scenes=None)
     start = payoff.value(of_hand_coded(_random(env), on_validation, directory=kept))
@@ -209,12 +234,12 @@ def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig
     return {
         "env": env_id,
         "budget": env.budget,
-        "metric": next(iter(hand_coded.values())).metric,
+        "metric": hand_coded[0].metric,
         "pays": payoff.name,
         "test_scenes": opponent.num_scenes,
         "random_on_validation": start,
-        "opponent": {"name": names["opponent"], "value": _at(bootstrap_interval(opponent))},
-        "ceiling": {"name": names["ceiling"], "value": _at(bootstrap_interval(ceiling))},
+        "opponent": {"name": opponent_name, "value": _at(bootstrap_interval(opponent))},
+        "ceiling": {"name": ceiling_name, "value": _at(bootstrap_interval(ceiling))},
         "headroom": _at(bootstrap_interval(ceiling, opponent, of=np.subtract)),
         "locators": {spec: _at(found) for spec, found in others.items()},
         "algorithms": entries,
@@ -286,10 +311,11 @@ def _failed(root: Path, name: str) -> dict[str, str]:
     return found
 
 
-def page(results: list[dict[str, Any]]) -> str:
-    """Markdown of all environments."""
+def page(results: list[dict[str, Any]], *, left_out: Sequence[str] = ()) -> str:
+    """Markdown of all environments. left_out: ids of environments with runs that nothing can be compared with."""
     sections = "\n\n".join("\n".join(section(result)) for result in results)
-    return INTRODUCTION + "\n".join(summary(results)) + f"\n\n{sections}\n"
+    note = f"\n\nLeft out, being outside of the suite: {', '.join(left_out)}." if left_out else ""
+    return INTRODUCTION + "\n".join(summary(results)) + f"{note}\n\n{sections}\n"
 
 
 def summary(results: list[dict[str, Any]]) -> list[str]:
@@ -301,11 +327,11 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
     ]
     for result in results:
         name, best = max(result["algorithms"].items(), key=lambda item: item[1]["value"]["value"])
-        lead = with_interval(best["minus_opponent"], signed=True)
+        lead = shown(best["minus_opponent"], signed=True)
         clear = best["minus_opponent"]["low"] > 0
         lines.append(
-            f"| {result['env'].rpartition('/')[2]} | {_shown(name, best)} ({len(best['runs'])}) | "
-            f"{f'**{lead}**' if clear else lead} | {with_interval(best['share_of_headroom'], digits=0)}% |"
+            f"| {result['env'].rpartition('/')[2]} | {_titled(name, best)} ({len(best['runs'])}) | "
+            f"{f'**{lead}**' if clear else lead} | {shown(best['share_of_headroom'], digits=0)}% |"
         )
     return [*lines, "", "In bold: the interval is clear of zero."]
 
@@ -316,39 +342,39 @@ def section(result: dict[str, Any]) -> list[str]:
         f"## {result['env'].rpartition('/')[2]}",
         "",
         f"{result['test_scenes']:,} test scenes, {result['budget']} glimpses; {result['metric']} in %, "
-        f"{result['pays']}. Best hand-coded without labels: {opponent['name']}, {with_interval(opponent['value'])}. "
-        f"Ceiling: {ceiling['name']}, {with_interval(ceiling['value'])}; headroom "
-        f"{with_interval(result['headroom'], signed=True)}."
-        + "".join(f" {spec}: {with_interval(value)}." for spec, value in result.get("locators", {}).items()),
+        f"{result['pays']}. Best hand-coded without labels: {opponent['name']}, {shown(opponent['value'])}. "
+        f"Ceiling: {ceiling['name']}, {shown(ceiling['value'])}; headroom "
+        f"{shown(result['headroom'], signed=True)}."
+        + "".join(f" {spec}: {shown(value)}." for spec, value in result.get("locators", {}).items()),
         "",
         "| algorithm | seeds | value | sampled | minus hand-coded | better than hand-coded | better than PPO "
         "| share, % | 90%: decisions, minutes | decisions | glimpses |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, entry in sorted(result["algorithms"].items(), key=lambda item: -item[1]["value"]["value"]):
-        shown = (
-            _shown(name, entry),
+        cells = (
+            _titled(name, entry),
             str(len(entry["runs"])),
-            with_interval(entry["value"]),
-            with_interval(entry["sampled"]),
-            with_interval(entry["minus_opponent"], signed=True),
-            with_interval(entry["better_than_opponent"], digits=2, factor=1),
-            with_interval(entry["better_than_ppo"], digits=2, factor=1),
-            with_interval(entry["share_of_headroom"], digits=0),
+            shown(entry["value"]),
+            shown(entry["sampled"]),
+            shown(entry["minus_opponent"], signed=True),
+            shown(entry["better_than_opponent"], digits=2, factor=1),
+            shown(entry["better_than_ppo"], digits=2, factor=1),
+            shown(entry["share_of_headroom"], digits=0),
             _reached(entry["runs"]),
             f"{entry['decisions']:,}",
             f"{entry['glimpses']:,}",
         )
-        lines.append(f"| {' | '.join(shown)} |")
+        lines.append(f"| {' | '.join(cells)} |")
     lines += [f"\n{name}: {error}" for name, error in result["failed"].items()]
     values = "; ".join(
-        f"{_shown(name, entry)} " + ", ".join(f"{100 * run['values']['deterministic']:.1f}" for run in entry["runs"])
+        f"{_titled(name, entry)} " + ", ".join(f"{100 * run['values']['deterministic']:.1f}" for run in entry["runs"])
         for name, entry in result["algorithms"].items()
     )
     return [*lines, "", f"Seed by seed: {values}."]
 
 
-def _shown(name: str, entry: dict[str, Any]) -> str:
+def _titled(name: str, entry: dict[str, Any]) -> str:
     return entry["title"] if name == entry["algo"] else f"{entry['title']} ({name})"
 
 
@@ -361,34 +387,40 @@ def _reached(runs: list[dict[str, Any]]) -> str:
     return f"{median(decisions):,.0f}" + (f", {median(minutes):.1f}" if minutes else "")
 
 
-def with_interval(
+def shown(
     estimate: dict[str, float | None] | None, *, signed: bool = False, digits: int = 1, factor: float = 100
 ) -> str:
+    """An estimate of `_at` with its interval."""
     if estimate is None:
         return ""
-    form = f"{{:{'+' if signed else ''}.{digits}f}}"
-    beyond = {"value": "?", "low": "-∞", "high": "∞"}  # JSON has no infinities
-    shown = {
-        name: sign if (number := estimate[name]) is None else form.format(factor * number)
-        for name, sign in beyond.items()
-    }
-    return f"{shown['value']} [{shown['low']}, {shown['high']}]"
+    beyond = {"value": np.nan, "low": -np.inf, "high": np.inf}  # JSON has no infinities
+    numbers = {name: end if (number := estimate[name]) is None else number for name, end in beyond.items()}
+    text = with_interval(numbers, f"{{:{'+' if signed else ''}.{digits}f}}", factor)
+    return text.replace("+inf", "∞").replace("inf", "∞").replace("nan", "?")
 
 
 def main(config: ReportConfig) -> None:
     config = replace(config, run_dir=config.run_dir.expanduser())
-    found = find_runs(config.run_dir, config.test_scenes)
-    if not found:
+    env_ids = sorted({run["env"] for _, run in _finished(config.run_dir)})
+    if not env_ids:
         raise FileNotFoundError(
             f"{config.run_dir} holds no finished run: train with python -m agents.matrix, or with "
             f"python -m agents.train --run-dir {config.run_dir}/ppo/FashionSearch-v0/seed-0"
         )
-    for env_id, runs in found.items():
+    left_out = [env_id for env_id in env_ids if skill_of(env_id) is None]  # before anything is evaluated
+    if left_out == env_ids:
+        raise ValueError(
+            f"{config.run_dir} only holds runs of {', '.join(env_ids)}, which the suite has no opponent and no ceiling "
+            "for: compare them with canvit-gym benchmark --learned"
+        )
+    for env_id, runs in find_runs(config.run_dir, config.test_scenes, left_out=left_out).items():
         result = of_environment(env_id, runs, config)
         write_json(config.output_dir / f"{env_id.rpartition('/')[2]}.json", result)
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(config.output_dir.glob("*-v*.json"))]
-    write_text(config.output_dir / "README.md", page(results))
+    write_text(config.output_dir / "README.md", page(results, left_out=left_out))
     print("\n".join(summary(results)))
+    if left_out:
+        print(f"Left out, being outside of the suite: {', '.join(left_out)}.")
 
 
 if __name__ == "__main__":

@@ -136,6 +136,12 @@ def prepare(config: TrainConfig) -> Plan:
     saved = _saved_settings(run_dir / CONFIG)
     settings = _resumed_settings(config, saved)
     state = load_state(run_dir / STATE) if (run_dir / STATE).exists() else None
+    if finished and state is None:
+        raise FileNotFoundError(
+            f"{run_dir} contains a finished run, and its {STATE} is gone (agents.tune deletes those of its trials), so "
+            "that it cannot be extended. Restore the file; or choose another run directory; or, to train it again "
+            f"from the beginning with the same settings, delete {RESULT} and --resume"
+        )
     asks_for_other = finished or settings.total_timesteps != saved.total_timesteps
     if state is not None and asks_for_other and state["num_timesteps"] >= settings.total_timesteps:
         done = state["num_timesteps"]

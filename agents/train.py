@@ -60,8 +60,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
 
     Raises:
         FileExistsError, FileNotFoundError, OSError: the run directory already contains a run (or none to resume),
-        cannot
-            be written to, or is in use by another process.
+            cannot be written to, or is in use by another process.
         ValueError, TypeError: unknown algorithm, environment, keyword or hyperparameter, bad values, or a damaged
             state.
         FloatingPointError: a NaN or an infinity; the last checkpoint is kept.

@@ -4,14 +4,15 @@ It only contains tensors, numbers and strings, written by torch.save and read wi
 ever unpickled. A restored run continues as if it had never stopped, bitwise identically on the CPU.
 
 Environments are restored in one of two ways. If episodes always end with the rollout (no stop action, no random first
-glimpse), the scenes that all environments have just begun are recorded and begun again. Otherwise episodes are cut: the
-order of scenes and the random generator are recorded, and then all environments are reset, both in the run that
-continues and in one that resumes.
+glimpse), the scenes and goals that all environments have just begun are recorded and begun again. Otherwise episodes
+are cut: the order of scenes and the random generator are recorded, and then all environments are reset, both in the run
+that continues and in one that resumes.
 """
 
 import io
 import json
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,10 @@ def capture_environments(env: GlimpseVecEnv) -> State:
     if whole:
         begun = int(envs.config.first_glimpse is not None)
         assert (envs.episodes.glimpses == begun).all(), f"a rollout ended within episodes: {envs.episodes.glimpses}"
-    return capture_native(envs) | {"scenes": envs.episodes.scene.tolist() if whole else []}
+    begun_again: State = {"scenes": envs.episodes.scene.tolist() if whole else []}
+    if whole and envs.episodes.goal is not None:
+        begun_again["goals"] = envs.episodes.goal.tolist()
+    return capture_native(envs) | begun_again
 
 
 def restore_environments(env: VecEnv, state: State) -> Any:
@@ -86,26 +90,36 @@ def restore_environments(env: VecEnv, state: State) -> Any:
     inner = glimpse_env(env)
     inner.seed(0)  # creates a generator, whose state is replaced below
     if state["scenes"]:
-        inner.set_options([{"scene": scene} for scene in state["scenes"]])
+        begun = {"scene": state["scenes"]}
+        if "goals" in state:
+            begun["goal"] = state["goals"]
+        elif inner.glimpse_envs.task.goals is not None:
+            warnings.warn(
+                "this training state was saved by a version that left out the goals of the episodes, so they are drawn "
+                "anew: the run continues, but not as it would have without the interruption",
+                stacklevel=2,
+            )
+        inner.set_options([dict(zip(begun, values, strict=True)) for values in zip(*begun.values(), strict=True)])
     observation = begin_episodes(env)
     restore_native(inner.glimpse_envs, state)
     return observation
 
 
 def capture_native(envs: GlimpseVectorEnv) -> State:
-    """The state that determines the next scenes."""
+    """The state that determines the next scenes, goals and first glimpses."""
+    upcoming = envs.upcoming
     return {
         "scene_order": {
-            "generator": json.dumps(envs.np_random.bit_generator.state),
-            "pass": torch.from_numpy(envs._sampler._pass.copy()),
+            "generator": json.dumps(upcoming["generator"]),
+            "pass": torch.from_numpy(upcoming["scenes"]),
         }
     }
 
 
 def restore_native(envs: GlimpseVectorEnv, state: State) -> None:
     """Restore it, in environments that have been reset."""
-    envs.np_random.bit_generator.state = json.loads(state["scene_order"]["generator"])
-    envs._sampler._pass = state["scene_order"]["pass"].numpy().copy()
+    order = state["scene_order"]
+    envs.upcoming = {"generator": json.loads(order["generator"]), "scenes": order["pass"].numpy()}
 
 
 def glimpse_env(env: VecEnv) -> GlimpseVecEnv:
@@ -174,7 +188,7 @@ def load_state(path: Path) -> State:
 
 def _damaged(path: Path) -> str:
     return (
-        f"{path} is damaged: it is not a training state. Restore an intact copy; or delete it and --resume to train "
-        "from the beginning with the same settings; or choose another run directory. The policies in best/ and last/ "
-        "may still be intact."
+        f"{path} is damaged: it is not a training state. Restore an intact copy; or delete it (and result.json, if the "
+        "run was finished) and --resume to train from the beginning with the same settings; or choose another run "
+        "directory. The policies in best/ and last/ may still be intact."
     )

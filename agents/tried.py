@@ -5,7 +5,7 @@ of the backbone. Their gains are the environment's rewards for the next glimpse 
 based on the score, which is not smooth and distinguishes similar viewpoints less well).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.behaviours import Behaviour, Moment
-from agents.training_state import num_decisions
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
@@ -92,7 +91,7 @@ def collect(
     rng: np.random.Generator,
     behaviour: Behaviour,
     advance: Callable[[int], Any],
-    scenes: NDArray[np.int64] | None = None,
+    scenes: Iterator[NDArray[np.int64]] | None = None,
 ) -> TriedViewpoints:
     """Collect at least this many states, in whole batches of whole episodes.
 
@@ -102,7 +101,7 @@ def collect(
         rng: draws the candidates.
         behaviour: chooses where episodes go on.
         advance: called with the number of states of every batch.
-        scenes: indices of the scenes of all episodes, in whole batches. None: the environment's own order.
+        scenes: gives the scenes [num_envs] of the next batch. None: the environment's own order.
     """
     actions = envs.actions
     assert isinstance(actions, DiscreteActions), actions
@@ -110,9 +109,7 @@ def collect(
     batches: list[TriedViewpoints] = []
     count = 0
     while count < states:
-        done = count // num_decisions(envs.config)
-        of_batch = None if scenes is None else {"scene": scenes[done : done + envs.num_envs]}
-        envs.reset(options=of_batch)
+        envs.reset(options=None if scenes is None else {"scene": next(scenes)})
         steps: list[dict[str, Tensor]] = []
         of_episode: tuple[list[NDArray[Any]], ...] = ([], [], [])
         ended = np.zeros(envs.num_envs, dtype=np.bool_)

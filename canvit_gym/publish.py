@@ -2,12 +2,16 @@
 
 `load_policy("user/name")`, `probe="user/name"` and `checkpoint="user/name"` load what these functions push. If
 $CANVIT_HUB_ROOT is a directory, it replaces the Hub in both directions.
+
+Of directories of this machine, which may name a person, a published record holds the last name only.
 """
 
 import json
 import os
+import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +36,41 @@ def push_policy(source: str | Path, repo: str, *, private: bool = False) -> str:
         ValueError: a malformed repo.
     """
     directory = policy_directory(source)
-    record = PolicyRecord.from_json(json.loads((directory / RECORD).read_text(encoding="utf-8")))
-    return _push(directory, repo, files=(POLICY_WEIGHTS, RECORD), card=policy_card(record, repo), private=private)
+    record = without_directories(PolicyRecord.from_json(json.loads((directory / RECORD).read_text(encoding="utf-8"))))
+    written = {RECORD: json.dumps(record.to_json(), indent=2) + "\n", CARD: policy_card(record, repo)}
+    return _push(directory, repo, files=(POLICY_WEIGHTS,), written=written, private=private)
+
+
+def without_directories(record: PolicyRecord) -> PolicyRecord:
+    """The record without paths of the machine that trained the policy, and without its cache of scenes."""
+    values = _stripped(record.to_json())
+    if isinstance(values["env"].get("cache"), str):
+        values["env"]["cache"] = False
+    if command := record.provenance.get("command"):
+        values["provenance"]["command"] = shlex.join(map(_stripped_argument, shlex.split(command)))
+    return PolicyRecord.from_json(values)
+
+
+def _stripped(value: Any) -> Any:
+    """JSON values; of absolute paths only the last name."""
+    if isinstance(value, dict):
+        return {key: _stripped(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_stripped(inner) for inner in value]
+    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
+        return Path(value).name
+    return value
+
+
+def _stripped_argument(argument: str) -> str:
+    """A part of a command line: a path, --option=path, or options as JSON."""
+    if argument.startswith("-") and "=" in argument:
+        option, _, value = argument.partition("=")
+        return f"{option}={_stripped_argument(value)}"
+    if argument.startswith(("{", "[")):
+        with suppress(ValueError):
+            return json.dumps(_stripped(json.loads(argument)))
+    return _stripped(argument)
 
 
 def push_probe(directory: str | Path, repo: str, *, private: bool = False) -> str:
@@ -104,10 +141,11 @@ def _push_model(kind: str, directory: str | Path, repo: str, *, private: bool) -
     files = [path.name for path in sorted(directory.iterdir()) if path.suffix in (".safetensors", ".json")]
     card = directory / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {repo}\n\nA {kind} for canvit_gym.\n"
-    return _push(directory, repo, files=files, card=text, private=private)
+    return _push(directory, repo, files=files, written={CARD: text}, private=private)
 
 
-def _push(directory: Path, repo: str, *, files: Sequence[str], card: str, private: bool) -> str:
+def _push(directory: Path, repo: str, *, files: Sequence[str], written: Mapping[str, str], private: bool) -> str:
+    """files: names in the directory; written: name -> content of further files."""
     if repo.count("/") != 1 or not all(repo.split("/")) or any(part in (".", "..") for part in repo.split("/")):
         raise ValueError(f"repo must be 'user/name', got {repo!r}")
     if missing := [name for name in files if not (directory / name).is_file()]:
@@ -118,10 +156,12 @@ def _push(directory: Path, repo: str, *, files: Sequence[str], card: str, privat
         target.mkdir(parents=True, exist_ok=True)
         for name in files:
             shutil.copyfile(directory / name, target / name)
-        (target / CARD).write_text(card, encoding="utf-8")
+        for name, content in written.items():
+            (target / name).write_text(content, encoding="utf-8")
         return str(target)
     api: Any = HfApi()
     url = api.create_repo(repo, private=private, exist_ok=True)
-    api.upload_file(path_or_fileobj=card.encode(), path_in_repo=CARD, repo_id=repo)
+    for name, content in written.items():
+        api.upload_file(path_or_fileobj=content.encode(), path_in_repo=name, repo_id=repo)
     api.upload_folder(folder_path=directory, repo_id=repo, allow_patterns=list(files))
     return str(url)

@@ -2,7 +2,8 @@
 
 The native vector env steps all scenes in one batched forward; this adapter only rearranges the results
 to SB3's conventions: the last observation of an ended episode goes to `terminal_observation` in its info, the
-returned one is already the first of the next scene, and `reset_infos` holds that scene's info.
+returned one is already the first of the next scene, and `reset_infos` holds that scene's info. `TimeLimit.truncated`
+is true where `max_episode_steps` ended an episode; a spent budget terminates it.
 
 With `tensors`, observations stay on the device, for learners whose rollout buffer takes them (agents.ppo.rollout):
 dicts of tensors, with maps in that precision, and infos only for episodes that ended, without `terminal_observation`.
@@ -29,6 +30,8 @@ _SINGLE = {"action_space": "single_action_space", "observation_space": "single_o
 _METHODS_BY_ROW = ("render", "action_masks")
 """Methods of a vector environment that return one result per environment."""
 _WHOLE_BATCH_METHODS = ("reset", "step", "close")
+_RESET_OPTIONS = ("scene", "goal")
+"""Each for every environment, or for none."""
 
 TensorPrecision = Literal["float32", "float16"]
 _MAP_DIMENSIONS = 4
@@ -104,14 +107,18 @@ class GlimpseVecEnv(VecEnv):
             raise TypeError(f"GlimpseVecEnv adapts a GlimpseVectorEnv, got {type(inner).__name__}")
         if inner.autoreset_mode != AutoresetMode.SAME_STEP:
             raise ValueError(
-                "SB3 needs an environment whose ended episodes are replaced within the step, but "
-                "autoreset_mode is "
+                "SB3 needs an environment whose ended episodes are replaced within the step, but autoreset_mode is "
                 f'{inner.autoreset_mode}: make it with autoreset_mode="same_step", or use make_sb3_env'
             )
         if tensors is not None and envs is not inner:
             raise ValueError("Gymnasium's wrappers work on arrays: leave tensors out, or the wrappers")
         if tensors not in (None, "float32", "float16"):
             raise ValueError(f"tensors must be None, 'float32' or 'float16', got {tensors!r}")
+        if tensors is not None and inner.max_episode_steps is not None:
+            raise ValueError(
+                f"max_episode_steps={inner.max_episode_steps} truncates episodes, and learners need the observation "
+                "where one was truncated, which tensors leave out: leave out one of the two, or use a smaller budget"
+            )
         self.envs = envs
         self.glimpse_envs = inner
         self.tensors: TensorPrecision | None = tensors
@@ -137,15 +144,16 @@ class GlimpseVecEnv(VecEnv):
         }
 
     def _merged_options(self) -> dict[str, Any] | None:
-        """SB3 keeps options per environment; the vector env takes one dict, with a list of scenes."""
-        if not any(self._options):
-            return None
-        if bad := sorted({key for options in self._options for key in options} - {"scene"}):
-            raise ValueError(f"unknown reset option {', '.join(bad)}; through SB3 there is one: scene")
-        missing = [i for i, options in enumerate(self._options) if "scene" not in options]
-        if missing:
-            raise ValueError(f"environments {missing} have no scene in their options: give every environment one")
-        return {"scene": [options["scene"] for options in self._options]}
+        """SB3 keeps options per environment; the vector env takes one dict, with a list of scenes or of goals."""
+        given = {key for options in self._options for key in options}
+        if bad := sorted(str(key) for key in given - set(_RESET_OPTIONS)):
+            raise ValueError(
+                f"unknown reset option {', '.join(bad)}; through SB3 there are: {', '.join(_RESET_OPTIONS)}"
+            )
+        for key in sorted(given):
+            if missing := [i for i, options in enumerate(self._options) if key not in options]:
+                raise ValueError(f"environments {missing} have no {key} in their options: give every environment one")
+        return {key: [options[key] for options in self._options] for key in sorted(given)} or None
 
     def step_async(self, actions: NDArray[Any]) -> None:
         self.actions = actions
@@ -172,8 +180,8 @@ class GlimpseVecEnv(VecEnv):
                 # Gymnasium puts the ended episode's statistics (RecordEpisodeStatistics) into the next one's info.
                 statistics = {key: infos[row].pop(key) for key in ("episode",) if key in infos[row]}
                 infos[row] = statistics | ended[row] | {"terminal_observation": cast(Any, final_obs)[row]}
-        for row_info in infos:
-            row_info["TimeLimit.truncated"] = False  # the budget is part of the task
+        for row_info, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
+            row_info["TimeLimit.truncated"] = cut  # by max_episode_steps; the budget is part of the task
         return observation, rewards.astype(np.float32), dones, infos
 
     def _no_infos(self) -> list[dict[str, Any]]:
@@ -203,8 +211,7 @@ class GlimpseVecEnv(VecEnv):
         """`render` and `action_masks` return each index its own row; any other method runs once, for all indices."""
         if method_name in _WHOLE_BATCH_METHODS:
             raise ValueError(
-                f"env_method({method_name!r}) would {method_name} single environments, but these advance "
-                "together: "
+                f"env_method({method_name!r}) would {method_name} single environments, but these advance together: "
                 f"call {method_name}() of the VecEnv"
             )
         result = getattr(self._holding(method_name), method_name)(*method_args, **method_kwargs)
@@ -233,7 +240,6 @@ class GlimpseVecEnv(VecEnv):
     def _require_all(self, what: str, indices: VecEnvIndices) -> None:
         if len(set(self._get_indices(indices))) < self.num_envs:
             raise ValueError(
-                f"{what} for environments {list(self._get_indices(indices))} only: the {self.num_envs} "
-                "environments "
+                f"{what} for environments {list(self._get_indices(indices))} only: the {self.num_envs} environments "
                 "are one object, so leave indices out"
             )

@@ -16,6 +16,7 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies.learned import LearnedPolicy
+from canvit_gym.policies.seen import window
 from canvit_gym.rewards import REWARDS
 
 
@@ -57,13 +58,13 @@ StopRule = Callable[[int, EpisodeBatch], NDArray[np.bool_]]
 
 def own_stop(policy: LearnedPolicy, config: EnvConfig) -> StopRule:
     """Where "stop" is likelier than every viewpoint of a policy that was trained with a stop action; of a policy whose
-    viewpoints are sampled, where "stop" is drawn (apart from where it looks if it goes on).
+    viewpoints are sampled, where "stop" is drawn (apart from where it looks if it goes on). Viewpoints that the
+    environment forbids do not compete with it.
     """
     actions = build_actions(config)
 
     def wants_to(t: int, episodes: EpisodeBatch) -> NDArray[np.bool_]:
-        observation = {key: value.to(policy.device) for key, value in episodes.observe().items()}
-        return actions.decode(policy.act(observation, deterministic=policy.deterministic))[1]
+        return policy.wants_to_stop(t, window(policy.info, episodes, actions=actions))
 
     return wants_to
 

@@ -283,6 +283,22 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return cast(RecurrentState, self.episodes.state)
 
     @property
+    def upcoming(self) -> dict[str, Any]:
+        """What decides the scenes, goals and random first glimpses of later episodes: the state of the random
+        "generator" (JSON values) and the "scenes" that are left of the pass [n].
+
+        Assign it to another environment of the same configuration, after its reset, and its later episodes are those
+        of this one. To begin the current episodes again as well, reset with their scenes and goals (`episodes.scene`,
+        `episodes.goal`) as options first.
+        """
+        return {"generator": self.np_random.bit_generator.state, "scenes": self._sampler.left}
+
+    @upcoming.setter
+    def upcoming(self, upcoming: dict[str, Any]) -> None:
+        self.np_random.bit_generator.state = upcoming["generator"]
+        self._sampler.left = upcoming["scenes"]
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """Where the checkpoint, the probe (name, repo, revision, sha256) and the scenes come from, as JSON values."""
         return {"checkpoint": self.backbone.record, "probe": self.task.record, "scenes": self.scenes.name}

@@ -1,6 +1,7 @@
 """Algorithms x environments x seeds: trained, tested, told and shipped; what is there already is not done again."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from test_train import tiny
 
-from agents import matrix, report, ship
+from agents import matrix, outcomes, report, ship
 from agents.algorithms import ALGORITHMS, load_hyperparameters
 from agents.clock import read_times
 from agents.matrix import MatrixConfig
@@ -127,6 +128,37 @@ def test_the_report_tells_what_the_files_hold(trained: Path, tmp_path: Path) -> 
     assert "## FashionAbsent-v0" in (tmp_path / "README.md").read_text()
 
 
+def test_runs_outside_of_the_suite_are_left_out(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is evaluated; from any working directory."""
+    monkeypatch.chdir(tmp_path)
+    root, outside = tmp_path / "runs", "CanViT/ADE20K-v0"
+    other = root / "ppo" / "ADE20K-v0" / "seed-0"
+    other.mkdir(parents=True)
+    for name, content in (("config.json", {"env": outside}), ("result.json", {})):
+        (other / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"only holds runs of {outside}, which the suite has no opponent.*--learned"):
+        report.main(ReportConfig(root, output_dir=tmp_path / "out"))
+    shutil.copytree(trained / "ppo" / "FashionClassification-v0", root / "ppo" / "FashionClassification-v0")
+    report.main(ReportConfig(root, output_dir=tmp_path / "out", test_scenes=TEST_SCENES))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "FashionClassification-v0.json"}
+    assert f"Left out, being outside of the suite: {outside}." in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(report.TRAINED.glob("*-v*.json")), ids=lambda path: path.stem)
+def test_policies_are_compared_with_those_of_the_suite(path: Path) -> None:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    skill = report.skill_of(result["env"])
+    assert skill is not None
+    wanted = result["opponent"]["name"], result["ceiling"]["name"], tuple(result.get("locators", {}))
+    assert report.compared_with(skill) == wanted
+
+
+def test_estimates_may_be_infinite() -> None:
+    assert report.shown({"value": 0.5, "low": None, "high": None}, signed=True) == "+50.0 [-∞, ∞]"
+    assert report.shown({"value": None, "low": 0.25, "high": 1.0}, digits=2, factor=1) == "? [0.25, 1.00]"
+    assert report.shown(None) == ""
+
+
 def test_runs_that_differ_are_not_averaged(trained: Path, tmp_path: Path) -> None:
     one, other = find_runs(trained, TEST_SCENES, algo="ppo")[CLASSIFICATION]["ppo"]
     longer = replace(other, config=other.config | {"total_timesteps": 96})
@@ -176,6 +208,23 @@ def test_where_stopping_pays_glimpses_cost(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.stops, stopping.stops)  # read from the files
     entry = {"score": [0.1, 0.2, 0.3], "at_stop": {"score": 0.25, "glimpses": 2.0}}
     assert pays_of_curve(env, entry) == pytest.approx(0.23)
+
+
+def test_evaluations_of_other_code_or_scenes_are_not_read(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor those of other weights: an extended run may have another best policy."""
+    run_dir = trained / "ppo/FashionClassification-v0/seed-0"
+    env = replace(env_config(CLASSIFICATION, {"device": "cpu"}), split="test", num_scenes=4)
+
+    def kept() -> int:
+        of_hand_coded("random", env, directory=run_dir / "hand_coded")
+        matrix.tested(run_dir, num_scenes=4)
+        return len(list(run_dir.rglob("*-4-*.npz")))
+
+    assert kept() == kept() == 3
+    monkeypatch.setattr(outcomes, "code_sha256", lambda: "of other code")
+    assert kept() == kept() == 6
+    env = replace(env, budget=env.budget + 1)
+    assert kept() == 7
 
 
 def test_where_order_pays_the_curve_counts() -> None:

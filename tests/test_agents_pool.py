@@ -1,5 +1,6 @@
 """A pool of episodes is made once, continued where it stopped, and holds the gains that the environment pays."""
 
+import itertools
 import json
 import random
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_same_policies
+from datasets import FOLDER_CLASSES, classification_probe, write_image_folder
 from stable_baselines3.common.utils import set_random_seed
 
 import agents.pool as pools
@@ -24,6 +26,7 @@ from agents.tried import TriedViewpoints, gains_of
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.registry import make_policy
+from canvit_gym.scenes.folders import image_folder_files
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 CONFIG = EnvConfig(num_scenes=16, device="cpu", budget=3, grid_scales=(0.5,), grid_centers=3)
@@ -69,8 +72,8 @@ def test_who_makes_a_pool_draws_the_same_numbers_as_who_finds_it() -> None:
     assert drawn[0] == drawn[1]
 
 
-def test_blocks_show_different_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that episodes that are held out show none that was learned from."""
+def scenes_shown(monkeypatch: pytest.MonkeyPatch, config: EnvConfig, *, states: int) -> list[int]:
+    """The scenes of a pool's episodes."""
     shown: list[int] = []
     reset = GlimpseVectorEnv.reset
 
@@ -80,11 +83,38 @@ def test_blocks_show_different_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
             shown.extend(result[1]["scene"].tolist())
         return result
 
-    monkeypatch.setattr(GlimpseVectorEnv, "reset", noting)
-    load_pool(CONFIG, states=2 * STATES, candidates=4)
-    assert sorted(shown) == list(range(16))
-    load_pool(CONFIG, states=3 * STATES, candidates=4)  # a second pass begins
-    assert len(set(shown[16:])) == EPISODES
+    with monkeypatch.context() as patch:
+        patch.setattr(GlimpseVectorEnv, "reset", noting)
+        load_pool(config, states=states, candidates=4)
+    return shown
+
+
+def test_blocks_show_different_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that episodes that are held out show none that was learned from."""
+    assert sorted(scenes_shown(monkeypatch, CONFIG, states=2 * STATES)) == list(range(16))
+    second_pass = scenes_shown(monkeypatch, CONFIG, states=3 * STATES)
+    assert len(set(second_pass)) == len(second_pass) == EPISODES
+
+
+def test_blocks_keep_to_the_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = scenes_shown(monkeypatch, replace(CONFIG, shard=(1, 2)), states=STATES)
+    assert sorted(shown) == list(range(1, 16, 2))
+
+
+@pytest.mark.filterwarnings("ignore:scene .* is left out")
+def test_scenes_that_cannot_be_read_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others of the same block are shown twice, next to each other."""
+    root = write_image_folder(tmp_path / "images", splits=("train", "val"))
+    probe = str(classification_probe(len(FOLDER_CLASSES)))
+    folder = {"dataset": "image-folder", "root": str(root), "probe": probe, "workers": 0, "unreadable": "skip"}
+    config = replace(CONFIG, num_scenes=None, **folder)
+    files = image_folder_files(root, "training").images
+    for index in (1, 6, 9):
+        Path(files[index]).write_bytes(b"")
+    shown = scenes_shown(monkeypatch, config, states=STATES * 3)  # two passes over twelve scenes
+    assert len(files) == 12 and len(shown) == 24 and set(shown) == set(range(12)) - {1, 6, 9}
+    repeated = sum(one == other for one, other in itertools.pairwise(shown))
+    assert repeated == 6
 
 
 @pytest.mark.parametrize("change", [{"workers": 2}, {"track_score": True}])

@@ -130,16 +130,34 @@ def test_what_the_environment_forbids_is_not_chosen(tmp_path: Path) -> None:
     assert not train(replace(config, eval_every=0)).interrupted
 
 
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_values_that_are_not_finite_end_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """Those of masked viewpoints, -inf, do not."""
+    learner = QRegression(prepare(tiny(tmp_path / "run")))
+    learner.begin(progress=False)
+    given = torch.zeros(4, 32)
+    given[:, 3] = -torch.inf
+    monkeypatch.setattr(ViewpointQNetwork, "values", lambda self, observation: given.clone())
+    observation = learner._observation
+    assert (learner._choose(observation) != 3).all()
+    given[0, 5] = value
+    with pytest.raises(FloatingPointError, match="the network's values"):
+        learner._choose(observation)
+    learner.close()
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "whole episodes": {"replay_rollouts": 1},
     "replay": {"replay_rollouts": 3},
     "stop": {"env_kwargs": {"allow_stop": True, "glimpse_cost": 0.01}, "replay_rollouts": 2},
+    "search": {"replay_rollouts": 1},
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    whole = tiny(tmp_path / "whole", **KINDS[kind])
+    env = "CanViT/FashionSearch-v0" if kind == "search" else None
+    whole = replace(tiny(tmp_path / "whole", **KINDS[kind]), env=env)
     result = train(whole)
     assert not result.interrupted and result.num_timesteps == 5 * ROLLOUT
     broken = replace(whole, run_dir=tmp_path / "broken")
@@ -154,7 +172,9 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
         patch.setattr(QRegression, "_update", interrupt)
         assert train(broken).interrupted
     at = load_state(broken.run_dir / "training_state.pt")["num_timesteps"]
-    assert at == (3 if kind == "whole episodes" else 2) * ROLLOUT  # large states are written where asked for alone
+    assert (
+        at == (3 if KINDS[kind]["replay_rollouts"] == 1 else 2) * ROLLOUT
+    )  # large states are written where asked for alone
     assert not train(TrainConfig(broken.run_dir, resume=True, progress=False)).interrupted
     assert_same_runs(whole.run_dir, broken.run_dir)
 

@@ -16,6 +16,7 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import window
+from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -131,6 +132,26 @@ def test_another_environment_is_refused(tmp_path: Path) -> None:
         evaluate(policy, config=replace(CONFIG, dataset="fashion-classification"))
     with pytest.raises(ValueError, match=r"observation layout: trained on canvas_size=8, found 4"):
         evaluate(policy, config=replace(CONFIG, canvas_size=4))
+
+
+@pytest.mark.parametrize("key", ["uncertainty", "reading"])
+def test_what_a_policy_reads_of_the_probe_counts(tmp_path: Path, key: Any) -> None:
+    config = replace(CONFIG, observations=("canvas", key, "time"))
+    policy = load_policy(save_untrained(tmp_path / "reads", config))
+    without = load_policy(save_untrained(tmp_path / "blind", replace(CONFIG, observations=("canvas", "time"))))
+    assert policy.info.needs_segmentation_probe and not without.info.needs_segmentation_probe
+    envs = GlimpseVectorEnv(1, **vars(config))
+    envs.reset(seed=0)
+    seen = window(policy.info, envs.episodes)
+    assert policy.flops_per_decision(seen) == policy._network_flops + probe_flops(seen)  # type: ignore[operator]
+    envs.close()
+
+    path = tmp_path / "reads" / "policy.json"
+    record = json.loads(path.read_text())
+    record["inputs"]["probe_sha256"] = "0" * 64
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"differs in the probe behind `{key}`: trained on sha256 0000"):
+        load_policy(tmp_path / "reads")
 
 
 OF_EARLIER_VERSIONS = Path(__file__).parent / "data"

@@ -1,6 +1,7 @@
 """Environments with revisit=False: policies keep to the table, and orders of it."""
 
 from dataclasses import replace
+from importlib import import_module
 from itertools import permutations
 from pathlib import Path
 
@@ -129,6 +130,34 @@ def test_dependency_rank_is_kept_and_no_scene_changes_it(tmp_path: Path) -> None
     before = stored.stat().st_mtime_ns
     make_policy("dependency_rank(num_scenes=8)", config=ORDER, num_glimpses=5)
     assert stored.stat().st_mtime_ns == before
+
+
+CONSTANTS = {
+    "best_fixed_sequence(num_scenes=2)": ("fixed_sequence.BATCH_SIZE", "fixed_sequence.MIN_SHORTLIST"),
+    "learned_order(num_scenes=4, updates=1)": tuple(
+        f"learned_order.{name}"
+        for name in ("LEARNING_RATE", "PRIOR_SPREAD", "SCENES_AT_ONCE", "ORDERS_PER_SCENE", "RIDGE")
+    ),
+    "dependency_rank(num_scenes=4)": ("dependency.COMPONENTS", "dependency.RIDGE", "dependency.DAMPING"),
+}
+
+
+@pytest.mark.parametrize("spec", CONSTANTS)
+def test_a_search_with_other_constants_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    """The files in the cache are not those of a search as it was before its constants changed."""
+
+    def kept() -> int:
+        make_policy(spec, config=ORDER, num_glimpses=3)
+        return len(list((tmp_path / "fixed_sequences").iterdir()))
+
+    assert kept() == kept() == 1
+    for count, name in enumerate(CONSTANTS[spec], start=2):
+        module, constant = name.split(".")
+        value = getattr(import_module(f"canvit_gym.policies.{module}"), constant)
+        monkeypatch.setattr(f"canvit_gym.policies.{name}", value / 2 if isinstance(value, float) else value - 1)
+        assert kept() == kept() == count, name
 
 
 def test_plackett_luce() -> None:

@@ -68,6 +68,11 @@ def test_a_released_policy_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(evaluate(load_policy(directory, device="cpu"), config=CONFIG).viewpoints, whole)
 
 
+def test_a_released_policy_has_no_probabilities(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"knows what viewpoints are worth, not how likely.*use deterministic=True"):
+        load_policy(release(tmp_path), device="cpu", deterministic=False)
+
+
 def test_scores_are_read_at_the_centers(tmp_path: Path) -> None:
     """A network that passes the uncertainty through looks where it is largest."""
     policy: Any = load_policy(release(tmp_path, groups=["ent"], dueling=False), device="cpu")

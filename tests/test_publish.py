@@ -1,6 +1,7 @@
 """Policies, probes and checkpoints go to the Hub and come back: a local directory stands for it."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,31 @@ def test_a_policy_comes_back(hub: Path, tmp_path: Path) -> None:
     observation, _ = envs.reset(seed=0)
     np.testing.assert_array_equal(policy.predict(observation)[0], original.predict(observation)[0])
     envs.close()
+
+
+def test_published_policies_name_no_directory_of_the_machine(hub: Path, tmp_path: Path) -> None:
+    directory = save_untrained(tmp_path / "run", EnvConfig(num_scenes=8, device="cpu"))
+    path = directory / "policy.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    home = "/home/ann lee"
+    record["env"] |= {"root": f"{home}/ade20k", "cache": f"{home}/scenes", "probe": f"{home}/probe"}
+    record["env"]["dataset"] = "ade20k"
+    record["hyperparameters"] = {"env_kwargs": {"root": f"{home}/ade20k"}, "learning_rate": "lin_1e-3"}
+    command = ["python", f"{home}/train.py", "--run-dir", f"{home}/runs/1", f"--log={home}/log", "--seed", "3"]
+    command += ["--env-kwargs", json.dumps({"root": f"{home}/ade20k", "budget": 5})]
+    loaded = [{"kind": "probe", "name": f"{home}/probe", "repo": "canvit/probe", "revision": None}]
+    record["provenance"] = {"command": shlex.join(command), "loaded": loaded, "versions": {"torch": "2"}}
+    path.write_text(json.dumps(record), encoding="utf-8")
+
+    where = Path(push_policy(directory, "somebody/private"))
+    assert not any("ann lee" in (where / name).read_text(encoding="utf-8") for name in ("policy.json", "README.md"))
+    pushed = json.loads((where / "policy.json").read_text(encoding="utf-8"))
+    assert [pushed["env"][name] for name in ("root", "cache", "probe", "budget")] == ["ade20k", False, "probe", 5]
+    assert pushed["provenance"]["loaded"] == [loaded[0] | {"name": "probe"}]
+    kept = ["python", "train.py", "--run-dir", "1", "--log=log", "--seed", "3", "--env-kwargs"]
+    assert shlex.split(pushed["provenance"]["command"]) == [*kept, '{"root": "ade20k", "budget": 5}']
+    assert pushed["weights_sha256"] == record["weights_sha256"] and pushed["inputs"] == record["inputs"]
+    assert json.loads(path.read_text(encoding="utf-8")) == record  # one's own stays as it is
 
 
 def test_probes_and_checkpoints_come_back(hub: Path) -> None:

@@ -70,6 +70,32 @@ def test_steps_are_those_of_the_vector_env(env_id: str, kwargs: dict[str, Any]) 
     ours.close()
 
 
+def test_truncated_episodes_are_told_from_terminated_ones() -> None:
+    """So that learners bootstrap from the last observation of those alone that could have gone on."""
+    ours, theirs = adapter(max_episode_steps=2, budget=5), vector(max_episode_steps=2, budget=5)
+    ours.seed(5)
+    ours.reset()
+    theirs.reset(seed=5)
+    for step in range(1, 5):
+        actions = np.full(NUM, step)
+        _, _, dones, infos = ours.step(actions)
+        _, _, terminated, truncated, info = theirs.step(actions)
+        assert dones.tolist() == truncated.tolist() == [step % 2 == 0] * NUM and not terminated.any()
+        for row in range(NUM):
+            assert infos[row]["TimeLimit.truncated"] is bool(truncated[row])
+            assert ("terminal_observation" in infos[row]) == truncated[row]
+            if truncated[row]:
+                assert_same(infos[row]["terminal_observation"], info["final_obs"][row])
+                assert infos[row]["glimpses"] == 3  # of 5
+    spent = adapter(max_episode_steps=2)  # as many as the budget allows
+    spent.reset()
+    for _ in range(2):
+        *_, dones, infos = spent.step(np.zeros(NUM, dtype=np.int64))
+    assert dones.all() and not any(info["TimeLimit.truncated"] for info in infos)
+    with pytest.raises(ValueError, match=r"max_episode_steps=2 truncates episodes.*leave out one of the two"):
+        adapter(max_episode_steps=2, tensors="float32")
+
+
 def test_wrappers_of_sb3() -> None:
     monitored = VecMonitor(adapter())
     envs = VecNormalize(VecFrameStack(monitored, 2), norm_obs_keys=["canvas"])
@@ -111,9 +137,30 @@ def test_attributes_methods_and_options() -> None:
     envs.set_options([{"scene": 4}, {}, {}])
     with pytest.raises(ValueError, match=r"environments \[1, 2\] have no scene"):
         envs.reset()
+    with pytest.raises(ValueError, match=r"environments \[0\] have no goal"):
+        envs.set_options([{"scene": 4}, {"scene": 4, "goal": 1}, {"goal": 1, "scene": 4}])
+        envs.reset()
     envs.set_options({"colour": 1})
     with pytest.raises(ValueError, match="unknown reset option colour"):
         envs.reset()
+
+
+def test_goals_are_reset_options() -> None:
+    envs = adapter("CanViT/FashionSearch-v0")
+    envs.reset()
+    episodes = envs.glimpse_envs.episodes
+    begun = [
+        {"scene": int(scene), "goal": int(goal)} for scene, goal in zip(episodes.scene, episodes.goal, strict=True)
+    ]
+    for _ in range(3):  # without them, other goals would come
+        envs.set_options(begun)
+        observation = envs.reset()
+        assert [{key: info[key] for key in ("scene", "goal")} for info in envs.reset_infos] == begun
+        assert observation["goal"].argmax(axis=1).tolist() == [options["goal"] for options in begun]
+    with pytest.raises(ValueError, match=r"options\['goal'\] is for goal-conditioned tasks"):
+        plain = adapter()
+        plain.set_options({"goal": 1})
+        plain.reset()
 
 
 def test_around_gymnasiums_wrappers() -> None:

@@ -13,6 +13,7 @@ from canvit_gym.assembly import build_backbone, build_scenes, build_task
 from canvit_gym.command_line import env_config
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
+from canvit_gym.scenes.prepared import FashionScenes
 from canvit_gym.scenes.source import LocatedSource
 from canvit_gym.tasks.search import SearchTask
 from canvit_gym.vector_env import GlimpseVectorEnv
@@ -98,6 +99,18 @@ def test_knowing_the_goal_and_its_place_helps() -> None:
         for spec in ("entropy_greedy(scale=0.25)", "goal_probability(scale=0.25)", "goal_locator")
     }
     assert list(scores.values()) == sorted(scores.values()), scores
+
+
+@pytest.mark.parametrize(
+    ("name", "sought"), [("goal_locator", "item of its goal's class"), ("box_locator", "item to look at")]
+)
+def test_a_locator_names_the_scene_in_which_there_is_nothing(
+    monkeypatch: pytest.MonkeyPatch, name: str, sought: str
+) -> None:
+    items = FashionScenes.items
+    monkeypatch.setattr(FashionScenes, "items", lambda self, index: () if index == 2 else items(self, index))
+    with pytest.raises(ValueError, match=f"scene 2 holds no {sought}; use scenes that do, or another ceiling"):
+        evaluate(make_policy(name, config=CONFIG, num_glimpses=2), config=CONFIG, num_glimpses=2)
 
 
 @pytest.mark.parametrize("name", ["goal_probability", "goal_entropy", "goal_locator"])

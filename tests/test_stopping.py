@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torch.distributions import Categorical
+from untrained import save_untrained
 
 from agents.settings import TrainConfig
 from agents.train import train
-from canvit_gym.policies.learned import load_policy
-from canvit_gym.stopping import stops
+from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import evaluate
+from canvit_gym.policies.learned import LearnedPolicy, load_policy
+from canvit_gym.stopping import StopRecorder, own_stop, stops
 from experiments.studies.stopping import StoppingConfig, interpolated, row, run_one, study
 from experiments.studies.train_once import complete
 
@@ -66,6 +71,60 @@ def test_continuous_agents_stop_too(tmp_path: Path) -> None:
         with torch.no_grad():
             bias[3] += change
         assert (stops(policy, validation).glimpses == expected).all()
+
+
+class FixedPreferences(nn.Module):
+    """Logits [A] that do not depend on what is seen."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def distribution(self, observation: dict[str, torch.Tensor]) -> Categorical:
+        return Categorical(logits=self.logits.expand(len(observation["time"]), -1))
+
+
+def policy_that_prefers(directory: Path, config: EnvConfig, logits: list[float]) -> LearnedPolicy:
+    record = load_policy(save_untrained(directory, config)).record
+    return LearnedPolicy(FixedPreferences(logits), record)
+
+
+TABLE = EnvConfig(
+    split="validation", num_scenes=40, device="cpu", budget=4, grid_scales=(0.5,), grid_centers=2, allow_stop=True,
+    revisit=False,
+)  # fmt: skip
+
+
+def test_forbidden_viewpoints_do_not_compete_with_a_stop(tmp_path: Path) -> None:
+    """It looks at the viewpoint that it prefers to a stop, which is then forbidden, and so it stops."""
+    policy = policy_that_prefers(tmp_path, TABLE, [5.0, 0.0, 0.0, 0.0, 1.0])
+    assert (stops(policy, TABLE).glimpses == 2).all()
+    assert (stops(policy, replace(TABLE, revisit=True)).glimpses == 4).all()
+
+
+def test_sampled_stops_are_a_function_of_seed_and_scene(tmp_path: Path) -> None:
+    policy = policy_that_prefers(tmp_path, TABLE, [0.0, 0.0, 0.0, 0.0, 0.5]).sampling()
+
+    def found(*, batch_size: int, seed: int = 0) -> tuple[list[int], list[list[float]]]:
+        recorder = StopRecorder(own_stop(policy, TABLE))
+        seen = evaluate(policy, config=TABLE, batch_size=batch_size, seed=seed, on_glimpse=recorder)
+        return recorder.glimpses().tolist(), seen.viewpoints[:, 1].tolist()
+
+    taken, first = found(batch_size=40)
+    assert found(batch_size=7) == (taken, first) and found(batch_size=40, seed=1)[0] != taken
+    # A stop has 1.65 of the weight of a viewpoint, of which 4, then 3, then 2 are left.
+    assert 0.1 < np.mean(np.array(taken) == 1) < 0.5 and set(taken) == {1, 2, 3, 4}
+    # Apart from where it looks if it goes on: those that do not stop look everywhere.
+    assert len({tuple(viewpoint) for viewpoint, t in zip(first, taken, strict=True) if t > 1}) == 4
+
+
+def test_sampled_stops_of_continuous_actions(tmp_path: Path) -> None:
+    config = EnvConfig(split="validation", num_scenes=12, device="cpu", budget=3, action="continuous", allow_stop=True)
+    policy = load_policy(save_untrained(tmp_path, config), deterministic=False)
+    taken = stops(policy, config).glimpses
+    assert set(taken.tolist()) >= {1, 2}  # a Gaussian around nought
+    np.testing.assert_array_equal(stops(policy, config).glimpses, taken)
+    assert not np.array_equal(stops(policy, config, seed=1).glimpses, taken)
 
 
 def test_a_study_does_not_take_runs_of_another_length_or_seed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.run_directory import claimed
 from agents.settings import TrainConfig
 from agents.train import main, train
-from agents.training_state import load_state
+from agents.training_state import capture_environments, load_state, restore_environments
 from agents.validation import Headroom, fixation_maps, fixation_picture
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import provenance
-from canvit_gym.sb3 import GlimpseVecEnv
+from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from canvit_gym.stopping import stops
 from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_throughput
 
@@ -95,14 +96,17 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stop": ({"allow_stop": True, "glimpse_cost": 0.01}, {"mask_seen": True}),
     "random first glimpse": ({"first_glimpse": "random"}, {"network": "pointer"}),
     "classification": ({}, {"network": "mlp"}),
+    "search": ({}, {}),
 }
 """Keyword arguments of the environment and of the policy."""
+IDS = {"classification": "CanViT/FashionClassification-v0", "search": "CanViT/FashionSearch-v0"}
+"""All others are of FashionSegmentation."""
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_resumed_equals_uninterrupted(tmp_path: Path, kind: str) -> None:
     """Ctrl-C in a rollout, then in an update, against a run that nothing disturbed, bit for bit."""
-    env = "CanViT/FashionClassification-v0" if kind == "classification" else "CanViT/FashionSegmentation-v0"
+    env = IDS.get(kind, "CanViT/FashionSegmentation-v0")
     env_kwargs, policy_kwargs = KINDS[kind]
     hyper = {"policy_kwargs": HYPER["policy_kwargs"] | policy_kwargs}
     if kind == "beta":
@@ -137,6 +141,21 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     board = EventAccumulator(str(killed.run_dir / "tensorboard")).Reload()
     assert not board.Tags()["images"]
     assert [event.step for event in board.Scalars("rollout/entropy")] == [k * ROLLOUT for k in range(1, 6)]
+
+
+def test_states_of_earlier_versions_have_no_goals() -> None:
+    """Their scenes are restored; goals are drawn anew, with a warning."""
+    for env_id, told in (("CanViT/FashionSearch-v0", True), ("CanViT/FashionSegmentation-v0", False)):
+        envs = make_sb3_env(env_id, 4, **ENV_KWARGS)
+        envs.seed(3)
+        envs.reset()
+        scenes, state = envs.glimpse_envs.episodes.scene.tolist(), capture_environments(envs)
+        assert (state.pop("goals", None) is not None) == told
+        with warnings.catch_warnings(record=True) as caught:
+            restore_environments(envs, state)
+        assert any("left out the goals" in str(warning.message) for warning in caught) == told
+        assert envs.glimpse_envs.episodes.scene.tolist() == scenes
+        envs.close()
 
 
 def test_sigkill_at_any_moment(tmp_path: Path) -> None:
@@ -245,9 +264,16 @@ def test_a_damaged_state_is_named(tmp_path: Path, content: str) -> None:
     else:
         path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "rubbish": b"rubbish" * 99}[content])
     resume = replace(config, resume=True, total_timesteps=2 * ROLLOUT)
-    with pytest.raises(ValueError, match=r"training_state\.pt is damaged.*delete it and --resume"):
+    with pytest.raises(ValueError, match=r"training_state\.pt is damaged.*delete it \(and result.json.*and --resume"):
         train(resume)
     path.unlink()
+    kept = {file: file.read_bytes() for file in config.run_dir.rglob("*") if file.is_file()}
+    with pytest.raises(
+        FileNotFoundError, match=r"finished run, and its training_state\.pt is gone.*delete result.json"
+    ):
+        train(resume)
+    assert kept == {file: file.read_bytes() for file in config.run_dir.rglob("*") if file.is_file()}
+    (config.run_dir / "result.json").unlink()
     assert train(resume).num_timesteps == 2 * ROLLOUT
 
 

@@ -176,7 +176,8 @@ class QRegression(TorchLearner[nn.Module]):
         """[N]: the best action in a share `hyper.greedy` of the rows, a random allowed action in the others."""
         network = cast(HasValues, self._network)
         values = network.values({key: value.to(self.device) for key, value in observation.items()}).cpu()
-        require_finite({"the network's values": values.clamp(-1e30, 1e30)})
+        # -inf is what the network gives to viewpoints that it masks.
+        require_finite({"the network's values": values.masked_fill(values == -torch.inf, 0)})
         if not self.plan.env.revisit:
             allowed = torch.from_numpy(glimpse_env(self.env).glimpse_envs.action_masks())
             values = values.masked_fill(~allowed, -torch.inf)

@@ -40,8 +40,9 @@ from canvit_gym.tasks.task import Task
 from canvit_gym.viewpoints import FULL_SCENE
 
 BATCH_SIZE = 64
-
+"""The first round of a search takes a quarter of the batches of this many scenes."""
 MIN_SHORTLIST = 8
+"""At least this many candidates are compared on all scenes."""
 
 GREEDY = "greedy search"
 
@@ -162,11 +163,12 @@ def build_best_fixed_sequence(context: Context, *, num_scenes: int = 256, path: 
             )
         return BestFixedSequence(sequence)
     table = fixed_table(config)
+    settings: list[Any] = [GREEDY, BATCH_SIZE, MIN_SHORTLIST]
     cached = cached_sequence(
         config,
         num_scenes=num_scenes,
         candidates=oracle_candidates() if table is None else table,
-        settings=None if table is None else [GREEDY, "each once", config.first_glimpse is None],
+        settings=settings if table is None else [*settings, "each once", config.first_glimpse is None],
     )
     known = FixedSequence.load(cached) if cached.is_file() else None
     if known is None or len(known.viewpoints) < num_glimpses:
@@ -182,16 +184,16 @@ def build_best_fixed_sequence(context: Context, *, num_scenes: int = 256, path: 
     return BestFixedSequence(known)
 
 
-def cached_sequence(config: EnvConfig, *, num_scenes: int, candidates: NDArray[np.float32], settings: Any) -> Path:
+def cached_sequence(
+    config: EnvConfig, *, num_scenes: int, candidates: NDArray[np.float32], settings: list[Any]
+) -> Path:
     """The file in the cache for a sequence found on `num_scenes` training scenes.
 
-    settings: whatever else it depends on, as JSON values; None for the default search.
+    settings: the method and whatever else the sequence depends on, its constants included, as JSON values.
     """
     training = replace(search_config(config, num_scenes), cache=False)  # the fingerprint needs no decoded scenes
     scenes = build_scenes(training, batched=False).fingerprint
-    key = [asdict(searched_on(config)), scenes, candidates_sha256(candidates)]
-    if settings is not None:
-        key.append(settings)
+    key = [asdict(searched_on(config)), scenes, candidates_sha256(candidates), settings]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_dir() / "fixed_sequences" / f"{config.dataset}-{digest}.json"
 

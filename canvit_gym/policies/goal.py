@@ -1,6 +1,7 @@
 """Policies that use the goal: windows where it may be, and a ceiling that knows where it is."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from canvit_gym.policies.protocol import PolicyInfo
 from canvit_gym.policies.seen import Seen, with_truth
 from canvit_gym.policies.sequences import Scales
 from canvit_gym.policies.spec import Context
+from canvit_gym.scenes.source import Item
 
 GOAL_TASKS = ("search",)
 """Tasks whose goals are classes of a label map."""
@@ -79,10 +81,11 @@ class GoalLocator(BoxLocator):
         tasks=GOAL_TASKS,
     )
 
-    def reset(self, seen: Seen, *, seed: int) -> None:
-        self._seed = seed
-        self._boxes = [
-            sorted(((item.scale, item.row, item.col) for item in items if item.label == goal), reverse=True)
+    sought = "item of its goal's class"
+
+    def items_to_look_at(self, seen: Seen) -> Sequence[Sequence[Item]]:
+        return [
+            [item for item in items if item.label == goal]
             for items, goal in zip(with_truth(seen).items, _goal(seen).tolist(), strict=True)
         ]
 

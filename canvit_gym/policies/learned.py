@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from canvit_pytorch.project import HUB_ORGANIZATION
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -45,7 +46,14 @@ from canvit_gym.policies.networks import (
     Memory,
     action_options,
 )
-from canvit_gym.policies.policy_record import Inputs, PolicyRecord, describe_inputs, describe_layout, require_same
+from canvit_gym.policies.policy_record import (
+    Inputs,
+    PolicyRecord,
+    describe_inputs,
+    describe_layout,
+    reads_probe,
+    require_same,
+)
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.released import CONFIG, is_released, load_released, require_same_table
 from canvit_gym.policies.released import WEIGHTS as RELEASED_WEIGHTS
@@ -64,6 +72,9 @@ _RELEASED = re.compile(rf"(?:{HUB_ORGANIZATION}/)?qpolicy-[\w.-]+")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(?<!-v\d)/\w[\w.-]*")
 """A repository "user/name" of the Hub; "Environment-v0/algorithm" is a shipped policy's name."""
 
+_STOPS = 1 << 20
+"""Added to t for the random numbers that decide about stops: no episode has as many glimpses."""
+
 Observation = Mapping[str, Any]
 
 
@@ -81,13 +92,11 @@ class LearnedPolicy:
 
     def __init__(self, network: nn.Module, record: PolicyRecord, *, deterministic: bool = True) -> None:
         if not deterministic and not hasattr(network, "distribution"):
-            raise ValueError(
-                f"a policy of {record.algorithm} knows what viewpoints are worth, not how likely they are: use "
-                "deterministic=True"
-            )
+            raise ValueError(_no_probabilities(f"a policy of {record.algorithm}"))
         self.network, self.record, self.deterministic = network, record, deterministic
         self.actions = build_actions(record.env)
-        keys = tuple(record.inputs.layout["keys"])
+        layout = record.inputs.layout
+        keys = tuple(layout["keys"])
         what = f"{record.algorithm}'s warm start" if record.training.get("num_timesteps") == 0 else record.algorithm
         trained = "" if record.training.get("num_timesteps") == 0 else " trained"
         chosen = "most likely viewpoint" if hasattr(network, "distribution") else "viewpoint of highest value"
@@ -96,7 +105,7 @@ class LearnedPolicy:
             paper_name=record.algorithm,
             description=f"{what}{trained} on {record.env_id}, {chosen if deterministic else 'sampled viewpoints'}",
             deterministic=deterministic and record.env.first_glimpse != "random",
-            needs_segmentation_probe="uncertainty" in keys and len(record.inputs.layout["uncertainty_shape"]) > 1,
+            needs_segmentation_probe=reads_probe(layout) and len(layout["uncertainty_shape"]) > 1,
             tasks=read_alike(task_kind(record.env.dataset)),
             observations=keys,
         )
@@ -140,6 +149,29 @@ class LearnedPolicy:
         else:
             chosen = self._sampled(observation, t, seen)
         return self.actions.decode(chosen)[0]
+
+    @torch.no_grad()
+    def wants_to_stop(self, t: int, seen: Seen) -> NDArray[np.bool_]:
+        """[B]: whether it would stop after glimpse t, given the choice among that and all that is allowed.
+
+        Sampled stops are drawn apart from the viewpoints, and like these depend only on (seed, scene, t) and on what
+        the policy sees. `reset` comes first.
+        """
+        if not self.actions.allow_stop:
+            return np.zeros(seen.num, dtype=np.bool_)
+        observation = {key: value.to(self.device) for key, value in seen.observe().items()}
+        if not isinstance(self.actions, DiscreteActions):
+            chosen = self.act(observation) if self.deterministic else self._sampled(observation, _STOPS + t, seen)
+            return self.actions.decode(chosen)[1]
+        allowed = torch.from_numpy(seen.allowed(self.actions.viewpoints)).to(self.device)
+        allowed = F.pad(allowed, (0, 1), value=True)  # to stop is the last action
+        if self.deterministic:
+            chosen, _ = self._act(observation, self._memory, deterministic=True, allowed=allowed)
+            return self.actions.decode(chosen)[1]
+        distribution, _ = self._distribution(observation, self._memory)
+        assert isinstance(distribution, Categorical), distribution
+        probabilities = distribution.logits.double().masked_fill(~allowed, -torch.inf).softmax(dim=1).cpu().numpy()
+        return scene_uniforms(self._seed, seen.scene, _STOPS + t) < probabilities[:, -1]
 
     def act(self, observation: dict[str, Tensor], *, deterministic: bool = True) -> NDArray[Any]:
         """[B, ...] actions, `stop` included if the policy has it; samples use PyTorch's global generator.
@@ -248,14 +280,13 @@ class LearnedPolicy:
         return ObservationLayout.from_json(self.record.inputs.layout).space
 
     def flops_per_decision(self, seen: Seen) -> int:
-        """Those of the network, counted once by PyTorch, and those of the probe if its uncertainty is observed."""
+        """Those of the network, counted once by PyTorch, and those of the probe if what it says is observed."""
         if self._network_flops is None:
             observation = {key: value[:1].to(self.device) for key, value in seen.observe().items()}
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 self._act(observation, None, deterministic=True)
             self._network_flops = counter.get_total_flops()
-        reads = "uncertainty" in self.record.inputs.layout["keys"]
-        return self._network_flops + (probe_flops(seen) if reads else 0)
+        return self._network_flops + (probe_flops(seen) if reads_probe(self.record.inputs.layout) else 0)
 
     def _first_viewpoints(self, first: FirstGlimpse, seen: Seen) -> NDArray[np.float32]:
         if first != "random":
@@ -294,6 +325,10 @@ class LearnedPolicy:
             with seeded(scene_seed, self.device):
                 rows.append(self.act({k: v[row : row + 1] for k, v in observation.items()}, deterministic=False))
         return np.concatenate(rows)
+
+
+def _no_probabilities(who: str) -> str:
+    return f"{who} knows what viewpoints are worth, not how likely they are: use deterministic=True"
 
 
 def read_alike(task_name: str) -> tuple[str, ...]:
@@ -382,19 +417,23 @@ def load_policy(
     now).
 
     The policies that CanViT's authors released load by their names, such as
-    "canvit/qpolicy-ade20k-c64-t5-qband-2026-07-04-s0": see canvit_gym.policies.released. They are evaluated like
-    any other, but read the canvas itself and therefore have no `predict`.
+    "canvit/qpolicy-ade20k-c64-t5-qband-2026-07-04-s0". For these a canvit_gym.policies.released.ReleasedPolicy comes
+    back, whatever the return type says: it is evaluated like any other policy, but reads the canvas itself, knows only
+    what viewpoints are worth, and has neither `predict` nor a `record`.
 
     Raises:
         FileNotFoundError: no policy there.
         ValueError: the environment's backbone, probe, observation layout or action space differs from the one it was
-            trained on, or the weights do not fit the record.
+            trained on, the weights do not fit the record, or deterministic=False and the policy has values, but no
+            probabilities.
     """
     if (released := _released_directory(source)) is not None:
+        if not deterministic:
+            raise ValueError(_no_probabilities(str(source)))
         policy = load_released(released, name=str(source), device=resolve_device(device or "auto"))
         if config is not None:
             require_same_table(policy, build_actions(config))
-        return policy  # type: ignore[return-value]
+        return cast(LearnedPolicy, policy)  # as the docstring says; with a union all callers would have to tell apart
     directory = policy_directory(source)
     record = load_record(directory)
     wanted = record.env if config is None else config

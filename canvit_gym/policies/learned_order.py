@@ -22,7 +22,7 @@ from tqdm import tqdm
 from canvit_gym.checks import integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
-from canvit_gym.policies.dependency import dependencies, pagerank, tile_features
+from canvit_gym.policies.dependency import COMPONENTS, DAMPING, RIDGE, dependencies, pagerank, tile_features
 from canvit_gym.policies.fixed_sequence import (
     BATCH_SIZE,
     BestFixedSequence,
@@ -59,7 +59,10 @@ def build_learned_order(context: Context, *, num_scenes: int = 256, updates: int
     integer(1)("updates", updates)
     config = context.config
     table = required_table(config, INFO.name)
-    settings = [METHOD, updates, context.num_glimpses, config.first_glimpse is None]
+    settings = [
+        METHOD, updates, context.num_glimpses, config.first_glimpse is None, LEARNING_RATE, PRIOR_SPREAD,
+        SCENES_AT_ONCE, ORDERS_PER_SCENE, COMPONENTS, RIDGE, DAMPING,
+    ]  # fmt: skip
     cached = cached_sequence(config, num_scenes=num_scenes, candidates=table, settings=settings)
     if not cached.is_file():
         learn_order(

@@ -4,6 +4,7 @@ Their gain over the best policy without labels is the value of knowing where to 
 includes luck in how a glimpse happens to be read.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from canvit_gym.policies.spec import Context
 from canvit_gym.policies.streams import scene_displacements
 from canvit_gym.policies.table import best_allowed, fixed_table
 from canvit_gym.policies.windows import Windows
+from canvit_gym.scenes.source import Item
 from canvit_gym.viewpoints import FULL_SCENE, clip_to_scene, to_viewpoint
 
 
@@ -39,6 +41,9 @@ class BoxLocator:
         uses_labels=True,
     )
 
+    sought = "item to look at"
+    """In errors."""
+
     def __init__(self, *, factor: float = 1.25, jitter: float = 0.0) -> None:
         for name, value in (("factor", factor), ("jitter", jitter)):
             finite(low=0)(name, value)
@@ -50,10 +55,14 @@ class BoxLocator:
     def reset(self, seen: Seen, *, seed: int) -> None:
         self._seed = seed
         self._boxes: list[list[tuple[float, float, float]]] = []  # per scene, (scale, row, col) of its items
-        for scene, items in zip(seen.scene, with_truth(seen).items, strict=True):
+        for scene, items in zip(seen.scene, self.items_to_look_at(seen), strict=True):
             if not items:
-                raise ValueError(f"scene {scene} holds no item to look at; use scenes that do, or another ceiling")
+                raise ValueError(f"scene {scene} holds no {self.sought}; use scenes that do, or another ceiling")
             self._boxes.append(sorted(((item.scale, item.row, item.col) for item in items), reverse=True))
+
+    def items_to_look_at(self, seen: Seen) -> Sequence[Sequence[Item]]:
+        """[N] of each scene."""
+        return with_truth(seen).items
 
     def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         if t == 0:

@@ -107,9 +107,13 @@ def used_layout(layout: dict[str, Any]) -> dict[str, Any]:
     return {name: v for name, v in layout.items() if any(key in keys for key in _SHAPES.get(name, keys))}
 
 
+_OF_THE_PROBE = ("uncertainty", "reading")
+"""Keys of observations that depend on the probe."""
+
+
 def reads_probe(layout: dict[str, Any]) -> bool:
     """Whether what a policy sees depends on the probe."""
-    return any(key in layout["keys"] for key in ("uncertainty", "reading"))
+    return any(key in layout["keys"] for key in _OF_THE_PROBE)
 
 
 def require_same(trained: Inputs, found: Inputs, *, who: str, learning: bool = False) -> None:
@@ -125,7 +129,8 @@ def require_same(trained: Inputs, found: Inputs, *, who: str, learning: bool = F
             "(use that checkpoint, or train a policy on this one)"
         )
     if (learning or reads_probe(trained.layout)) and trained.probe_sha256 != found.probe_sha256:
-        behind = "the rewards" if learning else "`uncertainty`"
+        read = " and ".join(f"`{key}`" for key in _OF_THE_PROBE if key in trained.layout["keys"])
+        behind = "the rewards" if learning else read
         differences.append(
             f"the probe behind {behind}: trained on sha256 {trained.probe_sha256}, found "
             f"{found.probe_sha256} (use that probe, or train a policy on this one)"

@@ -48,6 +48,15 @@ class SceneSampler:
         """Forget the current pass."""
         self._pass = self._scenes[:0]
 
+    @property
+    def left(self) -> NDArray[np.int64]:
+        """The scenes that are known to come next, in order. Assign them to another sampler to continue there."""
+        return self._pass.copy()
+
+    @left.setter
+    def left(self, scenes: NDArray[np.int64]) -> None:
+        self._pass = np.array(scenes, dtype=np.int64)
+
     def take(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """The next `count` scenes; a new pass follows when one ends."""
         taken = self.upcoming(count, rng)
