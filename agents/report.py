@@ -60,15 +60,15 @@ What learned policies are worth on test scenes that no training, tuning or choic
 
     python -m agents.report --run-dir RUN_DIR
 
-from runs of `agents.train` and `agents.matrix`. Every number, the commands of all runs, and the versions and the machine
-of one run of each algorithm are in the JSON files beside this page.
+from runs of `agents.train` and `agents.matrix`. Every number, the commands of all runs, and the versions and the
+machine of one run of each algorithm are in the JSON files beside this page.
 
 - **Value**: what the environment pays, of the best policy of each run, with its most likely viewpoints (or *sampled*
   ones); the interquartile mean over seeds. 95% intervals resample seeds and scenes; differences are paired by scene.
   The best policy has the lowest validation loss after the last glimpse (where only the order counts, the smallest area
   under its curve; where episodes can be stopped, the largest soft score minus the price).
-- **Best hand-coded**: the best on training scenes of all that were tried (`experiments.studies.suite_headroom`). On test
-  scenes another may score more.
+- **Best hand-coded**: the best on training scenes of all that were tried (`experiments.studies.suite_headroom`). On
+  test scenes another may score more.
 - **Better than**: the probability that a run is better than the best hand-coded policy without labels, or than a run of
   PPO, on the same scenes.
 - **Share**: how much of the way from that hand-coded policy to the ceiling the policy goes. A ceiling knows where to
