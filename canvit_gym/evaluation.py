@@ -242,8 +242,7 @@ def evaluate(
     Raises:
         TypeError: `policy` is not a policy but, for example, its name.
         ValueError: batch_size or num_glimpses below 1, a seed below 0, no scenes, a policy that does not support the
-        task
-            or the observations, or viewpoints that do not lie inside the scene.
+            task or the observations, or viewpoints that do not lie inside the scene.
         FloatingPointError: a reading that is not finite.
     """
     _require_policy(policy)
