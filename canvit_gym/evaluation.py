@@ -73,7 +73,9 @@ class Evaluation(EqualByValue):
     viewpoints: NDArray[np.float32]  # [N, T, 3]
     loss: NDArray[np.float32]  # [N, T] the task's loss, usually a cross-entropy in nats
     counts: dict[str, NDArray[Any]]  # [N, T, ...] from which the metric is computed: see Metric.counts
-    gflops: NDArray[np.float64]  # [T] cumulative per scene, of backbone and policy
+    gflops: NDArray[np.float64]
+    """[T] cumulative per scene, of backbone and policy. A decision of the policy (GlimpsePolicy.flops_per_decision) is
+    charged for every glimpse, also for the first one, and also if a policy decides nothing there."""
     metric: str
     """Name of the task's metric."""
     seed: int

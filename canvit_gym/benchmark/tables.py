@@ -210,5 +210,6 @@ def policies_table(benchmark: Benchmark, numbers: dict[str, Any]) -> Table:
         header=("policy", "spec", "what it does", "runs", "scenes", "GFLOPs"),
         rows=rows,
         of_words=True,
-        note="GFLOPs per scene for all glimpses, of backbone and policy; a multiply-accumulate counts as two.",
+        note="GFLOPs per scene for all glimpses, of backbone and policy; a multiply-accumulate counts as two. A "
+        "decision of the policy is charged for every glimpse, also for the first one, whose place may be fixed.",
     )
