@@ -158,6 +158,32 @@ def test_headroom_is_shared_on_the_oracles_scenes(directory: Path) -> None:
     assert "score" not in numbers["policies"]["greedy oracle"], "its curve is on other scenes than the rest"
 
 
+def test_entries_on_other_scenes_are_refused(tmp_path: Path) -> None:
+    oracle = evaluation(0.6, num_scenes=ORACLE_SCENES)
+    for record in ({"scenes": "made up, 16 of 24"}, {"scenes": "made up", "scenes_sha256": "b"}):
+        reference = replace(evaluation(0.4), record={"scenes": "made up", "scenes_sha256": "a"})
+        lines: list[Line] = [
+            ("C2F", "coarse_to_fine", [[reference]]),
+            ("greedy oracle", "greedy_oracle", [[replace(oracle, record=record)]]),
+        ]
+        benchmark = load_benchmark(save_benchmark(tmp_path, lines))
+        with pytest.raises(ValueError, match=r"greedy oracle cannot be compared with C2F: .* not on the same scenes"):
+            compare(benchmark)
+
+
+def test_scenes_are_paired_by_their_indices(tmp_path: Path) -> None:
+    """The oracle saw every other scene: its lead in cross-entropy is the same in each of them."""
+    whole, rows = evaluation(0.4), np.arange(1, NUM_SCENES, 2)
+    lines: list[Line] = [
+        ("C2F", "coarse_to_fine", [[whole]]),
+        ("greedy oracle", "greedy_oracle", [[evaluation(0.6).choose(rows)]]),
+    ]
+    oracle = compare(load_benchmark(save_benchmark(tmp_path, lines)))["oracle"]
+    assert oracle["num_scenes"] == len(rows)
+    lead = oracle["lead"]["cross_entropy"]
+    assert np.allclose([lead["value"], *lead["interval"]], -0.2, atol=1e-5)
+
+
 @pytest.mark.parametrize("ceiling", [0.4, 0.35])
 def test_no_share_of_a_lead_that_is_none(tmp_path: Path, ceiling: float) -> None:
     lines: list[Line] = [
@@ -276,7 +302,7 @@ def test_summary_says_who_wins_and_what_is_noise(directory: Path) -> None:
         "it gains more than this sequence." in text
     )
     assert (
-        "greedy oracle leads C2F in mIoU on the first 16 scenes: +20.0" in text
+        "greedy oracle leads C2F in mIoU on 16 of the 24 scenes: +20.0" in text
         and "The largest share of that lead: ppo, 25 [20, 30] %." in text
     )
 

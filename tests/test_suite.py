@@ -110,6 +110,14 @@ def test_numbers_are_those_of_plain_evaluations(results: dict[str, Any]) -> None
     assert 1 < random["glimpses"] < env.budget
 
 
+def test_perturbations_are_tried_on_some_of_the_same_scenes(config: SuiteConfig) -> None:
+    lines = [line for part in make_plan(wanted_of(config)).parts for line in part.lines if line.perturbed]
+    for line in lines:
+        job = line.perturbed["dropped"]
+        assert job.max_scenes == FEW and job.config == line.jobs[0].config and line.jobs[0].max_scenes is None
+        assert job.num_glimpses == FEW * job.config.budget
+
+
 def test_random_stops_are_even() -> None:
     rule = run._at_random(seed=0)
     config = env_config(STOP, {"split": "test", "num_scenes": 4, "device": "cpu"})

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from canvit_gym.benchmark.people import on_scenes
 from canvit_gym.benchmark.records import Benchmark, Entry
-from canvit_gym.evaluation import Evaluation, loss_statistic, score_statistic
+from canvit_gym.evaluation import Evaluation, loss_statistic, require_same_scenes, score_statistic
 from canvit_gym.statistics import (
     RESAMPLES,
     InterquartileMean,
@@ -87,11 +86,11 @@ def _plain(values: NDArray[Any]) -> Any:
 
 
 class _Observed:
-    """One policy's observations on the first `num_scenes` scenes, one row per evaluation."""
+    """One policy's observations on the scenes with the indices `scenes`, one row per evaluation."""
 
-    def __init__(self, entry: Entry, num_scenes: int) -> None:
+    def __init__(self, entry: Entry, scenes: NDArray[np.integer]) -> None:
         self.entry = entry
-        evaluations = [first_scenes(e, num_scenes) for run in entry.runs for e in run.evaluations]
+        evaluations = [e.on(scenes) for run in entry.runs for e in run.evaluations]
         self.run = [i for i, run in enumerate(entry.runs) for _ in run.evaluations]
         self.score = score_statistic(evaluations, run=self.run)
         self.loss = loss_statistic(evaluations, run=self.run)
@@ -103,19 +102,37 @@ class _Observed:
         }
 
 
-def first_scenes(evaluation: Evaluation, num_scenes: int) -> Evaluation:
-    return evaluation.first(num_scenes)
+def require_paired(benchmark: Benchmark) -> None:
+    """
+    Raises:
+        ValueError: policies or people whose scenes are others than those that the reference has at the same indices,
+            so that they cannot be compared scene by scene.
+    """
+    reference = benchmark.reference.first
+    for entry in (*benchmark.entries, *benchmark.people):
+        both = entry.first.scene[np.isin(entry.first.scene, reference.scene)]
+        try:
+            require_same_scenes([reference.on(both), entry.first.on(both)])
+        except ValueError as error:
+            raise ValueError(
+                f"{entry.label} cannot be compared with {benchmark.reference.label}: {error}. Make its record anew."
+            ) from error
 
 
 def compare(benchmark: Benchmark) -> dict[str, Any]:
-    """All numbers as JSON values: `policies` by label, in the benchmark's order, and `oracle`."""
+    """All numbers as JSON values: `policies` by label, in the benchmark's order, and `oracle`.
+
+    Raises:
+        ValueError: entries on different scenes.
+    """
+    require_paired(benchmark)
 
     @cache
     def observed(label: str) -> _Observed:
-        return _Observed(next(e for e in benchmark.entries if e.label == label), benchmark.num_scenes)
+        return _Observed(next(e for e in benchmark.entries if e.label == label), reference.first.scene)
 
-    whole = [entry for entry in benchmark.entries if entry.num_scenes == benchmark.num_scenes]
     reference = benchmark.reference
+    whole = [entry for entry in benchmark.entries if entry.has(reference.first.scene)]
     policies: dict[str, Any] = {entry.label: _described(entry) for entry in benchmark.entries}
     for entry in whole:
         policies[entry.label] |= _alone(observed(entry.label))
@@ -217,15 +234,15 @@ def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
     oracle_entry, baseline_entry = named.get("greedy_oracle"), named.get("coarse_to_fine")
     if oracle_entry is None or baseline_entry is None:
         return None
-    num_scenes = oracle_entry.num_scenes
-    oracle, baseline = _Observed(oracle_entry, num_scenes), _Observed(baseline_entry, num_scenes)
+    scenes = oracle_entry.first.scene
+    oracle, baseline = _Observed(oracle_entry, scenes), _Observed(baseline_entry, scenes)
     lead = {
         "score": _estimates(oracle.score, baseline.score, last=_last_difference)["last"],
         "cross_entropy": _estimates(oracle.loss, baseline.loss, last=_last_difference)["last"],
     }
     policies: dict[str, Any] = {}
     for entry in benchmark.entries:
-        observed = _Observed(entry, num_scenes)
+        observed = _Observed(entry, scenes)
         numbers: dict[str, Any] = {
             "score": _estimates(observed.score, curve=_same)["curve"],
             "cross_entropy": _estimates(observed.loss, curve=_same)["curve"],
@@ -240,7 +257,7 @@ def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
     return {
         "label": oracle_entry.label,
         "baseline": baseline_entry.label,
-        "num_scenes": num_scenes,
+        "num_scenes": len(scenes),
         "lead": lead,
         "policies": policies,
     }
@@ -249,12 +266,12 @@ def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
 def _people(benchmark: Benchmark, people: Entry) -> dict[str, Any]:
     """People, and every policy that was evaluated on their scenes, on these scenes."""
     scenes = people.first.scene
-    seen = _Observed(people, len(scenes))
+    seen = _Observed(people, scenes)
     policies: dict[str, Any] = {}
     for entry in benchmark.entries:
-        if (on_their_scenes := on_scenes(entry, scenes)) is None:
+        if not entry.has(scenes):
             continue
-        observed = _Observed(on_their_scenes, len(scenes))
+        observed = _Observed(entry, scenes)
         policies[entry.label] = {
             "score": _estimates(observed.score, curve=_same)["curve"],
             "cross_entropy": _estimates(observed.loss, curve=_same)["curve"],

@@ -125,6 +125,10 @@ class Entry:
     def num_scenes(self) -> int:
         return len(self.first.scene)
 
+    def has(self, scenes: NDArray[np.integer]) -> bool:
+        """Whether the policy was evaluated on all scenes with these indices."""
+        return bool(np.isin(scenes, self.first.scene).all())
+
     @property
     def viewpoints(self) -> NDArray[np.float32]:
         """[all scenes and evaluations, T, 3]"""

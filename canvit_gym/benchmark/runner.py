@@ -13,7 +13,7 @@ result is the same. Policies and seeds can be added in the same way. `canvit-gym
 report from the records, without a model.
 
 Policies with random choices are evaluated with seeds 0, 1, ..., others once. Policies that use labels (ceilings) cost a
-forward per candidate. They only see the first `oracle_scenes` scenes, and are compared with others on those scenes.
+forward per candidate. They only see `oracle_scenes` of the scenes, and are compared with others on those scenes.
 """
 
 import glob
@@ -107,7 +107,15 @@ class Evaluable:
     policy: GlimpsePolicy
     config: EnvConfig
     key: dict[str, Any]
+    max_scenes: int | None = None
+    """See `evaluate`."""
     training: dict[str, Any] | None = None
+
+    @property
+    def num_glimpses(self) -> int:
+        """In all scenes together."""
+        num_scenes = len(build_scenes(self.config))
+        return min(num_scenes, self.max_scenes or num_scenes) * self.config.budget
 
 
 @dataclass(frozen=True)
@@ -249,18 +257,18 @@ def evaluable(spec: str, env: EnvConfig, *, deterministic: bool = True, progress
 def _hand_coded(spec: str, config: BenchmarkConfig, env: EnvConfig) -> Planned:
     name, arguments = parse_spec(spec)
     policy = make_policy(spec, config=env, num_glimpses=env.budget, progress=config.progress)
+    max_scenes = None
     key: dict[str, Any] = {"policy": name, "arguments": repr(sorted(arguments.items()))}
     if path := arguments.get("path"):
         key["file_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     if policy.info.uses_labels:
-        num_scenes = min(config.oracle_scenes, len(build_scenes(env)))
-        env = replace(env, num_scenes=num_scenes)
-        key["num_scenes"] = num_scenes
+        max_scenes = min(config.oracle_scenes, len(build_scenes(env)))
+        key["num_scenes"] = max_scenes
     return Planned(
         label=policy.info.paper_name,
         spec=spec.strip(),
         learned=False,
-        runs=(Evaluable(policy=policy, config=env, key=key),),
+        runs=(Evaluable(policy=policy, config=env, key=key, max_scenes=max_scenes),),
         seeds=(0,) if policy.info.deterministic else tuple(range(config.seeds)),
     )
 
@@ -369,7 +377,7 @@ def evaluate_missing(records: list[PendingEvaluation], *, batch_size: int, progr
     missing = [record for record in records if not record.path.exists()]
     if done := len(records) - len(missing):
         print(f"{done} of {len(records)} evaluations are already in {records[0].path.parent}")
-    total = sum(len(build_scenes(r.evaluable.config)) * r.evaluable.config.budget for r in missing)
+    total = sum(r.evaluable.num_glimpses for r in missing)
     with tqdm(total=total, unit="glimpse", disable=None if progress else True, smoothing=0.05) as bar:
         for place, record in enumerate(missing):
             label = visible(f"{record.label}, seed {record.seed}")
@@ -378,6 +386,7 @@ def evaluate_missing(records: list[PendingEvaluation], *, batch_size: int, progr
             evaluation = evaluate(
                 record.evaluable.policy,
                 config=record.evaluable.config,
+                max_scenes=record.evaluable.max_scenes,
                 batch_size=batch_size,
                 seed=record.seed,
                 on_glimpse=_advance(bar),
@@ -414,7 +423,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
     config = replace(config, output=output_directory(config.output, option="--output"))
     shared = identity(env, config.env)
     check_identity(config.output, shared)
-    people = [read_people(spec, shared) for spec in config.also if is_people(spec)]
+    people = [read_people(spec, shared, scenes=build_scenes(env)) for spec in config.also if is_people(spec)]
     planned = plan(config, env)
     reference = _find_reference(config.reference, planned.entries)
     records = [_records(entry, shared, config.output) for entry in planned.entries]

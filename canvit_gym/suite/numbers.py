@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from canvit_gym.benchmark.comparison import clearly_ahead, share_of_lead
-from canvit_gym.evaluation import Evaluation
+from canvit_gym.evaluation import Evaluation, require_same_scenes
 from canvit_gym.perturbations import PERTURBATIONS
 from canvit_gym.statistics import Statistic, bootstrap_interval
 from canvit_gym.suite.payoff import Payoff, glimpses_taken, payoff_of
@@ -104,7 +104,9 @@ def _policy(line: Line, payoff: Payoff, runs: list[Evaluation]) -> dict[str, Any
 
 def _perturbed(payoff: Payoff, found: Evaluation, unperturbed: Evaluation) -> dict[str, Any]:
     """The score, and its difference from the same policy, seed and scenes without the perturbation."""
-    before = payoff.statistic([unperturbed.first(len(found.scene))])
+    same = unperturbed.on(found.scene)
+    require_same_scenes([same, found])
+    before = payoff.statistic([same])
     after = payoff.statistic([found])
     return {
         "num_scenes": len(found.scene),

@@ -6,7 +6,7 @@ that its `Skill` names; and trained policies, both those trained there and all o
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,12 @@ class Job:
     """A rule of canvit_gym.suite.run.stop_rule."""
     perturbation: str | None
     """A name in PERTURBATIONS."""
+    max_scenes: int | None = None
+    """See `evaluate`."""
 
     @property
     def num_glimpses(self) -> int:
-        return (self.config.num_scenes or 0) * self.config.budget
+        return (self.max_scenes or self.config.num_scenes or 0) * self.config.budget
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Line:
     jobs: tuple[Job, ...]
     """One per seed."""
     perturbed: dict[str, Job] = field(default_factory=dict)
-    """By perturbation, with the first seed on the first scenes."""
+    """By perturbation, with the first seed on some of the scenes."""
 
 
 @dataclass(frozen=True)
@@ -250,13 +252,14 @@ def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: 
     if source.record is None:
         deterministic = make_policy(source.text, config=config, num_glimpses=config.budget).info.deterministic
     seeds = range(1 if deterministic and stop != "at random" else wanted.seeds)
-    fewer = replace(config, num_scenes=min(wanted.perturbed_scenes, wanted.num_scenes))
+    fewer = min(wanted.perturbed_scenes, wanted.num_scenes)
 
-    def job(seed: int, of: EnvConfig, perturbation: str | None) -> Job:
-        used = of if source.record is None else as_trained(of, source.record)
+    def job(seed: int, max_scenes: int | None, perturbation: str | None) -> Job:
+        used = config if source.record is None else as_trained(config, source.record)
         key = digest(
             {
-                "identity": identity(of, env_id),
+                "identity": identity(config, env_id),
+                "max_scenes": max_scenes,
                 "code": code_sha256(),
                 "policy": source.key,
                 "seed": seed,
@@ -275,6 +278,7 @@ def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: 
             seed=seed,
             stop=stop,
             perturbation=perturbation,
+            max_scenes=max_scenes,
         )
 
     best = source.text == suite_ids()[env_id].opponents[0]
@@ -284,7 +288,7 @@ def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: 
         role=role,
         source=source,
         stop=stop,
-        jobs=tuple(job(seed, config, None) for seed in seeds),
+        jobs=tuple(job(seed, None, None) for seed in seeds),
         perturbed={name: job(0, fewer, name) for name in tried},
     )
 

@@ -67,6 +67,7 @@ def do(job: Job, *, batch_size: int) -> Evaluation:
     found = evaluate(
         policy,
         config=config,
+        max_scenes=job.max_scenes,
         batch_size=batch_size,
         seed=job.seed,
         on_glimpse=recorder,

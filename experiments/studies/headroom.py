@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
-from canvit_gym.benchmark.comparison import Draws, clearly_ahead, first_scenes, per_scene, ratio_of_leads, with_interval
+from canvit_gym.benchmark.comparison import Draws, clearly_ahead, per_scene, ratio_of_leads, with_interval
 from canvit_gym.command_line import env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
@@ -144,7 +144,7 @@ class Measured:
         return len(self.runs[0].scene)
 
     def first(self, count: int) -> "Measured":
-        return Measured(self.name, tuple(first_scenes(run, count) for run in self.runs))
+        return Measured(self.name, tuple(run.first(count) for run in self.runs))
 
     @property
     def score(self) -> Statistic:
