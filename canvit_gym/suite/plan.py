@@ -28,6 +28,7 @@ from canvit_gym.policies.policy_record import (
     used_layout,
 )
 from canvit_gym.scenes.datasets import DATASETS, Skill
+from canvit_gym.stopping import AT_RANDOM, OWN_ACTION, WHEN_RIGHT, at_confidence
 
 HAND_CODED, TRAINED = "hand-coded", "trained"
 """What --policies takes besides names: the opponents of each environment, and every policy that this package ships."""
@@ -74,7 +75,7 @@ class Job:
     trained: bool
     seed: int
     stop: str | None
-    """A rule of canvit_gym.suite.run.stop_rule."""
+    """See canvit_gym.stopping.evaluate_with_stops; None: episodes go on to the budget."""
     perturbation: str | None
     """A name in PERTURBATIONS."""
     max_scenes: int | None = None
@@ -213,10 +214,10 @@ def _trained_sources(policies: Sequence[str]) -> list[Source]:
 
 
 def _hand_coded_lines(wanted: Wanted, env_id: str, config: EnvConfig, skill: Skill, left_out: list[str]) -> list[Line]:
-    sure = None if skill.stop_confidence is None else f"at confidence {skill.stop_confidence:g}"
-    ceiling_stop = "when right" if skill.ceiling_stops_when_right else sure
+    sure = None if skill.stop_confidence is None else at_confidence(skill.stop_confidence)
+    ceiling_stop = WHEN_RIGHT if skill.ceiling_stops_when_right else sure
     stops: dict[Role, str | None] = {
-        "baseline": "at random" if config.allow_stop else None,
+        "baseline": AT_RANDOM if config.allow_stop else None,
         "opponent": sure if config.allow_stop else None,
         "ceiling": ceiling_stop if config.allow_stop else None,
     }
@@ -243,7 +244,7 @@ def _hand_coded_lines(wanted: Wanted, env_id: str, config: EnvConfig, skill: Ski
 
 
 def _own_stop(config: EnvConfig) -> str | None:
-    return "by its own action" if config.allow_stop else None
+    return OWN_ACTION if config.allow_stop else None
 
 
 def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: Role, stop: str | None) -> Line:
@@ -251,7 +252,7 @@ def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: 
     deterministic = True
     if source.record is None:
         deterministic = make_policy(source.text, config=config, num_glimpses=config.budget).info.deterministic
-    seeds = range(1 if deterministic and stop != "at random" else wanted.seeds)
+    seeds = range(1 if deterministic and stop != AT_RANDOM else wanted.seeds)
     fewer = min(wanted.perturbed_scenes, wanted.num_scenes)
 
     def job(seed: int, max_scenes: int | None, perturbation: str | None) -> Job:
