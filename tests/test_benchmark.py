@@ -26,7 +26,7 @@ from canvit_gym.play.recording import Played, Recorder
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import RECORD
 from canvit_gym.replay import replay
-from canvit_gym.suite.plan import suite_ids
+from canvit_gym.scenes.datasets import suite_ids
 
 NUM_SCENES, BUDGET, ORACLE_SCENES = 10, 3, 6
 POLICIES = (

@@ -21,7 +21,7 @@ from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.perturbations import PERTURBATIONS
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import load_record
-from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.scenes.datasets import DATASETS, suite_ids
 from canvit_gym.statistics import area_under_curve, bootstrap_interval
 from canvit_gym.stopping import (
     AT_RANDOM,
@@ -38,7 +38,7 @@ from canvit_gym.suite.command import MANIFEST, RESULTS, SuiteConfig, identity_of
 from canvit_gym.suite.numbers import BEST, radar_shares
 from canvit_gym.suite.page import HTML, MARKDOWN, RADAR, write_pages
 from canvit_gym.suite.payoff import payoff_of
-from canvit_gym.suite.plan import make_plan, misfit, suite_ids
+from canvit_gym.suite.plan import make_plan, misfit
 from canvit_gym.suite.radar import radar_figure
 
 CLASSIFICATION, STOP, ORDER, SEARCH = (

@@ -27,7 +27,7 @@ from canvit_gym.policies.policy_record import (
     reads_probe,
     used_layout,
 )
-from canvit_gym.scenes.datasets import DATASETS, Skill
+from canvit_gym.scenes.datasets import DATASETS, Skill, suite_ids
 from canvit_gym.stopping import AT_RANDOM, OWN_ACTION, WHEN_RIGHT, at_confidence
 
 HAND_CODED, TRAINED = "hand-coded", "trained"
@@ -141,11 +141,6 @@ class Wanted:
     perturbed_scenes: int
     seeds: int
     device: str
-
-
-def suite_ids() -> dict[str, Skill]:
-    """The ids of the suite, in the order of the data sets."""
-    return {spec.env_id: spec.skill for spec in DATASETS.values() if spec.skill is not None}
 
 
 def check_names(wanted: Wanted) -> None:
