@@ -23,10 +23,12 @@ from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.play.recording import Played, Recorder
+from canvit_gym.play.rivals import make_rival
 from canvit_gym.policies import make_policy
-from canvit_gym.policies.learned import RECORD
+from canvit_gym.policies.learned import RECORD, LearnedPolicy
 from canvit_gym.replay import replay
 from canvit_gym.scenes.datasets import suite_ids
+from canvit_gym.suite.command import SuiteConfig, wanted_of
 
 NUM_SCENES, BUDGET, ORACLE_SCENES = 10, 3, 6
 POLICIES = (
@@ -324,6 +326,17 @@ def test_gallery_policy_must_be_there(tiny: BenchmarkConfig, whole: Path) -> Non
         runner.benchmark(replace(tiny, output=whole, gallery_policy="Nobody"))
     with pytest.raises(ValueError, match="is the reference: choose another"):
         runner.benchmark(replace(tiny, output=whole, gallery_policy="C2F"))
+
+
+def test_a_directory_with_brackets_is_a_policy_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_run(tmp_path / "run(1)", seed=0)
+    monkeypatch.chdir(tmp_path)
+    env = EnvConfig(split="test", num_scenes=4, device="cpu", budget=BUDGET)
+    for name in ("run(1)", str(tmp_path / "run(1)")):
+        assert isinstance(runner.evaluable(name, env).policy, LearnedPolicy)
+        assert isinstance(make_rival(name, env).policy, LearnedPolicy)
+        suite = SuiteConfig(output=tmp_path / "out", policies=(name,), device="cpu")
+        assert wanted_of(suite).policies == (name,)
 
 
 def test_run_of_another_environment_is_refused(tiny: BenchmarkConfig, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ from canvit_gym.policies import (
     POLICY_SPECS,
     GlimpsePolicy,
     check_supported,
+    is_trained,
     make_policy,
     parse_spec,
     supported_tasks,
@@ -179,7 +180,7 @@ def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
     if specs is None:
         specs, left_out = _supported(default_policies(env), task_name, backbone)
     for spec in (*specs, *(spec for spec in config.also if not is_people(spec))):
-        if _is_directory(spec):
+        if is_trained(spec):
             entries += _learned(run_name(spec), [spec], config, env)
         else:
             entries.append(_hand_coded(spec, config, env))
@@ -223,10 +224,6 @@ def run_name(directory: str) -> str:
     return path.parent.name if path.name in ("best", "last") and path.parent.name else path.name
 
 
-def _is_directory(spec: str) -> bool:
-    return Path(spec).expanduser().is_dir() or ("(" not in spec and "/" in spec)
-
-
 def _supported(specs: tuple[str, ...], task_name: str, backbone: Backbone) -> tuple[tuple[str, ...], list[str]]:
     """The specs that support the environment, and a line for the report for each reason why others do not."""
     supported: list[str] = []
@@ -248,7 +245,7 @@ def _supported(specs: tuple[str, ...], task_name: str, backbone: Backbone) -> tu
 
 def evaluable(spec: str, env: EnvConfig, *, deterministic: bool = True, progress: bool = False) -> Evaluable:
     """A single policy: a hand-coded one by its spec, or a learned one by its directory."""
-    if _is_directory(spec):
+    if is_trained(spec):
         return _trained(spec, env, deterministic=deterministic)
     policy = make_policy(spec, config=env, num_glimpses=env.budget, progress=progress)
     return Evaluable(policy=policy, config=env, key={"policy": spec})

@@ -16,7 +16,7 @@ from canvit_gym.benchmark.runner import identity, run_name, slug
 from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.perturbations import PERTURBATIONS, perturbation_named
-from canvit_gym.policies import POLICY_SPECS, check_supported, make_policy, parse_spec
+from canvit_gym.policies import POLICY_SPECS, check_supported, is_trained, make_policy, parse_spec
 from canvit_gym.policies.learned import WEIGHTS, load_record, policy_directory, read_alike, shipped_policies
 from canvit_gym.policies.policy_record import (
     TRAINED_WITH,
@@ -150,7 +150,7 @@ def check_names(wanted: Wanted) -> None:
     for name in wanted.perturbations:
         perturbation_named(name)
     for name in wanted.policies:
-        if _is_trained(name):
+        if is_trained(name):
             load_record(name)
         elif name not in (HAND_CODED, TRAINED):
             parse_spec(name)
@@ -184,12 +184,8 @@ def make_plan(wanted: Wanted) -> Plan:
     return Plan(parts=tuple(parts), left_out=tuple(left_out))
 
 
-def _is_trained(name: str) -> bool:
-    return "(" not in name and ("/" in name or Path(name).expanduser().is_dir())
-
-
 def _trained_sources(policies: Sequence[str]) -> list[Source]:
-    names = [name for name in policies if _is_trained(name)]
+    names = [name for name in policies if is_trained(name)]
     if TRAINED in policies:
         names = [
             *shipped_policies(),
@@ -220,7 +216,7 @@ def _hand_coded_lines(wanted: Wanted, env_id: str, config: EnvConfig, skill: Ski
     ends = (skill.baseline,) if skill.ceiling_stops_when_right else (skill.baseline, skill.ceiling)
     chosen: list[tuple[str, Role]] = [(skill.baseline, "baseline")]
     for name in wanted.policies:
-        specs = skill.opponents if name == HAND_CODED else () if name == TRAINED or _is_trained(name) else (name,)
+        specs = skill.opponents if name == HAND_CODED else () if name == TRAINED or is_trained(name) else (name,)
         chosen += [(spec, "opponent") for spec in specs if (spec, "opponent") not in chosen and spec not in ends]
     chosen.append((skill.ceiling, "ceiling"))
     lines = []
