@@ -19,7 +19,7 @@ from canvit_gym.benchmark.records import NOT_EVALUATING, RECORDS
 from canvit_gym.command_line import env_config
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.perturbations import PERTURBATIONS
-from canvit_gym.policies import make_policy
+from canvit_gym.policies import make_policy, search_fixed_sequence
 from canvit_gym.policies.learned import load_record
 from canvit_gym.scenes.datasets import DATASETS, suite_ids
 from canvit_gym.statistics import area_under_curve, bootstrap_interval
@@ -127,6 +127,28 @@ def test_perturbations_are_tried_on_some_of_the_same_scenes(config: SuiteConfig)
         job = line.perturbed["dropped"]
         assert job.max_scenes == FEW and job.config == line.jobs[0].config and line.jobs[0].max_scenes is None
         assert job.num_glimpses == FEW * job.config.budget
+
+
+def test_a_policy_of_another_file_has_another_record(config: SuiteConfig, tmp_path: Path) -> None:
+    path = tmp_path / "sequence.json"
+    spec = f"best_fixed_sequence(path={str(path)!r})"
+    candidates = np.array([(0, 0, 1), (0.5, 0.5, 0.5), (-0.5, 0.5, 0.5)], dtype=np.float32)
+    env = env_config(CLASSIFICATION, {"split": "test", "num_scenes": NUM, "device": "cpu"})
+    found = search_fixed_sequence(env, env.budget, num_scenes=2, candidates=candidates)
+    wanted = wanted_of(replace(config, envs=(CLASSIFICATION,), policies=(spec,), perturbations=("none",)))
+
+    def record() -> Path:
+        (line,) = [line for line in make_plan(wanted).parts[0].lines if line.role == "opponent"]
+        return line.jobs[0].path
+
+    found.save(path)
+    before = record()
+    assert before == record()
+    replace(found, viewpoints=found.viewpoints[::-1]).save(path)
+    assert before != record()
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        make_plan(wanted)
 
 
 def test_random_stops_are_even() -> None:

@@ -43,6 +43,7 @@ from canvit_gym.benchmark.records import (
     code_sha256,
     digest,
     load_benchmark,
+    policy_key,
 )
 from canvit_gym.benchmark.report import write_report
 from canvit_gym.checks import integer
@@ -252,12 +253,9 @@ def evaluable(spec: str, env: EnvConfig, *, deterministic: bool = True, progress
 
 
 def _hand_coded(spec: str, config: BenchmarkConfig, env: EnvConfig) -> Planned:
-    name, arguments = parse_spec(spec)
     policy = make_policy(spec, config=env, num_glimpses=env.budget, progress=config.progress)
     max_scenes = None
-    key: dict[str, Any] = {"policy": name, "arguments": repr(sorted(arguments.items()))}
-    if path := arguments.get("path"):
-        key["file_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    key = policy_key(spec)
     if policy.info.uses_labels:
         max_scenes = min(config.oracle_scenes, len(build_scenes(env)))
         key["num_scenes"] = max_scenes

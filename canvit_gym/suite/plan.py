@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from canvit_gym.assembly import build_backbone
-from canvit_gym.benchmark.records import RECORDS, code_sha256, digest
+from canvit_gym.benchmark.records import RECORDS, code_sha256, digest, policy_key
 from canvit_gym.benchmark.runner import identity, run_name, slug
 from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
@@ -221,11 +221,11 @@ def _hand_coded_lines(wanted: Wanted, env_id: str, config: EnvConfig, skill: Ski
     chosen.append((skill.ceiling, "ceiling"))
     lines = []
     for spec, role in chosen:
-        name, arguments = parse_spec(spec)
+        name, _ = parse_spec(spec)
         task, grid = DATASETS[config.dataset].task, build_backbone(config).canvas_grid
         try:
             check_supported(POLICY_SPECS[name].info, task, grid)
-            source = Source(spec, {"policy": name, "arguments": repr(sorted(arguments.items()))})
+            source = Source(spec, policy_key(spec))
             lines.append(_line(wanted, env_id, config, source, role, stops[role]))
         except ValueError as error:
             if spec in (skill.baseline, skill.ceiling, *skill.opponents):
