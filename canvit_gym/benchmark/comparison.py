@@ -228,7 +228,7 @@ def _difference(one: _Observed, other: _Observed, *, improvement: bool = True) -
 def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
     """(policy - C2F) / (oracle - C2F), on the oracle's scenes. None if one of the two is not in the benchmark.
 
-    A share is None if the oracle is not clearly ahead of C2F, or if it is undefined in some resamples.
+    A share is None if the oracle is not clearly ahead of C2F, or if it is not ahead in some resample.
     """
     named = {entry.spec.partition("(")[0]: entry for entry in reversed(benchmark.entries) if not entry.learned}
     oracle_entry, baseline_entry = named.get("greedy_oracle"), named.get("coarse_to_fine")
@@ -290,18 +290,22 @@ def _last_difference(one: Draws, other: Draws) -> Draws:
     return last(one - other)
 
 
-def share_of_lead(policy: Draws, baseline: Draws, ceiling: Draws) -> Draws:
-    """(policy - baseline) / (ceiling - baseline); NaN where the ceiling has no lead."""
-    return ratio_of_leads(policy - baseline, ceiling - baseline)
+def share_of_lead(policy: Draws, baseline: Draws, ceiling: Draws, *, higher_is_better: bool = True) -> Draws:
+    """(policy - baseline) / (ceiling - baseline); NaN where the ceiling is not better than the baseline.
+
+    Behind the baseline there is no way to the ceiling to have a share of: the ratio would be of the wrong sign.
+
+    >>> score = np.array([0.5, 0.5, 0.5])  # in three resamples
+    >>> share_of_lead(score, np.array([0.4, 0.4, 0.6]), np.array([0.8, 0.4, 0.4])).round(2).tolist()
+    [0.25, nan, nan]
+    """
+    return ratio_of_leads(policy - baseline, ceiling - baseline, higher_is_better=higher_is_better)
 
 
-def ratio_of_leads(lead: Draws, whole: Draws) -> Draws:
-    """lead / whole; NaN where `whole` is not positive."""
-    return np.divide(lead, whole, out=np.full_like(whole, np.nan), where=whole != 0)
-
-
-def _last_share(*curves: Draws) -> Draws:
-    return last(share_of_lead(*curves))
+def ratio_of_leads(lead: Draws, whole: Draws, *, higher_is_better: bool = True) -> Draws:
+    """lead / whole; NaN where `whole` is no lead, which is above 0, or below it where lower is better."""
+    is_lead = whole > 0 if higher_is_better else whole < 0
+    return np.divide(lead, whole, out=np.full_like(whole, np.nan), where=is_lead)
 
 
 def clearly_ahead(low: float, high: float, *, higher_is_better: bool) -> bool:
@@ -313,11 +317,15 @@ def clearly_ahead(low: float, high: float, *, higher_is_better: bool) -> bool:
 
 
 def _share(lead: dict[str, Any], *curves: Statistic, higher_is_better: bool) -> dict[str, Any] | None:
-    """Of the ceiling's lead; None where there is none to share, or where a resample was without one."""
+    """Of the ceiling's lead; None if it is not clear, or if the ceiling does not lead in some resample."""
     low, high = lead["interval"]
     if not clearly_ahead(low, high, higher_is_better=higher_is_better):
         return None
-    share = _estimates(*curves, share=_last_share)["share"]
+
+    def last_share(*draws: Draws) -> Draws:
+        return last(share_of_lead(*draws, higher_is_better=higher_is_better))
+
+    share = _estimates(*curves, share=last_share)["share"]
     return share if np.isfinite([share["value"], *share["interval"]]).all() else None
 
 

@@ -156,7 +156,7 @@ def headroom_table(numbers: dict[str, Any]) -> Table:
         note=f"On {oracle_scope(numbers)}, which {oracle['label']} was evaluated on, for every policy. "
         f"Share: (policy − {oracle['baseline']}) / ({oracle['label']} − {oracle['baseline']}) after the last glimpse; "
         "undefined if the interval of the oracle's lead comes closer to zero than a fifth of its far end, or "
-        "if the oracle has no lead in some resample of the scenes.",
+        "if the oracle does not lead in some resample of the scenes.",
     )
 
 

@@ -1,7 +1,8 @@
 """Every number of a suite, with 95% bootstrap intervals over scenes and seeds, as JSON values.
 
 Scores are fractions. A share is (policy - baseline) / (ceiling - baseline) of the environment's payoff, on the same
-resampled scenes; it is undefined if the ceiling's own lead is not clearly above zero.
+resampled scenes; it is undefined if the ceiling's own lead is not clearly above zero, or not above zero in some
+resample.
 """
 
 from collections.abc import Callable
@@ -77,7 +78,7 @@ def _environment(part: Part) -> dict[str, Any]:
 
 
 def _share(role: Role, policy: Statistic, ends: dict[Role, Statistic]) -> Estimate | None:
-    """None if the ceiling has no lead in some resamples."""
+    """None if the ceiling does not lead in some resample."""
     if role in ("baseline", "ceiling"):
         end = float(role == "ceiling")
         return {"value": end, "interval": [end, end]}
