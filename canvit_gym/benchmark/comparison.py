@@ -45,12 +45,6 @@ def _scene_measure(evaluation: Evaluation) -> str:
     return measure.name if measure.of == "score" else f"minus {measure.name}"
 
 
-def with_interval(estimate: dict[str, float], form: str, factor: float = 1) -> str:
-    """Format {"value", "low", "high"}, times a factor, as "value [low, high]"."""
-    low, high = sorted(factor * estimate[name] for name in ("low", "high"))
-    return f"{form.format(factor * estimate['value'])} [{form.format(low)}, {form.format(high)}]"
-
-
 def last(curve: Draws) -> Draws:
     """[R, T] -> [R]"""
     return curve[:, -1]

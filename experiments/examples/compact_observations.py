@@ -22,13 +22,14 @@ from gymnasium import spaces
 
 from agents.settings import TrainConfig
 from canvit_gym.atomic import write_text
-from canvit_gym.benchmark.comparison import share_of_lead, with_interval
+from canvit_gym.benchmark.comparison import share_of_lead
 from canvit_gym.command_line import GOES_ON, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import bootstrap_interval
+from experiments.intervals import with_interval
 from experiments.studies.train_once import complete
 
 log = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from agents.settings import TrainConfig
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.atomic import replacing, write_text
-from canvit_gym.benchmark.comparison import share_of_lead, with_interval
+from canvit_gym.benchmark.comparison import share_of_lead
 from canvit_gym.command_line import GOES_ON, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
 from canvit_gym.policies.learned import load_policy
@@ -42,6 +42,7 @@ from canvit_gym.policies.streams import scene_uniforms
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import bootstrap_interval
 from canvit_gym.viewpoints import first_viewpoints
+from experiments.intervals import with_interval
 from experiments.studies.train_once import complete
 
 log = logging.getLogger(__name__)

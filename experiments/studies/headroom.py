@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
-from canvit_gym.benchmark.comparison import Draws, clearly_ahead, per_scene, ratio_of_leads, with_interval
+from canvit_gym.benchmark.comparison import Draws, clearly_ahead, per_scene, ratio_of_leads
 from canvit_gym.command_line import env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
@@ -45,6 +45,7 @@ from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import InterquartileMean, Mean, OfFirst, Statistic, Together, bootstrap_interval
 from canvit_gym.tasks import is_compared_by_score
 from canvit_gym.tuning import tune
+from experiments.intervals import with_interval
 
 _ANY_TASK = (
     "coarse_to_fine", "fine_to_coarse", "best_fixed_sequence", "saliency(scale=0.5)", "saliency(scale=0.4)",

@@ -36,7 +36,6 @@ from agents.training_state import num_decisions
 from agents.tried import by_episode, compact, take
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.backbone.load import resolve_device
-from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
@@ -53,6 +52,7 @@ from canvit_gym.scenes.source import Item
 from canvit_gym.statistics import bootstrap_interval, paired_difference
 from canvit_gym.suite.payoff import payoff_of
 from canvit_gym.vector_env import GlimpseVectorEnv
+from experiments.intervals import with_interval
 from experiments.studies.results import write_result
 
 BACKGROUND, READ = 0, "read"

@@ -28,7 +28,6 @@ from torch.distributions import Categorical
 
 from agents.report import without_root
 from canvit_gym.atomic import replacing, write_json, write_text
-from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
@@ -41,6 +40,7 @@ from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, OverRuns, bootstrap_interval
 from canvit_gym.stopping import confidence, stopped_return
+from experiments.intervals import with_interval
 
 Floats = NDArray[np.float64]
 

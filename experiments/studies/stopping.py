@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from agents.settings import TrainConfig
 from canvit_gym.atomic import write_text
-from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import GOES_ON, json_object, run_command
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, Statistic, Together, bootstrap_interval
 from canvit_gym.stopping import Stops, stops
+from experiments.intervals import with_interval
 from experiments.studies.train_once import complete
 
 

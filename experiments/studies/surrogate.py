@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from agents.report import without_root
 from canvit_gym.atomic import replacing
-from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
@@ -28,6 +27,7 @@ from canvit_gym.policies.learned import LearnedPolicy, load_policy, load_record
 from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.provenance import provenance
 from canvit_gym.statistics import Mean, OverRuns, Statistic, Together, Transformed, bootstrap_interval
+from experiments.intervals import with_interval
 from experiments.studies.results import write_result
 
 BEGUN, ENDED = "warm_start", "last"
