@@ -28,7 +28,7 @@ from canvit_gym.evaluation import Evaluation
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.policies.policy_record import as_trained, has_another_table
 from canvit_gym.provenance import provenance
-from canvit_gym.suite.plan import suite_ids
+from canvit_gym.scenes.datasets import suite_ids
 
 log = logging.getLogger(__name__)
 

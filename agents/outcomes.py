@@ -7,12 +7,12 @@ checkpoint, the probe, versions and the code (as records of canvit_gym.benchmark
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from canvit_gym import stopping
 from canvit_gym.benchmark.records import code_sha256, digest
 from canvit_gym.benchmark.runner import identity
 from canvit_gym.config import EnvConfig
@@ -20,7 +20,7 @@ from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import LearnedPolicy
 from canvit_gym.policies.policy_record import TRAINED_WITH
-from canvit_gym.stopping import StopRecorder, confident, stops, stops_when_right
+from canvit_gym.stopping import OWN_ACTION, WHEN_RIGHT, evaluate_with_stops
 from canvit_gym.suite.payoff import payoff_of
 
 _WHEN_RIGHT = ", told when the reading is right"
@@ -53,8 +53,7 @@ def of_learned(policy: LearnedPolicy, env: EnvConfig, *, directory: Path) -> Eva
 
     def measure() -> Evaluation:
         if env.allow_stop:
-            found = stops(policy, env)
-            return replace(found.evaluation, stops=found.glimpses)
+            return evaluate_with_stops(policy, stop=OWN_ACTION, config=env)
         return evaluate(policy, config=env)
 
     seen = {name: env.to_json()[name] for name in TRAINED_WITH}
@@ -73,13 +72,12 @@ def of_hand_coded(name: str, env: EnvConfig, *, directory: Path) -> Evaluation:
     def measure() -> Evaluation:
         matched = _AT_CONFIDENCE.fullmatch(name)
         spec = matched["spec"] if matched else name.removesuffix(_WHEN_RIGHT)
-        recorder = StopRecorder(confident(float(matched["threshold"]) if matched else np.inf))
         policy = make_policy(spec, config=env, num_glimpses=env.budget)
-        found = evaluate(policy, config=env, on_glimpse=recorder if env.allow_stop else None)
         if not env.allow_stop:
-            return found
-        stopped = stops_when_right(found.scene_score()) if name.endswith(_WHEN_RIGHT) else recorder.glimpses()
-        return replace(found, stops=stopped)
+            return evaluate(policy, config=env)
+        threshold = float(matched["threshold"]) if matched else np.inf
+        stop = WHEN_RIGHT if name.endswith(_WHEN_RIGHT) else stopping.at_confidence(threshold)
+        return evaluate_with_stops(policy, stop=stop, config=env)
 
     slug = re.sub(r"[^\w.]+", "-", name).strip("-")
     return _kept(directory, f"{slug}-{env.split}", env, {"policy": name}, measure)

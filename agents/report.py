@@ -27,11 +27,11 @@ import numpy as np
 
 from agents.algorithms import DEFAULT, find_algorithm
 from agents.clock import read_times
+from agents.intervals import with_interval
 from agents.matrix import tested
 from agents.outcomes import at_confidence, of_hand_coded, pays_of_curve, when_right
 from agents.run_directory import CLOCK, CONFIG, FAILED, PROVENANCE, RESULT
 from canvit_gym.atomic import write_json, write_text
-from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig, override
 from canvit_gym.evaluation import Evaluation

@@ -17,7 +17,7 @@ from canvit_gym.assembly import build_actions
 from canvit_gym.atomic import write_json
 from canvit_gym.benchmark.gaze_picture import scene_strip
 from canvit_gym.config import EnvConfig
-from canvit_gym.evaluation import Evaluation, evaluate, record_views
+from canvit_gym.evaluation import Evaluation, evaluate, evaluated_scenes, record_views
 from canvit_gym.policies import GlimpsePolicy, make_policy
 from canvit_gym.rendering import Frame, tile_frames
 
@@ -28,37 +28,47 @@ _HEAT = np.array([(20, 24, 60), (60, 80, 190), (60, 190, 170), (250, 220, 70), (
 
 @dataclass(frozen=True)
 class Headroom:
-    """Scores after every glimpse on the first `num_scenes` validation scenes."""
+    """Scores after every glimpse on `num_scenes` of the validation scenes."""
 
     num_scenes: int
     floor: list[float]
     ceiling: list[float]
     ceiling_policy: str
+    scenes: list[int] | None = None
+    """Their indices; None, as in older files: the first ones."""
+
+    @property
+    def indices(self) -> list[int]:
+        """[num_scenes]"""
+        return list(range(self.num_scenes)) if self.scenes is None else self.scenes
 
     def share(self, result: Evaluation) -> NDArray[np.float64]:
         """[T]: 0 if the policy is as good as coarse-to-fine, 1 if it is as good as the oracle; NaN if there is no
         headroom."""
         floor, ceiling = np.array(self.floor), np.array(self.ceiling)
         gap = ceiling - floor
-        gained = result.score(slice(self.num_scenes)) - floor
+        gained = result.score(np.flatnonzero(np.isin(result.scene, self.indices))) - floor
         return np.divide(gained, gap, out=np.full_like(gap, np.nan), where=gap > 1e-9)
 
 
 def headroom(config: EnvConfig, num_scenes: int, *, path: Path) -> Headroom:
-    """Headroom on validation scenes of `config`: read from `path` if it was measured before, else measured and
+    """Headroom on some of `config`'s validation scenes: read from `path` if it was measured before, else measured and
     written."""
     discrete = isinstance(build_actions(config), DiscreteActions)
     oracle = "greedy_oracle(candidates='actions')" if discrete else "greedy_oracle"
+    validation = replace(config, split="validation", shard=(0, 1))
+    scenes = evaluated_scenes(validation, max_scenes=num_scenes).tolist()
     if path.exists():
         known = Headroom(**json.loads(path.read_text(encoding="utf-8")))
-        if (known.num_scenes, known.ceiling_policy) == (num_scenes, oracle):
+        if (known.indices, known.ceiling_policy) == (scenes, oracle):
             return known
-    validation = replace(config, split="validation", num_scenes=num_scenes, shard=(0, 1))
     scores = []
     for spec in (FLOOR, oracle):
         policy = make_policy(spec, config=validation, num_glimpses=validation.budget)
-        scores.append(evaluate(policy, config=validation).score().tolist())
-    found = Headroom(num_scenes=num_scenes, floor=scores[0], ceiling=scores[1], ceiling_policy=oracle)
+        scores.append(evaluate(policy, config=validation, max_scenes=num_scenes).score().tolist())
+    found = Headroom(
+        num_scenes=num_scenes, floor=scores[0], ceiling=scores[1], ceiling_policy=oracle, scenes=scenes
+    )  # fmt: skip
     write_json(path, asdict(found))
     return found
 

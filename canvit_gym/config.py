@@ -110,8 +110,7 @@ class SceneConfig:
         "raise",
         one_of(lambda: get_args(Unreadable)),
         '"raise" stops at a file that cannot be decoded and names it; "skip" leaves the file out, warns once, and '
-        "counts "
-        "such files in envs.scenes.unreadable",
+        "counts such files in envs.scenes.unreadable",
         on_disk=True,
     )
     cache: bool | str = option(

@@ -12,6 +12,7 @@ choose another viewpoint.
 """
 
 import json
+import re
 import warnings
 import zipfile
 import zlib
@@ -46,7 +47,7 @@ from canvit_gym.equality import EqualByValue
 from canvit_gym.perturbations import Perturbation, PerturbedEpisodes
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.seen import Seen, window
-from canvit_gym.scenes.files import ScenesOnDisk
+from canvit_gym.scenes.files import ScenesOnDisk, spread
 from canvit_gym.scenes.sampler import batches_ahead
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.seeding import seeded
@@ -58,6 +59,8 @@ from canvit_gym.versions import package_version
 FORMAT = 1
 """Version of the file format of saved evaluations."""
 
+_NUM_SCENES = re.compile(r", \d+ scenes$")
+"""How the names of this package's scene sources end."""
 _PACKAGES = ("canvit-gym", "canvit-pytorch", "torch", "numpy")
 _ARRAYS = ("scene", "viewpoints", "loss", "gflops")
 _OPTIONAL = ("goal", "stops")
@@ -73,7 +76,9 @@ class Evaluation(EqualByValue):
     viewpoints: NDArray[np.float32]  # [N, T, 3]
     loss: NDArray[np.float32]  # [N, T] the task's loss, usually a cross-entropy in nats
     counts: dict[str, NDArray[Any]]  # [N, T, ...] from which the metric is computed: see Metric.counts
-    gflops: NDArray[np.float64]  # [T] cumulative per scene, of backbone and policy
+    gflops: NDArray[np.float64]
+    """[T] cumulative per scene, of backbone and policy. A decision of the policy (GlimpsePolicy.flops_per_decision) is
+    charged for every glimpse, also for the first one, and also if a policy decides nothing there."""
     metric: str
     """Name of the task's metric."""
     seed: int
@@ -92,6 +97,17 @@ class Evaluation(EqualByValue):
     def first(self, num_scenes: int) -> "Evaluation":
         """The evaluation of only the first scenes."""
         return self.choose(slice(num_scenes))
+
+    def on(self, scenes: NDArray[np.integer]) -> "Evaluation":
+        """The evaluation of the scenes with these indices [n], in this order.
+
+        Raises:
+            ValueError: one of them was not evaluated.
+        """
+        row = {scene: row for row, scene in enumerate(self.scene.tolist())}
+        if missing := [scene for scene in scenes.tolist() if scene not in row]:
+            raise ValueError(f"scenes {missing[:5]} are not among the {len(self.scene)} of this evaluation")
+        return self.choose(np.array([row[scene] for scene in scenes.tolist()], dtype=np.int64))
 
     def choose(self, rows: NDArray[np.integer] | slice) -> "Evaluation":
         """The evaluation of the scenes in these rows."""
@@ -190,26 +206,43 @@ class Evaluation(EqualByValue):
 
 def score_statistic(runs: Sequence[Evaluation], *, run: Sequence[int] | None = None) -> Statistic:
     """The score of several runs on the same scenes, for canvit_gym.statistics."""
-    _require_same_scenes(runs)
+    require_same_scenes(runs)
     counts = {name: np.stack([e.counts[name] for e in runs]) for name in runs[0].counts}
     return runs[0].measure.statistic(counts, run=run)
 
 
 def loss_statistic(runs: Sequence[Evaluation], *, run: Sequence[int] | None = None) -> Mean:
     """The mean loss of several runs on the same scenes, for canvit_gym.statistics."""
-    _require_same_scenes(runs)
+    require_same_scenes(runs)
     return Mean(np.stack([e.loss for e in runs]), run=run)
 
 
-def _require_same_scenes(runs: Sequence[Evaluation]) -> None:
+def name_of_split(scenes: str) -> str:
+    """The name of a scene source without the number of its scenes.
+
+    Sources with the same scene at every index that both have may differ in that number: FashionScenes with 200 scenes
+    are the first 200 of 1,000. Those on disk, of which a smaller number is spread over the split, are told apart by
+    what remains ("images, 200 of 1000"), and by the hash of their files.
+
+    >>> name_of_split("FashionScenes v3, segmentation, test, 200 scenes")
+    'FashionScenes v3, segmentation, test'
+    """
+    return _NUM_SCENES.sub("", scenes)
+
+
+def require_same_scenes(runs: Sequence[Evaluation]) -> None:
+    """
+    Raises:
+        ValueError: no evaluations, or evaluations on different scenes: of different sources, with other indices or in
+            another order, or by different metrics.
+    """
     if not runs:
         raise ValueError("no evaluations given; evaluate the policy first")
     first = runs[0]
     for other in runs[1:]:
         contents = {e.record["scenes_sha256"] for e in (first, other) if "scenes_sha256" in e.record}
-        if (first.record["scenes"], first.metric) != (other.record["scenes"], other.metric) or not np.array_equal(
-            first.scene, other.scene
-        ):
+        splits = {(name_of_split(e.record["scenes"]), e.metric) for e in (first, other)}
+        if len(splits) > 1 or not np.array_equal(first.scene, other.scene):
             raise ValueError(
                 f"these evaluations are not on the same scenes: {len(first.scene)} of {first.record['scenes']} "
                 f"({first.metric}) and {len(other.scene)} of {other.record['scenes']} ({other.metric})"
@@ -226,6 +259,7 @@ def evaluate(
     *,
     config: EnvConfig,
     num_glimpses: int | None = None,
+    max_scenes: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
     progress: str | None = None,
@@ -234,6 +268,10 @@ def evaluate(
 ) -> Evaluation:
     """Run `policy` on every scene of `config.split` (and `config.shard`), num_glimpses each (default: the budget).
 
+    `max_scenes`: evaluate at most that many of them, for a policy that costs too much for all. They keep the indices
+    that they have in an evaluation of all, so that the two can be paired: see `Evaluation.on`. With a smaller
+    `config.num_scenes`, on the contrary, the scenes of a data set on disk get other indices.
+
     The policy chooses every viewpoint, including the first. PyTorch's global generators are seeded for the rollouts and
     restored afterwards. `on_glimpse(t, episodes)` is called after every glimpse; `progress` is the title of a progress
     bar. `perturbations` change scenes and glimpses, see canvit_gym.perturbations. With unreadable="skip", scenes of a
@@ -241,16 +279,15 @@ def evaluate(
 
     Raises:
         TypeError: `policy` is not a policy but, for example, its name.
-        ValueError: batch_size or num_glimpses below 1, a seed below 0, no scenes, a policy that does not support the
-        task
-            or the observations, or viewpoints that do not lie inside the scene.
+        ValueError: batch_size, num_glimpses or max_scenes below 1, a seed below 0, no scenes, a policy that does not
+            support the task or the observations, or viewpoints that do not lie inside the scene.
         FloatingPointError: a reading that is not finite.
     """
     _require_policy(policy)
     scenes = build_scenes(config)
     if not len(scenes):
         raise ValueError(f"{scenes.name} has no scenes; choose another split or another root")
-    order = np.arange(config.shard[0], len(scenes), config.shard[1])
+    order = evaluated_scenes(config, max_scenes=max_scenes)
     if not len(order):
         raise ValueError(f"shard {config.shard} of {len(scenes)} scenes is empty; use at most {len(scenes)} shards")
     return _roll_out(
@@ -265,6 +302,22 @@ def evaluate(
         on_glimpse=on_glimpse,
         perturbations=perturbations,
     )
+
+
+def evaluated_scenes(config: EnvConfig, *, max_scenes: int | None = None) -> NDArray[np.int64]:
+    """[N] the indices of the scenes that `evaluate` evaluates, increasing.
+
+    Of a data set on disk, `max_scenes` are evenly spread over all, since files are often sorted by class; of other
+    sources they are the first.
+
+    >>> evaluated_scenes(EnvConfig(split="test", num_scenes=8, shard=(1, 2), device="cpu"), max_scenes=3).tolist()
+    [1, 3, 5]
+    """
+    scenes = build_scenes(config)
+    order = np.arange(config.shard[0], len(scenes), config.shard[1])
+    if max_scenes is None or integer(1)("max_scenes", max_scenes) >= len(order):
+        return order
+    return order[spread(max_scenes, len(order))] if isinstance(scenes, ScenesOnDisk) else order[:max_scenes]
 
 
 def _require_policy(policy: object) -> None:

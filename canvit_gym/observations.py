@@ -239,8 +239,8 @@ class Reading(DeviceKey):
     def require_possible(self, layout: ObservationLayout) -> None:
         if layout.uncertainty_shape is None:
             raise ValueError(
-                "observations include 'reading', but this environment's task does not predict probabilities: leave it "
-                "out"
+                "observations include 'reading', but this environment's task does not predict probabilities: "
+                "leave it out"
             )
 
     def update(self, before: Tensor | None, step: StepTensors, layout: ObservationLayout) -> Tensor:

@@ -5,7 +5,7 @@ there, so that a single evaluation measures every stopping rule.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies.learned import LearnedPolicy
+from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.seen import window
+from canvit_gym.policies.streams import scene_uniforms
 from canvit_gym.rewards import REWARDS
 
 
@@ -52,6 +54,11 @@ class Stops:
         return float(self.at_stop(self.gain).mean() - config.glimpse_cost * self.mean_glimpses)
 
 
+WHEN_RIGHT, OWN_ACTION, AT_RANDOM, AT_CONFIDENCE = "when right", "by its own action", "at random", "at confidence "
+"""Names of the ways to stop that `evaluate_with_stops` knows; the last one is followed by a probability."""
+_AT_RANDOM_STREAM = 1 << 21
+"""Offset of the random numbers of stops: policies also draw theirs from (seed, scene, t)."""
+
 StopRule = Callable[[int, EpisodeBatch], NDArray[np.bool_]]
 """(t, episodes) -> [B]: whether each episode is to stop after glimpse t (0-based)."""
 
@@ -76,6 +83,25 @@ def confident(threshold: float) -> StopRule:
         return confidence(episodes) >= threshold
 
     return is_sure
+
+
+def at_random(seed: int) -> StopRule:
+    """After a number of glimpses that is drawn uniformly for every scene."""
+
+    def has_come(t: int, episodes: EpisodeBatch) -> NDArray[np.bool_]:
+        drawn = scene_uniforms(seed, episodes.scene, _AT_RANDOM_STREAM)
+        return t >= np.floor(drawn * episodes.budget)
+
+    return has_come
+
+
+def at_confidence(threshold: float) -> str:
+    """The name of `confident` with this threshold; above 1 episodes never stop.
+
+    >>> at_confidence(0.6)
+    'at confidence 0.6'
+    """
+    return f"{AT_CONFIDENCE}{threshold:g}"
 
 
 def confidence(episodes: EpisodeBatch) -> NDArray[np.float32]:
@@ -108,6 +134,50 @@ class StopRecorder:
     def glimpses(self) -> NDArray[np.int64]:
         """[N] taken at the stop, scenes in the order of the evaluation."""
         return np.concatenate(self._glimpses)
+
+
+def evaluate_with_stops(
+    policy: GlimpsePolicy, *, stop: str, config: EnvConfig, seed: int = 0, **options: Any
+) -> Evaluation:
+    """Evaluate a policy and record where it would stop.
+
+    Args:
+        policy: a policy; a learned one with a stop action for OWN_ACTION.
+        stop: WHEN_RIGHT, OWN_ACTION, AT_RANDOM, or `at_confidence(p)`.
+        config: the environment's.
+        seed: of the policy, and of stops at random.
+        options: what else `evaluate` takes, except on_glimpse.
+
+    Raises:
+        ValueError: an unknown name, or as in `evaluate`.
+        TypeError: OWN_ACTION of a policy that is not a learned one.
+
+    >>> from canvit_gym.policies import make_policy
+    >>> config = EnvConfig(dataset="fashion-classification", split="test", num_scenes=4, device="cpu", budget=3)
+    >>> policy = make_policy("random", config=config, num_glimpses=3)
+    >>> evaluate_with_stops(policy, stop="at confidence 0", config=config).stops.tolist()
+    [1, 1, 1, 1]
+    """
+    if stop == WHEN_RIGHT:  # which is known only afterwards
+        found = evaluate(policy, config=config, seed=seed, **options)
+        return replace(found, stops=stops_when_right(found.scene_score()))
+    recorder = StopRecorder(_rule_named(stop, policy, config, seed=seed))
+    found = evaluate(policy, config=config, seed=seed, on_glimpse=recorder, **options)
+    return replace(found, stops=recorder.glimpses())
+
+
+def _rule_named(name: str, policy: GlimpsePolicy, config: EnvConfig, *, seed: int) -> StopRule:
+    if name == OWN_ACTION:
+        if not isinstance(policy, LearnedPolicy):
+            raise TypeError(f"only learned policies stop {OWN_ACTION!r}, not {policy.info.name!r}: choose another way")
+        return own_stop(policy, config)
+    if name == AT_RANDOM:
+        return at_random(seed)
+    try:
+        return confident(float(name.removeprefix(AT_CONFIDENCE)))
+    except ValueError:
+        known = f"{WHEN_RIGHT!r}, {OWN_ACTION!r}, {AT_RANDOM!r} or {at_confidence(0.5)!r}"
+        raise ValueError(f"unknown way to stop {name!r}; choose {known}") from None
 
 
 def stops(policy: LearnedPolicy, config: EnvConfig, *, seed: int = 0) -> Stops:

@@ -19,8 +19,7 @@ from canvit_gym.evaluation import record_views
 from canvit_gym.perturbations import perturbations_table
 from canvit_gym.policies import make_policy, policies_table
 from canvit_gym.rendering import draw_frame
-from canvit_gym.scenes.datasets import DATASETS, DatasetSpec
-from canvit_gym.suite.plan import suite_ids
+from canvit_gym.scenes.datasets import DATASETS, DatasetSpec, suite_ids
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"

@@ -9,6 +9,8 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from datasets import classification_probe
+from datasets import tiny as tiny_files
 from PIL import Image
 from untrained import save_untrained
 
@@ -21,10 +23,12 @@ from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.play.recording import Played, Recorder
+from canvit_gym.play.rivals import make_rival
 from canvit_gym.policies import make_policy
-from canvit_gym.policies.learned import RECORD
+from canvit_gym.policies.learned import RECORD, LearnedPolicy
 from canvit_gym.replay import replay
-from canvit_gym.suite.plan import suite_ids
+from canvit_gym.scenes.datasets import suite_ids
+from canvit_gym.suite.command import SuiteConfig, wanted_of
 
 NUM_SCENES, BUDGET, ORACLE_SCENES = 10, 3, 6
 POLICIES = (
@@ -99,6 +103,32 @@ def test_every_policy_and_seed_is_there(whole: Path) -> None:
     assert {"backbone_sha256", "probe_sha256"} <= set(record["identity"])
     assert all(len(run["weights_sha256"]) == 64 for run in record["training"]["ppo"])
     assert record["warnings"] and "2 training runs" in record["warnings"][0]
+
+
+def folder_config(output: Path, **changes: Any) -> BenchmarkConfig:
+    """A benchmark on files, of which a smaller number is spread over the split."""
+    given = {"root": str(tiny_files("image-folder")), "probe": str(classification_probe(3)), "workers": 0}
+    config = BenchmarkConfig(
+        output=output, env="CanViT/ImageFolder-v0", env_kwargs=json.dumps({"checkpoint": "nano", **given}),
+        policies=("coarse_to_fine", "greedy_oracle(max_candidates=2)"), split="validation", budget=BUDGET,
+        seeds=1, oracle_scenes=3, batch_size=4, device="cpu", progress=False,
+    )  # fmt: skip
+    return replace(config, **changes)
+
+
+def test_ceilings_and_others_are_paired_on_the_same_files(tmp_path: Path) -> None:
+    runner.benchmark(folder_config(tmp_path / "out"))
+    benchmark = load_benchmark(tmp_path / "out")
+    c2f, oracle = (entry.first for entry in benchmark.entries)
+    assert len(c2f.scene) == 12 and oracle.scene.tolist() == [2, 6, 10], "spread over the classes"
+    # After the first glimpse, of the whole scene, both have read the same.
+    np.testing.assert_allclose(oracle.loss[:, 0], c2f.on(oracle.scene).loss[:, 0], rtol=1e-4)
+    found = json.loads((tmp_path / "out" / RESULTS).read_text())["oracle"]["policies"]
+    first = [found[entry.label]["cross_entropy"]["value"][0] for entry in benchmark.entries]
+    assert first[0] == pytest.approx(first[1], rel=1e-4)
+    header, *rows = [line.split(",") for line in (tmp_path / "out" / SCENES).read_text().splitlines()]
+    column = header.index(f"{benchmark.entries[1].label} cross-entropy")
+    assert [row[0] for row in rows if row[column]] == ["2", "6", "10"]
 
 
 def test_numbers_are_those_of_a_plain_evaluation(whole: Path) -> None:
@@ -298,6 +328,17 @@ def test_gallery_policy_must_be_there(tiny: BenchmarkConfig, whole: Path) -> Non
         runner.benchmark(replace(tiny, output=whole, gallery_policy="C2F"))
 
 
+def test_a_directory_with_brackets_is_a_policy_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_run(tmp_path / "run(1)", seed=0)
+    monkeypatch.chdir(tmp_path)
+    env = EnvConfig(split="test", num_scenes=4, device="cpu", budget=BUDGET)
+    for name in ("run(1)", str(tmp_path / "run(1)")):
+        assert isinstance(runner.evaluable(name, env).policy, LearnedPolicy)
+        assert isinstance(make_rival(name, env).policy, LearnedPolicy)
+        suite = SuiteConfig(output=tmp_path / "out", policies=(name,), device="cpu")
+        assert wanted_of(suite).policies == (name,)
+
+
 def test_run_of_another_environment_is_refused(tiny: BenchmarkConfig, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", seed=0)
     config = replace(tiny, output=tmp_path / "out", learned=(), env="CanViT/FashionClassification-v0")
@@ -362,6 +403,17 @@ def test_people_are_compared_on_the_scenes_that_they_played(played: Path, tmp_pa
     assert difference["value"][-1] == pytest.approx(expected, abs=1e-5)
     low, high = (bound[-1] for bound in difference["interval"])
     assert low <= difference["value"][-1] <= high and low < high
+
+
+def test_people_on_other_files_are_refused(tmp_path: Path) -> None:
+    config = folder_config(tmp_path / "out", policies=("coarse_to_fine",), also=(f"human={tmp_path / 'human.npz'}",))
+    few = replace(config.env_config(), num_scenes=6)
+    recorder = Recorder(tmp_path / "human.npz", few, num_scenes=6)
+    viewpoints = np.tile(np.array([0, 0, 1], dtype=np.float32), (BUDGET, 1))
+    recorder.add(Played(scene=1, viewpoints=viewpoints, seconds=(0, 1, 1)))
+    with pytest.raises(ValueError, match=r"something else than this benchmark is on: scenes: '.*6 of 12' there"):
+        runner.benchmark(config)
+    assert runner.benchmark(replace(config, num_scenes=6)).is_file()
 
 
 def test_people_of_something_else_are_refused(played: Path, tmp_path: Path) -> None:

@@ -79,6 +79,14 @@ def test_listing_loads_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_the_suites_ids_need_no_suite() -> None:
+    code = (
+        "import sys; from canvit_gym.scenes.datasets import suite_ids; assert len(suite_ids()) > 5; "
+        "assert not {'torch', 'canvit_gym.suite', 'canvit_gym.benchmark'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 UNKNOWN = r"^error: unknown environment 'CanViT/Nowhere-v0'; there are: CanViT/"
 
 

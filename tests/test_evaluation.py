@@ -22,7 +22,14 @@ from datasets import classification_probe, segmentation_probe, tiny
 
 from canvit_gym.assembly import build_backbone, build_scenes, build_task
 from canvit_gym.config import EnvConfig
-from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
+from canvit_gym.evaluation import (
+    Evaluation,
+    evaluate,
+    loss_statistic,
+    record_views,
+    require_same_scenes,
+    score_statistic,
+)
 from canvit_gym.observations import ObservationKey
 from canvit_gym.policies import GreedyOracle, PaperPolicy, PolicyInfo, Seen, oracle_candidates
 from canvit_gym.scenes.prepared import FashionScenes
@@ -390,6 +397,37 @@ def test_statistics_of_other_scenes_are_refused() -> None:
         score_statistic([one, other])
     with pytest.raises(ValueError, match="evaluate the policy first"):
         loss_statistic([])
+
+
+def test_some_of_the_scenes_are_those_of_all() -> None:
+    folder = EnvConfig(
+        dataset="image-folder", root=str(tiny("image-folder")), probe=str(classification_probe(3)), split="validation",
+        workers=0, device="cpu",
+    )  # fmt: skip
+    for config, expected in ((folder, [2, 6, 10]), (CONFIG, [0, 1, 2]), (replace(CONFIG, shard=(1, 2)), [1, 3, 5])):
+        some = evaluate(Fixed(), config=config, num_glimpses=1, max_scenes=3)
+        whole = evaluate(Fixed(), config=config, num_glimpses=1)
+        assert some.scene.tolist() == expected
+        same = whole.on(some.scene)
+        np.testing.assert_allclose(some.loss, same.loss, rtol=1e-4)
+        assert score_statistic([some, same]).num_scenes == 3
+    assert evaluate(Fixed(), config=CONFIG, num_glimpses=1, max_scenes=99).scene.tolist() == list(range(20))
+    with pytest.raises(ValueError, match="max_scenes must be an integer >= 1, got 0"):
+        evaluate(Fixed(), config=CONFIG, max_scenes=0)
+    with pytest.raises(ValueError, match=r"scenes \[0\] are not among the 10"):
+        whole.on(np.array([1, 0]))
+
+
+def test_fewer_scenes_of_a_source_are_the_same_scenes_only_if_it_begins_with_them() -> None:
+    few, many = (evaluate(Fixed(), config=replace(CONFIG, num_scenes=n), num_glimpses=1) for n in (3, 4))
+    require_same_scenes([few, many.on(few.scene)])
+    folder = EnvConfig(
+        dataset="image-folder", root=str(tiny("image-folder")), probe=str(classification_probe(3)), split="validation",
+        workers=0, device="cpu",
+    )  # fmt: skip
+    few, many = (evaluate(Fixed(), config=replace(folder, num_scenes=n), num_glimpses=1) for n in (3, None))
+    with pytest.raises(ValueError, match=r"not on the same scenes: 3 of .*3 of 12, 3 scenes"):
+        require_same_scenes([few, many.on(few.scene)])
 
 
 @pytest.mark.parametrize("name", ["segmentation-folder", "image-folder"])

@@ -92,6 +92,9 @@ def test_what_is_no_record(records: list[Path], tmp_path: Path, capsys: pytest.C
     text = tmp_path / "text.npz"
     text.write_text("no record")
     other = record(tmp_path / "other.npz", "center", replace(CONFIG, dataset="fashion-classification"))
+    evaluation = Evaluation.load(records[0])
+    spread = tmp_path / "spread.npz"
+    replace(evaluation, record=evaluation.record | {"scenes": "photos, 12 of 24, 12 scenes"}).save(spread)
     output = ["--output", str(tmp_path / "out.html")]
     for arguments, words in (
         ([str(text)], "or not a saved evaluation"),
@@ -99,6 +102,7 @@ def test_what_is_no_record(records: list[Path], tmp_path: Path, capsys: pytest.C
         ([str(tmp_path)], "benchmark.json"),
         ([str(COMMITTED)], "holds the numbers of a benchmark but not its records"),
         ([str(records[0]), str(other)], "records of different environments"),
+        ([str(records[0]), str(spread)], "photos, 12 of 24"),
         ([str(records[0]), "--policies", "nobody"], "no policy 'nobody'"),
         ([str(records[0]), "--num-scenes", "0"], ">= 1"),
     ):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from canvit_gym.atomic import write_json
 from canvit_gym.benchmark import report
-from canvit_gym.benchmark.comparison import clearly_ahead, compare, per_scene, run_warnings
+from canvit_gym.benchmark.comparison import clearly_ahead, compare, per_scene, run_warnings, share_of_lead
 from canvit_gym.benchmark.gallery import choose_scenes, shown_glimpses
 from canvit_gym.benchmark.plots import (
     TITLE_CHARS,
@@ -158,6 +158,32 @@ def test_headroom_is_shared_on_the_oracles_scenes(directory: Path) -> None:
     assert "score" not in numbers["policies"]["greedy oracle"], "its curve is on other scenes than the rest"
 
 
+def test_entries_on_other_scenes_are_refused(tmp_path: Path) -> None:
+    oracle = evaluation(0.6, num_scenes=ORACLE_SCENES)
+    for record in ({"scenes": "made up, 16 of 24"}, {"scenes": "made up", "scenes_sha256": "b"}):
+        reference = replace(evaluation(0.4), record={"scenes": "made up", "scenes_sha256": "a"})
+        lines: list[Line] = [
+            ("C2F", "coarse_to_fine", [[reference]]),
+            ("greedy oracle", "greedy_oracle", [[replace(oracle, record=record)]]),
+        ]
+        benchmark = load_benchmark(save_benchmark(tmp_path, lines))
+        with pytest.raises(ValueError, match=r"greedy oracle cannot be compared with C2F: .* not on the same scenes"):
+            compare(benchmark)
+
+
+def test_scenes_are_paired_by_their_indices(tmp_path: Path) -> None:
+    """The oracle saw every other scene: its lead in cross-entropy is the same in each of them."""
+    whole, rows = evaluation(0.4), np.arange(1, NUM_SCENES, 2)
+    lines: list[Line] = [
+        ("C2F", "coarse_to_fine", [[whole]]),
+        ("greedy oracle", "greedy_oracle", [[evaluation(0.6).choose(rows)]]),
+    ]
+    oracle = compare(load_benchmark(save_benchmark(tmp_path, lines)))["oracle"]
+    assert oracle["num_scenes"] == len(rows)
+    lead = oracle["lead"]["cross_entropy"]
+    assert np.allclose([lead["value"], *lead["interval"]], -0.2, atol=1e-5)
+
+
 @pytest.mark.parametrize("ceiling", [0.4, 0.35])
 def test_no_share_of_a_lead_that_is_none(tmp_path: Path, ceiling: float) -> None:
     lines: list[Line] = [
@@ -185,7 +211,27 @@ def test_no_share_where_a_resample_is_without_a_lead(tmp_path: Path) -> None:
     assert oracle["policies"]["random"]["share_score"] is None
     assert oracle["policies"]["random"]["share_cross_entropy"] is not None
     report.main(report.ReportConfig(results=tmp_path))
-    assert "or if the oracle has no lead in some resample of the scenes." in (tmp_path / report.MARKDOWN).read_text()
+    assert "or if the oracle does not lead in some resample of the scenes." in (tmp_path / report.MARKDOWN).read_text()
+
+
+def test_no_share_where_a_ceiling_is_behind_in_a_resample(tmp_path: Path) -> None:
+    """In a resample with a lead of the wrong sign a share would be finite, of the wrong sign."""
+    behind = np.array([[0.5], [-0.5]])
+    for sign, higher_is_better in ((1, True), (-1, False)):
+        share = share_of_lead(sign * behind / 2, 0 * behind, sign * behind, higher_is_better=higher_is_better)
+        assert share[0] == 0.5 and np.isnan(share[1])
+    # The ceiling reads 14 of 16 scenes better and 2 worse, of which some resample has 7.
+    right, rows = evaluation(0.5, num_scenes=ORACLE_SCENES), np.arange(ORACLE_SCENES)
+    gain = np.where(rows < 14, 0.4, -0.56)[:, None]
+    lines: list[Line] = [
+        ("C2F", "coarse_to_fine", [[right]]),
+        ("random", "random", [[replace(right, loss=(right.loss - gain / 2).astype(np.float32))]]),
+        ("greedy oracle", "greedy_oracle", [[replace(right, loss=(right.loss - gain).astype(np.float32))]]),
+    ]
+    oracle = compare(load_benchmark(save_benchmark(tmp_path, lines)))["oracle"]
+    low, high = oracle["lead"]["cross_entropy"]["interval"]
+    assert clearly_ahead(low, high, higher_is_better=False)
+    assert oracle["policies"]["random"]["share_cross_entropy"] is None
 
 
 def test_classification_reports_top5_and_compares_scenes_by_cross_entropy(tmp_path: Path) -> None:
@@ -276,7 +322,7 @@ def test_summary_says_who_wins_and_what_is_noise(directory: Path) -> None:
         "it gains more than this sequence." in text
     )
     assert (
-        "greedy oracle leads C2F in mIoU on the first 16 scenes: +20.0" in text
+        "greedy oracle leads C2F in mIoU on 16 of the 24 scenes: +20.0" in text
         and "The largest share of that lead: ppo, 25 [20, 30] %." in text
     )
 

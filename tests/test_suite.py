@@ -1,5 +1,6 @@
 """`canvit-gym suite` at a tiny size: what it measures, that it goes on, what it shows and what it refuses."""
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,22 +13,32 @@ import numpy as np
 import pytest
 from untrained import save_untrained
 
+import canvit_gym
 from canvit_gym import cli
-from canvit_gym.benchmark.records import RECORDS
+from canvit_gym.benchmark.records import NOT_EVALUATING, RECORDS
 from canvit_gym.command_line import env_config
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.perturbations import PERTURBATIONS
-from canvit_gym.policies import make_policy
+from canvit_gym.policies import make_policy, search_fixed_sequence
 from canvit_gym.policies.learned import load_record
-from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.scenes.datasets import DATASETS, suite_ids
 from canvit_gym.statistics import area_under_curve, bootstrap_interval
-from canvit_gym.stopping import stopped_return, stops_when_right
+from canvit_gym.stopping import (
+    AT_RANDOM,
+    OWN_ACTION,
+    WHEN_RIGHT,
+    at_confidence,
+    at_random,
+    evaluate_with_stops,
+    stopped_return,
+    stops_when_right,
+)
 from canvit_gym.suite import run
 from canvit_gym.suite.command import MANIFEST, RESULTS, SuiteConfig, identity_of, run_suite, wanted_of
 from canvit_gym.suite.numbers import BEST, radar_shares
 from canvit_gym.suite.page import HTML, MARKDOWN, RADAR, write_pages
 from canvit_gym.suite.payoff import payoff_of
-from canvit_gym.suite.plan import make_plan, misfit, suite_ids
+from canvit_gym.suite.plan import make_plan, misfit
 from canvit_gym.suite.radar import radar_figure
 
 CLASSIFICATION, STOP, ORDER, SEARCH = (
@@ -110,8 +121,38 @@ def test_numbers_are_those_of_plain_evaluations(results: dict[str, Any]) -> None
     assert 1 < random["glimpses"] < env.budget
 
 
+def test_perturbations_are_tried_on_some_of_the_same_scenes(config: SuiteConfig) -> None:
+    lines = [line for part in make_plan(wanted_of(config)).parts for line in part.lines if line.perturbed]
+    for line in lines:
+        job = line.perturbed["dropped"]
+        assert job.max_scenes == FEW and job.config == line.jobs[0].config and line.jobs[0].max_scenes is None
+        assert job.num_glimpses == FEW * job.config.budget
+
+
+def test_a_policy_of_another_file_has_another_record(config: SuiteConfig, tmp_path: Path) -> None:
+    path = tmp_path / "sequence.json"
+    spec = f"best_fixed_sequence(path={str(path)!r})"
+    candidates = np.array([(0, 0, 1), (0.5, 0.5, 0.5), (-0.5, 0.5, 0.5)], dtype=np.float32)
+    env = env_config(CLASSIFICATION, {"split": "test", "num_scenes": NUM, "device": "cpu"})
+    found = search_fixed_sequence(env, env.budget, num_scenes=2, candidates=candidates)
+    wanted = wanted_of(replace(config, envs=(CLASSIFICATION,), policies=(spec,), perturbations=("none",)))
+
+    def record() -> Path:
+        (line,) = [line for line in make_plan(wanted).parts[0].lines if line.role == "opponent"]
+        return line.jobs[0].path
+
+    found.save(path)
+    before = record()
+    assert before == record()
+    replace(found, viewpoints=found.viewpoints[::-1]).save(path)
+    assert before != record()
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        make_plan(wanted)
+
+
 def test_random_stops_are_even() -> None:
-    rule = run._at_random(seed=0)
+    rule = at_random(seed=0)
     config = env_config(STOP, {"split": "test", "num_scenes": 4, "device": "cpu"})
 
     class Episodes:
@@ -120,6 +161,33 @@ def test_random_stops_are_even() -> None:
     asked = np.stack([rule(t, Episodes()) for t in range(config.budget)])  # type: ignore[arg-type]
     counts = np.bincount(asked.argmax(axis=0), minlength=9)
     assert asked[-1].all() and counts.min() > 70 and counts.max() < 130
+
+
+def test_stops_are_recorded_by_code_that_the_records_name() -> None:
+    """All that decides what a record holds is in the hash that its key contains."""
+    root = Path(canvit_gym.__file__).parent
+    for function in (evaluate_with_stops, at_random, evaluate):
+        path = Path(inspect.getfile(function)).relative_to(root).as_posix()
+        assert not path.startswith(NOT_EVALUATING)
+
+
+def test_ways_to_stop() -> None:
+    env = env_config(STOP, {"split": "test", "num_scenes": 4, "device": "cpu", "budget": 3})
+    policy = make_policy("random", config=env, num_glimpses=3)
+    plain = evaluate(policy, config=env)
+    expected = {
+        WHEN_RIGHT: stops_when_right(plain.scene_score()), at_confidence(0): np.full(4, 1),
+        at_confidence(np.inf): np.full(4, 3),
+    }  # fmt: skip
+    for stop, glimpses in expected.items():
+        found = evaluate_with_stops(policy, stop=stop, config=env)
+        assert found.stops is not None and found.stops.tolist() == glimpses.tolist()
+        assert replace(found, stops=None) == plain
+    assert evaluate_with_stops(policy, stop=AT_RANDOM, config=env, max_scenes=2).stops is not None
+    with pytest.raises(ValueError, match=r"unknown way to stop 'when left'; choose .* or 'at confidence 0.5'"):
+        evaluate_with_stops(policy, stop="when left", config=env)
+    with pytest.raises(TypeError, match="only learned policies stop 'by its own action', not 'random'"):
+        evaluate_with_stops(policy, stop=OWN_ACTION, config=env)
 
 
 class _Texts(HTMLParser):

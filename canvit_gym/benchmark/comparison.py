@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from canvit_gym.benchmark.people import on_scenes
 from canvit_gym.benchmark.records import Benchmark, Entry
-from canvit_gym.evaluation import Evaluation, loss_statistic, score_statistic
+from canvit_gym.evaluation import Evaluation, loss_statistic, require_same_scenes, score_statistic
 from canvit_gym.statistics import (
     RESAMPLES,
     InterquartileMean,
@@ -44,12 +43,6 @@ def _scene_measure(evaluation: Evaluation) -> str:
     """The name of the number in `per_scene`."""
     measure = evaluation.measure.scene_measure
     return measure.name if measure.of == "score" else f"minus {measure.name}"
-
-
-def with_interval(estimate: dict[str, float], form: str, factor: float = 1) -> str:
-    """Format {"value", "low", "high"}, times a factor, as "value [low, high]"."""
-    low, high = sorted(factor * estimate[name] for name in ("low", "high"))
-    return f"{form.format(factor * estimate['value'])} [{form.format(low)}, {form.format(high)}]"
 
 
 def last(curve: Draws) -> Draws:
@@ -87,11 +80,11 @@ def _plain(values: NDArray[Any]) -> Any:
 
 
 class _Observed:
-    """One policy's observations on the first `num_scenes` scenes, one row per evaluation."""
+    """One policy's observations on the scenes with the indices `scenes`, one row per evaluation."""
 
-    def __init__(self, entry: Entry, num_scenes: int) -> None:
+    def __init__(self, entry: Entry, scenes: NDArray[np.integer]) -> None:
         self.entry = entry
-        evaluations = [first_scenes(e, num_scenes) for run in entry.runs for e in run.evaluations]
+        evaluations = [e.on(scenes) for run in entry.runs for e in run.evaluations]
         self.run = [i for i, run in enumerate(entry.runs) for _ in run.evaluations]
         self.score = score_statistic(evaluations, run=self.run)
         self.loss = loss_statistic(evaluations, run=self.run)
@@ -103,19 +96,37 @@ class _Observed:
         }
 
 
-def first_scenes(evaluation: Evaluation, num_scenes: int) -> Evaluation:
-    return evaluation.first(num_scenes)
+def require_paired(benchmark: Benchmark) -> None:
+    """
+    Raises:
+        ValueError: policies or people whose scenes are others than those that the reference has at the same indices,
+            so that they cannot be compared scene by scene.
+    """
+    reference = benchmark.reference.first
+    for entry in (*benchmark.entries, *benchmark.people):
+        both = entry.first.scene[np.isin(entry.first.scene, reference.scene)]
+        try:
+            require_same_scenes([reference.on(both), entry.first.on(both)])
+        except ValueError as error:
+            raise ValueError(
+                f"{entry.label} cannot be compared with {benchmark.reference.label}: {error}. Make its record anew."
+            ) from error
 
 
 def compare(benchmark: Benchmark) -> dict[str, Any]:
-    """All numbers as JSON values: `policies` by label, in the benchmark's order, and `oracle`."""
+    """All numbers as JSON values: `policies` by label, in the benchmark's order, and `oracle`.
+
+    Raises:
+        ValueError: entries on different scenes.
+    """
+    require_paired(benchmark)
 
     @cache
     def observed(label: str) -> _Observed:
-        return _Observed(next(e for e in benchmark.entries if e.label == label), benchmark.num_scenes)
+        return _Observed(next(e for e in benchmark.entries if e.label == label), reference.first.scene)
 
-    whole = [entry for entry in benchmark.entries if entry.num_scenes == benchmark.num_scenes]
     reference = benchmark.reference
+    whole = [entry for entry in benchmark.entries if entry.has(reference.first.scene)]
     policies: dict[str, Any] = {entry.label: _described(entry) for entry in benchmark.entries}
     for entry in whole:
         policies[entry.label] |= _alone(observed(entry.label))
@@ -211,21 +222,21 @@ def _difference(one: _Observed, other: _Observed, *, improvement: bool = True) -
 def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
     """(policy - C2F) / (oracle - C2F), on the oracle's scenes. None if one of the two is not in the benchmark.
 
-    A share is None if the oracle is not clearly ahead of C2F, or if it is undefined in some resamples.
+    A share is None if the oracle is not clearly ahead of C2F, or if it is not ahead in some resample.
     """
     named = {entry.spec.partition("(")[0]: entry for entry in reversed(benchmark.entries) if not entry.learned}
     oracle_entry, baseline_entry = named.get("greedy_oracle"), named.get("coarse_to_fine")
     if oracle_entry is None or baseline_entry is None:
         return None
-    num_scenes = oracle_entry.num_scenes
-    oracle, baseline = _Observed(oracle_entry, num_scenes), _Observed(baseline_entry, num_scenes)
+    scenes = oracle_entry.first.scene
+    oracle, baseline = _Observed(oracle_entry, scenes), _Observed(baseline_entry, scenes)
     lead = {
         "score": _estimates(oracle.score, baseline.score, last=_last_difference)["last"],
         "cross_entropy": _estimates(oracle.loss, baseline.loss, last=_last_difference)["last"],
     }
     policies: dict[str, Any] = {}
     for entry in benchmark.entries:
-        observed = _Observed(entry, num_scenes)
+        observed = _Observed(entry, scenes)
         numbers: dict[str, Any] = {
             "score": _estimates(observed.score, curve=_same)["curve"],
             "cross_entropy": _estimates(observed.loss, curve=_same)["curve"],
@@ -240,7 +251,7 @@ def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
     return {
         "label": oracle_entry.label,
         "baseline": baseline_entry.label,
-        "num_scenes": num_scenes,
+        "num_scenes": len(scenes),
         "lead": lead,
         "policies": policies,
     }
@@ -249,12 +260,12 @@ def _headroom(benchmark: Benchmark) -> dict[str, Any] | None:
 def _people(benchmark: Benchmark, people: Entry) -> dict[str, Any]:
     """People, and every policy that was evaluated on their scenes, on these scenes."""
     scenes = people.first.scene
-    seen = _Observed(people, len(scenes))
+    seen = _Observed(people, scenes)
     policies: dict[str, Any] = {}
     for entry in benchmark.entries:
-        if (on_their_scenes := on_scenes(entry, scenes)) is None:
+        if not entry.has(scenes):
             continue
-        observed = _Observed(on_their_scenes, len(scenes))
+        observed = _Observed(entry, scenes)
         policies[entry.label] = {
             "score": _estimates(observed.score, curve=_same)["curve"],
             "cross_entropy": _estimates(observed.loss, curve=_same)["curve"],
@@ -273,18 +284,22 @@ def _last_difference(one: Draws, other: Draws) -> Draws:
     return last(one - other)
 
 
-def share_of_lead(policy: Draws, baseline: Draws, ceiling: Draws) -> Draws:
-    """(policy - baseline) / (ceiling - baseline); NaN where the ceiling has no lead."""
-    return ratio_of_leads(policy - baseline, ceiling - baseline)
+def share_of_lead(policy: Draws, baseline: Draws, ceiling: Draws, *, higher_is_better: bool = True) -> Draws:
+    """(policy - baseline) / (ceiling - baseline); NaN where the ceiling is not better than the baseline.
+
+    Behind the baseline there is no way to the ceiling to have a share of: the ratio would be of the wrong sign.
+
+    >>> score = np.array([0.5, 0.5, 0.5])  # in three resamples
+    >>> share_of_lead(score, np.array([0.4, 0.4, 0.6]), np.array([0.8, 0.4, 0.4])).round(2).tolist()
+    [0.25, nan, nan]
+    """
+    return ratio_of_leads(policy - baseline, ceiling - baseline, higher_is_better=higher_is_better)
 
 
-def ratio_of_leads(lead: Draws, whole: Draws) -> Draws:
-    """lead / whole; NaN where `whole` is not positive."""
-    return np.divide(lead, whole, out=np.full_like(whole, np.nan), where=whole != 0)
-
-
-def _last_share(*curves: Draws) -> Draws:
-    return last(share_of_lead(*curves))
+def ratio_of_leads(lead: Draws, whole: Draws, *, higher_is_better: bool = True) -> Draws:
+    """lead / whole; NaN where `whole` is no lead, which is above 0, or below it where lower is better."""
+    is_lead = whole > 0 if higher_is_better else whole < 0
+    return np.divide(lead, whole, out=np.full_like(whole, np.nan), where=is_lead)
 
 
 def clearly_ahead(low: float, high: float, *, higher_is_better: bool) -> bool:
@@ -296,11 +311,15 @@ def clearly_ahead(low: float, high: float, *, higher_is_better: bool) -> bool:
 
 
 def _share(lead: dict[str, Any], *curves: Statistic, higher_is_better: bool) -> dict[str, Any] | None:
-    """Of the ceiling's lead; None where there is none to share, or where a resample was without one."""
+    """Of the ceiling's lead; None if it is not clear, or if the ceiling does not lead in some resample."""
     low, high = lead["interval"]
     if not clearly_ahead(low, high, higher_is_better=higher_is_better):
         return None
-    share = _estimates(*curves, share=_last_share)["share"]
+
+    def last_share(*draws: Draws) -> Draws:
+        return last(share_of_lead(*draws, higher_is_better=higher_is_better))
+
+    share = _estimates(*curves, share=last_share)["share"]
     return share if np.isfinite([share["value"], *share["interval"]]).all() else None
 
 

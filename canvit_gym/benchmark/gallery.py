@@ -5,6 +5,7 @@ gallery.json lists what they show.
 """
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,14 @@ def draw_gallery(benchmark: Benchmark, *, config: EnvConfig, policy: str | None 
     """
     focus, reference = _focus(benchmark, policy), benchmark.reference
     lines = _lines(benchmark, focus)
-    num_scenes = min(entry.num_scenes for entry in lines)  # every policy was evaluated on these scenes
-    gain = (per_scene(focus.first) - per_scene(reference.first)[: focus.num_scenes])[:num_scenes, -1]
+    common = reduce(np.intersect1d, [entry.first.scene for entry in lines])  # every policy was evaluated on these
+    gain = (per_scene(focus.first.on(common)) - per_scene(reference.first.on(common)))[:, -1]
     chosen = choose_scenes(gain)
-    rows = np.array([row for _, row in chosen])
-    scenes = reference.first.scene[rows]
+    scenes = common[[row for _, row in chosen]]
     views = {
         entry.label: [
             [moment.view for moment in of_scene]
-            for of_scene in replay(entry.first.viewpoints[rows], scenes, config=config)
+            for of_scene in replay(entry.first.on(scenes).viewpoints, scenes, config=config)
         ]
         for entry in lines
     }
@@ -107,7 +107,7 @@ def draw_gallery(benchmark: Benchmark, *, config: EnvConfig, policy: str | None 
         "policy": focus.label,
         "reference": reference.label,
         "lines": [entry.label for entry in lines],
-        "num_scenes": num_scenes,
+        "num_scenes": len(common),
         "seed": focus.first.seed,
         "pictures": [],
     }

@@ -6,15 +6,15 @@ table.
 
 import hashlib
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from canvit_gym.benchmark.records import RECORDS, Entry
-from canvit_gym.evaluation import Evaluation
+from canvit_gym.benchmark.records import RECORDS
+from canvit_gym.evaluation import Evaluation, name_of_split
+from canvit_gym.scenes.files import ScenesOnDisk
+from canvit_gym.scenes.source import SceneSource
 
 _GROUP = re.compile(r"(?P<label>[^()=]+)=(?P<path>.+)")
 
@@ -24,8 +24,12 @@ def is_people(spec: str) -> bool:
     return _GROUP.fullmatch(spec) is not None
 
 
-def read_people(spec: str, identity: dict[str, Any]) -> tuple[str, Evaluation]:
+def read_people(spec: str, identity: dict[str, Any], *, scenes: SceneSource) -> tuple[str, Evaluation]:
     """(label, record) of "label=FILE".
+
+    Args:
+        identity: the benchmark's, see canvit_gym.benchmark.runner.identity.
+        scenes: the benchmark's.
 
     Raises:
         FileNotFoundError: no such file. ValueError: not a record, or one of another environment, scenes or model.
@@ -37,6 +41,11 @@ def read_people(spec: str, identity: dict[str, Any]) -> tuple[str, Evaluation]:
     config, wanted = record.record["config"], identity["config"]
     there = {name: config[name] for name in ("dataset", "split", "budget")}
     here = {name: wanted[name] for name in there}
+    there["scenes"], here["scenes"] = (name_of_split(name) for name in (record.record["scenes"], scenes.name))
+    if isinstance(scenes, ScenesOnDisk) and "scenes_sha256" in record.record:
+        there["files of the scenes"], here["files of the scenes"] = (
+            sha256[:12] for sha256 in (record.record["scenes_sha256"], scenes.content_sha256)
+        )
     for name in ("checkpoint", "probe"):
         there[name] = record.record[name]["sha256"]
         here[name] = identity["backbone_sha256" if name == "checkpoint" else "probe_sha256"]
@@ -56,13 +65,3 @@ def keep_people(label: str, record: Evaluation, directory: Path) -> dict[str, st
     file = f"people-{name}-{hashlib.sha256(contents).hexdigest()[:12]}.npz"
     record.save(directory / RECORDS / file)
     return {"label": label, "file": file}
-
-
-def on_scenes(entry: Entry, scenes: NDArray[np.integer]) -> Entry | None:
-    """The entry on these scenes, in this order; None if it was not evaluated on all of them."""
-    place = {scene: row for row, scene in enumerate(entry.first.scene.tolist())}
-    if any(scene not in place for scene in scenes.tolist()):
-        return None
-    rows = np.array([place[scene] for scene in scenes.tolist()])
-    runs = tuple(replace(run, evaluations=tuple(e.choose(rows) for e in run.evaluations)) for run in entry.runs)
-    return replace(entry, runs=runs)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 import canvit_gym
 from canvit_gym.evaluation import Evaluation
+from canvit_gym.policies import parse_spec
 
 MANIFEST, RECORDS, RESULTS = "benchmark.json", "records", "results.json"
 NOT_EVALUATING = ("benchmark/", "cli.py", "command_line.py", "listing.py", "play/", "probes/", "sb3.py", "suite/")
@@ -45,6 +46,22 @@ def code_sha256() -> str:
         if not name.startswith(NOT_EVALUATING):
             whole.update(f"{name}\0".encode() + path.read_bytes())
     return whole.hexdigest()
+
+
+def policy_key(spec: str) -> dict[str, Any]:
+    """What the numbers of a hand-coded policy depend on: its name, its arguments, and the file that `path` names.
+
+    Raises:
+        ValueError: as in parse_spec.
+        FileNotFoundError: no such file.
+    """
+    name, arguments = parse_spec(spec)
+    key: dict[str, Any] = {"policy": name, "arguments": repr(sorted(arguments.items()))}
+    if path := arguments.get("path"):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"policy {spec!r}: there is no file {path}")
+        key["file_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return key
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -124,6 +141,10 @@ class Entry:
     @property
     def num_scenes(self) -> int:
         return len(self.first.scene)
+
+    def has(self, scenes: NDArray[np.integer]) -> bool:
+        """Whether the policy was evaluated on all scenes with these indices."""
+        return bool(np.isin(scenes, self.first.scene).all())
 
     @property
     def viewpoints(self) -> NDArray[np.float32]:

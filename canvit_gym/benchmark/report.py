@@ -283,16 +283,18 @@ def markdown_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Sect
 
 
 def scenes_csv(benchmark: Benchmark) -> str:
-    """A row per scene: score and cross-entropy of every policy after the last glimpse, averaged over runs."""
-    columns: dict[str, Any] = {"scene": benchmark.reference.first.scene.astype(int)}
+    """A row per scene: score and cross-entropy of every policy after the last glimpse, averaged over runs; empty where
+    it was not evaluated."""
+    scenes = benchmark.reference.first.scene.tolist()
+    columns: dict[str, list[Any]] = {"scene": scenes}
     for entry in benchmark.entries:
         for name, values in (
             ("score", lambda e: e.scene_score()[:, -1]),
             ("cross-entropy", lambda e: e.loss[:, -1]),
         ):
             mean = np.mean([np.mean([values(e) for e in run.evaluations], axis=0) for run in entry.runs], axis=0)
-            missing = [""] * (benchmark.num_scenes - len(mean))
-            columns[f"{entry.label} {name}"] = [f"{v:.3f}" for v in mean] + missing
+            of_scene = {scene: f"{v:.3f}" for scene, v in zip(entry.first.scene.tolist(), mean, strict=True)}
+            columns[f"{entry.label} {name}"] = [of_scene.get(scene, "") for scene in scenes]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(columns)

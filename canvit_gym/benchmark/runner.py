@@ -13,7 +13,7 @@ result is the same. Policies and seeds can be added in the same way. `canvit-gym
 report from the records, without a model.
 
 Policies with random choices are evaluated with seeds 0, 1, ..., others once. Policies that use labels (ceilings) cost a
-forward per candidate. They only see the first `oracle_scenes` scenes, and are compared with others on those scenes.
+forward per candidate. They only see `oracle_scenes` of the scenes, and are compared with others on those scenes.
 """
 
 import glob
@@ -43,6 +43,7 @@ from canvit_gym.benchmark.records import (
     code_sha256,
     digest,
     load_benchmark,
+    policy_key,
 )
 from canvit_gym.benchmark.report import write_report
 from canvit_gym.checks import integer
@@ -56,6 +57,7 @@ from canvit_gym.policies import (
     POLICY_SPECS,
     GlimpsePolicy,
     check_supported,
+    is_trained,
     make_policy,
     parse_spec,
     supported_tasks,
@@ -107,7 +109,15 @@ class Evaluable:
     policy: GlimpsePolicy
     config: EnvConfig
     key: dict[str, Any]
+    max_scenes: int | None = None
+    """See `evaluate`."""
     training: dict[str, Any] | None = None
+
+    @property
+    def num_glimpses(self) -> int:
+        """In all scenes together."""
+        num_scenes = len(build_scenes(self.config))
+        return min(num_scenes, self.max_scenes or num_scenes) * self.config.budget
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,7 @@ def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
     if specs is None:
         specs, left_out = _supported(default_policies(env), task_name, backbone)
     for spec in (*specs, *(spec for spec in config.also if not is_people(spec))):
-        if _is_directory(spec):
+        if is_trained(spec):
             entries += _learned(run_name(spec), [spec], config, env)
         else:
             entries.append(_hand_coded(spec, config, env))
@@ -215,10 +225,6 @@ def run_name(directory: str) -> str:
     return path.parent.name if path.name in ("best", "last") and path.parent.name else path.name
 
 
-def _is_directory(spec: str) -> bool:
-    return Path(spec).expanduser().is_dir() or ("(" not in spec and "/" in spec)
-
-
 def _supported(specs: tuple[str, ...], task_name: str, backbone: Backbone) -> tuple[tuple[str, ...], list[str]]:
     """The specs that support the environment, and a line for the report for each reason why others do not."""
     supported: list[str] = []
@@ -240,27 +246,24 @@ def _supported(specs: tuple[str, ...], task_name: str, backbone: Backbone) -> tu
 
 def evaluable(spec: str, env: EnvConfig, *, deterministic: bool = True, progress: bool = False) -> Evaluable:
     """A single policy: a hand-coded one by its spec, or a learned one by its directory."""
-    if _is_directory(spec):
+    if is_trained(spec):
         return _trained(spec, env, deterministic=deterministic)
     policy = make_policy(spec, config=env, num_glimpses=env.budget, progress=progress)
     return Evaluable(policy=policy, config=env, key={"policy": spec})
 
 
 def _hand_coded(spec: str, config: BenchmarkConfig, env: EnvConfig) -> Planned:
-    name, arguments = parse_spec(spec)
     policy = make_policy(spec, config=env, num_glimpses=env.budget, progress=config.progress)
-    key: dict[str, Any] = {"policy": name, "arguments": repr(sorted(arguments.items()))}
-    if path := arguments.get("path"):
-        key["file_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    max_scenes = None
+    key = policy_key(spec)
     if policy.info.uses_labels:
-        num_scenes = min(config.oracle_scenes, len(build_scenes(env)))
-        env = replace(env, num_scenes=num_scenes)
-        key["num_scenes"] = num_scenes
+        max_scenes = min(config.oracle_scenes, len(build_scenes(env)))
+        key["num_scenes"] = max_scenes
     return Planned(
         label=policy.info.paper_name,
         spec=spec.strip(),
         learned=False,
-        runs=(Evaluable(policy=policy, config=env, key=key),),
+        runs=(Evaluable(policy=policy, config=env, key=key, max_scenes=max_scenes),),
         seeds=(0,) if policy.info.deterministic else tuple(range(config.seeds)),
     )
 
@@ -369,7 +372,7 @@ def evaluate_missing(records: list[PendingEvaluation], *, batch_size: int, progr
     missing = [record for record in records if not record.path.exists()]
     if done := len(records) - len(missing):
         print(f"{done} of {len(records)} evaluations are already in {records[0].path.parent}")
-    total = sum(len(build_scenes(r.evaluable.config)) * r.evaluable.config.budget for r in missing)
+    total = sum(r.evaluable.num_glimpses for r in missing)
     with tqdm(total=total, unit="glimpse", disable=None if progress else True, smoothing=0.05) as bar:
         for place, record in enumerate(missing):
             label = visible(f"{record.label}, seed {record.seed}")
@@ -378,6 +381,7 @@ def evaluate_missing(records: list[PendingEvaluation], *, batch_size: int, progr
             evaluation = evaluate(
                 record.evaluable.policy,
                 config=record.evaluable.config,
+                max_scenes=record.evaluable.max_scenes,
                 batch_size=batch_size,
                 seed=record.seed,
                 on_glimpse=_advance(bar),
@@ -414,7 +418,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
     config = replace(config, output=output_directory(config.output, option="--output"))
     shared = identity(env, config.env)
     check_identity(config.output, shared)
-    people = [read_people(spec, shared) for spec in config.also if is_people(spec)]
+    people = [read_people(spec, shared, scenes=build_scenes(env)) for spec in config.also if is_people(spec)]
     planned = plan(config, env)
     reference = _find_reference(config.reference, planned.entries)
     records = [_records(entry, shared, config.output) for entry in planned.entries]

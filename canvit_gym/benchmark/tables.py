@@ -156,7 +156,7 @@ def headroom_table(numbers: dict[str, Any]) -> Table:
         note=f"On {oracle_scope(numbers)}, which {oracle['label']} was evaluated on, for every policy. "
         f"Share: (policy − {oracle['baseline']}) / ({oracle['label']} − {oracle['baseline']}) after the last glimpse; "
         "undefined if the interval of the oracle's lead comes closer to zero than a fifth of its far end, or "
-        "if the oracle has no lead in some resample of the scenes.",
+        "if the oracle does not lead in some resample of the scenes.",
     )
 
 
@@ -210,5 +210,6 @@ def policies_table(benchmark: Benchmark, numbers: dict[str, Any]) -> Table:
         header=("policy", "spec", "what it does", "runs", "scenes", "GFLOPs"),
         rows=rows,
         of_words=True,
-        note="GFLOPs per scene for all glimpses, of backbone and policy; a multiply-accumulate counts as two.",
+        note="GFLOPs per scene for all glimpses, of backbone and policy; a multiply-accumulate counts as two. A "
+        "decision of the policy is charged for every glimpse, also for the first one, whose place may be fixed.",
     )

@@ -34,7 +34,7 @@ def verdict(estimate: Estimate, place: int | None = None) -> str:
 
 def oracle_scope(numbers: dict[str, Any]) -> str:
     count = numbers["oracle"]["num_scenes"]
-    return "all scenes" if count == numbers["num_scenes"] else f"the first {count:,} scenes"
+    return "all scenes" if count == numbers["num_scenes"] else f"{count:,} of the {numbers['num_scenes']:,} scenes"
 
 
 def listed(items: list[str]) -> str:

@@ -30,7 +30,7 @@ from canvit_gym.checks import integer
 from canvit_gym.command_line import PROGRAM, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeView
-from canvit_gym.evaluation import Evaluation
+from canvit_gym.evaluation import Evaluation, name_of_split
 from canvit_gym.play.messages import MAP_PX, MOST_BARS, is_distribution, is_label_map, likeliest
 from canvit_gym.play.page_files import read_page
 from canvit_gym.play.pictures import class_colours, label_bytes, numbers, picture_uri, share_bytes
@@ -126,18 +126,19 @@ def _chosen(found: list[Explored]) -> list[Explored]:
 
 
 def _require_same(found: Sequence[Explored]) -> None:
-    """Check that records have the same scenes and probe; some policies may have seen fewer scenes."""
+    """Check that records have the same scenes and probe; some policies may have seen fewer of the scenes."""
 
     def what(explored: Explored) -> tuple[str, ...]:
         record = explored.evaluation.record
         data = [str(record["config"][name]) for name in ("dataset", "split")]
+        data.append(name_of_split(record["scenes"]))
         return (*data, record["checkpoint"]["sha256"][:12], record["probe"]["sha256"][:12])
 
     for other in found[1:]:
         if what(other) != what(found[0]):
             raise ValueError(
                 f"{found[0].label!r} and {other.label!r} are records of different environments (data set, split, "
-                f"checkpoint, probe): {', '.join(what(found[0]))} and {', '.join(what(other))}"
+                f"scenes, checkpoint, probe): {', '.join(what(found[0]))} and {', '.join(what(other))}"
             )
 
 

@@ -24,9 +24,9 @@ STRIPE_PX = 8
 CLASS_COLOURS = (
     "#3676fd", "#ffd629", "#880b9e", "#33ef9a", "#a54407", "#f289f5", "#88c04a", "#512f14", "#ed419f", "#997f59",
 )  # fmt: skip
-"""Chosen by a search so that any two, and the three below, differ with normal sight, protanopia, deuteranopia and
+"""Chosen by a search so that any two, and the two below, differ with normal sight, protanopia, deuteranopia and
 tritanopia: by at least 20 in CIELAB. tests/test_play.py computes it."""
-OTHER_CLASS, BACKGROUND, UNLABELLED = "#8f959e", "#e2e4e7", "#46484c"
+BACKGROUND, UNLABELLED = "#e2e4e7", "#46484c"
 
 
 def class_colours(classes: Sequence[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from canvit_gym.episodes import EpisodeView
 from canvit_gym.evaluation import record_views
 from canvit_gym.play.messages import reading_message
 from canvit_gym.play.pictures import numbers, picture_uri, seen_picture
-from canvit_gym.policies import GlimpsePolicy, load_policy, make_policy
+from canvit_gym.policies import GlimpsePolicy, is_trained, load_policy, make_policy
 from canvit_gym.policies.learned import load_record
 from canvit_gym.policies.policy_record import as_trained
 
@@ -105,7 +104,7 @@ def make_rivals(specs: Sequence[str] | None, config: EnvConfig) -> Rivals:
 
 def make_rival(spec: str, config: EnvConfig) -> Rival:
     """One policy; see make_rivals."""
-    if "(" not in spec and ("/" in spec or Path(spec).is_dir()):
+    if is_trained(spec):
         own = as_trained(config, load_record(spec))
         policy: GlimpsePolicy = load_policy(spec, config=own)
     else:

@@ -15,6 +15,7 @@ from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_suppor
 from canvit_gym.policies.registry import (
     POLICY_NAMES,
     POLICY_SPECS,
+    is_trained,
     make_policy,
     parse_spec,
     policies_table,
@@ -49,6 +50,7 @@ __all__ = [
     "WindowLocator",
     "center",
     "check_supported",
+    "is_trained",
     "jittered_oracle",
     "load_policy",
     "make_policy",

@@ -63,6 +63,7 @@ class GlimpsePolicy(Protocol):
         """FLOPs of choosing a viewpoint for one scene, without the backbone's forward of the glimpse itself.
 
         Counted as canvit_pytorch.flops counts: matrix products and convolutions, two per multiply-accumulate.
+        Evaluations charge it for every glimpse, the first one included.
         """
         ...
 

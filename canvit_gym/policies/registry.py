@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 from canvit_pytorch.policies import PolicyName
@@ -149,6 +150,17 @@ def make_policy(spec: str, *, config: EnvConfig, num_glimpses: int, progress: bo
     if (table := fixed_table(config)) is not None:
         return OnTable(policy, table, first_is_given=takes_first_glimpse(config))
     return policy
+
+
+def is_trained(name: str) -> bool:
+    """Whether a policy is named as `load_policy` takes it (a directory, or "ENVIRONMENT/ALGORITHM"), not by a spec.
+
+    A directory that exists is one whatever its name, such as the "run(1)" that a download made.
+
+    >>> [is_trained(name) for name in ("FashionSearch-v0/ppo", "runs/nowhere", "center(scale=1/2)", "random")]
+    [True, True, False, False]
+    """
+    return Path(name).expanduser().is_dir() or ("(" not in name and "/" in name)
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:

@@ -591,6 +591,11 @@ DATASETS: dict[str, DatasetSpec] = {spec.name: spec for spec in _BUILT_IN}
 """Name -> spec of built-in and registered data sets."""
 
 
+def suite_ids() -> dict[str, Skill]:
+    """The ids of the suite and what each isolates, in the order of the data sets."""
+    return {spec.env_id: spec.skill for spec in DATASETS.values() if spec.skill is not None}
+
+
 def check_spec(spec: DatasetSpec, *, tasks: Iterable[str]) -> None:
     """
     Raises:

@@ -24,9 +24,10 @@ from canvit_gym.command_line import GOES_ON, PROGRAM, output_directory, run_comm
 from canvit_gym.escaping import visible
 from canvit_gym.perturbations import PERTURBATIONS
 from canvit_gym.provenance import provenance
+from canvit_gym.scenes.datasets import suite_ids
 from canvit_gym.suite.numbers import numbers_of
 from canvit_gym.suite.page import write_pages
-from canvit_gym.suite.plan import HAND_CODED, TRAINED, Wanted, check_names, make_plan, suite_ids
+from canvit_gym.suite.plan import HAND_CODED, TRAINED, Wanted, check_names, make_plan
 from canvit_gym.suite.run import do_missing
 
 RESULTS, MANIFEST = "results.json", "suite.json"

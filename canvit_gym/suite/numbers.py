@@ -1,7 +1,8 @@
 """Every number of a suite, with 95% bootstrap intervals over scenes and seeds, as JSON values.
 
 Scores are fractions. A share is (policy - baseline) / (ceiling - baseline) of the environment's payoff, on the same
-resampled scenes; it is undefined if the ceiling's own lead is not clearly above zero.
+resampled scenes; it is undefined if the ceiling's own lead is not clearly above zero, or not above zero in some
+resample.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from canvit_gym.benchmark.comparison import clearly_ahead, share_of_lead
-from canvit_gym.evaluation import Evaluation
+from canvit_gym.evaluation import Evaluation, require_same_scenes
 from canvit_gym.perturbations import PERTURBATIONS
 from canvit_gym.statistics import Statistic, bootstrap_interval
 from canvit_gym.suite.payoff import Payoff, glimpses_taken, payoff_of
@@ -77,7 +78,7 @@ def _environment(part: Part) -> dict[str, Any]:
 
 
 def _share(role: Role, policy: Statistic, ends: dict[Role, Statistic]) -> Estimate | None:
-    """None if the ceiling has no lead in some resamples."""
+    """None if the ceiling does not lead in some resample."""
     if role in ("baseline", "ceiling"):
         end = float(role == "ceiling")
         return {"value": end, "interval": [end, end]}
@@ -104,7 +105,9 @@ def _policy(line: Line, payoff: Payoff, runs: list[Evaluation]) -> dict[str, Any
 
 def _perturbed(payoff: Payoff, found: Evaluation, unperturbed: Evaluation) -> dict[str, Any]:
     """The score, and its difference from the same policy, seed and scenes without the perturbation."""
-    before = payoff.statistic([unperturbed.first(len(found.scene))])
+    same = unperturbed.on(found.scene)
+    require_same_scenes([same, found])
+    before = payoff.statistic([same])
     after = payoff.statistic([found])
     return {
         "num_scenes": len(found.scene),

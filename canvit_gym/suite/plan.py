@@ -6,17 +6,17 @@ that its `Skill` names; and trained policies, both those trained there and all o
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from canvit_gym.assembly import build_backbone
-from canvit_gym.benchmark.records import RECORDS, code_sha256, digest
+from canvit_gym.benchmark.records import RECORDS, code_sha256, digest, policy_key
 from canvit_gym.benchmark.runner import identity, run_name, slug
 from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.perturbations import PERTURBATIONS, perturbation_named
-from canvit_gym.policies import POLICY_SPECS, check_supported, make_policy, parse_spec
+from canvit_gym.policies import POLICY_SPECS, check_supported, is_trained, make_policy, parse_spec
 from canvit_gym.policies.learned import WEIGHTS, load_record, policy_directory, read_alike, shipped_policies
 from canvit_gym.policies.policy_record import (
     TRAINED_WITH,
@@ -27,7 +27,8 @@ from canvit_gym.policies.policy_record import (
     reads_probe,
     used_layout,
 )
-from canvit_gym.scenes.datasets import DATASETS, Skill
+from canvit_gym.scenes.datasets import DATASETS, Skill, suite_ids
+from canvit_gym.stopping import AT_RANDOM, OWN_ACTION, WHEN_RIGHT, at_confidence
 
 HAND_CODED, TRAINED = "hand-coded", "trained"
 """What --policies takes besides names: the opponents of each environment, and every policy that this package ships."""
@@ -74,13 +75,15 @@ class Job:
     trained: bool
     seed: int
     stop: str | None
-    """A rule of canvit_gym.suite.run.stop_rule."""
+    """See canvit_gym.stopping.evaluate_with_stops; None: episodes go on to the budget."""
     perturbation: str | None
     """A name in PERTURBATIONS."""
+    max_scenes: int | None = None
+    """See `evaluate`."""
 
     @property
     def num_glimpses(self) -> int:
-        return (self.config.num_scenes or 0) * self.config.budget
+        return (self.max_scenes or self.config.num_scenes or 0) * self.config.budget
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Line:
     jobs: tuple[Job, ...]
     """One per seed."""
     perturbed: dict[str, Job] = field(default_factory=dict)
-    """By perturbation, with the first seed on the first scenes."""
+    """By perturbation, with the first seed on some of the scenes."""
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,6 @@ class Wanted:
     device: str
 
 
-def suite_ids() -> dict[str, Skill]:
-    """The ids of the suite, in the order of the data sets."""
-    return {spec.env_id: spec.skill for spec in DATASETS.values() if spec.skill is not None}
-
-
 def check_names(wanted: Wanted) -> None:
     """Raise ValueError if an environment, a policy or a perturbation does not exist."""
     if unknown := [env_id for env_id in wanted.envs if env_id not in suite_ids()]:
@@ -152,7 +150,7 @@ def check_names(wanted: Wanted) -> None:
     for name in wanted.perturbations:
         perturbation_named(name)
     for name in wanted.policies:
-        if _is_trained(name):
+        if is_trained(name):
             load_record(name)
         elif name not in (HAND_CODED, TRAINED):
             parse_spec(name)
@@ -186,12 +184,8 @@ def make_plan(wanted: Wanted) -> Plan:
     return Plan(parts=tuple(parts), left_out=tuple(left_out))
 
 
-def _is_trained(name: str) -> bool:
-    return "(" not in name and ("/" in name or Path(name).expanduser().is_dir())
-
-
 def _trained_sources(policies: Sequence[str]) -> list[Source]:
-    names = [name for name in policies if _is_trained(name)]
+    names = [name for name in policies if is_trained(name)]
     if TRAINED in policies:
         names = [
             *shipped_policies(),
@@ -211,10 +205,10 @@ def _trained_sources(policies: Sequence[str]) -> list[Source]:
 
 
 def _hand_coded_lines(wanted: Wanted, env_id: str, config: EnvConfig, skill: Skill, left_out: list[str]) -> list[Line]:
-    sure = None if skill.stop_confidence is None else f"at confidence {skill.stop_confidence:g}"
-    ceiling_stop = "when right" if skill.ceiling_stops_when_right else sure
+    sure = None if skill.stop_confidence is None else at_confidence(skill.stop_confidence)
+    ceiling_stop = WHEN_RIGHT if skill.ceiling_stops_when_right else sure
     stops: dict[Role, str | None] = {
-        "baseline": "at random" if config.allow_stop else None,
+        "baseline": AT_RANDOM if config.allow_stop else None,
         "opponent": sure if config.allow_stop else None,
         "ceiling": ceiling_stop if config.allow_stop else None,
     }
@@ -222,16 +216,16 @@ def _hand_coded_lines(wanted: Wanted, env_id: str, config: EnvConfig, skill: Ski
     ends = (skill.baseline,) if skill.ceiling_stops_when_right else (skill.baseline, skill.ceiling)
     chosen: list[tuple[str, Role]] = [(skill.baseline, "baseline")]
     for name in wanted.policies:
-        specs = skill.opponents if name == HAND_CODED else () if name == TRAINED or _is_trained(name) else (name,)
+        specs = skill.opponents if name == HAND_CODED else () if name == TRAINED or is_trained(name) else (name,)
         chosen += [(spec, "opponent") for spec in specs if (spec, "opponent") not in chosen and spec not in ends]
     chosen.append((skill.ceiling, "ceiling"))
     lines = []
     for spec, role in chosen:
-        name, arguments = parse_spec(spec)
+        name, _ = parse_spec(spec)
         task, grid = DATASETS[config.dataset].task, build_backbone(config).canvas_grid
         try:
             check_supported(POLICY_SPECS[name].info, task, grid)
-            source = Source(spec, {"policy": name, "arguments": repr(sorted(arguments.items()))})
+            source = Source(spec, policy_key(spec))
             lines.append(_line(wanted, env_id, config, source, role, stops[role]))
         except ValueError as error:
             if spec in (skill.baseline, skill.ceiling, *skill.opponents):
@@ -241,7 +235,7 @@ def _hand_coded_lines(wanted: Wanted, env_id: str, config: EnvConfig, skill: Ski
 
 
 def _own_stop(config: EnvConfig) -> str | None:
-    return "by its own action" if config.allow_stop else None
+    return OWN_ACTION if config.allow_stop else None
 
 
 def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: Role, stop: str | None) -> Line:
@@ -249,14 +243,15 @@ def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: 
     deterministic = True
     if source.record is None:
         deterministic = make_policy(source.text, config=config, num_glimpses=config.budget).info.deterministic
-    seeds = range(1 if deterministic and stop != "at random" else wanted.seeds)
-    fewer = replace(config, num_scenes=min(wanted.perturbed_scenes, wanted.num_scenes))
+    seeds = range(1 if deterministic and stop != AT_RANDOM else wanted.seeds)
+    fewer = min(wanted.perturbed_scenes, wanted.num_scenes)
 
-    def job(seed: int, of: EnvConfig, perturbation: str | None) -> Job:
-        used = of if source.record is None else as_trained(of, source.record)
+    def job(seed: int, max_scenes: int | None, perturbation: str | None) -> Job:
+        used = config if source.record is None else as_trained(config, source.record)
         key = digest(
             {
-                "identity": identity(of, env_id),
+                "identity": identity(config, env_id),
+                "max_scenes": max_scenes,
                 "code": code_sha256(),
                 "policy": source.key,
                 "seed": seed,
@@ -275,6 +270,7 @@ def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: 
             seed=seed,
             stop=stop,
             perturbation=perturbation,
+            max_scenes=max_scenes,
         )
 
     best = source.text == suite_ids()[env_id].opponents[0]
@@ -284,7 +280,7 @@ def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: 
         role=role,
         source=source,
         stop=stop,
-        jobs=tuple(job(seed, config, None) for seed in seeds),
+        jobs=tuple(job(seed, None, None) for seed in seeds),
         perturbed={name: job(0, fewer, name) for name in tried},
     )
 

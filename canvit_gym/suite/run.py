@@ -5,53 +5,24 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
 from multiprocessing import get_context
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
-from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.escaping import visible
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.perturbations import PERTURBATIONS
-from canvit_gym.policies import GlimpsePolicy, make_policy
-from canvit_gym.policies.learned import LearnedPolicy, load_policy
-from canvit_gym.policies.streams import scene_uniforms
+from canvit_gym.policies import make_policy
+from canvit_gym.policies.learned import load_policy
 from canvit_gym.scenes.workers import cpu_cores
-from canvit_gym.stopping import StopRecorder, StopRule, confident, own_stop, stops_when_right
+from canvit_gym.stopping import evaluate_with_stops
 from canvit_gym.suite.plan import Job
 
 MOST_WORKERS = 8
-_AT_RANDOM_STREAM = 1 << 21
-"""Offset of the random numbers of stops: policies also draw theirs from (seed, scene, t)."""
-
-
-def stop_rule(name: str, policy: GlimpsePolicy, config: EnvConfig, *, seed: int) -> StopRule | None:
-    """The rule of a job: "by its own action", "at confidence P", "at random", or None for "when right", which is
-    computed afterwards."""
-    if name == "when right":
-        return None
-    if name == "by its own action":
-        assert isinstance(policy, LearnedPolicy), policy
-        return own_stop(policy, config)
-    if name == "at random":
-        return _at_random(seed)
-    return confident(float(name.removeprefix("at confidence ")))
-
-
-def _at_random(seed: int) -> StopRule:
-    """Stop after a number of glimpses that is drawn uniformly for every scene."""
-
-    def has_come(t: int, episodes: EpisodeBatch) -> NDArray[np.bool_]:
-        drawn = scene_uniforms(seed, episodes.scene, _AT_RANDOM_STREAM)
-        return t >= np.floor(drawn * episodes.budget)
-
-    return has_come
 
 
 def do(job: Job, *, batch_size: int) -> Evaluation:
@@ -62,19 +33,14 @@ def do(job: Job, *, batch_size: int) -> Evaluation:
         if job.trained
         else make_policy(job.source, config=config, num_glimpses=config.budget)
     )
-    rule = None if job.stop is None else stop_rule(job.stop, policy, config, seed=job.seed)
-    recorder = None if rule is None else StopRecorder(rule)
-    found = evaluate(
-        policy,
-        config=config,
-        batch_size=batch_size,
-        seed=job.seed,
-        on_glimpse=recorder,
-        perturbations=() if job.perturbation is None else (PERTURBATIONS[job.perturbation],),
-    )
-    if job.stop is not None:
-        stops = stops_when_right(found.scene_score()) if recorder is None else recorder.glimpses()
-        found = replace(found, stops=stops)
+    options: dict[str, Any] = {
+        "config": config,
+        "max_scenes": job.max_scenes,
+        "batch_size": batch_size,
+        "seed": job.seed,
+        "perturbations": () if job.perturbation is None else (PERTURBATIONS[job.perturbation],),
+    }
+    found = evaluate(policy, **options) if job.stop is None else evaluate_with_stops(policy, stop=job.stop, **options)
     found.save(job.path)
     return found
 

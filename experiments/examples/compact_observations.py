@@ -20,9 +20,10 @@ from typing import Any, cast
 import numpy as np
 from gymnasium import spaces
 
+from agents.intervals import with_interval
 from agents.settings import TrainConfig
 from canvit_gym.atomic import write_text
-from canvit_gym.benchmark.comparison import share_of_lead, with_interval
+from canvit_gym.benchmark.comparison import share_of_lead
 from canvit_gym.command_line import GOES_ON, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
 from canvit_gym.policies import make_policy

@@ -28,11 +28,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from agents.intervals import with_interval
 from agents.settings import TrainConfig
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.atomic import replacing, write_text
-from canvit_gym.benchmark.comparison import share_of_lead, with_interval
+from canvit_gym.benchmark.comparison import share_of_lead
 from canvit_gym.command_line import GOES_ON, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
 from canvit_gym.policies.learned import load_policy

@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 
 from agents.algorithms import load_hyperparameters
+from agents.intervals import with_interval
 from agents.run_directory import CONFIG, RESULT
 from agents.settings import TrainConfig
 from canvit_gym.atomic import write_text
-from canvit_gym.benchmark.comparison import per_scene, with_interval
+from canvit_gym.benchmark.comparison import per_scene
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
 from canvit_gym.config import override
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic

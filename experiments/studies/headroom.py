@@ -24,15 +24,17 @@ policy's lead on its scenes divided by the oracle's lead on those.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.intervals import with_interval
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
-from canvit_gym.benchmark.comparison import Draws, clearly_ahead, first_scenes, per_scene, ratio_of_leads, with_interval
+from canvit_gym.benchmark.comparison import Draws, clearly_ahead, per_scene, ratio_of_leads
 from canvit_gym.command_line import env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
@@ -144,7 +146,7 @@ class Measured:
         return len(self.runs[0].scene)
 
     def first(self, count: int) -> "Measured":
-        return Measured(self.name, tuple(first_scenes(run, count) for run in self.runs))
+        return Measured(self.name, tuple(run.first(count) for run in self.runs))
 
     @property
     def score(self) -> Statistic:
@@ -257,8 +259,10 @@ def _losses_by_half(policy: GlimpsePolicy, config: EnvConfig, block: int) -> dic
     return {half: loss.loss() for half, loss in losses.items()}
 
 
-def _share_across_scenes(one: Draws, its_reference: Draws, other: Draws, other_reference: Draws) -> Draws:
-    return ratio_of_leads(one - its_reference, other - other_reference)
+def _share_across_scenes(
+    one: Draws, its_reference: Draws, other: Draws, other_reference: Draws, *, higher_is_better: bool
+) -> Draws:
+    return ratio_of_leads(one - its_reference, other - other_reference, higher_is_better=higher_is_better)
 
 
 def _first_minus_second(curves: Draws) -> Draws:
@@ -299,17 +303,19 @@ def study(config: HeadroomConfig) -> dict[str, Any]:
     for ceiling, roles in SHARES.items():
         leader = found[ceiling]
         for name in ("score", "loss"):
-            lead = rows[leader.name][f"{name}_minus_baseline"]
-            if not clearly_ahead(lead["low"], lead["high"], higher_is_better=name == "score"):
+            lead, higher_is_better = rows[leader.name][f"{name}_minus_baseline"], name == "score"
+            if not clearly_ahead(lead["low"], lead["high"], higher_is_better=higher_is_better):
                 continue
+            share_of = partial(_share_across_scenes, higher_is_better=higher_is_better)
             for policy in (found[role] for role in roles if role in found):
                 four = [
                     OfFirst(getattr(each, name), num_scenes=baseline.num_scenes)
                     for ahead in (policy, leader)
                     for each in (ahead, baseline.first(ahead.num_scenes))
                 ]
-                share = bootstrap_interval(*four, of=_share_across_scenes)
-                rows[policy.name][f"share_of_{ceiling}_{name}"] = share.at(-1)
+                share = bootstrap_interval(*four, of=share_of)
+                if np.isfinite([share.low[-1], share.high[-1]]).all():  # else the leader is behind in some resample
+                    rows[policy.name][f"share_of_{ceiling}_{name}"] = share.at(-1)
     metric = oracle.runs[0].metric
     blocks, few = config.blocks if is_compared_by_score(metric) else (), _few(_test(config, env), config)
     return {

@@ -31,12 +31,12 @@ from tqdm import tqdm
 
 from agents.algorithms import load_hyperparameters
 from agents.behaviours import random_viewpoints
+from agents.intervals import with_interval
 from agents.supervised import minibatches, num_to_learn_from, rise_and_fall
 from agents.training_state import num_decisions
 from agents.tried import by_episode, compact, take
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.backbone.load import resolve_device
-from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Categorical
 
+from agents.intervals import with_interval
 from agents.report import without_root
 from canvit_gym.atomic import replacing, write_json, write_text
-from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.intervals import with_interval
 from agents.settings import TrainConfig
 from canvit_gym.atomic import write_text
-from canvit_gym.benchmark.comparison import with_interval
 from canvit_gym.command_line import GOES_ON, json_object, run_command
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.provenance import plain, provenance
