@@ -4,11 +4,13 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import canvit_gym
 from canvit_gym import cli
+from canvit_gym.benchmark.single import EvaluateConfig
 from canvit_gym.scenes.datasets import DATASETS
 
 
@@ -146,3 +148,12 @@ def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path
     cli.main(["benchmark", *SMALL, "--policies", "center", "--reference", "center", "--output=~/all"])
     assert (tmp_path / "home" / "all" / "report.html").is_file() and not (tmp_path / "~").exists()
     cli.main(["report", "--results", "~/all"])
+
+
+@pytest.mark.parametrize(
+    ("options", "budget"),
+    [({}, 4), ({"budget": 3}, 3), ({"env_kwargs": '{"budget": 6}'}, 6)],
+)
+def test_an_evaluation_has_the_glimpses_of_its_environment(options: dict[str, Any], budget: int) -> None:
+    """FashionSearch's episodes have four."""
+    assert EvaluateConfig(env="CanViT/FashionSearch-v0", policy="random", **options).env_config().budget == budget

@@ -16,8 +16,8 @@ class EvaluationOptions:
     """Environment id; `canvit-gym envs` lists them."""
     env_kwargs: str | None = None
     """Further keyword arguments of the environment, as JSON."""
-    budget: int = 5
-    """Glimpses per scene, including the first one."""
+    budget: int | None = None
+    """Glimpses per scene, including the first one. None: as many as an episode of the environment has."""
     split: Literal["training", "validation", "test"] = "test"
     num_scenes: int | None = None
     """The largest number of scenes to use. None: the whole split."""
@@ -31,10 +31,11 @@ class EvaluationOptions:
             ValueError: an unknown id, or a bad value. TypeError: an unknown keyword.
         """
         integer(1)("--batch-size", self.batch_size)
+        env = env_config(self.env, json_object(self.env_kwargs, option="--env-kwargs"))
         return replace(
-            env_config(self.env, json_object(self.env_kwargs, option="--env-kwargs")),
+            env,
             split=self.split,
             num_scenes=self.num_scenes,
-            budget=self.budget,
+            budget=env.budget if self.budget is None else self.budget,
             device=self.device,
         )
