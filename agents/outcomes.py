@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from canvit_gym import stopping
 from canvit_gym.benchmark.records import code_sha256, digest
 from canvit_gym.benchmark.runner import identity
 from canvit_gym.config import EnvConfig
@@ -20,21 +19,19 @@ from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import LearnedPolicy
 from canvit_gym.policies.policy_record import TRAINED_WITH
-from canvit_gym.stopping import OWN_ACTION, WHEN_RIGHT, evaluate_with_stops
+from canvit_gym.stopping import OWN_ACTION, WHEN_RIGHT, at_confidence, evaluate_with_stops
 from canvit_gym.suite.payoff import payoff_of
 
-_WHEN_RIGHT = ", told when the reading is right"
-_AT_CONFIDENCE = re.compile(r"(?P<spec>.+), stops at confidence (?P<threshold>[\d.]+)")
 
+def named(spec: str, stop: str | None) -> str:
+    """A hand-coded policy and where it stops, in words.
 
-def at_confidence(spec: str, threshold: float) -> str:
-    """The name of a policy that stops at this confidence, for `of_hand_coded`."""
-    return f"{spec}, stops at confidence {threshold:g}"
-
-
-def when_right(spec: str) -> str:
-    """The name of a ceiling that is told when the reading is right, for `of_hand_coded`."""
-    return f"{spec}{_WHEN_RIGHT}"
+    >>> named("random", at_confidence(0.6))
+    'random, stops at confidence 0.6'
+    """
+    if stop is None:
+        return spec
+    return f"{spec}, told when the reading is right" if stop == WHEN_RIGHT else f"{spec}, stops {stop}"
 
 
 def pays_of_curve(env: EnvConfig, entry: dict[str, Any]) -> float:
@@ -61,23 +58,19 @@ def of_learned(policy: LearnedPolicy, env: EnvConfig, *, directory: Path) -> Eva
     return _kept(directory, "deterministic" if policy.deterministic else "sampled", env, key, measure)
 
 
-def of_hand_coded(name: str, env: EnvConfig, *, directory: Path) -> Evaluation:
+def of_hand_coded(spec: str, env: EnvConfig, *, directory: Path, stop: str | None = None) -> Evaluation:
     """Evaluate a hand-coded policy on `env`; kept in `directory`.
 
     Args:
-        name: "NAME", and where episodes can be stopped "NAME, stops at confidence C" or, for a ceiling, "NAME, told
-            when the reading is right".
+        stop: where episodes can be stopped, the way as `evaluate_with_stops` takes it; None: they never stop.
     """
+    name = named(spec, stop)
 
     def measure() -> Evaluation:
-        matched = _AT_CONFIDENCE.fullmatch(name)
-        spec = matched["spec"] if matched else name.removesuffix(_WHEN_RIGHT)
         policy = make_policy(spec, config=env, num_glimpses=env.budget)
         if not env.allow_stop:
             return evaluate(policy, config=env)
-        threshold = float(matched["threshold"]) if matched else np.inf
-        stop = WHEN_RIGHT if name.endswith(_WHEN_RIGHT) else stopping.at_confidence(threshold)
-        return evaluate_with_stops(policy, stop=stop, config=env)
+        return evaluate_with_stops(policy, stop=at_confidence(np.inf) if stop is None else stop, config=env)
 
     slug = re.sub(r"[^\w.]+", "-", name).strip("-")
     return _kept(directory, f"{slug}-{env.split}", env, {"policy": name}, measure)

@@ -29,7 +29,7 @@ from agents.algorithms import DEFAULT, find_algorithm
 from agents.clock import read_times
 from agents.intervals import with_interval
 from agents.matrix import tested
-from agents.outcomes import at_confidence, of_hand_coded, pays_of_curve, when_right
+from agents.outcomes import named, of_hand_coded, pays_of_curve
 from agents.run_directory import CLOCK, CONFIG, FAILED, PROVENANCE, RESULT
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
@@ -39,6 +39,7 @@ from canvit_gym.policies.learned import load_record
 from canvit_gym.provenance import provenance
 from canvit_gym.scenes.datasets import DATASETS, Skill
 from canvit_gym.statistics import Estimate, OverRuns, bootstrap_interval, run_improvement_interval
+from canvit_gym.stopping import WHEN_RIGHT, at_confidence
 from canvit_gym.suite.payoff import payoff_of
 
 log = logging.getLogger(__name__)
@@ -189,14 +190,17 @@ def learning(env: EnvConfig, run: Run, start: float) -> dict[str, Any]:
     return result
 
 
-def compared_with(skill: Skill) -> tuple[str, str, tuple[str, ...]]:
-    """The opponent, the ceiling and other ceilings, as `of_hand_coded` takes them."""
-    opponent, ceiling, confidence = skill.opponents[0], skill.ceiling, skill.stop_confidence
-    if confidence is None:
-        return opponent, ceiling, ()
-    if not skill.ceiling_stops_when_right:
-        return at_confidence(opponent, confidence), at_confidence(ceiling, confidence), ()
-    return at_confidence(opponent, confidence), when_right(ceiling), (at_confidence(_LOCATOR, confidence),)
+Stopping = tuple[str, str | None]
+"""A hand-coded policy and where it stops, as `of_hand_coded` takes them."""
+
+
+def compared_with(skill: Skill) -> tuple[Stopping, Stopping, tuple[Stopping, ...]]:
+    """The opponent, the ceiling and other ceilings."""
+    sure = None if skill.stop_confidence is None else at_confidence(skill.stop_confidence)
+    opponent = (skill.opponents[0], sure)
+    if skill.ceiling_stops_when_right:
+        return opponent, (skill.ceiling, WHEN_RIGHT), ((_LOCATOR, sure),)
+    return opponent, (skill.ceiling, sure), ()
 
 
 def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig) -> dict[str, Any]:
@@ -205,15 +209,19 @@ def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig
     assert skill is not None, env_id
     env = replace(env_config(env_id, {}), split="test", num_scenes=config.test_scenes)
     payoff = payoff_of(env)
-    opponent_name, ceiling_name, locators = compared_with(skill)
+    *ends, locators = compared_with(skill)
     kept = config.run_dir / HAND_CODED / name
-    hand_coded = [of_hand_coded(spec, env, directory=kept) for spec in (opponent_name, ceiling_name)]
+    hand_coded = [of_hand_coded(spec, env, stop=stop, directory=kept) for spec, stop in ends]
     opponent, ceiling = (OverRuns([payoff.statistic([one])]) for one in hand_coded)
+    opponent_name, ceiling_name = (named(*end) for end in ends)
     others = {
-        spec: bootstrap_interval(payoff.statistic([of_hand_coded(spec, env, directory=kept)])) for spec in locators
-    }
+        named(spec, stop): bootstrap_interval(
+            payoff.statistic([of_hand_coded(spec, env, stop=stop, directory=kept)])
+        )
+        for spec, stop in locators
+    }  # fmt: skip
     on_validation = replace(env, split="validation", num_scenes=None)
-    start = payoff.value(of_hand_coded(_random(env), on_validation, directory=kept))
+    start = payoff.value(of_hand_coded(skill.baseline, on_validation, directory=kept))
     algorithms = {
         algo: OverRuns([payoff.statistic([run.evaluations["deterministic"]]) for run in of_algo])
         for algo, of_algo in runs.items()
@@ -249,10 +257,6 @@ def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig
         "failed": _failed(config.run_dir, name),
         "provenance": origin | {"command": without_root(origin["command"], config.run_dir)},
     }
-
-
-def _random(env: EnvConfig) -> str:
-    return "random" if env.revisit else "random_order"
 
 
 def _share(mine: Any, opponent: Any, ceiling: Any) -> Any:

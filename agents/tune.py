@@ -32,6 +32,7 @@ from agents.algorithms import HYPERPARAMETERS, load_hyperparameters
 from agents.monitor import merit
 from agents.outcomes import pays_of_curve
 from agents.report import without_root
+from agents.results import write_result
 from agents.run_directory import CONFIG, RESULT, STATE
 from agents.settings import TrainConfig
 from agents.train import train
@@ -268,10 +269,7 @@ def _publish(trials: Path, results_dir: Path, *, run_dir: Path) -> None:
     result = json.loads(trials.read_text(encoding="utf-8"))
     origin = result["provenance"]
     result["provenance"] = {**origin, "command": without_root(origin["command"], run_dir)}
-    name = f"{result['algo']}-{result['env'].rpartition('/')[2]}.json"
-    write_json(results_dir / name, result)
-    paths = sorted(results_dir.glob("*.json"))
-    write_text(results_dir / "README.md", page([json.loads(path.read_text(encoding="utf-8")) for path in paths]))
+    write_result(results_dir, f"{result['algo']}-{result['env'].rpartition('/')[2]}", result, page=page)
 
 
 def page(results: list[dict[str, Any]]) -> str:

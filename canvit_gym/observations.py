@@ -417,13 +417,18 @@ def predictive_uncertainty(logits: Tensor, *, size: int) -> Tensor:
     return _pooled(entropy, size=size)
 
 
+def finest_scale(acuity: Tensor) -> Tensor:
+    """The finest scale that each cell was seen at, from an acuity map; that of the full scene where it was not seen."""
+    return torch.where(acuity == 0, torch.ones_like(acuity), acuity)
+
+
 def update_acuity(acuity: Tensor, viewpoint: Viewpoint) -> Tensor:
     """The acuity map [B, m, m] after a glimpse, which sees the cells whose centers its crop covers."""
     cells = cell_grid(size=acuity.shape[-1], device=acuity.device)[:, 0, 0]  # the same for rows and columns
     scale = viewpoint.scales.view(-1, 1, 1)
     within = (cells - viewpoint.centers.unsqueeze(2)).abs() <= scale  # [B, 2, m]
-    before = torch.where(acuity == 0, torch.ones_like(acuity), acuity)
-    return torch.where(within[:, 0].unsqueeze(2) & within[:, 1].unsqueeze(1), torch.minimum(before, scale), acuity)
+    finest = torch.minimum(finest_scale(acuity), scale)
+    return torch.where(within[:, 0].unsqueeze(2) & within[:, 1].unsqueeze(1), finest, acuity)
 
 
 def to_uint8(images: Tensor) -> Tensor:

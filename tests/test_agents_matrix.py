@@ -15,14 +15,14 @@ from agents.algorithms import ALGORITHMS, load_hyperparameters
 from agents.clock import read_times
 from agents.matrix import MatrixConfig
 from agents.monitor import merit
-from agents.outcomes import of_hand_coded, pays_of_curve
+from agents.outcomes import named, of_hand_coded, pays_of_curve
 from agents.report import ReportConfig, find_runs
 from agents.ship import ShipConfig
 from agents.train import train
 from canvit_gym.command_line import env_config
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.statistics import area_under_curve
-from canvit_gym.stopping import stops_when_right
+from canvit_gym.stopping import WHEN_RIGHT, at_confidence, stops_when_right
 from canvit_gym.suite.payoff import payoff_of
 
 CLASSIFICATION, ORDER, STOP = (f"CanViT/Fashion{name}-v0" for name in ("Classification", "Order", "Stop"))
@@ -150,7 +150,8 @@ def test_policies_are_compared_with_those_of_the_suite(path: Path) -> None:
     skill = report.skill_of(result["env"])
     assert skill is not None
     wanted = result["opponent"]["name"], result["ceiling"]["name"], tuple(result.get("locators", {}))
-    assert report.compared_with(skill) == wanted
+    opponent, ceiling, locators = report.compared_with(skill)
+    assert (named(*opponent), named(*ceiling), tuple(named(*one) for one in locators)) == wanted
 
 
 def test_estimates_may_be_infinite() -> None:
@@ -193,18 +194,18 @@ def test_the_best_seed_by_validation_is_shipped(trained: Path, tmp_path: Path) -
 
 def test_where_stopping_pays_glimpses_cost(tmp_path: Path) -> None:
     env = replace(env_config(STOP, {"device": "cpu", "budget": 3}), split="test", num_scenes=8)
-    at = "item_probability, stops at confidence 0.4"
+    at = at_confidence(0.4)
     stopping, always = (
-        of_hand_coded(at, env, directory=tmp_path),
+        of_hand_coded("item_probability", env, stop=at, directory=tmp_path),
         of_hand_coded("item_probability", env, directory=tmp_path),
     )
     assert stopping.stops is not None and always.stops is not None and (always.stops == 3).all()
     right = stopping.scene_score()[np.arange(8), stopping.stops - 1]
     assert payoff_of(env).value(stopping) == pytest.approx((right - 0.02 * (stopping.stops - 1)).mean())
-    told = of_hand_coded("item_probability, told when the reading is right", env, directory=tmp_path)
+    told = of_hand_coded("item_probability", env, stop=WHEN_RIGHT, directory=tmp_path)
     assert payoff_of(env).value(told) >= payoff_of(env).value(stopping)
     np.testing.assert_array_equal(told.stops, stops_when_right(always.scene_score()))
-    again = of_hand_coded(at, env, directory=tmp_path)
+    again = of_hand_coded("item_probability", env, stop=at, directory=tmp_path)
     np.testing.assert_array_equal(again.stops, stopping.stops)  # read from the files
     entry = {"score": [0.1, 0.2, 0.3], "at_stop": {"score": 0.25, "glimpses": 2.0}}
     assert pays_of_curve(env, entry) == pytest.approx(0.23)

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from canvit_gym.observations import finest_scale
 from canvit_gym.policies.windows import Windows
 
 INITIAL_WEIGHT = 2.0
@@ -68,21 +69,10 @@ class WindowPrior(nn.Module):
     def __init__(self, viewpoints: NDArray[np.float32], *, size: int) -> None:
         """size: m."""
         super().__init__()
-        windows = Windows(viewpoints, size=size, device=torch.device("cpu"))
-        self.register_buffer("rows", windows.rows, persistent=False)  # [A, m]
-        self.register_buffer("cols", windows.cols, persistent=False)
-        scales, of_scale = np.unique(viewpoints[:, 2], return_inverse=True)
-        self.scales = scales.tolist()
-        self.register_buffer("of_scale", torch.from_numpy(of_scale), persistent=False)  # [A]
+        self.windows = Windows(viewpoints, size=size, device=torch.device("cpu"))
         self.weight = nn.Parameter(torch.tensor(INITIAL_WEIGHT))
 
     def forward(self, amounts: Tensor, acuity: Tensor) -> Tensor:
-        rows, cols, of_scale = (self.get_buffer(name) for name in ("rows", "cols", "of_scale"))
-        seen = torch.where(acuity[:, 0] == 0, torch.ones_like(amounts), acuity[:, 0].float())
-        worth = torch.zeros(len(amounts), len(rows), device=amounts.device)
-        for index, scale in enumerate(self.scales):
-            added = amounts * torch.log2(seen / scale).clamp(min=0)
-            sums = (torch.matmul(added, cols.T) * rows.T).sum(dim=1)
-            worth = torch.where(of_scale == index, sums, worth)
+        worth = self.windows.added(amounts, finest_scale(acuity[:, 0].float()))
         worth = worth - worth.mean(dim=1, keepdim=True)
         return self.weight * worth / (worth.square().mean(dim=1, keepdim=True).sqrt() + _EPSILON)

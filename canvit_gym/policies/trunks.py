@@ -138,8 +138,7 @@ class MapTrunk(nn.Module):
         coordinates = self.get_buffer("coordinates").expand(batch, -1, -1, -1)
         maps = [self._folded(observations[key]) for key in self.map_keys]
         if self.reads_goal:
-            of_goal = torch.einsum("bk,bkij->bij", observations["goal"], observations["reading"])
-            maps.append(self._folded(of_goal[:, None]))
+            maps.append(self._folded(amounts_of("goal", observations)[:, None]))
         x = self.from_maps(torch.cat([*maps, coordinates], dim=1))
         if self.from_canvas is not None:
             x = x + self.from_canvas(self._fitted_canvas(observations["canvas"]))

@@ -12,22 +12,27 @@ octave on 1/4 of it, so that a window half as wide must contain half as much to 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class Windows:
-    """A table of candidate viewpoints [A, 3] over maps of n x n cells."""
+class Windows(nn.Module):
+    """A table of candidate viewpoints [A, 3] over maps of n x n cells. As a part of a network, it moves with it."""
+
+    rows: Tensor  # [A, n]
+    cols: Tensor  # [A, n]
+    area: Tensor  # [A], in cells
 
     def __init__(self, table: NDArray[np.float32], *, size: int, device: torch.device) -> None:
+        super().__init__()
         self.table = table
         viewpoints = torch.from_numpy(table).to(device)
-        self.rows = _covered(viewpoints[:, 0], viewpoints[:, 2], size=size)  # [A, n]
-        self.cols = _covered(viewpoints[:, 1], viewpoints[:, 2], size=size)  # [A, n]
-        self.area = self.rows.sum(dim=1) * self.cols.sum(dim=1)  # [A], in cells
-        self._of_scale = [  # (scale, indices into the table)
-            (float(scale), torch.from_numpy(np.flatnonzero(table[:, 2] == scale)).to(device))
-            for scale in np.unique(table[:, 2])
-        ]
+        for name, centers in (("rows", viewpoints[:, 0]), ("cols", viewpoints[:, 1])):
+            self.register_buffer(name, _covered(centers, viewpoints[:, 2], size=size), persistent=False)
+        self.register_buffer("area", self.rows.sum(dim=1) * self.cols.sum(dim=1), persistent=False)
+        self._scales: list[float] = np.unique(table[:, 2]).tolist()
+        for index, scale in enumerate(self._scales):
+            chosen = torch.from_numpy(np.flatnonzero(table[:, 2] == scale)).to(device)
+            self.register_buffer(f"of_scale_{index}", chosen, persistent=False)
 
     def sums(self, maps: Tensor) -> Tensor:
         """[B, n, n] -> [B, A]: the sum over each window."""
@@ -37,7 +42,8 @@ class Windows:
         """[B, A]: the worth of each window, given amounts and the finest scale that each cell was seen at, [B, n,
         n]."""
         worth = torch.empty(len(maps), len(self.table), device=maps.device)
-        for scale, chosen in self._of_scale:
+        for index, scale in enumerate(self._scales):
+            chosen = self.get_buffer(f"of_scale_{index}")
             octaves = torch.log2(finest_seen / scale).clamp(min=0)
             worth[:, chosen] = _sums(maps * octaves, self.rows[chosen], self.cols[chosen])
         return worth

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from agents.algorithms import load_hyperparameters
 from agents.behaviours import random_viewpoints
 from agents.intervals import with_interval
+from agents.results import write_result
 from agents.supervised import minibatches, num_to_learn_from, rise_and_fall
 from agents.training_state import num_decisions
 from agents.tried import by_episode, compact, take
@@ -40,9 +41,11 @@ from canvit_gym.backbone.load import resolve_device
 from canvit_gym.command_line import env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.observations import finest_scale
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.greedy_windows import GreedyWindows
 from canvit_gym.policies.item_probability import ItemProbability
+from canvit_gym.policies.prior import amounts_of
 from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo
 from canvit_gym.policies.seen import Seen, SeenWithTruth, with_truth
 from canvit_gym.policies.trunks import MapTrunk
@@ -53,7 +56,6 @@ from canvit_gym.scenes.source import Item
 from canvit_gym.statistics import bootstrap_interval, paired_difference
 from canvit_gym.suite.payoff import payoff_of
 from canvit_gym.vector_env import GlimpseVectorEnv
-from experiments.studies.results import write_result
 
 BACKGROUND, READ = 0, "read"
 ENVS = tuple(
@@ -116,10 +118,7 @@ def reads_maps(space: spaces.Dict) -> bool:
 
 def read_interest(observation: Mapping[str, Tensor]) -> Tensor:
     """[N, m, m]: the same by the task's probe, from a map `reading`, and `goal` if there is one."""
-    reading = observation["reading"].float()
-    if "goal" in observation:
-        return torch.einsum("nk,nkij->nij", observation["goal"].float(), reading)
-    return 1 - reading[:, BACKGROUND]
+    return amounts_of("goal" if "goal" in observation else "items", observation)
 
 
 class Detector(nn.Module):
@@ -223,8 +222,7 @@ def look_around(config: EnvConfig, *, states: int, seed: int, progress: bool) ->
                 while not ended.any():
                     observation = envs.observation_tensors()
                     steps.append(compact(observation | {READ: reader.amounts(seen)}))
-                    acuity = observation["acuity"][:, 0].float()
-                    worth = windows.added(true, torch.where(acuity == 0, torch.ones_like(acuity), acuity))
+                    worth = windows.added(true, finest_scale(observation["acuity"][:, 0].float()))
                     allowed = torch.from_numpy(envs.action_masks()[:, : len(table)]).to(worth.device)
                     best = worth.masked_fill(~allowed, -1).argmax(dim=1).cpu().numpy()
                     looks = np.where(rng.random(NUM_ENVS) < 0.5, best, random_viewpoints(envs, rng))
@@ -362,7 +360,7 @@ def page(results: list[dict[str, Any]]) -> str:
 
 def main(config: KnowableConfig) -> None:
     for env_id in config.envs:
-        write_result(config.results_dir, env_id, study(config, env_id), page=page)
+        write_result(config.results_dir, env_id.rpartition("/")[2], study(config, env_id), page=page)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from agents.intervals import with_interval
 from agents.report import without_root
+from agents.results import write_result
 from canvit_gym.atomic import replacing
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
@@ -28,7 +29,6 @@ from canvit_gym.policies.learned import LearnedPolicy, load_policy, load_record
 from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.provenance import provenance
 from canvit_gym.statistics import Mean, OverRuns, Statistic, Together, Transformed, bootstrap_interval
-from experiments.studies.results import write_result
 
 BEGUN, ENDED = "warm_start", "last"
 """Directories of a run's policies."""
@@ -157,7 +157,7 @@ def page(results: list[dict[str, Any]]) -> str:
 
 def main(config: SurrogateConfig) -> None:
     for env_id in config.envs:
-        write_result(config.results_dir, env_id, study(config, env_id), page=page)
+        write_result(config.results_dir, env_id.rpartition("/")[2], study(config, env_id), page=page)
     print((config.results_dir / "README.md").read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Results of studies that have a JSON file per environment and a page for all of them."""
+"""Results that are kept as a JSON file each, with one page of all."""
 
 import json
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from canvit_gym.provenance import plain
 
 
 def write_result(
-    directory: Path, env_id: str, result: dict[str, Any], *, page: Callable[[list[dict[str, Any]]], str]
+    directory: Path, name: str, result: dict[str, Any], *, page: Callable[[list[dict[str, Any]]], str]
 ) -> None:
-    """Write ENVIRONMENT.json, and README.md from all such files, by their names."""
-    write_json(directory / f"{env_id.rpartition('/')[2]}.json", plain(result))
+    """Write NAME.json, and README.md from all such files, in the order of their names."""
+    write_json(directory / f"{name}.json", plain(result))
     paths = sorted(directory.glob("*.json"))
     write_text(directory / "README.md", page([json.loads(path.read_text(encoding="utf-8")) for path in paths]))
