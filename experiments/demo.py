@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agents.algorithms import load_hyperparameters
+from agents.ppo.hyperparameters import REWARDS_ALONE
 from agents.run_directory import CONFIG, RESULT
 from agents.settings import TrainConfig
 from agents.train import train
@@ -44,6 +44,7 @@ OPPONENTS = (
 )
 """Policies of the paper, and the strongest others. Their scales were tuned by experiments.studies.headroom (saliency)
 and experiments.studies.suite_headroom. The last one also reads the canvas with the segmentation probe."""
+DECISIONS = 81_920
 AGENT, SAMPLED = "PPO agent", "PPO agent, sampled"
 
 
@@ -52,8 +53,8 @@ class DemoConfig:
     run_dir: Path = Path("runs/demo")
     """Where the policy, the results and the picture go. A finished run there is evaluated as it is, an unfinished one
     gone on with."""
-    total_timesteps: int | None = None
-    """Decisions to train for. None: as in agents/hyperparameters/ppo.yml."""
+    total_timesteps: int = DECISIONS
+    """Decisions to train for."""
     num_training_scenes: int | None = None
     """None: all of the training split."""
     num_test_scenes: int | None = None
@@ -110,15 +111,14 @@ def trained_policy(config: DemoConfig) -> Path:
     env_kwargs = {} if config.num_training_scenes is None else {"num_scenes": config.num_training_scenes}
     resume = (config.run_dir / CONFIG).exists()
     verb = "Going on with" if resume else "Training"
-    hyper = load_hyperparameters(ENV_ID)
-    decisions = config.total_timesteps or hyper.total_timesteps
-    print(f"1/3 {verb} a PPO agent on {ENV_ID} ({decisions:,} decisions)")
+    print(f"1/3 {verb} a PPO agent on {ENV_ID} ({config.total_timesteps:,} decisions)")
     trained = train(
         TrainConfig(
             env=ENV_ID,
             run_dir=config.run_dir,
             total_timesteps=config.total_timesteps,
             seed=config.seed,
+            hyper=json.dumps(REWARDS_ALONE),
             env_kwargs=json.dumps(env_kwargs),
             resume=resume,
         )

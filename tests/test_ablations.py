@@ -24,7 +24,7 @@ from experiments.studies.ablations import (
 ENV_KWARGS: dict[str, Any] = {"device": "cpu", "budget": 3, "grid_centers": 4}
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1,
-    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1}, "warm_start": {"states": 0},
+    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None}, "warm_start": {"states": 0},
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_observation_keys() -> None:
     assert without == ["uncertainty", "acuity", "viewpoint", "gaze", "time"]
     assert settings_of(config, "with cls")[0]["observations"][-1] == "cls"
     env_kwargs, hyper = settings_of(config, "without gaze")  # which inhibition of return reads
-    assert "gaze" not in env_kwargs["observations"] and hyper["policy_kwargs"] == {"inhibition": None}
+    assert "gaze" not in env_kwargs["observations"] and hyper["policy_kwargs"] == {"prior": None, "inhibition": None}
 
 
 def test_single_scenes_of_a_classification_are_told_by_their_cross_entropy(tmp_path: Path) -> None:

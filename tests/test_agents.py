@@ -549,7 +549,9 @@ def test_bad_hyperparameters_are_named(overrides: dict[str, Any], told: str) -> 
 def test_hyperparameters() -> None:
     hyper = load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epochs": 7, "policy_kwargs": {"blocks": 1}})
     assert hyper.n_epochs == 7
-    own = {"network": "window", "channels": 32, "context_dim": 64, "upsample": 2, "inhibition": 0.06}
+    own = {
+        "network": "window", "channels": 32, "context_dim": 64, "upsample": 2, "inhibition": 0.06, "prior": "detected",
+    }  # fmt: skip
     assert hyper.policy_kwargs == own | {"blocks": 1}
     assert [schedule("x", "lin_2e-3")(p) for p in (1.0, 0.5, 0.0, -0.2)] == [2e-3, 1e-3, 0, 0]
     with pytest.raises(ValueError, match=r"unknown hyperparameter 'n_epoch'; there are: .*n_epochs"):

@@ -33,7 +33,7 @@ def tiny(run_dir: Path, *, updates: int = 4, env_kwargs: dict[str, Any] | None =
     }
     options = {
         "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 2, "replay_rollouts": 1,
-        "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+        "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None},
     }  # fmt: skip
     return TrainConfig(
         run_dir, algo="dime", env_kwargs=json.dumps(small | (env_kwargs or {})), hyper=json.dumps(options | hyper),

@@ -28,7 +28,7 @@ from canvit_gym.suite.payoff import payoff_of
 CLASSIFICATION, ORDER, STOP = (f"CanViT/Fashion{name}-v0" for name in ("Classification", "Order", "Stop"))
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 1,
-    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None},
 }  # fmt: skip
 TEST_SCENES = 12
 
@@ -73,7 +73,11 @@ def test_budgets_are_of_glimpses() -> None:
     cloning = load_hyperparameters(CLASSIFICATION, algo="oracle_cloning")
     assert matrix.decisions("oracle_cloning", CLASSIFICATION, {}) == budget // (cloning.candidates + 1)
     with pytest.raises(ValueError, match=r"warm start of ppo takes 900,000 glimpses, and the budget of .* is 81,920"):
-        matrix.decisions("ppo", CLASSIFICATION, {"warm_start": {"states": 100_000, "candidates": 8}})
+        matrix.decisions(
+            "ppo",
+            CLASSIFICATION,
+            {"warm_start": {"states": 100_000, "candidates": 8}, "policy_kwargs": {"prior": None}},
+        )
 
 
 NO_ORDER = {"oracle_cloning", "dqn", "sac", "tqc", "crossq", "recurrent_ppo"}

@@ -222,7 +222,8 @@ def test_ppo_begins_with_what_a_pool_teaches(tmp_path: Path) -> None:
                 env_kwargs='{"num_scenes": 16, "device": "cpu", "budget": 3, "grid_centers": 3}', progress=False,
                 total_timesteps=1, gaze_scenes=0, eval_scenes=2,
                 hyper='{"warm_start": {"states": 32, "pool": true, "candidates": 4, "learning_rate": 0.003, '
-                '"weight_decay": 0.1, "epochs": 2, "batch_size": 8}, "n_envs": 4, "n_steps": 2, "batch_size": 4}',
+                '"weight_decay": 0.1, "epochs": 2, "batch_size": 8}, "n_envs": 4, "n_steps": 2, "batch_size": 4, '
+                '"policy_kwargs": {"prior": null}}',
             )
         )  # fmt: skip
         result = (tmp_path / f"seed-{seed}" / "result.json").read_text(encoding="utf-8")
@@ -245,7 +246,8 @@ def test_learners_of_gains_begin_with_what_a_pool_teaches(tmp_path: Path, algo: 
     env = {"num_scenes": 16, "device": "cpu", "budget": 3, "grid_centers": 3, "reward": "loss_reduction"}
     hyper = {
         "pool": {"states": 2 * STATES, "candidates": 8, "epochs": 30, "batch_size": 8, "weight_decay": 0.0},
-        "n_envs": 4, "n_steps": 2, "batch_size": 8, "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+        "n_envs": 4, "n_steps": 2, "batch_size": 8,
+        "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None},
     }  # fmt: skip
     config = TrainConfig(
         run_dir=tmp_path / "run", algo=algo, env="CanViT/FashionSegmentation-v0", env_kwargs=json.dumps(env),
@@ -264,9 +266,8 @@ def test_learners_of_gains_begin_with_what_a_pool_teaches(tmp_path: Path, algo: 
 
 
 def test_glimpses_of_a_pool_count() -> None:
-    hyper = load_hyperparameters(
-        "CanViT/FashionSegmentation-v0", {"pool": {"states": 100, "candidates": 4}}, algo="q_regression"
-    )
+    alone = {"pool": {"states": 100, "candidates": 4}, "policy_kwargs": {"prior": None}}
+    hyper = load_hyperparameters("CanViT/FashionSegmentation-v0", alone, algo="q_regression")
     assert hyper.glimpses(7) == 507
     with pytest.raises(ValueError, match="unknown pool options rounds; there are: states"):
         load_hyperparameters("CanViT/FashionSegmentation-v0", {"pool": {"rounds": 1}}, algo="q_regression")
@@ -287,7 +288,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
     of_pool = {"states": 2 * STATES, "candidates": 4, "epochs": 1, "batch_size": 8}
     hyper = {
         "n_envs": 4, "n_steps": 2, "batch_size": 4, "n_epochs": 1,
-        "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+        "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None},
         **({"warm_start": of_pool | {"pool": True}} if algo == "ppo" else {"pool": of_pool}),
     }  # fmt: skip
     env = {"num_scenes": 16, "device": "cpu", "budget": 3, "grid_centers": 3, "reward": "loss_reduction"}

@@ -30,7 +30,7 @@ def tiny(run_dir: Path, *, updates: int = 5, env_kwargs: dict[str, Any] | None =
     small = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 4}
     options = {
         "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 2,
-        "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+        "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None},
     }  # fmt: skip
     return TrainConfig(
         run_dir, algo="q_regression", env_kwargs=json.dumps(small | (env_kwargs or {})),
@@ -103,7 +103,7 @@ def test_it_finds_the_viewpoint_that_pays(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(GlimpseVecEnv, "step_wait", paying)
     kwargs = {"grid_scales": [0.5], "observations": ["acuity", "time"]}
-    options = {"network": "conv", "channels": 8, "context_dim": 16, "blocks": 1, "inhibition": None}
+    options = {"network": "conv", "channels": 8, "context_dim": 16, "blocks": 1, "inhibition": None, "prior": None}
     config = tiny(
         tmp_path / "run", env_kwargs=kwargs, n_envs=8, n_steps=8, batch_size=64, n_epochs=4,
         learning_rate=1e-2, policy_kwargs=options,

@@ -15,7 +15,7 @@ from agents.tune import TuneConfig, overrides, search_space, untuned
 CLASSIFICATION = "CanViT/FashionClassification-v0"
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 1,
-    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None},
 }  # fmt: skip
 SPACE = {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True, "linear_schedule": True}, "n_epochs": [1, 2]}
 
@@ -42,7 +42,7 @@ def test_every_algorithm_declares_its_space(algo: str) -> None:
 def test_values_come_from_the_entry_and_go_into_it() -> None:
     space = SPACE | {"policy_kwargs.channels": [8, 16], "gamma": {"low": 0.5, "high": 0.9}}
     entry = load_hyperparameters(CLASSIFICATION, HYPER | {"gamma": 1.0}).to_json()
-    assert untuned(space, entry) == {"learning_rate": 1e-3, "n_epochs": 1, "policy_kwargs.channels": 8}
+    assert untuned(space, entry) == {"learning_rate": 4e-4, "n_epochs": 1, "policy_kwargs.channels": 8}
     changed = overrides({"learning_rate": 0.00123456789, "policy_kwargs.channels": 16}, space, entry)
     assert changed["learning_rate"] == "lin_0.00123457"
     assert changed["policy_kwargs"] == entry["policy_kwargs"] | {"channels": 16}
@@ -69,7 +69,7 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert trained == [directory / f"trial-{number}" / "seed-1000" for number in (0, 1, 1)]
     told = json.loads((directory / "trials.json").read_text())
     assert [trial["state"] for trial in told["trials"]] == ["complete", "complete"]
-    assert told["trials"][0]["hyper"] == {"learning_rate": "lin_0.001", "n_epochs": 1}  # untuned
+    assert told["trials"][0]["hyper"] == {"learning_rate": "lin_0.0004", "n_epochs": 1}  # untuned
     best = yaml.safe_load((directory / "best.yml").read_text())[CLASSIFICATION]
     hyper = load_hyperparameters(CLASSIFICATION, best)
     assert hyper.policy_kwargs["channels"] == 8

@@ -174,7 +174,7 @@ def test_bad_options_are_named() -> None:
 def test_training_goes_on_from_it_and_resumes_to_the_bit(tmp_path: Path) -> None:
     hyper = {
         "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1, "warm_start": {"candidates": 3, "round_states": 16},
-        "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+        "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None},
     }  # fmt: skip
     env_kwargs = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 3}
     whole = TrainConfig(

@@ -99,7 +99,7 @@ def test_its_weight_is_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("space", "options", "message"),
     [
-        (MAPS, {"prior": "gaols"}, "unknown prior 'gaols'; choose one of uncertainty, items, goal, or null"),
+        (MAPS, {"prior": "gaols"}, "unknown prior 'gaols'; choose one of uncertainty, items, goal, detected, or null"),
         (
             spaces.Dict({k: v for k, v in MAPS.items() if k != "acuity"}),
             {"prior": "items"},

@@ -24,7 +24,7 @@ from experiments.studies.train_once import complete
 
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1,
-    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1}, "warm_start": {"states": 0},
+    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None}, "warm_start": {"states": 0},
 }  # fmt: skip
 
 

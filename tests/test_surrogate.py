@@ -14,7 +14,7 @@ SEGMENTATION = "CanViT/FashionSegmentation-v0"
 HYPER = {
     "n_envs": 4, "n_steps": 4, "batch_size": 16, "n_epochs": 1,
     "warm_start": {"states": 16, "candidates": 2, "epochs": 1},
-    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None},
 }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_through
 ENV_KWARGS: dict[str, Any] = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 4}
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 2,
-    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
+    "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None},
 }  # fmt: skip
 ROLLOUT = 16
 

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from agents.checks import check_fields, mapping, network_options, options_of, schedule
+from agents.detection import Detection, check_detectable, detection_of, glimpses_of
 from agents.ppo.callbacks import EntropyFloor
 from agents.ppo.warm_start import WarmStart
 from agents.training_state import check_revisits, check_whole_episodes
@@ -11,6 +12,10 @@ from canvit_gym.checks import boolean, finite, integer, one_of, optional
 from canvit_gym.config import EnvConfig
 
 ENTROPY_FLOOR = ("start", "end", "low", "high", "rate")
+REWARDS_ALONE: dict[str, Any] = {
+    "policy_kwargs": {"prior": None}, "warm_start": {"states": 0}, "learning_rate": "lin_1.0e-3",
+}  # fmt: skip
+"""Overrides of the entries of embedded environments for PPO that learns from its rewards and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Hyperparameters:
     rollout_tensors: Literal["float16", "float32"] | None = "float16"
     compile_policy: bool | None = None
     """Whether to compile the policy network with torch.compile. None: only on a GPU."""
+    detection: dict[str, Any] = field(default_factory=dict)
     warm_start: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -52,6 +58,8 @@ class Hyperparameters:
         check_fields(self, schedule, "learning_rate", "clip_range")
         check_fields(self, optional(one_of(lambda: ("float16", "float32"))), "rollout_tensors")
         check_fields(self, optional(one_of(lambda: ("per_step", "pooled"))), "normalize_reward")
+        check_fields(self, options_of(Detection), "detection")
+        detection_of(self)
         check_fields(self, options_of(WarmStart), "warm_start")
         if self.entropy_floor is not None:
             if set(self.entropy_floor) != set(ENTROPY_FLOOR):
@@ -73,9 +81,10 @@ class Hyperparameters:
 
     def glimpses(self, decisions: int) -> int:
         options = WarmStart(**self.warm_start)
-        return decisions + options.states * (options.candidates + 1)
+        return glimpses_of(detection_of(self)) + options.states * (options.candidates + 1) + decisions
 
     def check_fit(self, config: EnvConfig) -> None:
         """Raise ValueError if rollouts would end in the middle of episodes."""
         check_whole_episodes(config, self.n_steps)
         check_revisits(config, inhibition=self.policy_kwargs.get("inhibition"))
+        check_detectable(config, detection_of(self))

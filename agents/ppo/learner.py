@@ -10,6 +10,7 @@ from stable_baselines3.common.logger import Logger
 from torch import nn
 
 from agents.algorithms import Algorithm
+from agents.detection import detection_of, learn_to_detect
 from agents.learner import Monitoring, State
 from agents.normalize import PerStepNormalize
 from agents.ppo.callbacks import EntropyFloor, ViewpointStatistics
@@ -80,7 +81,10 @@ class PPOLearner:
 
     def begin(self, *, progress: bool) -> list[dict[str, float]]:
         plan = self.plan
-        found = warmed_up(self.model, plan.env, self.hyper, seed=plan.settings.seed, progress=progress)
+        found = learn_to_detect(
+            self.network, plan.env, detection_of(self.hyper), seed=plan.settings.seed, progress=progress
+        )
+        found += warmed_up(self.model, plan.env, self.hyper, seed=plan.settings.seed, progress=progress)
         self._begin_episodes()
         return found
 

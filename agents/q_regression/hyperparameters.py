@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from agents.checks import check_fields, network_options, options_of, schedule
+from agents.detection import Detection, check_detectable, detection_of, glimpses_of
 from agents.training_state import check_whole_episodes
 from agents.tried import require_table
 from canvit_gym.checks import finite, integer, one_of, optional
@@ -47,6 +48,7 @@ class QHyperparameters:
     clip_reward: float | None
     policy_kwargs: dict[str, Any]
     rollout_tensors: Literal["float16", "float32"]
+    detection: dict[str, Any] = field(default_factory=dict)
     pool: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,6 +62,8 @@ class QHyperparameters:
         check_fields(self, one_of(lambda: ("float16", "float32")), "rollout_tensors")
         check_fields(self, options_of(FromPool), "pool")
         check_fields(self, network_options(leave_out=("distribution", "log_std_init")), "policy_kwargs")
+        check_fields(self, options_of(Detection), "detection")
+        detection_of(self)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,7 +73,7 @@ class QHyperparameters:
         return FromPool(**self.pool)
 
     def glimpses(self, decisions: int) -> int:
-        return decisions + self.from_pool.states * (self.from_pool.candidates + 1)
+        return glimpses_of(detection_of(self)) + self.from_pool.states * (self.from_pool.candidates + 1) + decisions
 
     def check_fit(self, config: EnvConfig) -> None:
         if config.action == "continuous":
@@ -78,6 +82,7 @@ class QHyperparameters:
                 "action='grid' or 'quadtree', or another --algo"
             )
         check_whole_episodes(config, self.n_steps)
+        check_detectable(config, detection_of(self))
         if self.from_pool.states:
             require_table(config, self.from_pool.candidates)
             if REWARDS[config.reward].potential == "score":

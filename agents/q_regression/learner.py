@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from agents.algorithms import Algorithm
 from agents.checks import schedule
+from agents.detection import detection_of, learn_to_detect
 from agents.finite import require_finite
 from agents.learner import Monitoring, State
 from agents.pool import load_pool, split
@@ -93,7 +94,11 @@ class QRegression(TorchLearner[nn.Module]):
         return {"reward": float(np.mean(self._returns)) if self._returns else None, "loss": self._loss}
 
     def begin(self, *, progress: bool) -> list[dict[str, float]]:
-        history = [self._learn_from_pool(progress=progress)] if self.hyper.from_pool.states else []
+        history = learn_to_detect(
+            self._network, self.plan.env, detection_of(self.hyper), seed=self.plan.settings.seed, progress=progress
+        )
+        if self.hyper.from_pool.states:
+            history.append(self._learn_from_pool(progress=progress))
         self._begin_episodes()
         return history
 

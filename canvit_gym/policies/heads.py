@@ -19,7 +19,7 @@ from canvit_pytorch.viewpoint import grid_coords
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from canvit_gym.policies.prior import WindowPrior
+from canvit_gym.policies.prior import INITIAL_WEIGHT, WindowPrior
 from canvit_gym.policies.trunks import Features
 from canvit_gym.policies.windows import Windows
 
@@ -68,8 +68,8 @@ class TableHead(nn.Module):
 
     Masks that would leave no viewpoint at all are ignored.
 
-    `prior_size`: the side of the maps of a prior (canvit_gym.policies.prior) that is added to the scores. None: no
-    prior.
+    `prior_size`: the side of the maps of a prior (canvit_gym.policies.prior) that is added to the scores, at first with
+    `prior_weight`. None: no prior.
     """
 
     order: Tensor | None
@@ -84,9 +84,10 @@ class TableHead(nn.Module):
         acuity_size: int = 0,
         inhibition: float | None = None,
         prior_size: int | None = None,
+        prior_weight: float = INITIAL_WEIGHT,
     ) -> None:
         super().__init__()
-        self.prior = None if prior_size is None else WindowPrior(viewpoints, size=prior_size)
+        self.prior = None if prior_size is None else WindowPrior(viewpoints, size=prior_size, weight=prior_weight)
         scales, first, group = np.unique(viewpoints[:, 2], return_index=True, return_inverse=True)
         # Scales in order of appearance: the tables of canvit_gym.actions then need no reordering.
         rank = np.argsort(np.argsort(first))

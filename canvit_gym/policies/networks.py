@@ -29,7 +29,7 @@ from canvit_gym.policies.distributions import (
     num_parameters,
 )
 from canvit_gym.policies.heads import GazeHead, ListHead, PointerHead, TableHead, ValueHead, ViewpointHead, WindowHead
-from canvit_gym.policies.prior import check_prior
+from canvit_gym.policies.prior import INITIAL_WEIGHT, check_prior
 from canvit_gym.policies.trunks import (
     AttentionBlock,
     Features,
@@ -109,7 +109,8 @@ class ViewpointNetwork(nn.Module):
     `action_options`. `network` is one of NETWORKS; `mask_seen` (discrete actions) gives probability 0 to viewpoints
     whose window has been seen at their scale, `inhibition` to viewpoints within this distance of an earlier one (see
     canvit_gym.policies.heads.TableHead; it has no effect on continuous actions); `prior` (discrete actions) is one of
-    canvit_gym.policies.prior.PRIORS, which the network starts from; `distribution` (continuous actions) is
+    canvit_gym.policies.prior.PRIORS or "detected", which the network starts from, with a weight of `prior_weight`;
+    `distribution` (continuous actions) is
     "gaussian", "tanh_gaussian" or "beta".
 
     Raises:
@@ -136,6 +137,7 @@ class ViewpointNetwork(nn.Module):
         mask_seen: bool = False,
         inhibition: float | None = None,
         prior: str | None = None,
+        prior_weight: float = INITIAL_WEIGHT,
         distribution: str = "gaussian",
         log_std_init: float = 0.0,
     ) -> None:
@@ -181,6 +183,7 @@ class ViewpointNetwork(nn.Module):
                 acuity_size=acuity[-1] if acuity else 0,
                 inhibition=inhibition,
                 prior_size=acuity[-1] if acuity and prior is not None else None,
+                prior_weight=prior_weight,
             )
         self._initialize()
 

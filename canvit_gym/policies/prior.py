@@ -4,7 +4,8 @@ Residual policy learning (Silver et al. 2018, arXiv:1812.06298; Johannink et al.
 to a controller that already does something sensible. Here the controller is that of the greedy windows: the worth of a
 viewpoint's window (canvit_gym.policies.windows), given an amount of something in every cell, which the network's
 observations hold. Before any training the most likely viewpoint is the one that the hand-coded policy takes among the
-same windows.
+same windows. With the prior "detected", the amounts are those of a detector
+(canvit_gym.policies.trunks.Detector), which learns from labels before the rest of the network learns.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from canvit_gym.policies.windows import Windows
 
 INITIAL_WEIGHT = 2.0
 """Of worths whose standard deviation over the table is 1: the best window then has about a tenth of the probability."""
+DETECTED = "detected"
+"""The prior whose amounts a detector predicts."""
 _EPSILON = 1e-6
 
 
@@ -46,11 +49,11 @@ def check_prior(name: str, observations: spaces.Dict, actions: spaces.Space) -> 
     Raises:
         ValueError: an unknown prior, or one that does not fit the observations or the actions.
     """
-    if name not in PRIORS:
-        raise ValueError(f"unknown prior {name!r}; choose one of {', '.join(PRIORS)}, or null")
+    if name not in (*PRIORS, DETECTED):
+        raise ValueError(f"unknown prior {name!r}; choose one of {', '.join((*PRIORS, DETECTED))}, or null")
     if isinstance(actions, spaces.Box):
         raise ValueError(f"a prior needs a table of viewpoints (action grid or quadtree), got {actions}")
-    needed = (*PRIORS[name][0], "acuity")
+    needed = (*(PRIORS[name][0] if name in PRIORS else ()), "acuity")
     shapes = {key: observations[key].shape or () for key in needed if key in observations.spaces}
     maps = [shapes.get(key, ()) for key in needed if key != "goal"]
     if len(shapes) < len(needed) or any(len(shape) != 3 for shape in maps) or len({shape[1:] for shape in maps}) > 1:
@@ -66,11 +69,11 @@ class WindowPrior(nn.Module):
     Args of forward: amounts [B, m, m], as in PRIORS; acuity [B, 1, m, m], as observed.
     """
 
-    def __init__(self, viewpoints: NDArray[np.float32], *, size: int) -> None:
-        """size: m."""
+    def __init__(self, viewpoints: NDArray[np.float32], *, size: int, weight: float = INITIAL_WEIGHT) -> None:
+        """size: m. weight: at first."""
         super().__init__()
         self.windows = Windows(viewpoints, size=size, device=torch.device("cpu"))
-        self.weight = nn.Parameter(torch.tensor(INITIAL_WEIGHT))
+        self.weight = nn.Parameter(torch.tensor(float(weight)))
 
     def forward(self, amounts: Tensor, acuity: Tensor) -> Tensor:
         worth = self.windows.added(amounts, finest_scale(acuity[:, 0].float()))

@@ -14,7 +14,7 @@ from canvit_pytorch.viewpoint import grid_coords
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from canvit_gym.policies.prior import amounts_of
+from canvit_gym.policies.prior import DETECTED, amounts_of
 
 DEFAULT_GRID = 8
 """Side of the feature map if no `canvas` is observed."""
@@ -79,7 +79,8 @@ class AttentionBlock(nn.Module):
 class MapTrunk(nn.Module):
     """Observation Dict, any subset of keys -> Features with a map [B, channels, g, g]; g is the canvas's side.
 
-    `prior`: which of canvit_gym.policies.prior.PRIORS gives the features' amounts.
+    `prior`: which of canvit_gym.policies.prior.PRIORS gives the features' amounts, or "detected": a Detector gives
+    them, and its map is a further input. The detector only learns from labels: no gradient reaches it from here.
     """
 
     def __init__(
@@ -105,7 +106,9 @@ class MapTrunk(nn.Module):
         self.map_keys = [key for key in _spatial_keys(observation_space) if key != "canvas"]
         self.vector_keys = [key for key, shape in shapes.items() if len(shape) == 1]
         self.reads_goal = "goal" in shapes and shapes["goal"] == shapes.get("reading", ())[:-2]
+        self.detector = Detector(observation_space) if prior == DETECTED else None
         maps = [shapes[key] for key in self.map_keys] + ([(1, *shapes["reading"][1:])] if self.reads_goal else [])
+        maps += [shapes["acuity"]] if self.detector is not None else []
         folded = sum(count * ((side // self.grid) ** 2 if self._folds(side) else 1) for count, side, _ in maps)
         self.from_canvas = nn.Conv2d(shapes["canvas"][0], channels, 1) if "canvas" in shapes else None
         self.from_maps = nn.Conv2d(folded + 2, channels, 3, padding=1)
@@ -139,6 +142,10 @@ class MapTrunk(nn.Module):
         maps = [self._folded(observations[key]) for key in self.map_keys]
         if self.reads_goal:
             maps.append(self._folded(amounts_of("goal", observations)[:, None]))
+        amounts = self._amounts(observations)
+        if self.detector is not None:
+            assert amounts is not None
+            maps.append(self._folded(amounts[:, None]))
         x = self.from_maps(torch.cat([*maps, coordinates], dim=1))
         if self.from_canvas is not None:
             x = x + self.from_canvas(self._fitted_canvas(observations["canvas"]))
@@ -147,8 +154,13 @@ class MapTrunk(nn.Module):
         context = self.context(torch.cat([observations[key] for key in self.vector_keys] + [x.mean(dim=(2, 3))], dim=1))
         for block in self.blocks:
             x = block(x, context)
-        amounts = None if self.prior is None else amounts_of(self.prior, observations)
         return Features(map=x, acuity=observations.get("acuity"), gaze=observations.get("gaze"), amounts=amounts)
+
+    def _amounts(self, observations: dict[str, Tensor]) -> Tensor | None:
+        if self.detector is None:
+            return None if self.prior is None else amounts_of(self.prior, observations)
+        with torch.no_grad():
+            return torch.sigmoid(self.detector(observations))
 
 
 class TokenTrunk(MapTrunk):
@@ -174,6 +186,33 @@ class MeanTrunk(MapTrunk):
 
     def _fitted_canvas(self, canvas: Tensor) -> Tensor:
         return canvas.mean(dim=(2, 3), keepdim=True)
+
+
+class Detector(nn.Module):
+    """Observation Dict with `acuity` [B, 1, m, m] -> logits [B, m, m] of the share of each cell that is of interest.
+
+    It learns from labels (agents.detection) what a probe cannot know, because a probe reads every cell of the canvas by
+    itself: which places are worth a look.
+    """
+
+    def __init__(self, observation_space: spaces.Dict, *, channels: int = 32) -> None:
+        super().__init__()
+        self.trunk = MapTrunk(observation_space, channels=channels)
+        reading = observation_space.spaces.get("reading")
+        self.reads_maps = reading is not None and len(reading.shape or ()) == 3
+        size = observation_space["acuity"].shape[-1]  # type: ignore[index]
+        if size % self.trunk.grid:
+            raise ValueError(f"a detector's maps have {size} cells a side: not a multiple of {self.trunk.grid}")
+        factor = size // self.trunk.grid
+        self.fine = nn.Sequential(nn.Conv2d(channels, 16 * factor**2, 1), nn.PixelShuffle(factor))
+        self.read = nn.Sequential(nn.Conv2d(16 + self.reads_maps, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1))
+
+    def forward(self, observations: dict[str, Tensor]) -> Tensor:
+        given = {key: value.float() for key, value in observations.items()}
+        maps = [self.fine(self.trunk(given).map)]
+        if self.reads_maps:
+            maps.append(amounts_of("goal" if "goal" in given else "items", given)[:, None])
+        return self.read(torch.cat(maps, dim=1))[:, 0]
 
 
 class MapEncoder(nn.Module):

@@ -4,11 +4,11 @@
         --runs-dir runs/single_file --results-dir experiments/results/examples
 
 Both are trained with the same seeds and numbers of decisions, the single file as imported from examples/, ours by
-agents.train with agents/hyperparameters/ppo.yml. Both are evaluated by canvit_gym.evaluation on the same test scenes,
-at their most likely viewpoints. From agents/ppo the last policy is used, not the best on validation scenes, since the
-single file does not choose a best one either. Gain is the score after the last glimpse minus that of the untrained
-network of the single file, whose viewpoints are almost uniform over the same table. The share is the single file's gain
-divided by ours, with a 95% bootstrap interval over scenes and seeds.
+agents.train with agents/hyperparameters/ppo.yml, but with rewards alone. Both are evaluated by canvit_gym.evaluation on
+the same test scenes, at their most likely viewpoints. From agents/ppo the last policy is used, not the best on
+validation scenes, since the single file does not choose a best one either. Gain is the score after the last glimpse
+minus that of the untrained network of the single file, whose viewpoints are almost uniform over the same table. The
+share is the single file's gain divided by ours, with a 95% bootstrap interval over scenes and seeds.
 
 Trained policies are kept in --runs-dir; the same command continues after an interruption.
 """
@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from agents.intervals import with_interval
+from agents.ppo.hyperparameters import REWARDS_ALONE
 from agents.settings import TrainConfig
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
@@ -141,6 +142,7 @@ def evaluations(config: CompareConfig) -> dict[str, list[Evaluation]] | None:
             env=config.env,
             total_timesteps=config.decisions,
             seed=seed,
+            hyper=json.dumps(REWARDS_ALONE),
             eval_every=0,
             progress=False,
         )

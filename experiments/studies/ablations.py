@@ -27,6 +27,7 @@ import numpy as np
 
 from agents.algorithms import load_hyperparameters
 from agents.intervals import with_interval
+from agents.ppo.hyperparameters import REWARDS_ALONE
 from agents.run_directory import CONFIG, RESULT
 from agents.settings import TrainConfig
 from canvit_gym.atomic import write_text
@@ -119,9 +120,9 @@ class AblationConfig:
     """Number of scenes of the training split."""
     eval_scenes: int = 512
     """Number of scenes of the validation split."""
-    hyper: str | None = '{"warm_start": {"states": 0}, "learning_rate": "lin_1.0e-3"}'
+    hyper: str | None = json.dumps(REWARDS_ALONE)
     """Overrides of agents/hyperparameters/ppo.yml for every variant, the base included, as JSON. Default: PPO by
-    itself, for a warm start hides what PPO learns, and is a variant."""
+    itself, for a warm start or a prior hides what PPO learns. A warm start is a variant."""
     env_kwargs: str | None = None
     """Keyword arguments of the environment for every variant, as JSON."""
     shard: tuple[int, int] = (0, 1)

@@ -31,7 +31,9 @@ def _throughput_hyperparameters(
     env_id: str, *, num_envs: int, env_kwargs: dict[str, Any], overrides: dict[str, Any] | None = None
 ) -> Hyperparameters:
     """The file's hyperparameters with overrides, `num_envs` scenes and the environment's keyword arguments."""
-    hyper = load_hyperparameters(env_id, overrides)
+    overrides = overrides or {}
+    alone = {"prior": None, **overrides.get("policy_kwargs", {})}  # a detector is trained before PPO begins
+    hyper = load_hyperparameters(env_id, {**overrides, "policy_kwargs": alone})
     return replace(
         hyper,
         n_envs=num_envs,

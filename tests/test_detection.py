@@ -1,0 +1,169 @@
+"""A detector learns where items are, stays as it is, and gives a network its prior."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from agents.algorithms import load_hyperparameters
+from agents.detection import Detection, covered, interest, labelled_interest, learn_to_detect, look_around
+from agents.settings import TrainConfig
+from agents.train import train
+from canvit_gym.actions import DiscreteActions
+from canvit_gym.command_line import env_config
+from canvit_gym.config import EnvConfig
+from canvit_gym.policies.learned import load_policy
+from canvit_gym.policies.networks import ViewpointNetwork, action_options
+from canvit_gym.policies.prior import amounts_of
+from canvit_gym.policies.seen import SeenWithTruth
+from canvit_gym.scenes.source import Item
+from canvit_gym.vector_env import GlimpseVectorEnv
+
+SEARCH, CROWD, CLASSIFICATION = (f"CanViT/Fashion{name}-v0" for name in ("Search", "Crowd", "Classification"))
+SMALL: dict[str, Any] = {"channels": 8, "context_dim": 16, "blocks": 1}
+
+
+def small(env_id: str) -> EnvConfig:
+    config = env_config(env_id, load_hyperparameters(env_id, {}).env_kwargs)
+    return replace(config, num_scenes=64, device="cpu")
+
+
+def with_detector(config: EnvConfig, *, seed: int = 0) -> tuple[ViewpointNetwork, GlimpseVectorEnv]:
+    envs = GlimpseVectorEnv(8, **vars(config))
+    assert isinstance(envs.actions, DiscreteActions)
+    torch.manual_seed(seed)
+    options = {**SMALL, "network": "window", "prior": "detected", **action_options(envs.actions)}
+    network = ViewpointNetwork(envs.single_observation_space, envs.single_action_space, **options)  # type: ignore[arg-type]
+    return network, envs
+
+
+def test_interest_is_the_goal_or_any_item() -> None:
+    shares = torch.rand(2, 3, 4, 4).softmax(dim=1)
+    assert torch.equal(labelled_interest({"shares": shares}), 1 - shares[:, 0])
+    goals = torch.tensor([2, 1])
+    assert torch.equal(labelled_interest({"shares": shares, "goal": goals}), torch.stack([shares[0, 2], shares[1, 1]]))
+
+
+def test_squares_around_items() -> None:
+    quarter = Item(label=0, row=-0.5, col=0.5, scale=0.5)  # the upper right quarter of the scene
+    expected = torch.zeros(4, 4)
+    expected[:2, 2:] = 1
+    assert torch.equal(covered([quarter], 4), expected)
+    in_cells = covered([Item(label=0, row=0.0, col=0.0, scale=0.25), quarter], 4)  # a quarter of each middle cell
+    assert in_cells[2, 1] == 0.25 and in_cells[1, 2] == 1
+
+
+def test_states_are_of_episodes_with_their_labels() -> None:
+    states, _ = look_around(small(CROWD), states=64, seed=0, progress=False)
+    observations, maps = states.observations, states.interest
+    assert len(states) == 64 * 12 == len(observations["canvas"])  # whole episodes
+    assert ((maps >= 0) & (maps <= 1)).all() and 0.01 < maps.float().mean() < 0.5
+    of_episodes = maps.unflatten(0, (64, 12))
+    assert (of_episodes == of_episodes[:, :1]).all()  # the scene stays
+    assert (observations["time"].unflatten(0, (64, 12)).diff(dim=1) < 0).all()
+
+
+def test_a_readers_amounts_are_those_of_the_states() -> None:
+    from experiments.studies.knowable import ReadWindows
+
+    config = small(CROWD)
+    table = np.array([[0, 0, 0.5]], dtype=np.float32)
+    states, read = look_around(config, states=64, seed=0, progress=False, reader=ReadWindows(table, ("reading",)))
+    assert read is not None
+    torch.testing.assert_close(read.float(), amounts_of("items", states.observations), atol=2e-3, rtol=0)
+
+
+def test_it_learns_where_the_item_is_and_the_network_looks_there() -> None:
+    network, envs = with_detector(small(CLASSIFICATION))
+    detector = network.features_extractor.detector
+    assert detector is not None
+    envs.reset(seed=0)
+    true = interest(SeenWithTruth(envs.episodes, actions=envs.actions))
+    observation = envs.observation_tensors()
+
+    def hits() -> float:
+        """Mean share of the item in the windows that the network would take first."""
+        chosen = network.distribution(observation).probs.argmax(dim=1)  # type: ignore[attr-defined]
+        windows = network.action_net.prior.windows.coverage(chosen)  # type: ignore[union-attr]
+        return float(((windows * true).sum(dim=(1, 2)) / true.sum(dim=(1, 2))).mean())
+
+    before = hits()
+    trained = ("detector",)
+    others = {name: v.clone() for name, v in network.state_dict().items() if not any(t in name for t in trained)}
+    (found,) = learn_to_detect(
+        network, replace(envs.config, num_scenes=512), Detection(states=1024, epochs=8), seed=0, progress=False
+    )
+    assert found["least"] < found["cross_entropy"] < 0.17, "a probe's reading has 0.17"
+    assert hits() > max(before, 0.5)
+    after = network.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in others.items())
+    envs.close()
+
+
+def test_no_gradient_of_the_policy_reaches_it() -> None:
+    network, envs = with_detector(small(SEARCH))
+    observation, _ = envs.reset(seed=0)
+    given = {key: torch.from_numpy(value) for key, value in observation.items()}
+    network.distribution(given).logits.square().sum().backward()  # type: ignore[attr-defined]
+    reached = {name for name, value in network.named_parameters() if value.grad is not None}
+    assert reached and not any("detector" in name for name in reached)
+    envs.close()
+
+
+HYPER: dict[str, Any] = {
+    "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1,
+    "policy_kwargs": {**SMALL, "prior": "detected"}, "detection": {"states": 16, "epochs": 1},
+}  # fmt: skip
+
+
+def test_training_goes_on_from_it_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    env_kwargs = {"num_scenes": 70, "device": "cpu", "budget": 3, "grid_centers": 3}
+    whole = TrainConfig(
+        tmp_path / "whole", env_kwargs=json.dumps(env_kwargs), hyper=json.dumps(HYPER), total_timesteps=32,
+        warm_start_states=0, eval_every=32, eval_scenes=4, gaze_scenes=0, progress=False,
+    )  # fmt: skip
+    train(whole)
+    half = replace(whole, run_dir=tmp_path / "half")
+    train(replace(half, total_timesteps=16))
+    train(replace(half, resume=True))
+    begun, last, resumed = (
+        load_file(tmp_path / run / name / "policy.safetensors")
+        for run, name in (("whole", "warm_start"), ("whole", "last"), ("half", "last"))
+    )
+    assert all(torch.equal(value, resumed[name]) for name, value in last.items())
+    same = {name for name, value in last.items() if torch.equal(value, begun[name])}
+    assert {name for name in last if "detector" in name} <= same < set(last)
+    (record,) = json.loads((tmp_path / "whole" / "result.json").read_text(encoding="utf-8"))["warm_start"]
+    assert record["states"] >= 16 and record["least"] < record["cross_entropy"]
+    network = load_policy(tmp_path / "whole" / "best").network
+    assert network.features_extractor.detector is not None  # type: ignore[union-attr]
+
+
+def test_its_glimpses_are_counted() -> None:
+    hyper = load_hyperparameters(SEARCH, {**HYPER, "warm_start": {"states": 8, "candidates": 3}})
+    assert hyper.glimpses(100) == 100 + 16 + 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("hyper", "message"),
+    [
+        ({"policy_kwargs": {"prior": None}, "detection": {"states": 8}}, "without a detector: set policy_kwargs prior"),
+        ({"policy_kwargs": {"prior": "detected"}, "detection": {"states": 0}}, "detection states must be an integer"),
+        ({"policy_kwargs": {"prior": "detected"}, "detection": {"scenes": 8}}, "unknown detection options scenes"),
+    ],
+)
+def test_bad_options(hyper: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_hyperparameters(SEARCH, hyper)
+
+
+def test_a_data_set_on_disk_records_no_items() -> None:
+    hyper = load_hyperparameters(CLASSIFICATION, HYPER)
+    config = replace(small(CLASSIFICATION), dataset="ade20k")
+    with pytest.raises(ValueError, match="a detector learns where items are, which 'ade20k' does not record"):
+        hyper.check_fit(replace(config, budget=5))
