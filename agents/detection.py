@@ -112,7 +112,7 @@ class States:
     """S states of whole episodes; those of an episode are contiguous."""
 
     observations: dict[str, Tensor]  # [S, ...], maps in float16
-    interest: Tensor  # [S, G, G] float16
+    interest: Tensor  # [S, m, m] float16, on the cells of the observed maps
 
     def __len__(self) -> int:
         return len(self.interest)
@@ -160,7 +160,8 @@ def look_around(
         assert isinstance(envs.actions, DiscreteActions)
         table, rng = envs.actions.viewpoints, np.random.default_rng(seed)
         seen = SeenWithTruth(envs.episodes, actions=envs.actions)
-        windows = Windows(table, size=seen.canvas_grid, device=seen.device)
+        size = (envs.single_observation_space["acuity"].shape or ())[-1]  # type: ignore[index]
+        windows = Windows(table, size=size, device=seen.device)
         observations: list[dict[str, Tensor]] = []
         maps: list[Tensor] = []
         reads: list[Tensor] = []
@@ -170,7 +171,7 @@ def look_around(
         with tqdm(total=states, desc="States", unit="state", disable=None if progress else True) as bar:
             while sum(map(len, maps)) < states:
                 envs.reset()
-                true = interest(seen)
+                true = F.adaptive_avg_pool2d(interest(seen)[:, None], size)[:, 0]
                 steps: list[dict[str, Tensor]] = []
                 ended = np.zeros(NUM_ENVS, dtype=np.bool_)
                 while not ended.any():
@@ -224,7 +225,7 @@ def train_detector(
         optimizer.step()
     detector.eval()
     held_out = torch.arange(num_learned(states, decisions), len(states))
-    true = states.interest[held_out].float()
+    true = states.interest[held_out].float().cpu()
     with torch.no_grad():
         logits = [detector(take(states.observations, rows, device=device)).cpu() for rows in held_out.split(256)]
     return {"cross_entropy": cross_entropy(torch.cat(logits).sigmoid(), true), "least": cross_entropy(true, true)}

@@ -121,8 +121,9 @@ HYPER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_training_goes_on_from_it_and_resumes_to_the_bit(tmp_path: Path) -> None:
-    env_kwargs = {"num_scenes": 70, "device": "cpu", "budget": 3, "grid_centers": 3}
+@pytest.mark.parametrize("sizes", [{}, {"map_size": 8, "canvas_size": 4}])
+def test_training_goes_on_from_it_and_resumes_to_the_bit(tmp_path: Path, sizes: dict[str, int]) -> None:
+    env_kwargs = {"num_scenes": 70, "device": "cpu", "budget": 3, "grid_centers": 3, **sizes}
     whole = TrainConfig(
         tmp_path / "whole", env_kwargs=json.dumps(env_kwargs), hyper=json.dumps(HYPER), total_timesteps=32,
         warm_start_states=0, eval_every=32, eval_scenes=4, gaze_scenes=0, progress=False,
@@ -160,6 +161,12 @@ def test_its_glimpses_are_counted() -> None:
 def test_bad_options(hyper: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_hyperparameters(SEARCH, hyper)
+
+
+def test_sizes_of_maps_that_do_not_fit() -> None:
+    config = replace(small(CLASSIFICATION), canvas_size=8, map_size=12, num_scenes=8)
+    with pytest.raises(ValueError, match=r"12 cells a side \(map_size\), not a multiple of the canvas's 8"):
+        with_detector(config)
 
 
 def test_a_data_set_on_disk_records_no_items() -> None:

@@ -202,7 +202,10 @@ class Detector(nn.Module):
         self.reads_maps = reading is not None and len(reading.shape or ()) == 3
         size = observation_space["acuity"].shape[-1]  # type: ignore[index]
         if size % self.trunk.grid:
-            raise ValueError(f"a detector's maps have {size} cells a side: not a multiple of {self.trunk.grid}")
+            raise ValueError(
+                f"a detector's maps have {size} cells a side (map_size), not a multiple of the canvas's "
+                f"{self.trunk.grid} (canvas_size): choose sizes that fit, or set policy_kwargs prior to null"
+            )
         factor = size // self.trunk.grid
         self.fine = nn.Sequential(nn.Conv2d(channels, 16 * factor**2, 1), nn.PixelShuffle(factor))
         self.read = nn.Sequential(nn.Conv2d(16 + self.reads_maps, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 1, 1))
