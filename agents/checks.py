@@ -10,6 +10,7 @@ from typing import Any
 
 from canvit_gym.checks import Check, integer
 from canvit_gym.policies.networks import NETWORK_OPTIONS
+from canvit_gym.policies.prior import DETECTED
 
 ENVIRONMENT_OPTIONS = ("viewpoints", "allow_stop")
 """Options of the network that the environment's actions decide."""
@@ -41,8 +42,11 @@ def options_of(options: type) -> Check:
     return check
 
 
-def network_options(*, leave_out: Sequence[str] = ()) -> Check:
-    """The policy_kwargs of a learner whose network has the options of ViewpointNetwork, except for `leave_out`."""
+def network_options(*, leave_out: Sequence[str] = (), detector: bool = True) -> Check:
+    """The policy_kwargs of a learner whose network has the options of ViewpointNetwork, except for `leave_out`.
+
+    detector: whether the learner trains the network's detector, if it has one (agents.detection).
+    """
     known = [name for name in NETWORK_OPTIONS if name not in (*ENVIRONMENT_OPTIONS, *leave_out)]
 
     def check(name: str, value: Any) -> dict[str, Any]:
@@ -52,6 +56,8 @@ def network_options(*, leave_out: Sequence[str] = ()) -> Check:
                 integer(low)(f"{name} {option}", options[option])
         if unknown := sorted(set(options) - set(known)):
             raise ValueError(f"unknown {name} {', '.join(unknown)}; there are: {', '.join(known)}")
+        if options.get("prior") == DETECTED and not detector:
+            raise ValueError(f"{name} prior {DETECTED!r}: this learner trains no detector; choose another, or null")
         return options
 
     return check

@@ -1,15 +1,17 @@
-"""Learn from labels where it is worth looking: what a network's detector predicts (canvit_gym.policies.trunks).
+"""Learn where it is worth looking: what a network's detector predicts (canvit_gym.policies.trunks).
 
-On training scenes, where labels may be used, episodes look at the window that holds most of what is of interest in half
-of the decisions, and at random otherwise. In each state the detector learns to predict from the observations what share
-of each cell is of interest: of the goal, where there is one; of any item elsewhere. A state costs one glimpse; the
-learners of gains (agents.tried) try several viewpoints in every state.
+On training scenes it is known where the items are: from label maps or, where the label is a class, from the places that
+the generator put them at. Half of the decisions of an episode take the window that is worth most by that, the others a
+random one. In each state the detector learns to predict from the observations what share of each cell is of interest:
+of the goal, where there is one; of any item elsewhere. A state costs one glimpse, where the learners of gains
+(agents.tried) try several viewpoints in every state.
 
-It is the auxiliary task of an agent that knows more while it learns than while it acts (Chen et al. 2019,
-arXiv:1912.12294). Afterwards the detector stays as it is, and gives the network's prior `detected`.
+This is a stage of its own before reinforcement learning. Afterwards the detector stays as it is, and gives the
+network's prior `detected`, so that what only training may use is turned into something that the agent can see (compare
+Chen et al. 2019, arXiv:1912.12294, whose agent learns from one that is told more).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,7 +31,6 @@ from canvit_gym.actions import DiscreteActions
 from canvit_gym.checks import finite, integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.observations import finest_scale
-from canvit_gym.policies.greedy_windows import GreedyWindows
 from canvit_gym.policies.prior import DETECTED
 from canvit_gym.policies.seen import SeenWithTruth
 from canvit_gym.policies.trunks import Detector
@@ -41,6 +42,8 @@ from canvit_gym.vector_env import GlimpseVectorEnv
 BACKGROUND = 0
 """The class of no item, in the scenes of FashionScenes."""
 NUM_ENVS = 64
+FIRST_SEED = 10_000
+"""Added to the seed of a run: the detector's scenes and episodes are others than those that follow in the run."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def detection_of(hyper: HasDetection) -> Detection | None:
 
 
 def glimpses_of(detection: Detection | None) -> int:
-    """The number of glimpses that its states take."""
+    """The number of glimpses that its states take, if whole batches of episodes have as many."""
     return 0 if detection is None else detection.states
 
 
@@ -149,11 +152,17 @@ def covered(items: Sequence[Item], size: int) -> Tensor:
 
 @torch.no_grad()
 def look_around(
-    config: EnvConfig, *, states: int, seed: int, progress: bool, reader: GreedyWindows | None = None
-) -> tuple[States, Tensor | None]:
-    """At least this many states and, if a `reader` is passed, its amounts in each of them, [S, G, G].
+    config: EnvConfig,
+    *,
+    states: int,
+    seed: int,
+    progress: bool,
+    watch: Callable[[SeenWithTruth], object] = lambda seen: None,
+) -> States:
+    """At least this many states, of different scenes as long as there are enough.
 
-    Episodes are of different scenes, as long as there are enough.
+    Args:
+        watch: called before every step of NUM_ENVS episodes, of which `num_decisions` steps are a batch.
     """
     envs = GlimpseVectorEnv(NUM_ENVS, autoreset_mode="disabled", **vars(config))
     try:
@@ -164,10 +173,7 @@ def look_around(
         windows = Windows(table, size=size, device=seen.device)
         observations: list[dict[str, Tensor]] = []
         maps: list[Tensor] = []
-        reads: list[Tensor] = []
         envs.reset(seed=seed)
-        if reader is not None:
-            reader.reset(seen, seed=seed)
         with tqdm(total=states, desc="States", unit="state", disable=None if progress else True) as bar:
             while sum(map(len, maps)) < states:
                 envs.reset()
@@ -177,12 +183,12 @@ def look_around(
                 while not ended.any():
                     observation = envs.observation_tensors()
                     steps.append(compact(observation))
-                    if reader is not None:
-                        reads.append(reader.amounts(seen).half())
+                    watch(seen)
                     worth = windows.added(true, finest_scale(observation["acuity"][:, 0].float()))
                     allowed = torch.from_numpy(envs.action_masks()[:, : len(table)]).to(worth.device)
-                    best = worth.masked_fill(~allowed, -1).argmax(dim=1).cpu().numpy()
-                    looks = np.where(rng.random(NUM_ENVS) < 0.5, best, random_viewpoints(envs, rng))
+                    most, best = (found.cpu().numpy() for found in worth.masked_fill(~allowed, -1).max(dim=1))
+                    follows = (rng.random(NUM_ENVS) < 0.5) & (most > 0)  # all windows are worth 0 when all is seen
+                    looks = np.where(follows, best, random_viewpoints(envs, rng))
                     _, _, ended, _, _ = envs.step(looks)
                     bar.update(NUM_ENVS)
                 observations.append(by_episode(steps))
@@ -190,10 +196,7 @@ def look_around(
     finally:
         envs.close()
     joined = {key: torch.cat([one[key] for one in observations]) for key in observations[0]}
-    read = None
-    if reads:
-        read = torch.stack(reads).unflatten(0, (len(maps), -1)).transpose(1, 2).flatten(0, 2)
-    return States(observations=joined, interest=torch.cat(maps)), read
+    return States(observations=joined, interest=torch.cat(maps))
 
 
 def train_detector(
@@ -224,6 +227,7 @@ def train_detector(
         require_finite({"the detector's loss": loss.detach(), "its gradient": norm})
         optimizer.step()
     detector.eval()
+    detector.zero_grad()
     held_out = torch.arange(num_learned(states, decisions), len(states))
     true = states.interest[held_out].float().cpu()
     with torch.no_grad():
@@ -246,12 +250,20 @@ def learn_to_detect(
 ) -> list[dict[str, float]]:
     """Collect states and train the network's detector in place, with the random generators left as they are. Returns
     what a run records; nothing without options.
+
+    Raises:
+        FloatingPointError: a loss that is not finite.
     """
     if options is None:
         return []
     (detector,) = (module for module in network.modules() if isinstance(module, Detector))
     with preserved_random_state():
-        set_random_seed(seed)
-        states, _ = look_around(config, states=options.states, seed=seed, progress=progress)
-        found = train_detector(detector, states, options, decisions=num_decisions(config), progress=progress)
+        set_random_seed(FIRST_SEED + seed)
+        states = look_around(config, states=options.states, seed=FIRST_SEED + seed, progress=progress)
+        try:
+            found = train_detector(detector, states, options, decisions=num_decisions(config), progress=progress)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"the detector's training stopped: {error}. A smaller learning_rate of detection may help."
+            ) from error
     return [{"states": float(len(states)), **found}]

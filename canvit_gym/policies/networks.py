@@ -189,7 +189,8 @@ class ViewpointNetwork(nn.Module):
 
     def _initialize(self) -> None:
         trunk = self.features_extractor
-        for module in (trunk, self.value_net, self.action_net):
+        layers = [layer for name, layer in trunk.named_children() if name != "detector"]  # which is trained by itself
+        for module in (*layers, self.value_net, self.action_net):
             initialize(module, gain=2**0.5)
         for block in trunk.blocks:
             initialize(cast(ModulatedBlock | AttentionBlock, block).modulation, gain=0.1)

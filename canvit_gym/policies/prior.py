@@ -52,7 +52,10 @@ def check_prior(name: str, observations: spaces.Dict, actions: spaces.Space) -> 
     if name not in (*PRIORS, DETECTED):
         raise ValueError(f"unknown prior {name!r}; choose one of {', '.join((*PRIORS, DETECTED))}, or null")
     if isinstance(actions, spaces.Box):
-        raise ValueError(f"a prior needs a table of viewpoints (action grid or quadtree), got {actions}")
+        raise ValueError(
+            f"a prior needs a table of viewpoints (action grid or quadtree), got {actions}: set policy_kwargs prior to "
+            "null"
+        )
     needed = (*(PRIORS[name][0] if name in PRIORS else ()), "acuity")
     shapes = {key: observations[key].shape or () for key in needed if key in observations.spaces}
     maps = [shapes.get(key, ()) for key in needed if key != "goal"]

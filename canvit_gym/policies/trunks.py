@@ -3,7 +3,8 @@
 Maps are [B, C, g, g], row 0 at the top of the scene. `canvas` passes through a pointwise projection, the finer maps
 (`uncertainty`, `acuity`, ...) are folded to the canvas's size (space to depth, so nothing is averaged away), cell
 coordinates are added, and the vectors (`viewpoint`, `time`, `cls`, ...) modulate the features. If the `goal` is a class
-and the probe's `reading` is a map per class, the map of the goal's class is a further input.
+and the probe's `reading` is a map per class, the map of the goal's class is a further input. So is the map of a
+Detector, if the network has one.
 """
 
 from typing import NamedTuple
@@ -191,8 +192,8 @@ class MeanTrunk(MapTrunk):
 class Detector(nn.Module):
     """Observation Dict with `acuity` [B, 1, m, m] -> logits [B, m, m] of the share of each cell that is of interest.
 
-    It learns from labels (agents.detection) what a probe cannot know, because a probe reads every cell of the canvas by
-    itself: which places are worth a look.
+    It is trained before the rest of a network (agents.detection). A probe reads every cell of the canvas by itself; a
+    detector also compares cells, and knows where the agent has looked.
     """
 
     def __init__(self, observation_space: spaces.Dict, *, channels: int = 32) -> None:
@@ -214,7 +215,7 @@ class Detector(nn.Module):
         given = {key: value.float() for key, value in observations.items()}
         maps = [self.fine(self.trunk(given).map)]
         if self.reads_maps:
-            maps.append(amounts_of("goal" if "goal" in given else "items", given)[:, None])
+            maps.append(amounts_of("goal" if self.trunk.reads_goal else "items", given)[:, None])
         return self.read(torch.cat(maps, dim=1))[:, 0]
 
 

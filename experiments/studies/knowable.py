@@ -39,7 +39,7 @@ from canvit_gym.policies.greedy_windows import GreedyWindows
 from canvit_gym.policies.item_probability import ItemProbability
 from canvit_gym.policies.prior import amounts_of
 from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo
-from canvit_gym.policies.seen import Seen, with_truth
+from canvit_gym.policies.seen import Seen, SeenWithTruth, with_truth
 from canvit_gym.policies.trunks import Detector
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.scenes.datasets import DATASETS
@@ -121,18 +121,23 @@ def study(config: KnowableConfig, env_id: str) -> dict[str, Any]:
     assert isinstance(space, spaces.Dict) and isinstance(actions, DiscreteActions)
     envs.close()
     keys, table = tuple(space), actions.viewpoints
+    decisions = num_decisions(env)
     reader = reading_windows(space, table)
-    states, read = look_around(
-        env, states=config.detection.states, seed=config.seed, progress=config.progress, reader=reader
-    )
+    reads: list[Tensor] = []
+
+    def read(seen: SeenWithTruth) -> None:
+        if not reads:
+            reader.reset(seen, seed=config.seed)
+        reads.append(reader.amounts(seen).half())
+
+    states = look_around(env, states=config.detection.states, seed=config.seed, progress=config.progress, watch=read)
     torch.manual_seed(config.seed)
     detector = Detector(space).to(resolve_device(env.device))
-    decisions = num_decisions(env)
     found = train_detector(detector, states, config.detection, decisions=decisions, progress=config.progress)
     learned = num_learned(states, decisions)
-    assert read is not None
+    of_episodes = torch.stack(reads).unflatten(0, (-1, decisions)).transpose(1, 2).flatten(0, 2)
     entropies = {
-        "reading": cross_entropy(read[learned:].float(), states.interest[learned:].float()),
+        "reading": cross_entropy(of_episodes[learned:].float(), states.interest[learned:].float()),
         "detector": found["cross_entropy"],
         "least": found["least"],
     }
