@@ -32,6 +32,7 @@ from agents.matrix import tested
 from agents.outcomes import named, of_hand_coded, pays_of_curve
 from agents.run_directory import CLOCK, CONFIG, FAILED, PROVENANCE, RESULT
 from canvit_gym.atomic import write_json, write_text
+from canvit_gym.benchmark.comparison import share_of_lead
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig, override
 from canvit_gym.evaluation import Evaluation
@@ -47,8 +48,6 @@ log = logging.getLogger(__name__)
 TRAINED = Path(__file__).with_name("trained")
 REACHED = 0.9
 """The share of its final gain over random viewpoints after which an algorithm counts as having learned."""
-_FAR = 1e9
-"""Stands for an infinite share, where the ceiling is not above the opponent."""
 _LOCATOR = "box_locator(factor=1.25, jitter=0.2)"
 """Measured as well where the ceiling is told when to stop, but not where to look."""
 HAND_CODED = "hand_coded"
@@ -239,7 +238,7 @@ def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig
             "better_than_ppo": _at(run_improvement_interval(mine, algorithms[DEFAULT]))
             if DEFAULT in algorithms and algo != DEFAULT
             else None,
-            "share_of_headroom": _at(bootstrap_interval(mine, opponent, ceiling, of=_share)),
+            "share_of_headroom": _at(bootstrap_interval(mine, opponent, ceiling, of=share_of_lead)),
             "runs": [_run(env, run, start, config.run_dir) for run in of_algo],
         }
     return {
@@ -259,17 +258,9 @@ def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig
     }
 
 
-def _share(mine: Any, opponent: Any, ceiling: Any) -> Any:
-    """The share of the way from the opponent to the ceiling. In a resample where the ceiling is not ahead of the
-    opponent, it is plus or minus _FAR, depending on whether the policy is.
-    """
-    way, gone = ceiling - opponent, mine - opponent
-    return np.where(way > 1e-9, gone / np.maximum(way, 1e-9), np.where(gone > 0, _FAR, -_FAR))
-
-
 def _at(estimate: Estimate) -> dict[str, float | None]:
-    """An estimate as JSON; None stands for an infinite bound."""
-    return {name: number if abs(number) < _FAR / 1000 else None for name, number in estimate.at(0).items()}
+    """An estimate as JSON. None stands for NaN: a share has no bounds if the ceiling does not lead in some resample."""
+    return {name: number if np.isfinite(number) else None for name, number in estimate.at(0).items()}
 
 
 def _recipe(runs: list[Run]) -> dict[str, Any]:

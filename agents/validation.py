@@ -15,6 +15,7 @@ from PIL import Image
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.atomic import write_json
+from canvit_gym.benchmark.comparison import share_of_lead
 from canvit_gym.benchmark.gaze_picture import scene_strip
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate, evaluated_scenes, record_views
@@ -45,10 +46,8 @@ class Headroom:
     def share(self, result: Evaluation) -> NDArray[np.float64]:
         """[T]: 0 if the policy is as good as coarse-to-fine, 1 if it is as good as the oracle; NaN if there is no
         headroom."""
-        floor, ceiling = np.array(self.floor), np.array(self.ceiling)
-        gap = ceiling - floor
-        gained = result.score(np.flatnonzero(np.isin(result.scene, self.indices))) - floor
-        return np.divide(gained, gap, out=np.full_like(gap, np.nan), where=gap > 1e-9)
+        score = result.score(np.flatnonzero(np.isin(result.scene, self.indices)))
+        return share_of_lead(score, np.array(self.floor), np.array(self.ceiling))
 
 
 def headroom(config: EnvConfig, num_scenes: int, *, path: Path) -> Headroom:

@@ -220,6 +220,8 @@ def test_no_share_where_a_ceiling_is_behind_in_a_resample(tmp_path: Path) -> Non
     for sign, higher_is_better in ((1, True), (-1, False)):
         share = share_of_lead(sign * behind / 2, 0 * behind, sign * behind, higher_is_better=higher_is_better)
         assert share[0] == 0.5 and np.isnan(share[1])
+        rounded = share_of_lead(sign * behind, 0 * behind, sign * 1e-12 * behind, higher_is_better=higher_is_better)
+        assert np.isnan(rounded).all()
     # The ceiling reads 14 of 16 scenes better and 2 worse, of which some resample has 7.
     right, rows = evaluation(0.5, num_scenes=ORACLE_SCENES), np.arange(ORACLE_SCENES)
     gain = np.where(rows < 14, 0.4, -0.56)[:, None]

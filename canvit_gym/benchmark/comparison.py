@@ -25,6 +25,8 @@ from canvit_gym.statistics import (
 )
 
 MIN_LEARNED_RUNS = 3
+_ROUNDING = 1e-9
+"""A smaller lead is none: equal scores may differ by this much, depending on the order in which they are added up."""
 
 Draws = NDArray[np.float64]  # [R, ...]
 
@@ -298,7 +300,7 @@ def share_of_lead(policy: Draws, baseline: Draws, ceiling: Draws, *, higher_is_b
 
 def ratio_of_leads(lead: Draws, whole: Draws, *, higher_is_better: bool = True) -> Draws:
     """lead / whole; NaN where `whole` is no lead, which is above 0, or below it where lower is better."""
-    is_lead = whole > 0 if higher_is_better else whole < 0
+    is_lead = whole > _ROUNDING if higher_is_better else whole < -_ROUNDING
     return np.divide(lead, whole, out=np.full_like(whole, np.nan), where=is_lead)
 
 
