@@ -19,7 +19,7 @@ from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import LearnedPolicy
 from canvit_gym.policies.policy_record import TRAINED_WITH
-from canvit_gym.stopping import OWN_ACTION, WHEN_RIGHT, at_confidence, evaluate_with_stops
+from canvit_gym.stopping import OWN_ACTION, WHEN_RIGHT, at_confidence, cost_of_glimpses, evaluate_with_stops
 from canvit_gym.suite.payoff import payoff_of
 
 
@@ -37,7 +37,7 @@ def named(spec: str, stop: str | None) -> str:
 def pays_of_curve(env: EnvConfig, entry: dict[str, Any]) -> float:
     """What the environment pays according to an evaluation during training (agents.monitor)."""
     if "at_stop" in entry:
-        return entry["at_stop"]["score"] - env.glimpse_cost * (entry["at_stop"]["glimpses"] - 1)
+        return entry["at_stop"]["score"] - cost_of_glimpses(entry["at_stop"]["glimpses"], env.glimpse_cost)
     return payoff_of(env).of_curve(np.array(entry["score"]))
 
 

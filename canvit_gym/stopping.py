@@ -47,7 +47,7 @@ class Stops:
         return float(self.at_stop(self.evaluation.loss).mean())
 
     def worth(self, config: EnvConfig) -> float:
-        """The mean potential at the stops, minus what the glimpses cost.
+        """The mean potential at the stops, minus the price of all glimpses, the first one too.
 
         For rewards that are differences of the potential this is the mean return, up to a constant of the scenes.
         """
@@ -203,5 +203,14 @@ def stops_when_right(scene_score: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def stopped_return(scene_score: NDArray[np.float64], glimpses: NDArray[np.int64], price: float) -> NDArray[np.float64]:
-    """[N, T] scores of scenes, [N] glimpses at the stop -> [N] the score there minus the price of all but the first."""
-    return scene_score[np.arange(len(glimpses)), glimpses - 1] - price * (glimpses - 1)
+    """[N, T] scores of scenes, [N] glimpses at the stop -> [N] the score there minus what the glimpses cost."""
+    return scene_score[np.arange(len(glimpses)), glimpses - 1] - cost_of_glimpses(glimpses, price)
+
+
+def cost_of_glimpses[G: (float, NDArray[Any])](glimpses: G, price: float) -> G:
+    """What glimpses cost at a price for each. The first is free, since every episode has one.
+
+    >>> cost_of_glimpses(4, 0.5)
+    1.5
+    """
+    return price * (glimpses - 1)
