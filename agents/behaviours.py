@@ -21,7 +21,7 @@ from canvit_gym.vector_env import GlimpseVectorEnv
 
 
 @dataclass(frozen=True)
-class Moment:
+class TriedStep:
     """A step of N episodes, before the next viewpoint is chosen."""
 
     observation: dict[str, Tensor]  # [N, ...] each
@@ -29,7 +29,7 @@ class Moment:
     gains: NDArray[np.float64]  # [N, K] what they would gain
 
 
-Behaviour = Callable[[Moment], NDArray[np.int64]]
+Behaviour = Callable[[TriedStep], NDArray[np.int64]]
 """The row of the table that each episode takes next, [N]."""
 
 
@@ -44,15 +44,15 @@ def random_viewpoints(envs: GlimpseVectorEnv, rng: np.random.Generator) -> NDArr
 
 def look_anywhere(envs: GlimpseVectorEnv, rng: np.random.Generator) -> Behaviour:
     """Random viewpoints."""
-    return lambda moment: random_viewpoints(envs, rng)
+    return lambda step: random_viewpoints(envs, rng)
 
 
 def sample_network(network: ViewpointNetwork, envs: GlimpseVectorEnv) -> Behaviour:
     """Viewpoints sampled from a network's probabilities."""
     device = next(network.parameters()).device
 
-    def behaviour(moment: Moment) -> NDArray[np.int64]:
-        given = {key: value.to(device) for key, value in moment.observation.items()}
+    def behaviour(step: TriedStep) -> NDArray[np.int64]:
+        given = {key: value.to(device) for key, value in step.observation.items()}
         probabilities = network.distribution(given).probs[:, : _num_viewpoints(envs)]  # type: ignore[attr-defined]
         return torch.multinomial(probabilities, 1).squeeze(1).cpu().numpy()
 
@@ -62,9 +62,9 @@ def sample_network(network: ViewpointNetwork, envs: GlimpseVectorEnv) -> Behavio
 def take_best(envs: GlimpseVectorEnv, rng: np.random.Generator) -> Behaviour:
     """The best of the tried viewpoints that are allowed; a random one if none is."""
 
-    def behaviour(moment: Moment) -> NDArray[np.int64]:
-        allowed = envs.action_masks()[:, moment.tried]
-        best = moment.tried[np.where(allowed, moment.gains, -np.inf).argmax(axis=1)]
+    def behaviour(step: TriedStep) -> NDArray[np.int64]:
+        allowed = envs.action_masks()[:, step.tried]
+        best = step.tried[np.where(allowed, step.gains, -np.inf).argmax(axis=1)]
         return np.where(allowed.any(axis=1), best, random_viewpoints(envs, rng))
 
     return behaviour
@@ -76,7 +76,7 @@ def follow_policy(policy: GlimpsePolicy, envs: GlimpseVectorEnv) -> Behaviour:
     table = envs.actions.viewpoints
     first = int(envs.config.first_glimpse is not None)
 
-    def behaviour(moment: Moment) -> NDArray[np.int64]:
+    def behaviour(step: TriedStep) -> NDArray[np.int64]:
         seen = window(policy.info, envs.episodes, actions=envs.actions)
         if (taken := int(seen.taken[0])) == first:
             policy.reset(seen, seed=0)
@@ -88,8 +88,8 @@ def follow_policy(policy: GlimpsePolicy, envs: GlimpseVectorEnv) -> Behaviour:
 def mixture(parts: Sequence[Behaviour], shares: Sequence[float], rng: np.random.Generator) -> Behaviour:
     """Draw for every episode and step which of the behaviours it follows."""
 
-    def behaviour(moment: Moment) -> NDArray[np.int64]:
-        choices = np.stack([part(moment) for part in parts])
+    def behaviour(step: TriedStep) -> NDArray[np.int64]:
+        choices = np.stack([part(step) for part in parts])
         drawn = rng.choice(len(parts), size=choices.shape[1], p=shares)
         return choices[drawn, np.arange(choices.shape[1])]
 

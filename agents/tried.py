@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from agents.behaviours import Behaviour, Moment
+from agents.behaviours import Behaviour, TriedStep
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
@@ -118,7 +118,7 @@ def collect(
             steps.append(compact(observation))
             tried = rng.choice(len(table), candidates, replace=False)
             gain = gains_of(reward, envs.episodes, table[tried]).T - cost
-            looks = behaviour(Moment(observation=observation, tried=tried, gains=gain))
+            looks = behaviour(TriedStep(observation=observation, tried=tried, gains=gain))
             if actions.allow_stop:  # a stop has no gain and no cost
                 tried, gain = np.append(tried, len(table)), np.pad(gain, ((0, 0), (0, 1)))
             _, paid, ended, _, _ = envs.step(looks)

@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 import agents.pool as pools
 from agents.algorithms import load_hyperparameters
-from agents.behaviours import Moment, follow_policy, mixture, take_best
+from agents.behaviours import TriedStep, follow_policy, mixture, take_best
 from agents.monitor import Monitor
 from agents.pool import PoolConfig, load_pool, split
 from agents.ppo.warm_start import WarmStart
@@ -159,7 +159,7 @@ def test_episodes_go_on_with_allowed_viewpoints() -> None:
     tried = np.arange(5)
     for _ in range(5):
         gains = gains_of(config.reward, envs.episodes, envs.actions.viewpoints).T  # type: ignore[attr-defined]
-        looks = behaviour(Moment({}, tried, gains))
+        looks = behaviour(TriedStep({}, tried, gains))
         allowed = envs.action_masks()
         assert allowed[np.arange(NUM_ENVS), looks].all()
         assert (looks == np.where(allowed, gains, -np.inf).argmax(axis=1)).all()
@@ -174,7 +174,7 @@ def test_a_hand_coded_policy_is_followed() -> None:
     envs.reset(seed=0, options={"scene": np.arange(16)})
     behaviour = follow_policy(policy, envs)
     for _ in range(2):
-        looks = behaviour(Moment({}, np.arange(2), np.zeros((16, 2))))
+        looks = behaviour(TriedStep({}, np.arange(2), np.zeros((16, 2))))
         envs.step(looks)
     alone = evaluate(policy, config=CONFIG)
     order = np.argsort(alone.scene)
@@ -185,7 +185,7 @@ def test_a_hand_coded_policy_is_followed() -> None:
 def test_a_mixture_draws_for_every_state() -> None:
     rng = np.random.default_rng(0)
     parts = [lambda moment, value=value: np.full(10_000, value) for value in range(3)]
-    drawn = mixture(parts, (0.5, 0.25, 0.25), rng)(Moment({}, np.arange(1), np.zeros((1, 1))))
+    drawn = mixture(parts, (0.5, 0.25, 0.25), rng)(TriedStep({}, np.arange(1), np.zeros((1, 1))))
     np.testing.assert_allclose(np.bincount(drawn) / 10_000, (0.5, 0.25, 0.25), atol=0.03)
 
 
