@@ -46,6 +46,21 @@ def plain(value: Any) -> Any:
     return value
 
 
+def strip_directories(value: Any) -> Any:
+    """JSON values; of the paths of a machine only the last names, since a path may name a person.
+
+    >>> strip_directories({"root": "/home/ann/ade20k", "probe": "~ann/probe", "checkpoint": "user/name"})
+    {'root': 'ade20k', 'probe': 'probe', 'checkpoint': 'user/name'}
+    """
+    if isinstance(value, dict):
+        return {key: strip_directories(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [strip_directories(inner) for inner in value]
+    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
+        return Path(value).name
+    return value
+
+
 def _cpu() -> str:
     """The name of the CPU's model, if the system provides it."""
     try:

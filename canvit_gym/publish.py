@@ -21,6 +21,7 @@ from canvit_gym.backbone.hub import WEIGHTS
 from canvit_gym.policies.learned import RECORD, policy_directory
 from canvit_gym.policies.learned import WEIGHTS as POLICY_WEIGHTS
 from canvit_gym.policies.policy_record import PolicyRecord
+from canvit_gym.provenance import strip_directories
 
 CARD = "README.md"
 
@@ -43,23 +44,12 @@ def push_policy(source: str | Path, repo: str, *, private: bool = False) -> str:
 
 def without_directories(record: PolicyRecord) -> PolicyRecord:
     """The record without paths of the machine that trained the policy, and without its cache of scenes."""
-    values = _stripped(record.to_json())
+    values = strip_directories(record.to_json())
     if isinstance(values["env"].get("cache"), str):
         values["env"]["cache"] = False
     if command := record.provenance.get("command"):
         values["provenance"]["command"] = shlex.join(map(_stripped_argument, shlex.split(command)))
     return PolicyRecord.from_json(values)
-
-
-def _stripped(value: Any) -> Any:
-    """JSON values; of absolute paths only the last name."""
-    if isinstance(value, dict):
-        return {key: _stripped(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_stripped(inner) for inner in value]
-    if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
-        return Path(value).name
-    return value
 
 
 def _stripped_argument(argument: str) -> str:
@@ -69,8 +59,8 @@ def _stripped_argument(argument: str) -> str:
         return f"{option}={_stripped_argument(value)}"
     if argument.startswith(("{", "[")):
         with suppress(ValueError):
-            return json.dumps(_stripped(json.loads(argument)))
-    return _stripped(argument)
+            return json.dumps(strip_directories(json.loads(argument)))
+    return strip_directories(argument)
 
 
 def push_probe(directory: str | Path, repo: str, *, private: bool = False) -> str:

@@ -6,13 +6,13 @@ about the player and no directory of their machine.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.provenance import strip_directories
 from canvit_gym.replay import Replay
 
 HUMAN = "human"
@@ -24,7 +24,6 @@ _OF_THE_MACHINE = (
     "first_glimpse_cache_on", "observations", "reward", "glimpse_cost", "track_score", "shard",
 )  # fmt: skip
 """Fields of a configuration in which two records of one environment may differ."""
-_DIRECTORIES = ("root", "cache", "checkpoint", "probe")
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,13 @@ class Recorder:
             gflops=found.gflops[0] * np.arange(1, budget + 1),
             record=found.record
             | {
-                "config": _plain(self._config),
+                "config": strip_directories(self._config.to_json()),
                 SECONDS: {str(played.scene): [round(value, 2) for value in played.seconds]},
             },
         )
 
     def _require_same(self, record: Evaluation) -> None:
-        theirs, ours = record.record["config"], _plain(self._config)
+        theirs, ours = (strip_directories(one) for one in (record.record["config"], self._config.to_json()))
         names = [name for name in ours if name not in _OF_THE_MACHINE]
         if differing := [name for name in names if theirs.get(name) != ours[name]]:
             raise ValueError(
@@ -128,12 +127,3 @@ def join(one: Evaluation, other: Evaluation) -> Evaluation:
         goal=None if one.goal is None or other.goal is None else np.concatenate([one.goal, other.goal]),
         record=one.record | {SECONDS: one.record[SECONDS] | other.record[SECONDS]},
     )
-
-
-def _plain(config: EnvConfig) -> dict[str, Any]:
-    """As JSON values; of directories only the last name, since a path may name a person."""
-    values = config.to_json()
-    for name in _DIRECTORIES:
-        if isinstance(value := values.get(name), str) and Path(value).is_absolute():
-            values[name] = Path(value).name
-    return values
