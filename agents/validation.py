@@ -65,9 +65,7 @@ def headroom(config: EnvConfig, num_scenes: int, *, path: Path) -> Headroom:
     for spec in (FLOOR, oracle):
         policy = make_policy(spec, config=validation, num_glimpses=validation.budget)
         scores.append(evaluate(policy, config=validation, max_scenes=num_scenes).score().tolist())
-    found = Headroom(
-        num_scenes=num_scenes, floor=scores[0], ceiling=scores[1], ceiling_policy=oracle, scenes=scenes
-    )  # fmt: skip
+    found = Headroom(num_scenes=num_scenes, floor=scores[0], ceiling=scores[1], ceiling_policy=oracle, scenes=scenes)
     write_json(path, asdict(found))
     return found
 

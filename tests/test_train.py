@@ -495,7 +495,7 @@ def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, where: str, mon
         ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be an integer >= 1, got 0"),
         ({"eval_scenes": 0}, ValueError, "eval_scenes must be an integer >= 1, got 0"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         train(tiny(tmp_path / "run", **changes))

@@ -79,7 +79,7 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
                 caption=f"{metric} minus {reference}'s on the same scenes, with 95% bands; in grey, the "
                 "others. Where a band does not touch the line, the difference is beyond noise.",
             )
-        )  # fmt: skip
+        )
         panels = [
             (f"{metric}, points", {label: _scaled(policies[label]["minus_reference"]["score"]) for label in others}, 0),
             (
