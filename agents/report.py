@@ -60,7 +60,8 @@ What learned policies are worth on test scenes that no training, tuning or choic
 
     python -m agents.report --run-dir RUN_DIR
 
-from runs of `agents.train` and `agents.matrix`. Every number, the commands of all runs, and the versions and the
+from runs of `agents.train` and `agents.matrix`. The seed of PPO that is best by validation is in the package:
+`load_policy("FashionStop-v0/ppo")`. Every number, the commands of all runs, and the versions and the
 machine of one run of each algorithm are in the JSON files beside this page.
 
 - **Value**: what the environment pays, of the best policy of each run, with its most likely viewpoints (or *sampled*
@@ -75,7 +76,9 @@ machine of one run of each algorithm are in the JSON files beside this page.
   look or, where episodes can be stopped, when the reading is right. Where the way is short, the interval is wide.
 - **90%**: when validation first reached 90% of the run's final gain over random viewpoints, in decisions and in minutes
   of processor time, validations included; medians over seeds.
-- **Glimpses**: those of training, with those that a warm start or an oracle tried with the labels at hand.
+- **Glimpses**: those of training, with those that a detector learned from and those that a warm start or an oracle
+  tried with the labels at hand. On which environments a learner begins from a detector, a warm start or a hand-coded
+  prior is in `agents/hyperparameters/`, and in the JSON files.
 
 """
 

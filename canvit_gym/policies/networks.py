@@ -110,8 +110,7 @@ class ViewpointNetwork(nn.Module):
     whose window has been seen at their scale, `inhibition` to viewpoints within this distance of an earlier one (see
     canvit_gym.policies.heads.TableHead; it has no effect on continuous actions); `prior` (discrete actions) is one of
     canvit_gym.policies.prior.PRIORS or "detected", which the network starts from, with a weight of `prior_weight`;
-    `distribution` (continuous actions) is
-    "gaussian", "tanh_gaussian" or "beta".
+    `distribution` (continuous actions) is "gaussian", "tanh_gaussian" or "beta".
 
     Raises:
         ValueError: options that are unknown or do not fit the observations or actions.

@@ -40,8 +40,8 @@ class StoppingConfig:
     decisions: int = 100_000
     eval_scenes: int = 512
     hyper: str = '{"policy_kwargs": {"prior": null}}'
-    """Overrides of agents/hyperparameters/ppo.yml, as JSON. Default: no prior, for viewpoints would have one and the stop
-    would not."""
+    """Overrides of agents/hyperparameters/ppo.yml, as JSON. Default: no prior, for viewpoints would have one and the
+    stop would not."""
     env_kwargs: str = "{}"
     runs_dir: Path = Path("runs/stopping")
     results_dir: Path = Path("experiments/results/stopping")
