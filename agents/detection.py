@@ -36,11 +36,10 @@ from canvit_gym.policies.seen import SeenWithTruth
 from canvit_gym.policies.trunks import Detector
 from canvit_gym.policies.windows import Windows
 from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.scenes.fashion import BACKGROUND
 from canvit_gym.scenes.source import Item
 from canvit_gym.vector_env import GlimpseVectorEnv
 
-BACKGROUND = 0
-"""The class of no item, in the scenes of FashionScenes."""
 NUM_ENVS = 64
 FIRST_SEED = 10_000
 """Added to the seed of a run: the detector's scenes and episodes are others than those that follow in the run."""

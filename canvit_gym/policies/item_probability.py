@@ -12,11 +12,9 @@ from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.sequences import Scales
 from canvit_gym.policies.spec import Context
 from canvit_gym.policies.windows import sums_flops
-from canvit_gym.scenes.fashion import SEGMENTATION_CLASSES
+from canvit_gym.scenes.fashion import BACKGROUND, SEGMENTATION_CLASSES
 from canvit_gym.tasks.segmentation import fused_probe, load_probe
 
-BACKGROUND = 0
-"""Index of the background among FashionScenes' classes."""
 PROBE = "nano-segmentation-probe"
 
 

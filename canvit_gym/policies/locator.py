@@ -21,6 +21,7 @@ from canvit_gym.policies.spec import Context
 from canvit_gym.policies.streams import scene_displacements
 from canvit_gym.policies.table import best_allowed, fixed_table
 from canvit_gym.policies.windows import Windows
+from canvit_gym.scenes.fashion import BACKGROUND
 from canvit_gym.scenes.source import Item
 from canvit_gym.viewpoints import FULL_SCENE, clip_to_scene, to_viewpoint
 
@@ -112,10 +113,6 @@ class WindowLocator:
 
     def flops_per_decision(self, seen: Seen) -> int:
         return 0
-
-
-BACKGROUND = 0
-"""Index of the background among FashionScenes' classes."""
 
 
 def build_box_locator(context: Context, *, factor: float = 1.25, jitter: float = 0.0) -> BoxLocator:

@@ -44,6 +44,11 @@ def amounts_of(name: str, observation: Mapping[str, Tensor]) -> Tensor:
     return PRIORS[name][1](observation)
 
 
+def reads_maps(observations: spaces.Dict) -> bool:
+    """Whether the observations hold the probe's reading as a map per class."""
+    return "reading" in observations.spaces and len(observations["reading"].shape or ()) == 3
+
+
 def check_prior(name: str, observations: spaces.Dict, actions: spaces.Space) -> None:
     """
     Raises:

@@ -15,7 +15,7 @@ from canvit_pytorch.viewpoint import grid_coords
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from canvit_gym.policies.prior import DETECTED, amounts_of
+from canvit_gym.policies.prior import DETECTED, amounts_of, reads_maps
 
 DEFAULT_GRID = 8
 """Side of the feature map if no `canvas` is observed."""
@@ -199,8 +199,7 @@ class Detector(nn.Module):
     def __init__(self, observation_space: spaces.Dict, *, channels: int = 32) -> None:
         super().__init__()
         self.trunk = MapTrunk(observation_space, channels=channels)
-        reading = observation_space.spaces.get("reading")
-        self.reads_maps = reading is not None and len(reading.shape or ()) == 3
+        self.reads_maps = reads_maps(observation_space)
         size = observation_space["acuity"].shape[-1]  # type: ignore[index]
         if size % self.trunk.grid:
             raise ValueError(

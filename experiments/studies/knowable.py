@@ -30,6 +30,7 @@ from agents.detection import Detection, cross_entropy, interest, look_around, nu
 from agents.intervals import with_interval
 from agents.results import write_result
 from agents.training_state import num_decisions
+from agents.tried import by_episode
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.command_line import env_config, run_command
@@ -37,7 +38,7 @@ from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.greedy_windows import GreedyWindows
 from canvit_gym.policies.item_probability import ItemProbability
-from canvit_gym.policies.prior import amounts_of
+from canvit_gym.policies.prior import amounts_of, reads_maps
 from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo
 from canvit_gym.policies.seen import Seen, SeenWithTruth, with_truth
 from canvit_gym.policies.trunks import Detector
@@ -63,11 +64,6 @@ class KnowableConfig:
     """Test scenes. None: all."""
     results_dir: Path = Path("experiments/results/knowable")
     progress: bool = True
-
-
-def reads_maps(space: spaces.Dict) -> bool:
-    """Whether the observations hold the probe's reading as a map."""
-    return "reading" in space.spaces and len(space["reading"].shape or ()) == 3
 
 
 class ReadWindows(GreedyWindows):
@@ -123,21 +119,21 @@ def study(config: KnowableConfig, env_id: str) -> dict[str, Any]:
     keys, table = tuple(space), actions.viewpoints
     decisions = num_decisions(env)
     reader = reading_windows(space, table)
-    reads: list[Tensor] = []
+    reads: list[dict[str, Tensor]] = []
 
     def read(seen: SeenWithTruth) -> None:
         if not reads:
             reader.reset(seen, seed=config.seed)
-        reads.append(reader.amounts(seen).half())
+        reads.append({"read": reader.amounts(seen).half()})
 
     states = look_around(env, states=config.detection.states, seed=config.seed, progress=config.progress, watch=read)
     torch.manual_seed(config.seed)
     detector = Detector(space).to(resolve_device(env.device))
     found = train_detector(detector, states, config.detection, decisions=decisions, progress=config.progress)
     learned = num_learned(states, decisions)
-    of_episodes = torch.stack(reads).unflatten(0, (-1, decisions)).transpose(1, 2).flatten(0, 2)
+    batches = [by_episode(reads[start : start + decisions])["read"] for start in range(0, len(reads), decisions)]
     entropies = {
-        "reading": cross_entropy(of_episodes[learned:].float(), states.interest[learned:].float()),
+        "reading": cross_entropy(torch.cat(batches)[learned:].float(), states.interest[learned:].float()),
         "detector": found["cross_entropy"],
         "least": found["least"],
     }

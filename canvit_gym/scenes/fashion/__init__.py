@@ -17,7 +17,7 @@ from typing import get_args
 from canvit_gym.scenes.fashion import classification, crowd, distractors, search, segmentation, twice
 from canvit_gym.scenes.fashion.drawing import ITEM_SIZES_PX, Drawing, FashionScene
 from canvit_gym.scenes.fashion.draws import GENERATOR_VERSION, Draws
-from canvit_gym.scenes.fashion.sprites import CLASSES, SEGMENTATION_CLASSES, Split, load_sprites
+from canvit_gym.scenes.fashion.sprites import BACKGROUND, CLASSES, SEGMENTATION_CLASSES, Split, load_sprites
 from canvit_gym.scenes.fashion.texture import SCENE_SIZE_PX
 
 Flavour = str
@@ -62,6 +62,7 @@ def generate_scene(flavour: Flavour, split: Split, index: int) -> FashionScene:
 
 
 __all__ = [
+    "BACKGROUND",
     "CLASSES",
     "FLAVOURS",
     "GENERATOR_VERSION",

@@ -11,6 +11,7 @@ Split = Literal["training", "validation", "test"]
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 SEGMENTATION_CLASSES = ("background", *CLASSES)
+BACKGROUND = SEGMENTATION_CLASSES.index("background")
 SPRITE_PX = 28
 
 Sprite = NDArray[np.uint8]  # [28, 28] grey, 0 outside the item
