@@ -50,13 +50,25 @@ class QuadLabels:
             raise ValueError(f"label maps of {size} px do not divide into {grid} canvas cells of an even size")
         padded = F.pad(labels, (cell // 2,) * 4, value=IGNORE_LABEL)
         pixels = padded.view(num, grid + 1, cell, grid + 1, cell).permute(0, 2, 4, 1, 3).reshape(num, cell**2, -1)
-        scene = torch.arange(num, device=labels.device, dtype=torch.int32).unsqueeze(1) * 256
-        histogram = torch.bincount((labels.flatten(1).int() + scene).flatten(), minlength=num * 256).view(num, 256)
         return cls(
             pixels=pixels,
             labeled=(pixels != IGNORE_LABEL).view(torch.uint8).sum(dim=1, dtype=torch.int32),
-            area=histogram[:, :num_classes],
+            area=_pixels_of_labels(labels)[:, :num_classes],
         )
+
+
+def _pixels_of_labels(labels: Tensor) -> Tensor:
+    """[B, S, S] uint8 -> [B, 256] int64: pixels of each label."""
+    num, size, _ = labels.shape
+    if labels.device.type == "cpu":
+        scene = torch.arange(num, dtype=torch.int32).unsqueeze(1) * 256
+        return torch.bincount((labels.flatten(1).int() + scene).flatten(), minlength=num * 256).view(num, 256)
+    # By lines first: a GPU is slow where many threads add to one number, and bincount waits for the largest index.
+    lines = torch.arange(num * size, device=labels.device).unsqueeze(1) * 256
+    counts = torch.zeros(num * size * 256, dtype=torch.int32, device=labels.device)
+    ones = torch.ones((), dtype=torch.int32, device=labels.device).expand(labels.numel())
+    counts.scatter_add_(0, (labels.flatten(0, 1) + lines).flatten(), ones)
+    return counts.view(num, size, 256).sum(dim=1)
 
 
 def count_confusion(logits: Tensor, truth: QuadLabels) -> tuple[Tensor, Tensor]:

@@ -116,7 +116,12 @@ class FixedStates:
 
     def restart(self, rows: Rows) -> None:
         """Set rows to the initial state."""
-        self.put(rows, self._init_state(len(rows)))
+        initial = self._init_state(1)
+        for held, given in ((self._state.canvas, initial.canvas), (self._state.recurrent_cls, initial.recurrent_cls)):
+            if len(rows) == self._num:
+                held.copy_(given)  # to all rows at once: a state of its own for each would first take their memory
+            else:
+                held[index_of(rows, held)] = given
 
     def whole(self) -> RecurrentState:
         """All states in order: always the same tensors."""

@@ -1,6 +1,6 @@
 """The rollout buffer of tensors: stock SB3's numbers, on the device, in less memory."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.policy import ViewpointPolicy
+from agents.ppo.recorded_gradients import RecordedGradients
 from agents.ppo.rollout import TensorRolloutBuffer
 from canvit_gym.policies.networks import action_options
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
@@ -97,6 +98,62 @@ def test_updates_are_stock_updates(action: str, changes: dict[str, Any], monkeyp
     statistics = [{k: v for k, v in each.items() if k.startswith("train/")} for each in told]
     assert statistics[0].keys() == statistics[1].keys() and len(statistics[0]) >= 9
     assert statistics[1] == pytest.approx(statistics[0], rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+@pytest.mark.parametrize("action", ["grid", "continuous"])
+@pytest.mark.parametrize("clip_range_vf", [None, 0.2])
+def test_recorded_gradients_are_those_of_every_minibatch(action: str, clip_range_vf: float | None) -> None:
+    """Without a graph, on a CPU: parameters to the bit, minibatches of another size included."""
+    made = []
+    for recorded in (None, RecordedGradients()):
+        options = dict(action=action, algorithm=GlimpsePPO, batch_size=10, clip_range_vf=clip_range_vf)
+        made.append(model("float32", **options))
+        cast(GlimpsePPO, made[-1]).recorded_gradients = recorded
+        made[-1].learn(2 * STEPS * NUM)
+    plain, ours = (each.policy.state_dict() for each in made)
+    assert all(torch.equal(plain[name], ours[name]) for name in plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_a_graph_of_gradients_learns_what_eager_minibatches_learn() -> None:
+    made = []
+    for recorded in (None, RecordedGradients()):
+        made.append(model("float32", algorithm=GlimpsePPO, batch_size=10, device="cuda"))
+        cast(GlimpsePPO, made[-1]).recorded_gradients = recorded
+        made[-1].learn(STEPS * NUM)  # one rollout: of two, the second would depend on rounding
+    assert recorded is not None and recorded.ran == "eager"  # the last minibatch is smaller
+    assert recorded._recorded is not None and recorded._recorded.is_graph
+    plain, ours = (each.policy.state_dict() for each in made)
+    for name, value in plain.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_policy_acts_from_a_graph_as_it_does_eagerly() -> None:
+    ours = model("float32", algorithm=GlimpsePPO, device="cuda")
+    policy = cast(ViewpointPolicy, ours.policy)
+    assert ours.env is not None
+    observation = policy.obs_to_tensor(ours.env.reset())[0]
+    with torch.no_grad():
+        eager = policy(observation, deterministic=True)
+        policy.compile_networks()
+        for _ in range(3):  # compiled, recorded, replayed
+            graphed = policy(observation, deterministic=True)
+    assert policy._graphed is not None and policy._graphed.how == "cuda graph"
+    assert torch.equal(eager[0], graphed[0])
+    for one, other in zip(eager[1:], graphed[1:], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_recorded_gradients_name_the_first_bad_number() -> None:
+    ours = cast(GlimpsePPO, model("float32", algorithm=GlimpsePPO))
+    ours.recorded_gradients = RecordedGradients()
+    head = next(ours.policy.action_net.parameters())
+    head.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
+    with pytest.raises(FloatingPointError, match=r"^the gradient of action_net\..* is not finite$"):
+        ours.learn(STEPS * NUM)
 
 
 def test_float16_learns_from_exactly_what_it_acted_on() -> None:

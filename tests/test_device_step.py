@@ -15,6 +15,7 @@ from canvit_gym import episodes as episodes_module
 from canvit_gym.backbone.compilation import Ran
 from canvit_gym.backbone.load import load_backbone
 from canvit_gym.config import EnvConfig
+from canvit_gym.cuda_streams import side_streams
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.states import FixedStates, States
@@ -191,3 +192,13 @@ def test_fixed_states_are_states() -> None:
         assert torch.equal(one.whole().canvas, other.whole().canvas)
         assert torch.equal(one.whole().recurrent_cls, other.whole().recurrent_cls)
     assert other.whole().canvas.data_ptr() == place
+
+
+@pytest.mark.gpu
+def test_scenes_are_sent_on_another_stream_than_graphs_are_recorded_on() -> None:
+    """However many streams a process has asked for: PyTorch has 32 and hands them out in turn."""
+    device = torch.device("cuda", 0)
+    for _ in range(40):
+        torch.cuda.Stream(device)
+        streams = side_streams(device)
+        assert streams.loading != streams.recording

@@ -14,7 +14,8 @@ from torch import nn
 from agents.algorithms import Algorithm
 from agents.checks import check_fields, mapping
 from agents.extractors import SpatialExtractor
-from agents.ppo.algorithm import GradientWatch, WholeSchedule, require_finite_rollout
+from agents.finite import GradientWatch
+from agents.ppo.algorithm import WholeSchedule, require_finite_rollout
 from agents.ppo.callbacks import ViewpointStatistics
 from agents.ppo.hyperparameters import Hyperparameters
 from agents.ppo.learner import PPOLearner

@@ -1,47 +1,21 @@
 """PPO that stops at the first number that is not finite, before it reaches a parameter."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
 
-from agents.finite import require_finite, require_finite_sums
+from agents.finite import GradientWatch, require_finite
 from agents.ppo.policy import ViewpointPolicy
+from agents.ppo.recorded_gradients import RecordedGradients
 from agents.ppo.update import update
 from canvit_gym.policies.networks import action_options
 from canvit_gym.sb3 import GlimpseVecEnv
-
-
-class GradientWatch:
-    """Names the parameter whose gradient is not finite after the backward pass, before clipping mixes gradients.
-
-    The sums of all gradients are checked together, once per optimizer step. This takes one synchronization on a GPU,
-    and none within agents.finite.checked_at_the_end.
-    """
-
-    def __init__(self, policy: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._sums: dict[str, Tensor] = {}
-        for name, parameter in policy.named_parameters():
-            parameter.register_post_accumulate_grad_hook(self._watcher(name))
-        optimizer.register_step_pre_hook(self._before_step)
-
-    def _watcher(self, name: str) -> Any:
-        def watch(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            self._sums[name] = parameter.grad.sum()
-
-        return watch
-
-    def _before_step(self, *_: Any) -> None:
-        sums, self._sums = self._sums, {}
-        require_finite_sums({f"the gradient of {name}": value for name, value in sums.items()})
 
 
 class WholeSchedule(OnPolicyAlgorithm):
@@ -78,7 +52,9 @@ class GlimpsePPO(WholeSchedule, PPO):
     def _setup_model(self) -> None:
         self._take_viewpoints(self.env)
         super()._setup_model()
-        self._watch = GradientWatch(self.policy, self.policy.optimizer)
+        self.gradient_watch = GradientWatch(self.policy, self.policy.optimizer)
+        self.recorded_gradients = RecordedGradients() if self.device.type == "cuda" else None
+        """On a GPU, minibatches as a CUDA graph."""
 
     def _take_viewpoints(self, env: VecEnv | None) -> None:
         """Take the environment's viewpoints if none were passed; otherwise they must equal the environment's."""
@@ -99,12 +75,12 @@ class GlimpsePPO(WholeSchedule, PPO):
         self._take_viewpoints(self.env)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_watch"]
+        return [*super()._excluded_save_params(), "gradient_watch", "recorded_gradients"]
 
     def train(self) -> None:
         assert isinstance(self.rollout_buffer, DictRolloutBuffer)
         require_finite_rollout(self.rollout_buffer)
         if self.target_kl is None:
-            update(self)
+            update(self, gradients=self.recorded_gradients)
         else:
             super().train()

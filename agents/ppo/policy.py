@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import MultiInputActorCriticPolicy
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from agents.finite import require_finite
 from agents.ppo.distributions import ContinuousDistribution
-from canvit_gym.backbone.compilation import TrainedFunction
+from canvit_gym.backbone.compilation import CompiledFunction, GraphedFunction, TrainedFunction
 from canvit_gym.policies.networks import NETWORK_OPTIONS, NETWORKS, ViewpointNetwork
 from canvit_gym.policies.trunks import Features, MapTrunk
 
@@ -26,6 +27,9 @@ _DECIDED_HERE: dict[str, tuple[Any, ...]] = {
     "share_features_extractor": (True,),
 }
 """SB3's keyword arguments that cannot be chosen here, and the values that are accepted."""
+
+MOST_GRAPHED = 1024
+"""The most observations for which a rollout's forward is recorded as a CUDA graph."""
 
 
 class ViewpointPolicy(MultiInputActorCriticPolicy):
@@ -50,6 +54,7 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
                     "and whose noise is its distribution's: leave it out"
                 )
         self._networks: TrainedFunction | None = None
+        self._graphed: GraphedFunction | None = None
         self._options = {name: kwargs.pop(name, default) for name, default in NETWORK_OPTIONS.items()}
         kwargs |= dict(
             features_extractor_class=NETWORKS.get(self._options["network"], (MapTrunk,))[0],
@@ -85,8 +90,14 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
         return inherited | self._options
 
     def compile_networks(self) -> None:
-        """Compile trunk and heads into one function for rollouts and updates; `ran` says how they actually ran."""
+        """Compile trunk and heads into one function for rollouts and updates; `ran` says how they actually ran.
+
+        On a GPU rollouts replay it as a CUDA graph.
+        """
         self._networks = TrainedFunction(self._scores_and_values, name="the policy network", compile=True)
+        if self.device.type == "cuda":
+            acting = CompiledFunction(self._of_tensors, name="the policy network", any_number=False)
+            self._graphed = GraphedFunction(acting, up_to=MOST_GRAPHED)
 
     @property
     def ran(self) -> str:
@@ -97,12 +108,19 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
         features = self.features_extractor(inputs)
         return self.action_net(features), self.value_net(features)
 
+    def _of_tensors(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, of inputs in the order of the observation space."""
+        return self._scores_and_values(dict(zip(cast(spaces.Dict, self.observation_space), inputs, strict=True)))
+
     def _compiled(self, obs: PyTorchObs) -> tuple[Tensor, Tensor]:
         """(scores, values) of observations."""
         assert self._networks is not None
-        return self._networks(
-            preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)  # type: ignore[arg-type]
-        )
+        inputs = preprocess_obs(obs, self.observation_space, normalize_images=self.normalize_images)  # type: ignore[arg-type]
+        assert isinstance(inputs, dict)
+        if self._graphed is None or torch.is_grad_enabled():
+            return self._networks(inputs)
+        scores, values = self._graphed(*(inputs[name] for name in cast(spaces.Dict, self.observation_space)))
+        return scores, values
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         if self._networks is None:

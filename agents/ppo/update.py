@@ -4,9 +4,9 @@ Stable-Baselines3's own update reads four numbers of every minibatch, and the ho
 numbers and the order of operations are the same, and so are the parameters (to the bit on a CPU).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,15 +20,27 @@ from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 from torch.distributions import Distribution
 
-from agents.finite import Checks, checked_at_the_end
+from agents.finite import Checks, GradientWatch, checked_at_the_end
+
+
+class Coefficients(NamedTuple):
+    """What a schedule or a callback may change between updates: floats, or tensors [] where a graph reads them."""
+
+    clip: Any
+    clip_value: Any
+    """None: values are not clipped."""
+    ent_coef: Any
+
+
+Gradients = Callable[[PPO, DictRolloutBufferSamples, Coefficients], Tensor]
+"""Leaves the clipped gradients of a minibatch in its parameters and returns its statistics [6]."""
 
 STATISTICS = ("policy_gradient_loss", "value_loss", "entropy_loss", "clip_fraction", "approx_kl", "loss")
 
 
-def minibatch_losses(
-    model: PPO, batch: DictRolloutBufferSamples, *, clip: float, clip_value: float | None
-) -> tuple[Tensor, Tensor]:
+def minibatch_losses(model: PPO, batch: DictRolloutBufferSamples, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
     """Returns (loss, statistics [6] in the order of STATISTICS) of a minibatch."""
+    clip, clip_value, ent_coef = coefficients
     actions = batch.actions
     if isinstance(model.action_space, spaces.Discrete):
         actions = actions.long().flatten()
@@ -44,12 +56,23 @@ def minibatch_losses(
         values = batch.old_values + (values - batch.old_values).clamp(-clip_value, clip_value)
     value_loss = F.mse_loss(batch.returns, values)
     entropy_loss = -torch.mean(-log_prob if entropy is None else entropy)
-    loss = policy_loss + model.ent_coef * entropy_loss + model.vf_coef * value_loss
+    loss = policy_loss + ent_coef * entropy_loss + model.vf_coef * value_loss
     with torch.no_grad():
         clipped = ((ratio - 1).abs() > clip).float().mean()
         approx_kl = ((log_ratio.exp() - 1) - log_ratio).mean()
         statistics = torch.stack([policy_loss, value_loss, entropy_loss, clipped, approx_kl, loss])
     return loss, statistics
+
+
+def minibatch_gradients(model: PPO, batch: DictRolloutBufferSamples, coefficients: Coefficients) -> Tensor:
+    """See Gradients."""
+    loss, statistics = minibatch_losses(model, batch, coefficients)
+    model.policy.optimizer.zero_grad()
+    loss.backward()
+    if isinstance(watch := getattr(model, "gradient_watch", None), GradientWatch):
+        watch.check()
+    torch.nn.utils.clip_grad_norm_(model.policy.parameters(), model.max_grad_norm)
+    return statistics
 
 
 @contextmanager
@@ -63,11 +86,12 @@ def _unchecked_arguments(unchecked: bool) -> Iterator[None]:
         Distribution.set_default_validate_args(default)
 
 
-def update(model: PPO, *, check_at_the_end: bool | None = None) -> None:
+def update(model: PPO, *, gradients: Gradients | None = None, check_at_the_end: bool | None = None) -> None:
     """Do what PPO.train does, for models without target_kl, which would have to be compared after every minibatch.
 
     Args:
         model: its rollout buffer is full.
+        gradients: None for minibatch_gradients.
         check_at_the_end: check once, after the last minibatch, for numbers that are not finite, and restore the
             parameters from before the update if there is one. This way the host waits for a GPU only once. False: check
             every minibatch before it changes a parameter. None: True on a GPU, False on a CPU.
@@ -79,7 +103,7 @@ def update(model: PPO, *, check_at_the_end: bool | None = None) -> None:
     late = model.device.type != "cpu" if check_at_the_end is None else check_at_the_end
     before = [parameter.detach().clone() for parameter in model.policy.parameters()] if late else []
     with checked_at_the_end() if late else nullcontext() as checks, _unchecked_arguments(late):
-        collected = _optimize(model)
+        collected = _optimize(model, gradients or minibatch_gradients)
     found, finite, std = _fetched(model, collected, checks)
     if checks is not None:
         try:
@@ -99,21 +123,17 @@ def _clip_range(model: PPO) -> tuple[float, float | None]:
     return clip, None if model.clip_range_vf is None else model.clip_range_vf(progress)  # type: ignore[operator]
 
 
-def _optimize(model: PPO) -> Tensor:
+def _optimize(model: PPO, gradients: Gradients) -> Tensor:
     """All minibatches of all epochs. Returns their statistics [epochs, minibatches, 6], on the device."""
     model.policy.set_training_mode(True)
     model._update_learning_rate(model.policy.optimizer)
-    clip, clip_value = _clip_range(model)
+    coefficients = Coefficients(*_clip_range(model), ent_coef=model.ent_coef)
     buffer = cast(DictRolloutBuffer, model.rollout_buffer)
     collected: list[list[Tensor]] = []
     for _ in range(model.n_epochs):
         collected.append([])
         for batch in buffer.get(model.batch_size):
-            loss, statistics = minibatch_losses(model, batch, clip=clip, clip_value=clip_value)
-            collected[-1].append(statistics)
-            model.policy.optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.policy.parameters(), model.max_grad_norm)
+            collected[-1].append(gradients(model, batch, coefficients))
             model.policy.optimizer.step()
         model._n_updates += 1
     return torch.stack([torch.stack(epoch) for epoch in collected])

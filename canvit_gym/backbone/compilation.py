@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from canvit_gym.cuda_streams import side_streams
+
 log = logging.getLogger("canvit_gym")
 
 Precision = Literal["float32", "bfloat16"]
@@ -124,7 +126,8 @@ def _keeper_of_the_pool(device: torch.device) -> torch.cuda.CUDAGraph:
     used once more: this graph is never freed.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    stream = side_streams(device).recording
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         torch.zeros(1, device=device)
     return graph
 
@@ -141,7 +144,7 @@ class RecordedGraph:
         self.inputs = inputs  # kept, so that their memory is not freed
         # Libraries allocate their workspaces in the first calls, which must not happen while recording. PyTorch needs a
         # stream other than the default one.
-        side = torch.cuda.Stream(device)
+        side = side_streams(device).recording
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             for _ in range(WARM_UP_CALLS):
@@ -149,7 +152,8 @@ class RecordedGraph:
         torch.cuda.current_stream(device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may keep using the GPU meanwhile, such as one that pins scenes.
-        with torch.cuda.graph(self._graph, pool=_keeper_of_the_pool(device).pool(), capture_error_mode="thread_local"):
+        pool = _keeper_of_the_pool(device).pool()
+        with torch.cuda.graph(self._graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             self.outputs = function(*inputs)
 
     def replay(self) -> tuple[Tensor, ...]:

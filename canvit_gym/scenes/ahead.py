@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from canvit_gym.cuda_streams import side_streams
 from canvit_gym.scenes.source import SceneBatch, SceneSource, load_scenes, loads_in_threads
 
 
@@ -43,7 +44,7 @@ class SceneLoader:
         """ahead: whether there is a thread; it is not used for sources that cannot be loaded by one."""
         self.scenes = scenes
         self._device = device
-        self._stream = torch.cuda.Stream(device) if ahead and device.type == "cuda" else None
+        self._stream = side_streams(device).loading if ahead and device.type == "cuda" else None
         self._thread = ThreadPoolExecutor(1, "scenes-ahead") if ahead and loads_in_threads(scenes) else None
         self._place: dict[int, tuple[Future[_Sent], int]] = {}  # of scenes that are expected: their batch, their row
 

@@ -71,6 +71,7 @@ class CachedFileScenes(ScenesOnDisk):
         stamps = self._after_records(self._file, np.dtype(np.uint64), self._stamps_at)
         checksums = self._after_records(self._file, CHECKSUM, self._checksums_at)
         self._scenes = Records(self._file, self.path, record=self._record, count=len(files), checksums=checksums)
+        self._hinted: dict[int, None] = {}
         lacking = np.flatnonzero((stamps & READABLE) == 0)
         self.unreadable: dict[int, str] = {int(i): f"cannot read {printable(files.images[i])}" for i in lacking}
         """Scenes left out, and why."""
@@ -92,9 +93,11 @@ class CachedFileScenes(ScenesOnDisk):
     def prefetch(self, indices: NDArray[np.int64]) -> None:
         """Ask the operating system to read these records from disk, where it supports this."""
         if hasattr(os, "posix_fadvise") and not self._file.closed:
-            size = self._record.itemsize
-            for index in indices.tolist():
-                os.posix_fadvise(self._file.fileno(), index * size, size, os.POSIX_FADV_WILLNEED)
+            size, wanted = self._record.itemsize, dict.fromkeys(indices.tolist())
+            for index in wanted:
+                if index not in self._hinted:  # hints overlap, and each one is a call into the system
+                    os.posix_fadvise(self._file.fileno(), index * size, size, os.POSIX_FADV_WILLNEED)
+            self._hinted = wanted
 
     def readable(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """See StreamedSource."""

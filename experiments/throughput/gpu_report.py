@@ -12,7 +12,7 @@ CanViT-B with random weights, 64 scenes of 512 px a batch, a canvas of 32 x 32 c
 - environment: the vector env against the loop of the same compiled backbone, in turns, and its synchronizations;
 - latency: milliseconds per step of one scene, for the loops and the vector env;
 - ppo: rollouts and updates, glimpses/s, and the shares of the time in steps and in the update;
-- evaluation: exact evaluation against the loop, in turns;
+- evaluation: exact evaluation of 256 scenes at 21 glimpses against the loop, in turns;
 - kernels: the GPU time of one compiled step by kind of kernel, against floors: FLOPs over rate, bytes over bandwidth;
 - memory: the memory of a scene, measured as the difference of peaks at two numbers of scenes;
 - canvas 64: the loops with a canvas of 64 x 64 cells;
@@ -66,6 +66,8 @@ KINDS = {
 """How kernels are classified by their names; all others are \"other\"."""
 
 
+EVALUATED_GLIMPSES, EVALUATED_BATCHES = 21, 4
+"""Every 64 scenes are loaded for 21 glimpses of each."""
 GPUS_GB = (24, 80, 141)
 RESERVED_MB = 1500
 """What CUDA's context and libraries take of a GPU's memory."""
@@ -226,16 +228,16 @@ def compare_canvas_64(setting: Setting) -> dict[str, Any]:
     return compare_loops(setting, replace(setting.job, canvas_grid=2 * setting.job.canvas_grid))
 
 
-def against_loop(setting: Setting, contestants: dict[str, str]) -> dict[str, Any]:
-    """Compare contestants (by the names of their rows) with the loop of the same backbone."""
+def against_loop(setting: Setting, contestants: dict[str, str], **changes: Any) -> dict[str, Any]:
+    """Compare contestants (by the names of their rows) with the loop of the same backbone. changes: of the job."""
     compiles = setting.config.compile
-    loop = replace(setting.compiled, contestant="Backbone.step loop", rounds=2)
+    loop = replace(setting.compiled, contestant="Backbone.step loop", **{"rounds": 2, **changes})
     loop_name = STEP_COMPILED if compiles else STEP_EAGER
     others = {name: replace(loop, contestant=contestant) for name, contestant in contestants.items()}
     found = in_turns(setting, {loop_name: loop, **others})
     for row_name, row in found.items():
         row["ratio"] = ratio(found, row_name, loop_name)
-    return {"num_envs": loop.num_envs, "canvas_grid": loop.canvas_grid, "rows": found}
+    return {"num_envs": loop.num_envs, "canvas_grid": loop.canvas_grid, "budget": loop.budget, "rows": found}
 
 
 def compare_environment(setting: Setting) -> dict[str, Any]:
@@ -244,7 +246,8 @@ def compare_environment(setting: Setting) -> dict[str, Any]:
 
 
 def compare_evaluation(setting: Setting) -> dict[str, Any]:
-    return against_loop(setting, {EVALUATION: "exact evaluation"})
+    """Of as many glimpses as evaluations on whole data sets have at least, since each records a graph of its own."""
+    return against_loop(setting, {EVALUATION: "exact evaluation"}, budget=EVALUATED_GLIMPSES, rounds=EVALUATED_BATCHES)
 
 
 def measure_latency(setting: Setting) -> dict[str, Any]:
@@ -268,7 +271,10 @@ def ppo_end_to_end(setting: Setting, *, rollouts: int = 3) -> dict[str, Any]:
     ways = ran_as_json(ran_of(job) - before)
     if instead := fallback(job, ways):
         setting.fallbacks.append(f"PPO: {instead}")
-    return {**found, "ran": ways, "label": label("PPO", job, ways)}
+    minibatches = "eager" if model.recorded_gradients is None else model.recorded_gradients.ran
+    if minibatches != "cuda graph" and setting.device.type == "cuda":
+        setting.fallbacks.append(f"PPO's minibatches: {minibatches}")
+    return {**found, "ran": ways, "label": label("PPO", job, ways), "minibatches_ran": minibatches}
 
 
 def synchronizations(job: Job) -> list[str] | None:
@@ -468,7 +474,8 @@ def format_environment(found: dict[str, Any]) -> list[str]:
 def format_ppo(found: dict[str, Any]) -> list[str]:
     return [
         f"{found['label']} end to end: {found['glimpses_per_second']:,.0f} glimpses/s, {found['share_in_steps']:.0%} "
-        f"of the time in steps of the scenes, {found['share_in_update']:.0%} in the update; rollout buffer "
+        f"of the time in steps of the scenes, {found['share_in_update']:.0%} in the update "
+        f"(minibatches: {found['minibatches_ran']}); rollout buffer "
         f"{found['rollout_buffer_mib']:.0f} MiB."
     ]
 
