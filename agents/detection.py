@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from agents.behaviours import random_viewpoints
-from agents.finite import require_finite
-from agents.supervised import minibatches, num_to_learn_from, rise_and_fall
+from agents.supervised import gradient_step, minibatches, num_to_learn_from, rise_and_fall
 from agents.training_state import num_decisions, preserved_random_state
 from agents.tried import by_episode, compact, take
 from canvit_gym.actions import DiscreteActions
@@ -220,11 +219,7 @@ def train_detector(
         loss = F.binary_cross_entropy_with_logits(
             detector(take(states.observations, rows, device=device)), states.interest[rows].float().to(device)
         )
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
-        require_finite({"the detector's loss": loss.detach(), "its gradient": norm})
-        optimizer.step()
+        gradient_step(detector, optimizer, loss, title="the detector's loss")
     detector.eval()
     detector.zero_grad()
     held_out = torch.arange(num_learned(states, decisions), len(states))

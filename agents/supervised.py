@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
+
+from agents.finite import require_finite
 
 WARM_UP = 0.05
 """The share of the updates in which `rise_and_fall` rises: high rates fail from the first update on."""
 HELD_OUT = 1 / 16
 """The share of the episodes that predictions are tested on."""
+MAX_GRAD_NORM = 1.0
 
 
 def num_to_learn_from(episodes: int) -> int:
@@ -48,3 +51,23 @@ def minibatches(
                 optimizer.param_groups[0]["lr"] = rate(done / (updates + 1))
                 yield rows
                 bar.update()
+
+
+def gradient_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    *,
+    max_grad_norm: float = MAX_GRAD_NORM,
+    title: str = "the loss",
+) -> None:
+    """Take one step along the clipped gradient of `loss`, whose name in errors is `title`.
+
+    Raises:
+        FloatingPointError: the loss or its gradient is not finite; no parameter has changed.
+    """
+    optimizer.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(network.parameters(), max_grad_norm)
+    require_finite({title: loss.detach(), "its gradient": norm})
+    optimizer.step()

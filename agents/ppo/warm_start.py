@@ -31,7 +31,7 @@ from agents.behaviours import look_anywhere, sample_network
 from agents.finite import require_finite
 from agents.normalize import clipped
 from agents.pool import load_pool, split
-from agents.supervised import minibatches, rise_and_fall
+from agents.supervised import gradient_step, minibatches, rise_and_fall
 from agents.tried import TriedViewpoints, collect, require_table, take
 from canvit_gym.checks import boolean, finite, integer, one_of
 from canvit_gym.config import EnvConfig
@@ -235,11 +235,7 @@ def learn(
         else:
             loss = F.mse_loss(scores, wanted)
         total = loss + options.vf_coef * F.mse_loss(values, returns[rows].to(device))
-        optimizer.zero_grad()
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        require_finite({f"the loss in update {len(losses) + 1}": total.detach(), "its gradient": norm})
-        optimizer.step()
+        gradient_step(network, optimizer, total, title=f"the loss in update {len(losses) + 1}")
         losses.append(loss.detach())
     network.eval()
     loss = torch.stack(losses)

@@ -33,7 +33,7 @@ from agents.pool import load_pool, split
 from agents.q_regression.hyperparameters import QHyperparameters
 from agents.q_regression.replay import Replay
 from agents.settings import Plan
-from agents.supervised import minibatches, rise_and_fall
+from agents.supervised import gradient_step, minibatches, rise_and_fall
 from agents.torch_learner import TorchLearner
 from agents.training_state import (
     begin_episodes,
@@ -118,7 +118,7 @@ class QRegression(TorchLearner[nn.Module]):
             rate=rise_and_fall(options.learning_rate), title="Pool", progress=progress,
         ):  # fmt: skip
             loss = F.mse_loss(*self.predictions_and_targets(*self._pool_batch(pool, rows), depth[rows]))
-            self._gradient_step(optimizer, loss)
+            gradient_step(self._network, optimizer, loss, max_grad_norm=self.hyper.max_grad_norm)
             losses.append(loss.detach())
         self._network.eval()
         return {
@@ -204,7 +204,7 @@ class QRegression(TorchLearner[nn.Module]):
                 batch.observation, batch.actions[:, None], batch.rewards[:, None], batch.depth
             )
             loss = F.mse_loss(predicted, wanted)
-            self._gradient_step(self.optimizer, loss)
+            gradient_step(self._network, self.optimizer, loss, max_grad_norm=self.hyper.max_grad_norm)
             losses.append(loss.detach())
             targets.append(wanted)
         self._loss = float(torch.stack(losses).mean())
@@ -212,13 +212,6 @@ class QRegression(TorchLearner[nn.Module]):
         self._logger.record("train/loss", self._loss)
         self._logger.record("train/explained", 1 - self._loss / max(variance, 1e-9))
         self._logger.record("train/learning_rate", rate)
-
-    def _gradient_step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), self.hyper.max_grad_norm)
-        require_finite({"the loss": loss.detach(), "its gradient": norm})
-        optimizer.step()
 
     def predictions_and_targets(
         self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor
