@@ -127,7 +127,7 @@ def load_hyperparameters(env_id: str, overrides: dict[str, Any] | None = None, *
     """
     path, algorithm = hyperparameters_file(algo), find_algorithm(algo)
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if env_id not in entries and env_id not in canvit_gym.ENVIRONMENTS:
+    if env_id not in entries and env_id.rpartition(":")[2] not in canvit_gym.ENVIRONMENTS:
         there = ", ".join(key for key in entries if key != DEFAULTS)
         raise ValueError(f"{path} has no entry for {env_id!r}, which is not an environment; there are: {there}")
     known = [option.name for option in fields(algorithm.hyperparameters)]  # type: ignore[arg-type]

@@ -1,6 +1,8 @@
 """Shared by all command lines: options from a dataclass, errors in one line, Ctrl-C, JSON options."""
 
+import importlib
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -99,19 +101,36 @@ def output_directory(path: Path, *, option: str) -> Path:
     return path
 
 
-def check_env_id(env_id: str) -> None:
-    """Raise ValueError if no environment has this id."""
-    if env_id not in canvit_gym.ENVIRONMENTS:
+def bare_env_id(env_id: str) -> str:
+    """The id without the module that registers it, which is imported first, as Gymnasium does: "my_module:Mine/Id-v0".
+
+    Modules are also found in the working directory.
+
+    Raises:
+        ValueError: the module cannot be imported, or no environment has this id.
+    """
+    module, _, bare = env_id.rpartition(":")
+    if module:
+        if (here := os.getcwd()) not in sys.path:
+            sys.path.append(here)  # where the console script, unlike `python -m`, does not look
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(
+                f"{env_id!r}: cannot import the module {module!r} ({error}); run the command in its directory, or "
+                "install it"
+            ) from error
+    if bare not in canvit_gym.ENVIRONMENTS:
         raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(canvit_gym.ENVIRONMENTS)}")
+    return bare
 
 
 def env_config(env_id: str, env_kwargs: dict[str, Any]) -> "EnvConfig":
-    """The configuration of a registered id with keyword arguments.
+    """The configuration of a registered id (see `bare_env_id`) with keyword arguments.
 
     Raises:
         ValueError: unknown id, or a bad value. TypeError: unknown keyword.
     """
     from canvit_gym.config import config_from_kwargs  # imports torch, which `canvit-gym envs` avoids
 
-    check_env_id(env_id)
-    return config_from_kwargs({**gym.spec(env_id).kwargs, **env_kwargs})
+    return config_from_kwargs({**gym.spec(bare_env_id(env_id)).kwargs, **env_kwargs})

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from canvit_gym.command_line import PROGRAM, call, check_env_id
+from canvit_gym.command_line import PROGRAM, bare_env_id, call
 from canvit_gym.registration import ENVIRONMENTS
 from canvit_gym.scenes.datasets import DATASETS, DatasetSpec
 
@@ -28,8 +28,7 @@ def listing(env_ids: Sequence[str]) -> str:
     """Three lines per id: the id, its task, its data."""
     lines = []
     for env_id in env_ids:
-        check_env_id(env_id)
-        spec = DATASETS[ENVIRONMENTS[env_id]["dataset"]]
+        spec = DATASETS[ENVIRONMENTS[bare_env_id(env_id)]["dataset"]]
         lines += [env_id, f"    {spec.page.headline}", f"    data: {data_line(spec)}"]
     return "\n".join(lines)
 

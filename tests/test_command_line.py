@@ -1,8 +1,10 @@
 """What every command line of experiments does with mistakes and Ctrl-C."""
 
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -63,6 +65,27 @@ def test_options_in_json_are_objects(text: str) -> None:
     assert json_object(None, option="--hyper") == {} and json_object('{"a": 1}', option="--hyper") == {"a": 1}
     with pytest.raises(ValueError, match="--hyper must be a JSON object such as"):
         json_object(text, option="--hyper")
+
+
+def test_a_module_before_the_id_is_imported(tmp_path: Path) -> None:
+    """By the console script too, from the working directory."""
+    module = tmp_path / "my_scenes.py"
+    module.write_text(
+        """
+from dataclasses import replace
+import canvit_gym
+from canvit_gym.scenes.datasets import DATASETS
+
+fashion = DATASETS["fashion-segmentation"]
+canvit_gym.register_dataset(replace(fashion, name="mine", env_id="Mine/Scenes-v0"))
+""",
+        encoding="utf-8",
+    )
+    command = [Path(sys.executable).with_name("canvit-gym"), "envs"]
+    done = subprocess.run([*command, "my_scenes:Mine/Scenes-v0"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("my_scenes:Mine/Scenes-v0\n"), done.stderr
+    done = subprocess.run([*command, "their_scenes:Mine/Scenes-v0"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and "cannot import the module 'their_scenes'" in done.stderr
 
 
 def test_unknown_environments_are_named() -> None:

@@ -196,8 +196,9 @@ of_modules_run_twice = pytest.mark.filterwarnings("ignore:.*found in sys.modules
 @pytest.mark.parametrize("command", dict.fromkeys(c for page in PAGES for c in commands(page)), ids=" ".join)
 def test_commands_parse(command: tuple[str, ...]) -> None:
     config = parse(*command)
-    if getattr(config, "env", None) is not None and hasattr(config, "env_kwargs"):
-        command_line.env_config(config.env, command_line.json_object(config.env_kwargs, option="--env-kwargs"))
+    env_id = getattr(config, "env", None)
+    if env_id is not None and ":" not in env_id and hasattr(config, "env_kwargs"):  # with one: in the reader's module
+        command_line.env_config(env_id, command_line.json_object(config.env_kwargs, option="--env-kwargs"))
 
 
 @of_modules_run_twice
