@@ -16,11 +16,11 @@ measured on the same test scenes.
 
 import json
 import logging
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ log = logging.getLogger(__name__)
 TRAINED = Path(__file__).with_name("trained")
 REACHED = 0.9
 """The share of its final gain over random viewpoints after which an algorithm counts as having learned."""
+ENOUGH_SEEDS = 3
+"""An algorithm with fewer is only called the best of an environment if none has as many."""
 _LOCATOR = "box_locator(factor=1.25, jitter=0.2)"
 """Measured as well where the ceiling is told when to stop, but not where to look."""
 HAND_CODED = "hand_coded"
@@ -317,18 +319,21 @@ def page(results: list[dict[str, Any]], *, left_out: Sequence[str] = ()) -> str:
     """Markdown of all environments. left_out: ids of environments with runs that nothing can be compared with."""
     sections = "\n\n".join("\n".join(section(result)) for result in results)
     note = f"\n\nLeft out, being outside of the suite: {', '.join(left_out)}." if left_out else ""
-    return INTRODUCTION + "\n".join(summary(results)) + f"{note}\n\n{sections}\n"
+    tables = "\n".join([*summary(results), "", *overview(results)])
+    return f"{INTRODUCTION}{tables}{note}\n\n{sections}\n"
 
 
 def summary(results: list[dict[str, Any]]) -> list[str]:
-    """A line per environment about its best algorithm."""
+    """A line per environment about its best algorithm, of those with enough seeds."""
     lines = [
         "| environment | best algorithm (seeds) | minus the best hand-coded, points | share of the way to the ceiling "
         "|",
         "| --- | --- | --- | --- |",
     ]
     for result in results:
-        name, best = max(result["algorithms"].items(), key=lambda item: item[1]["value"]["value"])
+        algorithms = result["algorithms"]
+        tried = {name: entry for name, entry in algorithms.items() if len(entry["runs"]) >= ENOUGH_SEEDS} or algorithms
+        name, best = max(tried.items(), key=lambda item: item[1]["value"]["value"])
         lead = shown(best["minus_opponent"], signed=True)
         clear = best["minus_opponent"]["low"] > 0
         lines.append(
@@ -336,6 +341,40 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
             f"{f'**{lead}**' if clear else lead} | {shown(best['share_of_headroom'], digits=0)}% |"
         )
     return [*lines, "", "In bold: the interval is clear of zero."]
+
+
+def overview(results: list[dict[str, Any]]) -> list[str]:
+    """Algorithms x environments: points above the best hand-coded policy, and the number of seeds."""
+    titles = {name: _titled(name, entry) for result in results for name, entry in sorted(result["algorithms"].items())}
+    gains = {name: [_gain(result["algorithms"].get(name)) for result in results] for name in titles}
+
+    def standing(name: str) -> float:
+        """The mean over environments; a missing one counts as the worst there."""
+        worst = [min(_gain(entry) for entry in result["algorithms"].values()) for result in results]
+        return statistics.mean(low if np.isnan(gain) else gain for gain, low in zip(gains[name], worst, strict=True))
+
+    names = [result["env"].rpartition("/")[2].removeprefix("Fashion").removesuffix("-v0") for result in results]
+    lines = [
+        "Points above the best hand-coded policy without labels (number of seeds), by algorithm and environment:",
+        "",
+        f"| algorithm | {' | '.join(names)} |",
+        f"| --- |{' --- |' * len(names)}",
+    ]
+    for name in sorted(titles, key=standing, reverse=True):
+        cells = [_lead(result["algorithms"].get(name)) for result in results]
+        lines.append(f"| {titles[name]} | {' | '.join(cells)} |")
+    return [*lines, "", "In bold: the 95% interval is above zero. Intervals over one or two seeds are those of scenes."]
+
+
+def _gain(entry: dict[str, Any] | None) -> float:
+    return np.nan if entry is None else entry["minus_opponent"]["value"]
+
+
+def _lead(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    lead = f"{100 * _gain(entry):+.1f}"
+    return f"{f'**{lead}**' if entry['minus_opponent']['low'] > 0 else lead} ({len(entry['runs'])})"
 
 
 def section(result: dict[str, Any]) -> list[str]:
@@ -386,7 +425,7 @@ def _reached(runs: list[dict[str, Any]]) -> str:
     if not decisions:
         return "no gain"
     minutes = [run["minutes_to_90"] for run in runs if run["minutes_to_90"] is not None]
-    return f"{median(decisions):,.0f}" + (f", {median(minutes):.1f}" if minutes else "")
+    return f"{statistics.median(decisions):,.0f}" + (f", {statistics.median(minutes):.1f}" if minutes else "")
 
 
 def shown(

@@ -132,6 +132,30 @@ def test_the_report_tells_what_the_files_hold(trained: Path, tmp_path: Path) -> 
     assert "## FashionAbsent-v0" in (tmp_path / "README.md").read_text()
 
 
+def test_the_overview_has_every_algorithm_and_environment() -> None:
+    def entry(title: str, gain: float, seeds: int) -> dict[str, Any]:
+        near = {"value": gain, "low": gain - 0.01, "high": gain + 0.01}
+        runs = [{"decisions_to_90": None}] * seeds
+        return {"algo": title, "title": title, "minus_opponent": near, "value": near, "runs": runs} | {
+            "share_of_headroom": near
+        }
+
+    results = [
+        {"env": "CanViT/FashionOne-v0", "algorithms": {"A": entry("A", 0.02, 5), "B": entry("B", 0.03, 1)}},
+        {"env": "CanViT/FashionTwo-v0", "algorithms": {"A": entry("A", -0.01, 3)}},
+    ]
+    lines = report.overview(results)
+    assert "| algorithm | One | Two |" in lines
+    # Where B is missing it counts as A does.
+    assert [line for line in lines if line.startswith(("| A", "| B"))] == [
+        "| B | **+3.0** (1) |  |",
+        "| A | **+2.0** (5) | -1.0 (3) |",
+    ]
+    assert "| FashionOne-v0 | A (5) |" in "\n".join(report.summary(results)), (
+        "B has too few seeds to be called the best"
+    )
+
+
 def test_runs_outside_of_the_suite_are_left_out(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is evaluated; from any working directory."""
     monkeypatch.chdir(tmp_path)
