@@ -33,7 +33,7 @@ class Coefficients(NamedTuple):
 
 
 Gradients = Callable[[PPO, DictRolloutBufferSamples, Coefficients], Tensor]
-"""Leaves the clipped gradients of a minibatch in its parameters and returns its statistics [6]."""
+"""`minibatch_gradients`, or another way to do the same."""
 
 STATISTICS = ("policy_gradient_loss", "value_loss", "entropy_loss", "clip_fraction", "approx_kl", "loss")
 
@@ -65,7 +65,7 @@ def minibatch_losses(model: PPO, batch: DictRolloutBufferSamples, coefficients: 
 
 
 def minibatch_gradients(model: PPO, batch: DictRolloutBufferSamples, coefficients: Coefficients) -> Tensor:
-    """See Gradients."""
+    """Leave the clipped gradients of a minibatch in the parameters. Returns its statistics [6]: see STATISTICS."""
     loss, statistics = minibatch_losses(model, batch, coefficients)
     model.policy.optimizer.zero_grad()
     loss.backward()

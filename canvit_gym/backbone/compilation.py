@@ -6,6 +6,7 @@ may also be recorded as a CUDA graph, whose replay launches all of its kernels a
 Memory of graphs: all graphs of a process share one pool, so that their intermediate values take as much as the largest
 graph needs; each also holds its inputs and outputs. Backbone.step records at most `MAX_GRAPHS`, for the first numbers
 of scenes that it is called with (other numbers run compiled), and a batch of episodes records one, for all its scenes.
+So do PPO's network, for rollouts, and its minibatches (agents.ppo.recorded_gradients).
 """
 
 import logging
