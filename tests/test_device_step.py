@@ -195,6 +195,18 @@ def test_fixed_states_are_states() -> None:
 
 
 @pytest.mark.gpu
+def test_a_gpu_counts_every_reading_after_its_own_glimpse() -> None:
+    """It counts one while the next glimpse is taken; the scores are those of a CPU."""
+    scores = []
+    for device in ("cpu", "cuda"):
+        config = EnvConfig(dataset="fashion-segmentation", split="test", num_scenes=24, device=device)
+        policy = make_policy("entropy_greedy(scale=0.4)", config=config, num_glimpses=5)
+        scores.append(evaluate(policy, config=config, num_glimpses=5, batch_size=8).score())
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-2)
+    assert scores[0][-1] > scores[0][0] + 0.02
+
+
+@pytest.mark.gpu
 def test_scenes_are_sent_on_another_stream_than_graphs_are_recorded_on() -> None:
     """However many streams a process has asked for: PyTorch has 32 and hands them out in turn."""
     device = torch.device("cuda", 0)
