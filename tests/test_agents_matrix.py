@@ -272,3 +272,15 @@ def test_clocks_go_on_where_a_run_does(tmp_path: Path) -> None:
     assert times["num_timesteps"] == [32, 64] and times["seconds"][0] == first["seconds"][0]
     for name in ("seconds", "processor_seconds"):
         assert times[name][1] > times[name][0] > 0
+
+
+def test_the_findings_hold_the_numbers_of_the_files() -> None:
+    findings = (Path(__file__).parents[1] / "docs" / "findings.md").read_text(encoding="utf-8")
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(report.TRAINED.glob("*-v*.json"))]
+    for line in report.overview(results):
+        assert not line.startswith("|") or line in findings
+    for result in results:
+        ppo = result["algorithms"]["ppo"]
+        for key, signed in (("value", False), ("minus_opponent", True), ("sampled", False)):
+            assert report.shown(ppo[key], signed=signed) in findings, (result["env"], key)
+    assert report.page(results) == (report.TRAINED / "README.md").read_text(encoding="utf-8")
