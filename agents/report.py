@@ -334,11 +334,10 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
         algorithms = result["algorithms"]
         tried = {name: entry for name, entry in algorithms.items() if len(entry["runs"]) >= ENOUGH_SEEDS} or algorithms
         name, best = max(tried.items(), key=lambda item: item[1]["value"]["value"])
-        lead = shown(best["minus_opponent"], signed=True)
-        clear = best["minus_opponent"]["low"] > 0
+        lead = _bold_if_clear(shown(best["minus_opponent"], signed=True), best)
         lines.append(
             f"| {result['env'].rpartition('/')[2]} | {_titled(name, best)} ({len(best['runs'])}) | "
-            f"{f'**{lead}**' if clear else lead} | {shown(best['share_of_headroom'], digits=0)}% |"
+            f"{lead} | {shown(best['share_of_headroom'], digits=0)}% |"
         )
     return [*lines, "", "In bold: the interval is clear of zero."]
 
@@ -346,12 +345,12 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
 def overview(results: list[dict[str, Any]]) -> list[str]:
     """Algorithms x environments: points above the best hand-coded policy, and the number of seeds."""
     titles = {name: _titled(name, entry) for result in results for name, entry in sorted(result["algorithms"].items())}
-    gains = {name: [_gain(result["algorithms"].get(name)) for result in results] for name in titles}
+    rows = {name: [result["algorithms"].get(name) for result in results] for name in titles}
+    worst = [min(map(_gain, result["algorithms"].values())) for result in results]
 
     def standing(name: str) -> float:
         """The mean over environments; a missing one counts as the worst there."""
-        worst = [min(_gain(entry) for entry in result["algorithms"].values()) for result in results]
-        return statistics.mean(low if np.isnan(gain) else gain for gain, low in zip(gains[name], worst, strict=True))
+        return statistics.mean(_gain(entry) if entry else low for entry, low in zip(rows[name], worst, strict=True))
 
     names = [result["env"].rpartition("/")[2].removeprefix("Fashion").removesuffix("-v0") for result in results]
     lines = [
@@ -361,20 +360,22 @@ def overview(results: list[dict[str, Any]]) -> list[str]:
         f"| --- |{' --- |' * len(names)}",
     ]
     for name in sorted(titles, key=standing, reverse=True):
-        cells = [_lead(result["algorithms"].get(name)) for result in results]
-        lines.append(f"| {titles[name]} | {' | '.join(cells)} |")
+        lines.append(f"| {titles[name]} | {' | '.join(map(_lead, rows[name]))} |")
     return [*lines, "", "In bold: the 95% interval is above zero. Intervals over one or two seeds are those of scenes."]
 
 
-def _gain(entry: dict[str, Any] | None) -> float:
-    return np.nan if entry is None else entry["minus_opponent"]["value"]
+def _gain(entry: dict[str, Any]) -> float:
+    return entry["minus_opponent"]["value"]
+
+
+def _bold_if_clear(lead: str, entry: dict[str, Any]) -> str:
+    return f"**{lead}**" if entry["minus_opponent"]["low"] > 0 else lead
 
 
 def _lead(entry: dict[str, Any] | None) -> str:
     if entry is None:
         return ""
-    lead = f"{100 * _gain(entry):+.1f}"
-    return f"{f'**{lead}**' if entry['minus_opponent']['low'] > 0 else lead} ({len(entry['runs'])})"
+    return f"{_bold_if_clear(f'{100 * _gain(entry):+.1f}', entry)} ({len(entry['runs'])})"
 
 
 def section(result: dict[str, Any]) -> list[str]:

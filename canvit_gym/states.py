@@ -116,12 +116,7 @@ class FixedStates:
 
     def restart(self, rows: Rows) -> None:
         """Set rows to the initial state."""
-        initial = self._init_state(1)
-        for held, given in ((self._state.canvas, initial.canvas), (self._state.recurrent_cls, initial.recurrent_cls)):
-            if len(rows) == self._num:
-                held.copy_(given)  # to all rows at once: a state of its own for each would first take their memory
-            else:
-                held[index_of(rows, held)] = given
+        self.put(rows, self._init_state(1))
 
     def whole(self) -> RecurrentState:
         """All states in order: always the same tensors."""
@@ -132,7 +127,7 @@ class FixedStates:
         return _rows_of(self._state, index_of(rows, self._state.canvas))
 
     def put(self, rows: Rows, state: RecurrentState) -> None:
-        """Copy `state` into rows."""
+        """Copy `state`, of all rows or one for all of them, into rows."""
         parts = ((self._state.canvas, state.canvas), (self._state.recurrent_cls, state.recurrent_cls))
         for held, given in parts:
             if len(rows) == self._num:

@@ -106,10 +106,10 @@ def test_updates_are_stock_updates(action: str, changes: dict[str, Any], monkeyp
 def test_recorded_gradients_are_those_of_every_minibatch(action: str, clip_range_vf: float | None) -> None:
     """Without a graph, on a CPU: parameters to the bit, minibatches of another size included."""
     made = []
-    for recorded in (None, RecordedGradients()):
+    for records in (False, True):
         options = dict(action=action, algorithm=GlimpsePPO, batch_size=10, clip_range_vf=clip_range_vf)
-        made.append(model("float32", **options))
-        cast(GlimpsePPO, made[-1]).recorded_gradients = recorded
+        made.append(cast(GlimpsePPO, model("float32", **options)))
+        made[-1].recorded_gradients = RecordedGradients(made[-1].gradient_watch) if records else None
         made[-1].learn(2 * STEPS * NUM)
     plain, ours = (each.policy.state_dict() for each in made)
     assert all(torch.equal(plain[name], ours[name]) for name in plain)
@@ -119,10 +119,11 @@ def test_recorded_gradients_are_those_of_every_minibatch(action: str, clip_range
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 def test_a_graph_of_gradients_learns_what_eager_minibatches_learn() -> None:
     made = []
-    for recorded in (None, RecordedGradients()):
-        made.append(model("float32", algorithm=GlimpsePPO, batch_size=10, device="cuda"))
-        cast(GlimpsePPO, made[-1]).recorded_gradients = recorded
+    for records in (False, True):
+        made.append(cast(GlimpsePPO, model("float32", algorithm=GlimpsePPO, batch_size=10, device="cuda")))
+        made[-1].recorded_gradients = RecordedGradients(made[-1].gradient_watch) if records else None
         made[-1].learn(STEPS * NUM)  # one rollout: of two, the second would depend on rounding
+    recorded = made[1].recorded_gradients
     assert recorded is not None and recorded.ran == "eager"  # the last minibatch is smaller
     assert recorded._recorded is not None and recorded._recorded.is_graph
     plain, ours = (each.policy.state_dict() for each in made)
@@ -149,7 +150,7 @@ def test_a_policy_acts_from_a_graph_as_it_does_eagerly() -> None:
 
 def test_recorded_gradients_name_the_first_bad_number() -> None:
     ours = cast(GlimpsePPO, model("float32", algorithm=GlimpsePPO))
-    ours.recorded_gradients = RecordedGradients()
+    ours.recorded_gradients = RecordedGradients(ours.gradient_watch)
     head = next(ours.policy.action_net.parameters())
     head.register_hook(lambda gradient: torch.full_like(gradient, float("nan")))
     with pytest.raises(FloatingPointError, match=r"^the gradient of action_net\..* is not finite$"):

@@ -53,7 +53,7 @@ class GlimpsePPO(WholeSchedule, PPO):
         self._take_viewpoints(self.env)
         super()._setup_model()
         self.gradient_watch = GradientWatch(self.policy, self.policy.optimizer)
-        self.recorded_gradients = RecordedGradients() if self.device.type == "cuda" else None
+        self.recorded_gradients = RecordedGradients(self.gradient_watch) if self.device.type == "cuda" else None
         """On a GPU, minibatches as a CUDA graph."""
 
     def _take_viewpoints(self, env: VecEnv | None) -> None:

@@ -12,7 +12,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
 from torch import Tensor
 
-from agents.finite import add_checks, checked_at_the_end
+from agents.finite import GradientWatch, add_checks, checked_at_the_end
 from agents.ppo.update import Coefficients, minibatch_gradients
 from canvit_gym.backbone.compilation import RecordedGraph
 
@@ -27,7 +27,9 @@ class RecordedGradients:
     there is no graph, but the same code otherwise (for tests).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: GradientWatch) -> None:
+        """watch: that of the model's gradients, whose sums become part of the graph."""
+        self._watch = watch
         self.ran = "never"
         """How the last minibatch ran: "never" (none yet), "cuda graph" or "eager"."""
         self._recorded: _Recorded | None = None
@@ -36,7 +38,7 @@ class RecordedGradients:
     def __call__(self, model: PPO, batch: DictRolloutBufferSamples, coefficients: Coefficients) -> Tensor:
         if self._recorded is None and not self._failed:
             try:
-                self._recorded = _Recorded(model, batch, coefficients)
+                self._recorded = _Recorded(model, self._watch, batch, coefficients)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -53,22 +55,23 @@ class RecordedGradients:
 class _Recorded:
     """A graph and the tensors that it reads and writes."""
 
-    def __init__(self, model: PPO, batch: DictRolloutBufferSamples, coefficients: Coefficients) -> None:
+    def __init__(
+        self, model: PPO, watch: GradientWatch, batch: DictRolloutBufferSamples, coefficients: Coefficients
+    ) -> None:
         device = model.device
-        self._model = model
+        self._model, self._watch = model, watch
         self._given = {name: value.clone() for name, value in _tensors_of(batch).items()}
         held = (None if value is None else torch.tensor(value, device=device) for value in coefficients)
         self._coefficients = Coefficients(*held)
         self._parameters = [p for p in model.policy.parameters() if p.requires_grad]
         self._checked: tuple[str, ...] = ()
-        self._graph: RecordedGraph | None = None
-        if self.is_graph:
-            self._graph = RecordedGraph(self._run, tuple(self._given.values()))
+        on_gpu = device.type == "cuda"
+        self._graph = RecordedGraph(self._run, tuple(self._given.values())) if on_gpu else None
         self._gradients = [parameter.grad for parameter in self._parameters]
 
     @property
     def is_graph(self) -> bool:
-        return self._model.device.type == "cuda"
+        return self._graph is not None
 
     def fits(self, batch: DictRolloutBufferSamples, coefficients: Coefficients) -> bool:
         """Whether a minibatch has the tensors that were recorded."""
@@ -99,6 +102,7 @@ class _Recorded:
         with checked_at_the_end() as checks:
             batch = DictRolloutBufferSamples(observations=given, **columns)
             statistics = minibatch_gradients(self._model, batch, self._coefficients)
+            self._watch.check()  # here: a replay does not call the hooks that collect sums
             self._checked = checks.names
             return statistics, checks.sums()
 

@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 from torch.distributions import Distribution
 
-from agents.finite import Checks, GradientWatch, checked_at_the_end
+from agents.finite import Checks, checked_at_the_end
 
 
 class Coefficients(NamedTuple):
@@ -69,8 +69,6 @@ def minibatch_gradients(model: PPO, batch: DictRolloutBufferSamples, coefficient
     loss, statistics = minibatch_losses(model, batch, coefficients)
     model.policy.optimizer.zero_grad()
     loss.backward()
-    if isinstance(watch := getattr(model, "gradient_watch", None), GradientWatch):
-        watch.check()
     torch.nn.utils.clip_grad_norm_(model.policy.parameters(), model.max_grad_norm)
     return statistics
 

@@ -21,7 +21,7 @@ from canvit_gym.backbone.hub import CONFIG, PROBES, WEIGHTS, Source, asset_dir, 
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.backbone.weights import LOADING_ERRORS, load_weights
 from canvit_gym.config import EnvConfig
-from canvit_gym.confusion import QuadLabels, count_confusion
+from canvit_gym.confusion import QuadLabels, count_confusion, count_on_device
 from canvit_gym.observations import predictive_uncertainty
 from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.source import SceneBatch
@@ -281,7 +281,5 @@ def class_counts_on_device(labels: Tensor, *, num_classes: int, grid: int) -> Te
     scene = torch.arange(n, device=labels.device).view(n, 1, 1)
     index = labels.clamp(max=num_classes).long()  # labels of no class share one row, dropped below
     index += (num_classes + 1) * (scene * grid**2 + along[:, None] * grid + along)
-    counts = torch.zeros(n * grid**2 * (num_classes + 1), dtype=torch.int32, device=labels.device)
-    ones = torch.ones((), dtype=torch.int32, device=labels.device).expand(index.numel())
-    counts.scatter_add_(0, index.flatten(), ones)
+    counts = count_on_device(index, n * grid**2 * (num_classes + 1))
     return counts.view(n, grid, grid, num_classes + 1)[..., :num_classes].permute(0, 3, 1, 2).float()
