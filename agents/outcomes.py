@@ -1,8 +1,9 @@
 """What an environment pays a policy on held-out scenes, used neither for training nor for tuning.
 
 canvit_gym.suite.payoff says what that is. Evaluations are kept in files, so that an interrupted command can
-continue. A file's name contains a hash of everything that its numbers depend on: the policy, the scenes, the
-checkpoint, the probe, versions and the code (as records of canvit_gym.benchmark do). Others are never read.
+continue. A file's name contains a hash of what its numbers depend on: the policy, the scenes, the checkpoint, the
+probe and the code (as in canvit_gym.benchmark). Others are never read. Where they were measured is in the file
+(Evaluation.record) but not in its name: runs may be trained and evaluated on several machines, and reported on one.
 """
 
 import re
@@ -21,6 +22,10 @@ from canvit_gym.policies.learned import LearnedPolicy
 from canvit_gym.policies.policy_record import TRAINED_WITH
 from canvit_gym.stopping import OWN_ACTION, WHEN_RIGHT, at_confidence, cost_of_glimpses, evaluate_with_stops
 from canvit_gym.suite.payoff import payoff_of
+
+MACHINE, LIBRARIES = ("device", "versions"), ("canvit-gym", "canvit-pytorch")
+"""Parts of an identity that say where an evaluation ran, and the versions that count nevertheless. The device and the
+versions of torch and numpy change the last digits of float32, not the model."""
 
 
 def named(spec: str, stop: str | None) -> str:
@@ -81,8 +86,10 @@ def _kept(
 ) -> Evaluation:
     """The evaluation in `directory` whose file begins with `name`; measured and saved if there is none of this policy
     and environment."""
+    whole = identity(env, env.dataset)
     depends_on = {
-        "identity": identity(env, env.dataset),
+        "identity": {name: value for name, value in whole.items() if name not in MACHINE},
+        "versions": {name: whole["versions"][name] for name in LIBRARIES},
         "code": code_sha256(),
         "policy": policy,
         "allow_stop": env.allow_stop,

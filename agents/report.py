@@ -63,8 +63,8 @@ What learned policies are worth on test scenes that no training, tuning or choic
     python -m agents.report --run-dir RUN_DIR
 
 from runs of `agents.train` and `agents.matrix`. The seed of PPO that is best by validation is in the package:
-`load_policy("FashionStop-v0/ppo")`. Every number, the commands of all runs, and the versions and the
-machine of one run of each algorithm are in the JSON files beside this page.
+`load_policy("FashionStop-v0/ppo")`. Every number, the commands of all runs, where each was trained and evaluated, and
+the versions and the machine of one run of each algorithm are in the JSON files beside this page.
 
 - **Value**: what the environment pays, of the best policy of each run, with its most likely viewpoints (or *sampled*
   ones); the interquartile mean over seeds. 95% intervals resample seeds and scenes; differences are paired by scene.
@@ -77,7 +77,7 @@ machine of one run of each algorithm are in the JSON files beside this page.
 - **Share**: how much of the way from that hand-coded policy to the ceiling the policy goes. A ceiling knows where to
   look or, where episodes can be stopped, when the reading is right. Where the way is short, the interval is wide.
 - **90%**: when validation first reached 90% of the run's final gain over random viewpoints, in decisions and in minutes
-  of processor time, validations included; medians over seeds.
+  of processor time, validations included; medians over seeds. Runs on a GPU do not count among the minutes.
 - **Glimpses**: those of training, with those that a detector learned from and those that a warm start or an oracle
   tried with the labels at hand. On which environments a learner begins from a detector, a warm start or a hand-coded
   prior is in `agents/hyperparameters/`, and in the JSON files.
@@ -298,6 +298,8 @@ def _run(env: EnvConfig, run: Run, start: float, root: Path) -> dict[str, Any]:
         "seed": run.seed,
         "commands": [without_root(one["command"], root) for one in commands],
         "best_at": record.training["num_timesteps"],
+        "gpu": record.provenance["machine"]["gpu"],
+        "evaluated_on": run.evaluations["deterministic"].record["device"],
         "weights_sha256": record.weights_sha256,
         "values": {name: payoff_of(env).value(found) for name, found in run.evaluations.items()},
         "score": run.evaluations["deterministic"].score().tolist(),
@@ -425,7 +427,7 @@ def _reached(runs: list[dict[str, Any]]) -> str:
     decisions = [run["decisions_to_90"] for run in runs if run["decisions_to_90"] is not None]
     if not decisions:
         return "no gain"
-    minutes = [run["minutes_to_90"] for run in runs if run["minutes_to_90"] is not None]
+    minutes = [run["minutes_to_90"] for run in runs if run["minutes_to_90"] is not None and run.get("gpu") is None]
     return f"{statistics.median(decisions):,.0f}" + (f", {statistics.median(minutes):.1f}" if minutes else "")
 
 

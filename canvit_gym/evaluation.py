@@ -443,6 +443,7 @@ def _roll_out(
                     "checkpoint": backbone.record,
                     "probe": task.record,
                     "batch_size": batch_size,
+                    "device": backbone.device.type,
                     "versions": _versions(),
                 }
             )

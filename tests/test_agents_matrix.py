@@ -256,6 +256,22 @@ def test_evaluations_of_other_code_or_scenes_are_not_read(trained: Path, monkeyp
     assert kept() == 7
 
 
+def test_evaluations_of_another_machine_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those on another device or with another torch, but not those of another canvit-pytorch."""
+    env = replace(env_config(CLASSIFICATION, {"device": "cpu"}), split="test", num_scenes=4)
+    here = outcomes.identity(env, env.dataset)
+    for there, files in (
+        (here, 1),
+        (here | {"device": "cuda"}, 1),
+        (here | {"versions": here["versions"] | {"torch": "2.11.0"}}, 1),
+        (here | {"versions": here["versions"] | {"canvit-pytorch": "0.2.0"}}, 2),
+    ):
+        monkeypatch.setattr(outcomes, "identity", lambda *_, of=there: of)
+        found = of_hand_coded("random", env, directory=tmp_path)
+        assert len(list(tmp_path.glob("*.npz"))) == files
+    assert found.record["device"] == "cpu"
+
+
 def test_where_order_pays_the_curve_counts() -> None:
     env, entry = env_config(ORDER, {}), {"score": [0.1, 0.2, 0.4], "loss": [3.0, 1.0, 1.0]}
     assert pays_of_curve(env, entry) == pytest.approx(area_under_curve(entry["score"]))
