@@ -4,7 +4,8 @@
     python -m agents.report --run-dir runs/matrix
 
 Each run is a run of `agents.train`, in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED. Finished runs are skipped, interrupted ones
-are resumed, and runs that another process is training are passed over. The budget is the number of glimpses that PPO's
+are resumed, and runs that another process is training are passed over. Policies are small: on many cores, or on a GPU,
+several --processes train more runs in the same time than one. The budget is the number of glimpses that PPO's
 entry for the environment takes, including those of its detector or warm start; algorithms that try more glimpses per
 decision make fewer decisions. If an algorithm does not fit an environment, or its numbers stop being finite, this is
 recorded and the others continue. The directory test/ of a run holds the evaluation of its best policy (by validation)
@@ -12,9 +13,14 @@ on the whole test split, with its most likely viewpoints and, if the policy has 
 """
 
 import logging
+import multiprocessing
+import os
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from agents.algorithms import ALGORITHMS, find_algorithm, load_hyperparameters
 from agents.outcomes import of_learned
@@ -62,6 +68,13 @@ class MatrixConfig:
     test_scenes: int | None = None
     """None: all."""
     progress: bool = True
+    processes: int = 1
+    """Number of processes, each of which trains one run at a time with its share of the cores. More than one: no
+    progress bars."""
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise ValueError(f"processes={self.processes} must be at least 1")
 
 
 def run_directory(root: Path, algo: str, env_id: str, seed: int) -> Path:
@@ -146,15 +159,43 @@ def _train(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
 
 
 def main(config: MatrixConfig) -> None:
-    config = replace(config, run_dir=config.run_dir.expanduser())
+    config = replace(config, run_dir=config.run_dir.expanduser(), progress=config.progress and config.processes == 1)
     for algo in config.algos:
         find_algorithm(algo)
     for env_id in config.envs:
         env_config(env_id, {})
-    for seed in config.seeds:
-        for env_id in config.envs:
-            for algo in config.algos:
-                _one(config, algo, env_id, seed)
+    if config.processes == 1:
+        return _work(config)
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    workers = [
+        context.Process(target=_worker, args=(config, share, sys.orig_argv)) for share in range(config.processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if codes := [worker.exitcode for worker in workers if worker.exitcode]:
+        raise ChildProcessError(f"{len(codes)} of {len(workers)} processes failed, with exit codes {codes}: see above")
+
+
+def _worker(config: MatrixConfig, share: int, command: list[str]) -> None:
+    """A process of several. Records name the command that began them all."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    sys.orig_argv = command
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.processes))
+    try:
+        _work(config, share=share)
+    except KeyboardInterrupt:  # Ctrl-C reaches every process; runs have saved their states
+        return
+
+
+def _work(config: MatrixConfig, *, share: int = 0) -> None:
+    """Train every config.processes-th run, beginning with number `share`; then those that other processes have not
+    come to."""
+    runs = [(algo, env_id, seed) for seed in config.seeds for env_id in config.envs for algo in config.algos]
+    mine = runs[share :: config.processes]
+    for algo, env_id, seed in mine + [run for run in runs if run not in mine]:
+        _one(config, algo, env_id, seed)
 
 
 def _one(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:

@@ -21,6 +21,7 @@ from agents.ship import ShipConfig
 from agents.train import train
 from canvit_gym.command_line import env_config
 from canvit_gym.policies.learned import load_policy
+from canvit_gym.provenance import provenance
 from canvit_gym.statistics import area_under_curve
 from canvit_gym.stopping import WHEN_RIGHT, at_confidence, stops_when_right
 from canvit_gym.suite.payoff import payoff_of
@@ -48,6 +49,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     matrix.main(matrix_config(root))
     matrix.main(matrix_config(root, algos=("sac",), envs=(ORDER,), seeds=(0,), hyper="{}"))
     return root
+
+
+def test_two_processes_share_the_runs(tmp_path: Path) -> None:
+    config = matrix_config(tmp_path, algos=("ppo",), processes=2)
+    matrix.main(config)
+    directories = [tmp_path / "ppo/FashionClassification-v0" / f"seed-{seed}" for seed in (0, 1)]
+    starts = [json.loads((one / "provenance.json").read_text(encoding="utf-8")) for one in directories]
+    assert [len(of_run) for of_run in starts] == [1, 1]
+    assert {one["command"] for (one,) in starts} == {provenance()["command"]}
+    assert all(list((one / "test").glob("*.npz")) for one in directories)
+    broken = directories[0] / "test"
+    shutil.rmtree(broken)
+    broken.touch()
+    with pytest.raises(ChildProcessError, match="2 of 2 processes failed, with exit codes"):
+        matrix.main(config)
+    with pytest.raises(ValueError, match="processes=0 must be at least 1"):
+        matrix_config(tmp_path, processes=0)
 
 
 def test_runs_are_trained_and_tested_once(trained: Path) -> None:
