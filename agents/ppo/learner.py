@@ -72,9 +72,13 @@ class PPOLearner:
 
     @property
     def ran(self) -> dict[str, str]:
-        policy = self.model.policy
-        ran = policy.ran if isinstance(policy, ViewpointPolicy) else "eager"
-        return {"device": self.model.device.type, "policy network": ran}
+        ran = {
+            "device": self.model.device.type,
+            "policy network": self.policy.ran,
+            "policy network in rollouts": self.policy.ran_in_rollouts,
+        }
+        minibatches = self.model.recorded_gradients
+        return ran if minibatches is None else ran | {"minibatches": minibatches.ran}
 
     def set_logger(self, logger: Logger) -> None:
         self.model.set_logger(logger)

@@ -90,7 +90,8 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
         return inherited | self._options
 
     def compile_networks(self) -> None:
-        """Compile trunk and heads into one function for rollouts and updates; `ran` says how they actually ran.
+        """Compile trunk and heads into one function for rollouts and updates; `ran` and `ran_in_rollouts` say how they
+        actually ran.
 
         On a GPU rollouts replay it as a CUDA graph.
         """
@@ -101,8 +102,13 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
 
     @property
     def ran(self) -> str:
-        """How trunk and heads ran: see TrainedFunction."""
+        """How trunk and heads ran in updates: see TrainedFunction."""
         return "eager" if self._networks is None else self._networks.ran
+
+    @property
+    def ran_in_rollouts(self) -> str:
+        """The same of rollouts, which on a GPU may also be "cuda graph"."""
+        return self.ran if self._graphed is None else self._graphed.how
 
     def _scores_and_values(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         features = self.features_extractor(inputs)

@@ -34,12 +34,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from canvit_pytorch import Viewpoint
 from torch.profiler import ProfilerActivity, profile
 
+from agents.ppo.policy import ViewpointPolicy
 from canvit_gym.assembly import build_backbone
 from canvit_gym.atomic import write_text
 from canvit_gym.backbone.load import Backbone
@@ -271,10 +272,13 @@ def ppo_end_to_end(setting: Setting, *, rollouts: int = 3) -> dict[str, Any]:
     ways = ran_as_json(ran_of(job) - before)
     if instead := fallback(job, ways):
         setting.fallbacks.append(f"PPO: {instead}")
-    minibatches = "eager" if model.recorded_gradients is None else model.recorded_gradients.ran
-    if minibatches != "cuda graph" and setting.device.type == "cuda":
-        setting.fallbacks.append(f"PPO's minibatches: {minibatches}")
-    return {**found, "ran": ways, "label": label("PPO", job, ways), "minibatches_ran": minibatches}
+    parts = {
+        "rollouts": cast(ViewpointPolicy, model.policy).ran_in_rollouts,
+        "minibatches": "eager" if model.recorded_gradients is None else model.recorded_gradients.ran,
+    }
+    if setting.device.type == "cuda":
+        setting.fallbacks += [f"PPO's {part}: {how}" for part, how in parts.items() if how != "cuda graph"]
+    return {**found, "ran": ways, "label": label("PPO", job, ways), "parts_ran": parts}
 
 
 def synchronizations(job: Job) -> list[str] | None:
@@ -475,7 +479,7 @@ def format_ppo(found: dict[str, Any]) -> list[str]:
     return [
         f"{found['label']} end to end: {found['glimpses_per_second']:,.0f} glimpses/s, {found['share_in_steps']:.0%} "
         f"of the time in steps of the scenes, {found['share_in_update']:.0%} in the update "
-        f"(minibatches: {found['minibatches_ran']}); rollout buffer "
+        f"({', '.join(f'{part}: {how}' for part, how in found['parts_ran'].items())}); rollout buffer "
         f"{found['rollout_buffer_mib']:.0f} MiB."
     ]
 
