@@ -7,12 +7,14 @@ upsampling repeats the outermost cells, quads stick out by half: (G + 1)^2 quads
 Within a quad every upsampled logit is a convex combination of the class's logits at the four corners, so it lies
 between their minimum and their maximum. A class whose maximum stays below another's minimum wins none of the quad's
 pixels. In most quads this leaves one class, and counting its pixels takes no interpolation; in the others only the
-classes that are left are interpolated and compared. The counts are those of canvit-pytorch's `per_image_confusion`
-on `F.interpolate(logits, mode="bilinear").argmax(dim=1)`; only where two classes tie to within float32 rounding may
-a pixel go to the other one, as it may between PyTorch's own kernels.
+classes that are left are interpolated and compared. On a GPU one kernel does all of this (canvit_gym.confusion_kernel),
+without waiting for the numbers of quads and classes that are left. The counts are those of canvit-pytorch's
+`per_image_confusion` on `F.interpolate(logits, mode="bilinear").argmax(dim=1)`; only where two classes tie to within
+float32 rounding may a pixel go to the other one, as it may between PyTorch's own kernels.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +28,12 @@ ROUNDING = 1e-5
 
 CHUNK = {"cpu": 1 << 18, "cuda": 1 << 26}
 """Interpolated logits held at once: what stays in a CPU's cache; on a GPU 256 MiB."""
+
+TIES = 1e-3
+"""The share of pixels that two ways of counting may give to different classes."""
+
+_kernel_works: dict[tuple[torch.device, int, int, int], bool] = {}
+"""By device, number of classes, canvas and size of the scene."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +84,45 @@ def count_on_device(index: Tensor, bins: int) -> Tensor:
     return counts.scatter_add_(0, index.flatten(), ones)
 
 
-def count_confusion(logits: Tensor, truth: QuadLabels) -> tuple[Tensor, Tensor]:
-    """(intersection, union) in pixels, [B, K] int64 each, of finite float32 logits [B, K, G, G]."""
+def count_confusion(logits: Tensor, truth: QuadLabels, *, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(intersection, union) in pixels, [B, K] int64 each, of finite float32 logits [B, K, G, G].
+
+    labels: [B, S, S], of which `truth` was cut. With them, readings on a GPU are counted by one kernel.
+    """
+    counts = None if labels is None or logits.device.type != "cuda" else _count_by_kernel(logits, truth, labels)
+    intersection, predicted = _count_by_quads(logits, truth) if counts is None else counts
+    return intersection.long(), predicted.long() + truth.area - intersection
+
+
+def _count_by_kernel(logits: Tensor, truth: QuadLabels, labels: Tensor) -> tuple[Tensor, Tensor] | None:
+    """(intersection, predicted) [B, K]; None, after one warning, where the kernel does not work.
+
+    It is compiled on the user's machine, so its first counts of every shape are compared with those of PyTorch.
+    """
+    shape = (logits.device, logits.shape[1], logits.shape[2], labels.shape[-1])
+    if not _kernel_works.get(shape, True):
+        return None
+    try:
+        from canvit_gym.confusion_kernel import count_quads
+
+        counts = count_quads(logits, labels, rounding=ROUNDING)
+        if shape not in _kernel_works:
+            differs = (torch.stack(counts) - torch.stack(_count_by_quads(logits, truth))).abs().sum()
+            if differs > TIES * truth.labeled.sum():
+                raise RuntimeError(f"it counts {int(differs)} of {int(truth.labeled.sum())} pixels otherwise")
+            _kernel_works[shape] = True
+        return counts
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever Triton and the tools it calls may raise
+        _kernel_works[shape] = False
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"pixels are counted by PyTorch, since the kernel does not work: {first_line}", stacklevel=2)
+        return None
+
+
+def _count_by_quads(logits: Tensor, truth: QuadLabels) -> tuple[Tensor, Tensor]:
+    """(intersection, predicted) [B, K]: pixels that a class wins rightly, and wins where there is a label."""
     num, num_classes, grid, _ = logits.shape
     device, side, cell = logits.device, grid + 1, math.isqrt(truth.pixels.shape[1])
     cells = F.pad(logits, (1, 1, 1, 1), mode="replicate")
@@ -110,8 +155,8 @@ def count_confusion(logits: Tensor, truth: QuadLabels) -> tuple[Tensor, Tensor]:
         values = _upsampled(cells, quad_scene, classes, row=position // side, column=position % side, cell=cell)
         wins = _wins(values, classes, truth.pixels[quad_scene, :, position].t().contiguous())
         counts.index_add_(1, (quad_scene * num_classes + classes).flatten(), wins)
-    intersection, predicted = counts[:, :-1].view(2, num, num_classes).long()
-    return intersection, predicted + truth.area - intersection
+    intersection, predicted = counts[:, :-1].view(2, num, num_classes)
+    return intersection, predicted
 
 
 def _over_corners(reduce: Callable[[Tensor, Tensor], Tensor], cells: Tensor) -> Tensor:

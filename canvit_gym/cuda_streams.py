@@ -13,8 +13,6 @@ class SideStreams(NamedTuple):
     """Scenes are sent on it while the current stream computes."""
     recording: torch.cuda.Stream
     """CUDA graphs are recorded on it."""
-    counting: torch.cuda.Stream
-    """Readings are counted on it while the next glimpse is taken."""
 
 
 @cache

@@ -41,7 +41,6 @@ from canvit_gym.assembly import (
 from canvit_gym.atomic import replacing
 from canvit_gym.checks import integer
 from canvit_gym.config import EnvConfig
-from canvit_gym.cuda_streams import side_streams
 from canvit_gym.dtypes import float32_by_default
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, stays_in_place
 from canvit_gym.equality import EqualByValue
@@ -483,46 +482,20 @@ def _viewpoints(policy: GlimpsePolicy, t: int, seen: Seen) -> NDArray[np.float32
 
 
 class _Counter:
-    """Collects the counts of a batch after every glimpse, on the device until the end.
-
-    Counting waits for results in between. So that a GPU has work meanwhile, a reading is counted when the next step is
-    under way: from a copy, since the step overwrites it, on a stream of its own.
-    """
+    """Collects the counts of a batch after every glimpse, on the device until the end."""
 
     def __init__(self, episodes: EpisodeBatch) -> None:
         self._episodes = episodes
         self._counts: list[dict[str, Tensor]] = []
-        device = episodes.backbone.device
-        self._stream = side_streams(device).counting if device.type == "cuda" else None
-        self._waiting: tuple[Tensor, torch.cuda.Event] | None = None
 
     def count(self) -> None:
-        """Count the current readings, or on a GPU those of the glimpse before."""
+        """Count the current readings."""
         logits = self._episodes.logits
         assert logits is not None
-        if self._stream is None:
-            self._counts.append(self._episodes.task.count(logits, self._episodes.truth))
-            return
-        self._count_waiting(self._stream)
-        copied = torch.cuda.Event()
-        self._waiting = logits.clone(), copied
-        copied.record(torch.cuda.current_stream(logits.device))
-
-    def _count_waiting(self, stream: torch.cuda.Stream) -> None:
-        if self._waiting is None:
-            return
-        logits, copied = self._waiting
-        self._waiting = None
-        with torch.cuda.stream(stream):
-            stream.wait_event(copied)
-            logits.record_stream(stream)  # its memory is not reused before it is counted
-            self._counts.append(self._episodes.task.count(logits, self._episodes.truth))
+        self._counts.append(self._episodes.task.count(logits, self._episodes.truth))
 
     def counts(self) -> dict[str, NDArray[Any]]:
         """[B, T, ...] by name; integers in the smallest dtype that fits."""
-        if self._stream is not None:
-            self._count_waiting(self._stream)
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
         stacked = {name: torch.stack([each[name] for each in self._counts], dim=1) for name in self._counts[0]}
         return {name: _small(value.cpu().numpy()) for name, value in stacked.items()}
 

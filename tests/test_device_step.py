@@ -195,8 +195,7 @@ def test_fixed_states_are_states() -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_counts_every_reading_after_its_own_glimpse() -> None:
-    """It counts one while the next glimpse is taken; the scores are those of a CPU."""
+def test_evaluations_on_a_gpu_score_what_a_cpu_scores() -> None:
     scores = []
     for device in ("cpu", "cuda"):
         config = EnvConfig(dataset="fashion-segmentation", split="test", num_scenes=24, device=device)

@@ -140,9 +140,7 @@ class SegmentationTask(Task):
         labels = scenes.labels.to(self.backbone.device, non_blocking=True)
         shares = class_shares(labels, num_classes=len(self.classes), grid=self.backbone.canvas_grid)
         truth = {"labels": labels, "shares": shares}
-        # For the score alone on a GPU it is not known yet which way of counting is faster.
-        cuts = counted or ("score" in potentials and labels.device.type == "cpu")
-        return truth | self.quads(labels) if cuts else truth
+        return truth | self.quads(labels) if counted or "score" in potentials else truth
 
     def labelled(self, truth: Truth) -> Tensor:
         return (truth["labels"] != IGNORE_LABEL).flatten(1).any(dim=1)
@@ -200,7 +198,7 @@ class SegmentationTask(Task):
     def confusion(self, logits: Tensor, truth: Truth) -> tuple[Tensor, Tensor]:
         """(intersection, union) [B, K] in pixels; by quads where the truth holds them."""
         if cut := {name.removeprefix(QUADS): truth[name] for name in truth if name.startswith(QUADS)}:
-            return count_confusion(logits, QuadLabels(**cut))
+            return count_confusion(logits, QuadLabels(**cut), labels=truth["labels"])
         maps = truth["labels"].long()
         return per_image_confusion(self.predict(logits, maps.shape[-1]), maps, len(self.classes))[:2]
 
