@@ -4,8 +4,8 @@
     python -m agents.report --run-dir runs/matrix
 
 Each run is a run of `agents.train`, in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED. Finished runs are skipped, interrupted ones
-are resumed, and runs that another process is training are passed over. Policies are small: on many cores, or on a GPU,
-several --processes train more runs in the same time than one. The budget is the number of glimpses that PPO's
+are resumed, and runs that another process is training are passed over. On many cores several --processes train more
+runs in the same time than one; on a single GPU they only take turns. The budget is the number of glimpses that PPO's
 entry for the environment takes, including those of its detector or warm start; algorithms that try more glimpses per
 decision make fewer decisions. If an algorithm does not fit an environment, or its numbers stop being finite, this is
 recorded and the others continue. The directory test/ of a run holds the evaluation of its best policy (by validation)
