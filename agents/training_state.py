@@ -154,8 +154,14 @@ def check_revisits(config: EnvConfig, *, inhibition: float | None = None) -> Non
 
 
 def check_whole_episodes(config: EnvConfig, n_steps: int, *, name: str = "n_steps") -> None:
-    """Raise ValueError if rollouts of `n_steps` would end in the middle of episodes although they could be whole."""
+    """Raise ValueError if rollouts of `n_steps` would end in the middle of episodes although they could be whole, or if
+    they are too short for any episode to end in, where episodes begin anew with every rollout."""
     decisions = num_decisions(config)
+    if not ends_with_rollouts(config) and n_steps < decisions:
+        raise ValueError(
+            f"{name} must be at least the {decisions} decisions of an episode (budget {config.budget}), since every "
+            f"rollout begins with new episodes; got {n_steps}. Try --hyper '{{\"{name}\": {decisions}}}'"
+        )
     if ends_with_rollouts(config) and n_steps % decisions:
         raise ValueError(
             f"{name} must be a multiple of the {decisions} decisions of an episode (budget "
