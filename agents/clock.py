@@ -1,4 +1,7 @@
-"""How long a run has taken at each evaluation. Kept in its own file, since the training state depends on no clock."""
+"""How long a run has taken at each evaluation and each saved state.
+
+Kept in its own file, since the training state depends on no clock.
+"""
 
 import json
 import time
@@ -14,8 +17,8 @@ Times = dict[str, list[float]]
 class RunClock:
     """Seconds since training began. A warm start counts; imports do not.
 
-    For a resumed run, the time between the last entry and the interruption is not counted, because what was learned in
-    it is lost as well.
+    For a resumed run, the time between the last entry and the interruption is not counted: what was learned after the
+    last saved state is lost as well.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -34,7 +37,9 @@ class RunClock:
             self._began = wall - self._times["seconds"][-1], processor - self._times["processor_seconds"][-1]
 
     def note(self, num_timesteps: int) -> None:
-        """Record the time at which `num_timesteps` decisions have been learned from: now."""
+        """Record the time at which `num_timesteps` decisions have been learned from: now, unless it is known."""
+        if num_timesteps in self._times["num_timesteps"]:
+            return
         wall, processor = self._began
         now = (num_timesteps, time.monotonic() - wall, time.process_time() - processor)
         for values, value in zip(self._times.values(), now, strict=True):

@@ -16,6 +16,7 @@ import logging
 import multiprocessing
 import os
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,7 @@ def _train(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
     """Train the run unless it is finished.
 
     Raises:
+        BlockingIOError: another process trains it.
         KeyboardInterrupt: training was interrupted.
     """
     run_dir = run_directory(config.run_dir, algo, env_id, seed)
@@ -139,21 +141,23 @@ def _train(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
     if (run_dir / CONFIG).exists():
         result = train(TrainConfig(**common, resume=True))
     else:
-        result = train(
-            TrainConfig(
-                **common,
-                algo=algo,
-                env=env_id,
-                env_kwargs=config.env_kwargs,
-                total_timesteps=total,
-                seed=seed,
-                hyper=config.hyper,
-                eval_every=max(1, total // EVALUATIONS) if config.eval_every is None else config.eval_every,
-                eval_scenes=config.eval_scenes,
-                checkpoint_every=config.checkpoint_every,
-                gaze_scenes=0,
-            )
+        fresh = TrainConfig(
+            **common,
+            algo=algo,
+            env=env_id,
+            env_kwargs=config.env_kwargs,
+            total_timesteps=total,
+            seed=seed,
+            hyper=config.hyper,
+            eval_every=max(1, total // EVALUATIONS) if config.eval_every is None else config.eval_every,
+            eval_scenes=config.eval_scenes,
+            checkpoint_every=config.checkpoint_every,
+            gaze_scenes=0,
         )
+        try:
+            result = train(fresh)
+        except FileExistsError as error:
+            raise BlockingIOError(f"another process has just begun it: {error}") from error
     if result.interrupted:
         raise KeyboardInterrupt
 
@@ -168,7 +172,8 @@ def main(config: MatrixConfig) -> None:
         return _work(config)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     workers = [
-        context.Process(target=_worker, args=(config, share, sys.orig_argv)) for share in range(config.processes)
+        context.Process(target=_worker, args=(config, share, time.time(), sys.orig_argv))
+        for share in range(config.processes)
     ]
     for worker in workers:
         worker.start()
@@ -178,24 +183,27 @@ def main(config: MatrixConfig) -> None:
         raise ChildProcessError(f"{len(codes)} of {len(workers)} processes failed, with exit codes {codes}: see above")
 
 
-def _worker(config: MatrixConfig, share: int, command: list[str]) -> None:
+def _worker(config: MatrixConfig, share: int, began: float, command: list[str]) -> None:
     """A process of several. Records name the command that began them all."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sys.orig_argv = command
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.processes))
     try:
-        _work(config, share=share)
+        _work(config, share=share, began=began)
     except KeyboardInterrupt:  # Ctrl-C reaches every process; runs have saved their states
         return
 
 
-def _work(config: MatrixConfig, *, share: int = 0) -> None:
+def _work(config: MatrixConfig, *, share: int = 0, began: float | None = None) -> None:
     """Train every config.processes-th run, beginning with number `share`; then those that other processes have not
-    come to."""
+    come to. began: when the command did, by the clock of files; None: now."""
+    began = time.time() if began is None else began
     runs = [(algo, env_id, seed) for seed in config.seeds for env_id in config.envs for algo in config.algos]
     mine = runs[share :: config.processes]
     for algo, env_id, seed in mine + [run for run in runs if run not in mine]:
-        _one(config, algo, env_id, seed)
+        failed = run_directory(config.run_dir, algo, env_id, seed) / FAILED
+        if not failed.exists() or failed.stat().st_mtime < began:  # another process would fail alike
+            _one(config, algo, env_id, seed)
 
 
 def _one(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:

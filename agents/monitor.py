@@ -121,6 +121,7 @@ class Monitor:
         self.learner.restore_network(snapshot)  # Ctrl-C may have interrupted an update
         self._save_policy("last", num_timesteps=at)
         save_state(self.run_dir / STATE, snapshot)
+        self.clock.note(at)
         self.saved_at, self._unsaved_evaluation = at, False
 
     def _save_policy(self, name: str, *, num_timesteps: int | None = None) -> None:

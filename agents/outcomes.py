@@ -81,11 +81,8 @@ def of_hand_coded(spec: str, env: EnvConfig, *, directory: Path, stop: str | Non
     return _kept(directory, f"{slug}-{env.split}", env, {"policy": name}, measure)
 
 
-def _kept(
-    directory: Path, name: str, env: EnvConfig, policy: dict[str, Any], measure: Callable[[], Evaluation]
-) -> Evaluation:
-    """The evaluation in `directory` whose file begins with `name`; measured and saved if there is none of this policy
-    and environment."""
+def evaluation_key(env: EnvConfig, policy: dict[str, Any]) -> str:
+    """A part of a file's name that differs wherever an evaluation's numbers could. policy: JSON values."""
     whole = identity(env, env.dataset)
     depends_on = {
         "identity": {name: value for name, value in whole.items() if name not in MACHINE},
@@ -94,7 +91,15 @@ def _kept(
         "policy": policy,
         "allow_stop": env.allow_stop,
     }
-    path = directory / f"{name}-{env.num_scenes or 'all'}-{digest(depends_on)[:12]}.npz"
+    return f"{env.num_scenes or 'all'}-{digest(depends_on)[:12]}"
+
+
+def _kept(
+    directory: Path, name: str, env: EnvConfig, policy: dict[str, Any], measure: Callable[[], Evaluation]
+) -> Evaluation:
+    """The evaluation in `directory` whose file begins with `name`; measured and saved if there is none of this policy
+    and environment."""
+    path = directory / f"{name}-{evaluation_key(env, policy)}.npz"
     if path.is_file():
         return Evaluation.load(path)
     found = measure()

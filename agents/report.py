@@ -16,6 +16,7 @@ measured on the same test scenes.
 
 import json
 import logging
+import shlex
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -287,8 +288,20 @@ def _recipe(runs: list[Run]) -> dict[str, Any]:
 
 
 def without_root(command: str, root: Path) -> str:
-    """The command without the directories of the machine that ran it, as it is printed for others."""
-    return command.replace(str(root.resolve()), "runs").replace(str(root), "runs")
+    """The command without the directories of the machine that ran it, as it is printed for others.
+
+    >>> without_root("python -m agents.matrix --run-dir m --algos ppo", Path("m"))
+    'python -m agents.matrix --run-dir runs --algos ppo'
+    """
+
+    def shared(word: str) -> str:
+        option, equals, value = word.rpartition("=")
+        for known in {str(root), str(root.resolve())}:
+            if value == known or value.startswith(f"{known.rstrip('/')}/"):
+                return f"{option}{equals}runs{value[len(known.rstrip('/')) :]}"
+        return word
+
+    return shlex.join(map(shared, shlex.split(command)))
 
 
 def _run(env: EnvConfig, run: Run, start: float, root: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self, get_args
 
+import numpy as np
+
 from canvit_gym.actions import ActionKind, DiscreteActions, make_actions
 from canvit_gym.backbone.load import Precision
 from canvit_gym.checks import Check, boolean, finite, integer, is_number, number, one_of, optional, several, text
@@ -313,7 +315,10 @@ class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, Mo
             )
         given = 0 if self.first_glimpse is None else 1  # glimpses that the agent does not choose
         first = (0.0, 0.0, 1.0) if self.first_glimpse == "full" else self.first_glimpse
-        left = len(actions.viewpoints) - (tuple(first or ()) in {tuple(row) for row in actions.viewpoints.tolist()})
+        left = len(actions.viewpoints)
+        if isinstance(first, tuple):
+            in_table = actions.viewpoints == np.array(first, dtype=np.float32)  # as the table is
+            left -= bool(in_table.all(axis=1).any())
         if self.budget - given > left:
             raise ValueError(
                 f"budget={self.budget} asks for {self.budget - given} viewpoints, but with revisit=False there are "

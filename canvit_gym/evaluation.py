@@ -344,8 +344,8 @@ def _roll_out(
     perturbations: Sequence[Perturbation] = (),
 ) -> Evaluation:
     """Evaluate the scenes with the indices `order`."""
-    for name, value, low in (("batch_size", batch_size, 1), ("num_glimpses", num_glimpses, 1), ("seed", seed, 0)):
-        integer(low)(name, value)
+    batch_size, num_glimpses = integer(1)("batch_size", batch_size), integer(1)("num_glimpses", num_glimpses)
+    seed = integer(0)("seed", seed)
     backbone = build_backbone(config)
     require_scene_size(config, backbone, scenes)
     task = build_task(config, backbone, scenes.classes)

@@ -25,7 +25,7 @@ from gymnasium.vector import VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 from torch import Tensor
 
-from canvit_gym.checks import is_number
+from canvit_gym.checks import integer, is_number, number
 from canvit_gym.episodes import EpisodeBatch, Rows
 from canvit_gym.scenes.source import Item, LocatedSource, SceneBatch, SceneSource, load_scenes
 from canvit_gym.vector_env import GlimpseVectorEnv
@@ -46,8 +46,7 @@ class Perturbation:
     """Its name in tables and records."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed must be a whole number >= 0, got {self.seed!r}")
+        self._set("seed", integer(0)("seed", self.seed))
 
     @property
     def effect(self) -> str:
@@ -88,6 +87,11 @@ class Perturbation:
         value = getattr(self, field)
         if not is_number(value) or not low <= value <= high:
             raise ValueError(f"{field} of {type(self).__name__} must be a number in [{low:g}, {high:g}], got {value!r}")
+        self._set(field, number(field, value))
+
+    def _set(self, field: str, value: float) -> None:
+        """Set a checked value, in plain types: it ends up in records as JSON."""
+        object.__setattr__(self, field, value)
 
 
 @dataclass(frozen=True, kw_only=True)

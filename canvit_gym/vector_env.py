@@ -374,7 +374,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             self.config.reward,
             before,
             episodes.potentials[self._potential],
-            ended=ended,
+            ended=terminated,  # whoever bootstraps at a truncation must not be paid for the rest of the episode
             stopped=stop,
             glimpses=episodes.glimpses,
             budget=self.config.budget,

@@ -169,6 +169,10 @@ def test_without_revisit_every_viewpoint_is_allowed_once() -> None:
             {"grid_scales": (0.25,), "grid_centers": 2, "budget": 5, "first_glimpse": None},
             "asks for 5 viewpoints, but with revisit=False there are only 4: use a budget of at most 4",
         ),
+        (  # float32 of 0.3 is not 0.3
+            {"grid_scales": (0.3,), "grid_centers": 1, "budget": 2, "first_glimpse": (0.0, 0.0, 0.3)},
+            "asks for 1 viewpoints, but with revisit=False there are only 0: use a budget of at most 1",
+        ),
         ({"revisit": "no"}, "revisit must be True or False, got 'no'"),
     ],
 )

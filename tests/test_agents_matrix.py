@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from agents.clock import read_times
 from agents.matrix import MatrixConfig
 from agents.monitor import merit
 from agents.outcomes import named, of_hand_coded, pays_of_curve
-from agents.report import ReportConfig, find_runs
+from agents.report import ReportConfig, find_runs, without_root
+from agents.settings import TrainConfig
 from agents.ship import ShipConfig
 from agents.train import train
 from canvit_gym.command_line import env_config
@@ -303,9 +305,51 @@ def test_clocks_go_on_where_a_run_does(tmp_path: Path) -> None:
     train(tiny(tmp_path, updates=4, resume=True))
     times = read_times(tmp_path / "clock.json")
     assert first is not None and times is not None
-    assert times["num_timesteps"] == [32, 64] and times["seconds"][0] == first["seconds"][0]
+    assert times["num_timesteps"] == [0, 32, 64] and times["seconds"][:2] == first["seconds"]
     for name in ("seconds", "processor_seconds"):
-        assert times[name][1] > times[name][0] > 0
+        assert times[name] == sorted(times[name]) and times[name][2] > times[name][1] > 0
+
+
+def test_clocks_count_what_a_saved_state_has_learned(tmp_path: Path) -> None:
+    """Also without an evaluation, as after Ctrl-C."""
+    train(tiny(tmp_path, updates=3, eval_every=0))
+    times = read_times(tmp_path / "clock.json")
+    assert times is not None and times["num_timesteps"][-1] == 48
+
+
+def test_commands_are_printed_without_directories(tmp_path: Path) -> None:
+    command = f"python -m agents.train --run-dir={tmp_path}/ppo --seed 0"
+    assert without_root(command, tmp_path) == "python -m agents.train --run-dir=runs/ppo --seed 0"
+    assert without_root("python -m agents.matrix --run-dir . --algos ppo", Path()) == (
+        "python -m agents.matrix --run-dir runs --algos ppo"
+    )
+
+
+def test_a_failed_run_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the processes of one command; the next command tries it again."""
+    tried: list[int] = []
+
+    def fails(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
+        tried.append(seed)
+        raise FloatingPointError("the loss is nan")
+
+    monkeypatch.setattr(matrix, "_train", fails)
+    config = matrix_config(tmp_path, algos=("ppo",), processes=2)
+    began = time.time() - 1
+    for share in (0, 1):
+        matrix._work(config, share=share, began=began)
+    assert tried == [0, 1]
+    matrix._work(config)
+    assert tried == [0, 1, 0, 1]
+
+
+def test_a_run_that_another_process_just_began_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begun(config: TrainConfig) -> None:
+        raise FileExistsError("it contains an unfinished run")
+
+    monkeypatch.setattr(matrix, "train", begun)
+    matrix._work(matrix_config(tmp_path))
+    assert not list(tmp_path.rglob("failed.json"))
 
 
 def test_the_findings_hold_the_numbers_of_the_files() -> None:

@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
         ("sac", {"action": "grid"}, "needs action='continuous', but the environment's actions are 'grid'"),
         ("dqn", {"budget": 4}, "train_freq must be a multiple of the 3 decisions"),
         ("dqn", {"budget": 9, "first_glimpse": "random"}, "train_freq must be at least the 8 decisions"),
-        ("sac", {"budget": 9, "allow_stop": True}, 'Try --hyper \'{"train_freq": 8}\''),
+        ("sac", {"budget": 9, "allow_stop": True}, "Try --hyper '{\"train_freq\": 8}'"),
     ]
     for algo, env_kwargs, message in refused:
         with pytest.raises(ValueError, match=message):

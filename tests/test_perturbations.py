@@ -1,5 +1,6 @@
 """Perturbations: each does what it says, through the vector environment and through exact evaluation alike."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -119,6 +120,20 @@ def test_a_dropped_glimpse_leaves_everything_as_it_was(make_vec: MakeVec) -> Non
         assert (reward[dropped] == 0).all() and (reward[~dropped] != 0).all()
         assert not torch.equal(inner.state.canvas[~lost], canvas[~lost]) or dropped.all()
         assert (inner.view(int(dropped.argmax())).glimpse == inner.view(int(dropped.argmax())).glimpse[0, 0]).all()
+
+
+def test_numpy_numbers_are_plain_ones() -> None:
+    """Records are JSON, and so are specs made from them."""
+    one = DroppedGlimpses(probability=np.float32(0.5), seed=np.int64(2))  # type: ignore[arg-type]
+    assert one == DroppedGlimpses(probability=0.5, seed=2)
+    assert json.loads(json.dumps(one.record())) == one.record()
+    config = env_config(SEGMENTATION, {"split": "test", "num_scenes": 4, "budget": 2, "device": "cpu"})
+    policy = make_policy("random", config=config, num_glimpses=2)
+    numbers: Any = {"batch_size": np.int64(2), "seed": np.int64(1), "num_glimpses": np.int64(2)}
+    found = evaluate(policy, config=config, perturbations=(one,), **numbers)
+    assert found.record["batch_size"] == 2 and type(found.seed) is int
+    with pytest.raises(ValueError, match="seed must be an integer >= 0, got -1"):
+        DroppedGlimpses(seed=-1)
 
 
 def test_first_glimpses_are_shown() -> None:
@@ -280,7 +295,7 @@ def test_bad_input_is_refused(make_vec: MakeVec, make_one: Callable[..., gym.Env
     ):
         with pytest.raises(ValueError, match="must be a number in"):
             make()
-    with pytest.raises(ValueError, match="seed must be a whole number"):
+    with pytest.raises(ValueError, match="seed must be an integer >= 0"):
         replace(PERTURBATIONS["noisy"], seed=-1)
 
 

@@ -58,6 +58,13 @@ def test_an_unknown_environment_is_refused(few: SuiteHeadroomConfig) -> None:
         main(replace(few, envs=("CanViT/Nothing-v0",)))
 
 
+def test_evaluations_of_other_environments_are_not_read(tmp_path: Path) -> None:
+    env = env_config("CanViT/FashionSegmentation-v0", {"device": "cpu", "split": "test", "num_scenes": 4})
+    for one in (env, replace(env, budget=env.budget + 1), replace(env, dataset="fashion-crowd")):
+        found = look("coarse_to_fine", one, tmp_path, confidence=False).evaluation
+        assert found.loss.shape[1] == one.budget and found.record["config"]["dataset"] == one.dataset
+
+
 def test_stopping(tmp_path: Path) -> None:
     env = env_config("CanViT/FashionClassification-v0", {"device": "cpu", "split": "test", "num_scenes": 8})
     found = look("coarse_to_fine", env, tmp_path, confidence=True)

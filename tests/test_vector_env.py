@@ -347,6 +347,19 @@ class TestMaxEpisodeSteps:
         _, _, terminated, truncated, _ = envs.step(np.zeros(2, dtype=np.int64))
         assert terminated.all() and not truncated.any()
 
+    @pytest.mark.parametrize("reward", ["final_score", "score_area"])
+    def test_truncated_episodes_pay_what_a_single_environment_pays(self, reward: str) -> None:
+        """The end of an episode is not paid for where it is only cut off."""
+        kwargs = SMALL | {"reward": reward, "budget": 5, "max_episode_steps": 2}
+        env, envs = gym.make(ENV_IDS[0], **kwargs), gym.make_vec(ENV_IDS[0], num_envs=1, **kwargs)
+        env.reset(options={"scene": 1}), envs.reset(options={"scene": 1})
+        for action in (3, 40):
+            _, single, *ends, _ = env.step(action)
+            _, vector, *others, _ = envs.step(np.array([action]))
+            assert single == pytest.approx(vector[0]) and ends == [end[0] for end in others]
+        assert ends == [False, True]
+        env.close(), envs.close()
+
     def test_same_step_replaces_what_is_truncated(self, make_vec: MakeVec) -> None:
         envs = make_vec(2, max_episode_steps=1, autoreset_mode="same_step")
         envs.reset(seed=0)

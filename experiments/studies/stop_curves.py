@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from agents.intervals import with_interval
+from agents.outcomes import evaluation_key
 from agents.report import without_root
 from canvit_gym.atomic import replacing, write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
@@ -132,7 +133,7 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
     """Name of a policy -> its runs, on the scenes of a split."""
     env = replace(env_config(config.env, {}), split=split)
     env = replace(env, num_scenes=config.test_scenes if split == "test" else config.validation_scenes)
-    scenes, name = env.num_scenes or "all", config.env.rpartition("/")[2]
+    name = config.env.rpartition("/")[2]
     kept = config.run_dir.expanduser() / "stop_curves" / name
     found: dict[str, list[Looked]] = {}
     for algo in config.algos:
@@ -141,15 +142,16 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
             raise FileNotFoundError(f"{config.run_dir / algo / name} holds no run: train with python -m agents.matrix")
         for run in runs:
             policy = load_policy(run.parent)
-            weights = (policy.record.weights_sha256 or "")[:12]
-            path = kept / f"{algo}-{run.parents[1].name}-{weights}-{split}-{scenes}.npz"
-            signals = {OWN: rather_stops(policy), SURE: confidence}
-            looked = look(policy, as_trained(env, policy.record), signals, path=path)
+            own = as_trained(env, policy.record)
+            key = evaluation_key(own, {"weights_sha256": policy.record.weights_sha256})
+            path = kept / f"{algo}-{run.parents[1].name}-{split}-{key}.npz"
+            looked = look(policy, own, {OWN: rather_stops(policy), SURE: confidence}, path=path)
             found.setdefault(algo, []).append(replace(looked, decisions=policy.record.training["num_timesteps"]))
     chosen = json.loads((config.headroom_dir / f"{name}.json").read_text(encoding="utf-8"))
     spec = chosen["opponent"].split(", stops at")[0]
     policy = make_policy(spec, config=env, num_glimpses=env.budget)
-    found[spec] = [look(policy, env, {SURE: confidence}, path=kept / f"hand-coded-{split}-{scenes}.npz")]
+    path = kept / f"hand-coded-{split}-{evaluation_key(env, {'policy': spec})}.npz"
+    found[spec] = [look(policy, env, {SURE: confidence}, path=path)]
     return found
 
 

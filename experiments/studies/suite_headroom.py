@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.outcomes import evaluation_key
 from canvit_gym.atomic import replacing, write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
@@ -131,7 +132,7 @@ class Look:
 def look(spec: str, env: EnvConfig, directory: Path, *, confidence: bool) -> Look:
     """Evaluate the policy, or read its evaluation from `directory` if there is one."""
     slug = re.sub(r"[^\w.]+", "-", spec).strip("-")
-    path = directory / f"{slug}-{env.split}-{env.num_scenes}.npz"
+    path = directory / f"{slug}-{env.split}-{evaluation_key(env, {'policy': spec})}.npz"
     kept = path.with_suffix(".confidence.npy")
     if path.is_file() and (kept.is_file() or not confidence):
         return Look(Evaluation.load(path), np.load(kept) if confidence else None)
@@ -175,16 +176,20 @@ def study(env_id: str, config: SuiteHeadroomConfig) -> dict[str, Any]:
     directory = config.run_dir / env_id.rpartition("/")[2]
     tuning = replace(env, split="training", num_scenes=config.tuning_scenes)
     measured = replace(env, split="validation", num_scenes=config.num_scenes)
-    common = {
+    compare = _stopping if env.allow_stop else _comparison
+    found = compare(who, tuning, measured, directory)
+    return {
         "env": env_id,
         "budget": env.budget,
         "num_scenes": config.num_scenes,
         "tuning_scenes": config.tuning_scenes,
-        "provenance": provenance(),
+        "provenance": provenance(),  # after all that it lists was loaded
+        **found,
     }
-    if env.allow_stop:
-        return common | _stopping(who, tuning, measured, directory)
-    payoff = payoff_of(env)
+
+
+def _comparison(who: Compared, tuning: EnvConfig, measured: EnvConfig, directory: Path) -> dict[str, Any]:
+    payoff = payoff_of(tuning)
     tried = {
         role: {spec: payoff.value(look(spec, tuning, directory, confidence=False).evaluation) for spec in specs}
         for role, specs in (("opponents", who.opponents), ("ceilings", who.ceilings))
@@ -195,7 +200,7 @@ def study(env_id: str, config: SuiteHeadroomConfig) -> dict[str, Any]:
     rows = {spec: bootstrap_interval(statistic).at(-1) for spec, statistic in paid.items()}
     pair = [paid[chosen[role]] for role in ("ceilings", "opponents")]
     headroom = bootstrap_interval(*pair, of=np.subtract).at(-1)
-    return common | {
+    return {
         "pays": payoff.name,
         "metric": next(iter(looks.values())).evaluation.metric,
         "opponent": chosen["opponents"],

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.intervals import with_interval
+from agents.outcomes import evaluation_key
 from agents.report import without_root
 from agents.results import write_result
 from canvit_gym.atomic import replacing
@@ -103,9 +104,9 @@ def study(config: SurrogateConfig, env_id: str) -> dict[str, Any]:
     for run in (path.parents[1] for path in runs):
         for when, of_runs in found.items():
             policy = load_policy(run / when)
-            weights = (policy.record.weights_sha256 or "")[:12]
-            path = root / "surrogate" / name / f"{run.name}-{when}-{weights}-{config.num_scenes or 'all'}.npz"
-            of_runs.append(measured(policy, as_trained(env, policy.record), path=path))
+            own = as_trained(env, policy.record)
+            key = evaluation_key(own, {"weights_sha256": policy.record.weights_sha256})
+            of_runs.append(measured(policy, own, path=root / "surrogate" / name / f"{run.name}-{when}-{key}.npz"))
         decisions.append(load_record(run / ENDED).training["num_timesteps"])
     rows, origin = {}, provenance()
     for measure in MEASURES:
