@@ -7,7 +7,7 @@
 
 from canvit_gym.backbone.forks import compute_alone_after_forks
 from canvit_gym.play.animation import show
-from canvit_gym.registration import ENVIRONMENTS, register_dataset, register_environments
+from canvit_gym.registration import ENVIRONMENTS, config_for, register_dataset, register_environments
 from canvit_gym.scenes.datasets import DatasetPage, DatasetSpec, OnDisk, SceneRequest
 from canvit_gym.sharding import env_fns, share_scenes
 
@@ -18,6 +18,7 @@ __all__ = [
     "OnDisk",
     "SceneRequest",
     "__version__",
+    "config_for",
     "env_fns",
     "register_dataset",
     "register_environments",

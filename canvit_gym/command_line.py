@@ -1,6 +1,5 @@
 """Shared by all command lines: options from a dataclass, errors in one line, Ctrl-C, JSON options."""
 
-import importlib
 import json
 import os
 import sys
@@ -9,9 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import gymnasium as gym
-
-import canvit_gym
+from canvit_gym import registration
 from canvit_gym.escaping import visible
 
 if TYPE_CHECKING:
@@ -102,35 +99,21 @@ def output_directory(path: Path, *, option: str) -> Path:
 
 
 def bare_env_id(env_id: str) -> str:
-    """The id without the module that registers it, which is imported first, as Gymnasium does: "my_module:Mine/Id-v0".
-
-    Modules are also found in the working directory.
+    """The id without the module that registers it, see canvit_gym.registration. Modules are also found in the working
+    directory.
 
     Raises:
         ValueError: the module cannot be imported, or no environment has this id.
     """
-    module, _, bare = env_id.rpartition(":")
-    if module:
-        if (here := os.getcwd()) not in sys.path:
-            sys.path.append(here)  # where the console script, unlike `python -m`, does not look
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(
-                f"{env_id!r}: cannot import the module {module!r} ({error}); run the command in its directory, or "
-                "install it"
-            ) from error
-    if bare not in canvit_gym.ENVIRONMENTS:
-        raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(canvit_gym.ENVIRONMENTS)}")
-    return bare
+    if ":" in env_id and (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # where the console script, unlike `python -m`, does not look
+    return registration.bare_env_id(env_id)
 
 
 def env_config(env_id: str, env_kwargs: dict[str, Any]) -> "EnvConfig":
-    """The configuration of a registered id (see `bare_env_id`) with keyword arguments.
+    """`canvit_gym.config_for` of an id whose module may lie in the working directory.
 
     Raises:
         ValueError: unknown id, or a bad value. TypeError: unknown keyword.
     """
-    from canvit_gym.config import config_from_kwargs  # imports torch, which `canvit-gym envs` avoids
-
-    return config_from_kwargs({**gym.spec(bare_env_id(env_id)).kwargs, **env_kwargs})
+    return registration.config_for(bare_env_id(env_id), **env_kwargs)

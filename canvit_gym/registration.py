@@ -1,13 +1,66 @@
 """The environment ids, one per data set. `import canvit_gym` registers them and imports nothing heavy."""
 
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
 from canvit_gym.scenes.datasets import DATASETS, DatasetSpec, check_spec
 
+if TYPE_CHECKING:
+    from canvit_gym.config import EnvConfig
+
 ENVIRONMENTS: dict[str, dict[str, Any]] = {}
 """Id -> its default keyword arguments. canvit_gym.config.EnvConfig lists all keyword arguments."""
+
+
+def config_for(env_id: str, /, **kwargs: Any) -> "EnvConfig":
+    """The configuration of the environment that `gym.make(env_id, **kwargs)` makes, for `evaluate` and `make_policy`.
+
+    It begins with the id's defaults, whereas EnvConfig(...) has those of the library. As for `gym.make`, an id may name
+    the module that registers it: "my_module:Mine/Id-v0".
+
+    >>> config = config_for("CanViT/FashionSearch-v0", split="test")
+    >>> config.dataset, config.budget, config.split
+    ('fashion-search', 4, 'test')
+
+    Raises:
+        ValueError: an unknown id, a bad value, or the `dataset` of another id.
+        TypeError: an unknown keyword.
+    """
+    from canvit_gym.config import config_from_kwargs  # imports torch, which `import canvit_gym` must not
+
+    defaults = gym.spec(bare_env_id(env_id)).kwargs
+    require_own_dataset(defaults["dataset"], kwargs.get("dataset", defaults["dataset"]))
+    return config_from_kwargs({**defaults, **kwargs})
+
+
+def bare_env_id(env_id: str) -> str:
+    """The id without the module that registers it, which is imported first, as Gymnasium does: "my_module:Mine/Id-v0".
+
+    Raises:
+        ValueError: the module cannot be imported, or no environment has this id.
+    """
+    module, _, bare = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(
+                f"{env_id!r}: cannot import the module {module!r} ({error}); run this in its directory, or install it"
+            ) from error
+    if bare not in ENVIRONMENTS:
+        raise ValueError(f"unknown environment {env_id!r}; there are: {', '.join(ENVIRONMENTS)}")
+    return bare
+
+
+def require_own_dataset(own: str, passed: str) -> None:
+    """Raise ValueError if the `dataset` that was passed is not that of the id, whose other defaults would not fit."""
+    if passed == own:
+        return
+    ids = {defaults["dataset"]: env_id for env_id, defaults in ENVIRONMENTS.items()}
+    instead = f"use {ids[passed]} instead" if passed in ids else "leave dataset out"
+    raise ValueError(f"the dataset of {ids.get(own, own)} is {own!r}, but dataset={passed!r} was passed: {instead}")
 
 
 def register_dataset(spec: DatasetSpec) -> None:
