@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from canvit_gym.actions import Actions
 from canvit_gym.pages import page
+from canvit_gym.registration import require_own_dataset
 from canvit_gym.scenes.datasets import DATASETS, DatasetSpec
 from canvit_gym.sharding import note_walk
 from canvit_gym.vector_env import RENDER_MODES, GlimpseVectorEnv, Info, Observation, after_each_glimpse
@@ -24,6 +25,8 @@ class GlimpseEnv(gym.Env[Observation, Any]):
     """Default keyword arguments of this class's id."""
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
+        if own := self.defaults.get("dataset"):
+            require_own_dataset(own, kwargs.get("dataset", own))
         kwargs = {**self.defaults, **kwargs}
         if vector_only := sorted({"num_envs", "autoreset_mode"} & set(kwargs)):
             raise TypeError(f"{', '.join(vector_only)}: only for vector environments; use gymnasium.make_vec instead")

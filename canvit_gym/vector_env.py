@@ -26,6 +26,7 @@ from canvit_gym.checks import integer, optional
 from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows, begin_to_host
 from canvit_gym.pages import arguments
+from canvit_gym.registration import ENVIRONMENTS, require_own_dataset
 from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
 from canvit_gym.rewards import REWARDS, step_reward
 from canvit_gym.scenes.sampler import SceneSampler, next_scenes
@@ -254,6 +255,12 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     @spec.setter
     def spec(self, spec: EnvSpec | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         if spec is not None:
+            own = ENVIRONMENTS.get(spec.id, {}).get("dataset", self.config.dataset)
+            try:
+                require_own_dataset(own, self.config.dataset)
+            except ValueError:
+                self.close()
+                raise
             plain = {**self.config.to_json(), "num_envs": self.num_envs}
             kwargs = {
                 k: plain.get(k, v) if isinstance(v, np.generic | np.ndarray) else v for k, v in spec.kwargs.items()

@@ -1,6 +1,7 @@
 """config_for: the configuration of an id, as gym.make makes it."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import gymnasium as gym
@@ -39,3 +40,13 @@ def test_an_id_may_name_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert config == canvit_gym.config_for("CanViT/FashionSearch-v0") and sys.modules["module_of_an_id"].imported
     with pytest.raises(ValueError, match="cannot import the module 'no_such_module'"):
         canvit_gym.config_for("no_such_module:CanViT/FashionSearch-v0")
+
+
+@pytest.mark.parametrize("make", [gym.make, gym.make_vec, canvit_gym.config_for])
+def test_the_dataset_of_another_id_is_an_error(make: Callable[..., object]) -> None:
+    told = (
+        "the dataset of CanViT/FashionSegmentation-v0 is 'fashion-segmentation', but dataset='fashion-stop' was passed"
+    )
+    with pytest.raises(ValueError, match=told):
+        make("CanViT/FashionSegmentation-v0", num_scenes=4, dataset="fashion-stop")
+    make("CanViT/FashionSegmentation-v0", num_scenes=4, dataset="fashion-segmentation")
