@@ -1,6 +1,7 @@
 """Algorithms x environments x seeds: trained, tested, told and shipped; what is there already is not done again."""
 
 import json
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -350,6 +351,21 @@ def test_a_run_that_another_process_just_began_is_passed_over(tmp_path: Path, mo
     monkeypatch.setattr(matrix, "train", begun)
     matrix._work(matrix_config(tmp_path))
     assert not list(tmp_path.rglob("failed.json"))
+
+
+def test_the_pages_count_the_runs_of_ppo_without_an_update() -> None:
+    root = report.TRAINED.parents[1]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in report.TRAINED.glob("*-v*.json")]
+    kept_at = {each["env"]: [run["best_at"] for run in each["algorithms"]["ppo"]["runs"]] for each in results}
+    starts = {env_id.removeprefix("CanViT/Fashion").removesuffix("-v0"): n.count(0) for env_id, n in kept_at.items()}
+    told = f"In {sum(starts.values())} of the {sum(map(len, kept_at.values()))} runs "
+    findings, readme = ((root / page).read_text(encoding="utf-8") for page in ("docs/findings.md", "README.md"))
+    assert told in findings and told in readme
+    sentence = findings.partition(told)[2].partition(". The shipped")[0]
+    assert {env: int(number) for number, env in re.findall(r"(\d) (?:of 5 runs )?on (\w+)", sentence)} == {
+        env: number for env, number in starts.items() if number
+    }
+    assert load_policy("FashionStop-v0/ppo").record.training["num_timesteps"] == 0
 
 
 def test_the_findings_hold_the_numbers_of_the_files() -> None:
