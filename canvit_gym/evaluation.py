@@ -272,10 +272,11 @@ def evaluate(
     that they have in an evaluation of all, so that the two can be paired: see `Evaluation.on`. With a smaller
     `config.num_scenes`, on the contrary, the scenes of a data set on disk get other indices.
 
-    The policy chooses every viewpoint, including the first. PyTorch's global generators are seeded for the rollouts and
-    restored afterwards. `on_glimpse(t, episodes)` is called after every glimpse; `progress` is the title of a progress
-    bar. `perturbations` change scenes and glimpses, see canvit_gym.perturbations. With unreadable="skip", scenes of a
-    data set on disk that cannot be read are left out.
+    The policy chooses every viewpoint, including the first, and never stops: canvit_gym.stopping.evaluate_with_stops
+    records where it would. PyTorch's global generators are seeded for the rollouts and restored afterwards.
+    `on_glimpse(t, episodes)` is called after every glimpse; `progress` is the title of a progress bar. `perturbations`
+    change scenes and glimpses, see canvit_gym.perturbations. With unreadable="skip", scenes of a data set on disk that
+    cannot be read are left out.
 
     Raises:
         TypeError: `policy` is not a policy but, for example, its name.

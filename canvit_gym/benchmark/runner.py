@@ -12,6 +12,9 @@ Run the same command again to continue an interrupted benchmark: evaluations in 
 result is the same. Policies and seeds can be added in the same way. `canvit-gym report --results DIR` rewrites the
 report from the records, without a model.
 
+All glimpses of the budget are taken, also where episodes can be stopped: what FashionStop pays is measured by
+`canvit-gym suite --envs CanViT/FashionStop-v0 --output DIR`.
+
 Policies with random choices are evaluated with seeds 0, 1, ..., others once. Policies that use labels (ceilings) cost a
 forward per candidate. They only see `oracle_scenes` of the scenes, and are compared with others on those scenes.
 """

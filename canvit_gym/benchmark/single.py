@@ -3,6 +3,10 @@
     canvit-gym evaluate --policy entropy_coarse_to_fine
     canvit-gym evaluate --policy runs/mine --split validation --output runs/mine/validation.npz
 
+All glimpses of the budget are taken, also where episodes can be stopped: what FashionStop pays is measured by
+`canvit-gym suite --envs CanViT/FashionStop-v0 --output DIR`, and from Python by `evaluate_with_stops` of
+canvit_gym.stopping.
+
 To compare policies use `canvit-gym benchmark`, which pairs them scene by scene.
 """
 
