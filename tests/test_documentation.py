@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from canvit_gym.policies import Seen, SeenWithTruth
+
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if "```python\n" in path.read_text(encoding="utf-8")]
 BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
@@ -20,6 +22,12 @@ def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_policies_names_all_that_they_see() -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    for member in (name for name in vars(SeenWithTruth) | vars(Seen) if not name.startswith("_")):
+        assert re.search(rf"`{member}\b", page), member
 
 
 @pytest.mark.parametrize(
