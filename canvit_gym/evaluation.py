@@ -44,7 +44,7 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.dtypes import float32_by_default
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, stays_in_place
 from canvit_gym.equality import EqualByValue
-from canvit_gym.perturbations import Perturbation, PerturbedEpisodes
+from canvit_gym.perturbations import Perturbation, PerturbedEpisodes, perturbation_from_record
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.seen import Seen, window
 from canvit_gym.scenes.files import ScenesOnDisk, spread
@@ -215,6 +215,15 @@ def loss_statistic(runs: Sequence[Evaluation], *, run: Sequence[int] | None = No
     """The mean loss of several runs on the same scenes, for canvit_gym.statistics."""
     require_same_scenes(runs)
     return Mean(np.stack([e.loss for e in runs]), run=run)
+
+
+def recorded_perturbations(evaluation: Evaluation) -> tuple[Perturbation, ...]:
+    """Those under which it was made, in order.
+
+    Raises:
+        ValueError: one of them is not known here.
+    """
+    return tuple(map(perturbation_from_record, evaluation.record.get("perturbations", ())))
 
 
 def name_of_split(scenes: str) -> str:

@@ -11,7 +11,7 @@ and a scene that is repeated is perturbed in the same way. At strength zero a pe
 A new one is a subclass of `Perturbation` and an entry of `PERTURBATIONS`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, cast
 from zlib import crc32
@@ -287,6 +287,31 @@ def perturbation_named(name: str) -> Perturbation:
     return PERTURBATIONS[name]
 
 
+def perturbation_from_record(record: Mapping[str, Any]) -> Perturbation:
+    """The perturbation that `Perturbation.record` describes.
+
+    Raises:
+        ValueError: one of a kind that PERTURBATIONS has no entry of, or with other parameters.
+
+    >>> perturbation_from_record(Brightness(factor=0.5).record())
+    Brightness(seed=0, factor=0.5)
+    """
+    kinds = {one.name: type(one) for one in PERTURBATIONS.values()}
+    parameters = {name: value for name, value in record.items() if name != "name"}
+    if record["name"] not in kinds:
+        raise ValueError(
+            f"this was recorded under {record['name']!r}, which is no perturbation that is known here "
+            f"({', '.join(kinds)}): if it is your own, add one of its kind to canvit_gym.perturbations.PERTURBATIONS"
+        )
+    try:
+        return kinds[record["name"]](**parameters)
+    except TypeError as error:
+        raise ValueError(
+            f"this was recorded under {record['name']!r} with {parameters}, which it does not take in this version "
+            f"({error}): use the version that wrote the record"
+        ) from error
+
+
 class PerturbedScenes:
     """A SceneSource whose scenes are perturbed as they are loaded."""
 
@@ -368,8 +393,7 @@ class PerturbedEpisodes(EpisodeBatch):
     def step_rows(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
         scene, t = self.scene[rows], self.glimpses[rows]
         self.targets[rows, t] = viewpoints
-        for perturbation in self.perturbations:
-            viewpoints = perturbation.perturb_viewpoints(viewpoints, scene, t)
+        viewpoints = self.perturbed_viewpoints(viewpoints, scene, t)
         shown = self._shown(scene, t)
         if shown.all():
             super().step_rows(rows, viewpoints)
@@ -377,6 +401,14 @@ class PerturbedEpisodes(EpisodeBatch):
         if shown.any():
             super().step_rows(rows[shown], viewpoints[shown])
         self._see_nothing(rows[~shown], viewpoints[~shown])
+
+    def perturbed_viewpoints(
+        self, viewpoints: NDArray[np.float32], scene: NDArray[np.int64], t: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """[n, 3] where glimpse t [n] of scenes [n] is taken, given where it was meant to be taken."""
+        for perturbation in self.perturbations:
+            viewpoints = perturbation.perturb_viewpoints(viewpoints, scene, t)
+        return viewpoints
 
     def taken_glimpses(self, rows: Rows, t: NDArray[np.int64]) -> Tensor:
         glimpses = super().taken_glimpses(rows, t)

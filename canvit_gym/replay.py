@@ -1,7 +1,8 @@
 """Replay recorded viewpoints, which reproduces the recorded readings without the policy."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch, EpisodeView
+from canvit_gym.perturbations import Perturbation, PerturbedEpisodes
 from canvit_gym.policies.protocol import PolicyInfo
 from canvit_gym.policies.seen import Seen
 
@@ -26,6 +28,15 @@ class Moment:
     none."""
 
 
+class _ReplayedEpisodes(PerturbedEpisodes):
+    """Recorded viewpoints are where glimpses were taken, so that none may miss its target once more."""
+
+    def perturbed_viewpoints(
+        self, viewpoints: NDArray[np.float32], scene: NDArray[np.int64], t: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        return viewpoints
+
+
 @torch.no_grad()
 def replay(
     viewpoints: NDArray[np.float32],
@@ -33,10 +44,12 @@ def replay(
     *,
     config: EnvConfig,
     goal: NDArray[np.int64] | None = None,
+    perturbations: Sequence[Perturbation] = (),
 ) -> list[list[Moment]]:
     """Take viewpoints [n, T, 3] on scenes [n] of the config's split; returns a Moment after every glimpse, [n][T].
 
-    `goal` [n] is that of each scene, in goal-conditioned tasks; None means the goals of evaluations.
+    `goal` [n] is that of each scene, in goal-conditioned tasks; None means the goals of evaluations. `perturbations`
+    are those under which the viewpoints were recorded.
 
     Raises:
         ValueError: there is no such scene.
@@ -48,10 +61,11 @@ def replay(
     task = build_task(config, backbone, source.classes)
     is_unsure = task.uncertainty_shape(1) is not None
     layout = build_layout(config.with_observations(("uncertainty",) if is_unsure else ("time",)), backbone, task)
+    make_episodes = partial(_ReplayedEpisodes, perturbations=perturbations) if perturbations else EpisodeBatch
     moments: list[list[Moment]] = [[] for _ in scenes]
     for begin in range(0, len(scenes), BATCH_SIZE):
         rows = np.arange(begin, min(begin + BATCH_SIZE, len(scenes)))
-        episodes = EpisodeBatch(
+        episodes = make_episodes(
             num=len(rows),
             backbone=backbone,
             task=task,

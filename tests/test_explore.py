@@ -5,7 +5,7 @@ import json
 import re
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page
 
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.perturbations import Brightness, MissedTargets, Perturbation
 from canvit_gym.play.explore import (
     ExploreConfig,
     command_line,
@@ -34,10 +35,17 @@ COMMITTED = Path(__file__).parents[1] / "experiments/results/benchmark/fashion_s
 CONFIG = EnvConfig(split="test", num_scenes=12, device="cpu", budget=3)
 
 
-def record(path: Path, policy: str, config: EnvConfig = CONFIG, **info: str) -> Path:
+def record(
+    path: Path,
+    policy: str,
+    config: EnvConfig = CONFIG,
+    *,
+    perturbations: Sequence[Perturbation] = (),
+    **info: str,
+) -> Path:
     made: Any = make_policy(policy, config=config, num_glimpses=config.budget)
     made.info = replace(made.info, **info)
-    evaluate(made, config=config).save(path)
+    evaluate(made, config=config, perturbations=perturbations).save(path)
     return path
 
 
@@ -80,6 +88,20 @@ def test_a_classification(tmp_path: Path) -> None:
     assert data["form"] == "bars" and data["reading_px"] == 0
     assert all(len(scene["bars"][0]) == 3 and len(scene["classes"]) == 1 for scene in data["scenes"])
     assert all(0 <= value <= 1 for value in data["scenes"][0]["uncertainties"][0])
+
+
+def test_perturbed_records_are_shown_as_they_were_scored(
+    records: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The darker scene in the list, and no warning of another score; one page shows one kind of scenes."""
+    perturbed = record(tmp_path / "dark.npz", "center", perturbations=(Brightness(factor=0.3), MissedTargets()))
+    data = explorer_data(load_records([perturbed]), num_scenes=12)
+    plain = explorer_data(load_records(records[1:2]), num_scenes=1)
+    assert not capsys.readouterr().err
+    assert data["scenes"][0]["picture"] != plain["scenes"][0]["picture"]
+    assert "under brightness and missed targets; 12 scenes" in data["about"] and "under" not in plain["about"]
+    with pytest.raises(ValueError, match=r"(?s)different environments.*not perturbed.*brightness"):
+        load_records([records[1], perturbed])
 
 
 def test_strings_from_data_end_no_script() -> None:

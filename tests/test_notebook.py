@@ -12,6 +12,7 @@ from PIL import Image
 import canvit_gym
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
+from canvit_gym.perturbations import PERTURBATIONS, Perturb
 from canvit_gym.policies import make_policy
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.ipynb"
@@ -51,6 +52,26 @@ def test_one_of_a_vector_environment() -> None:
     assert canvit_gym.show(envs, row=1).title.startswith("Scene 7")
     with pytest.raises(ValueError, match="row must lie in"):
         canvit_gym.show(envs, row=2)
+
+
+def test_what_is_shown_was_perturbed_as_it_was_scored() -> None:
+    """Scene pixels, glimpses that are lost, and viewpoints, which must not miss their targets twice."""
+    names = ("darker", "smaller", "dropped", "missed")
+    perturbations = [PERTURBATIONS[name] for name in names]
+    config = EnvConfig(split="test", num_scenes=4, device="cpu", budget=3)
+    policy = make_policy("center", config=config, num_glimpses=3)
+    evaluation = evaluate(policy, config=config, perturbations=perturbations)
+    assert abs(evaluation.scene_score() - evaluate(policy, config=config).scene_score())[:, -1].max() > 0.05
+    for scene, score in enumerate(evaluation.scene_score()[:, -1]):
+        assert f"{score:.3f}" in canvit_gym.show(evaluation, scene=scene).title
+
+    envs: Any = Perturb(
+        gym.make_vec("CanViT/FashionSegmentation-v0", num_envs=2, split="test", track_score=True, **SMALL), *names
+    )
+    envs.reset(options={"scene": [1, 2]})
+    for action in ([0, 1], [300, 2]):
+        *_, info = envs.step(envs.action_space.dtype.type(action))
+    assert canvit_gym.show(envs, row=1).title.endswith(f"{info['score'][1]:.3f}")
 
 
 def test_what_cannot_be_shown(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from canvit_gym.perturbations import (
     PerturbedLocatedScenes,
     PixelNoise,
     SmallerScenes,
+    perturbation_from_record,
     perturbation_named,
     perturbations_table,
 )
@@ -297,6 +298,15 @@ def test_bad_input_is_refused(make_vec: MakeVec, make_one: Callable[..., gym.Env
             make()
     with pytest.raises(ValueError, match="seed must be an integer >= 0"):
         replace(PERTURBATIONS["noisy"], seed=-1)
+
+
+def test_perturbations_come_back_from_records() -> None:
+    for perturbation in (*PERTURBATIONS.values(), PixelNoise(deviation=3, seed=7)):
+        assert perturbation_from_record(json.loads(json.dumps(perturbation.record()))) == perturbation
+    with pytest.raises(ValueError, match="under 'fog', which is no perturbation that is known here"):
+        perturbation_from_record({"name": "fog", "seed": 0})
+    with pytest.raises(ValueError, match="use the version that wrote the record"):
+        perturbation_from_record({"name": "brightness", "seed": 0, "gamma": 2})
 
 
 def test_the_table_tells_every_perturbation() -> None:

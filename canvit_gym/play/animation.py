@@ -6,6 +6,7 @@ This module imports nothing heavy: `import canvit_gym` imports it.
 import base64
 import html
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from canvit_gym.config import EnvConfig
     from canvit_gym.evaluation import Evaluation
+    from canvit_gym.perturbations import Perturbation
 
 PANEL_PX = 176
 LAST_FRAME_SECONDS = 2.0
@@ -94,6 +96,7 @@ def show(
     """
     from canvit_gym.env import GlimpseEnv
     from canvit_gym.evaluation import Evaluation
+    from canvit_gym.perturbations import PerturbedEpisodes
     from canvit_gym.vector_env import GlimpseVectorEnv
 
     if isinstance(what, str | Path):
@@ -112,11 +115,14 @@ def show(
     if not len(viewpoints):
         raise ValueError("no glimpse was taken yet: call step() first")
     goal = None if envs.episodes.goal is None else int(envs.episodes.goal[row])
-    return _animation(viewpoints, int(envs.episodes.scene[row]), envs.config, goal=goal)
+    perturbations = envs.episodes.perturbations if isinstance(envs.episodes, PerturbedEpisodes) else ()
+    scene = int(envs.episodes.scene[row])
+    return _animation(viewpoints, scene, envs.config, goal=goal, perturbations=perturbations)
 
 
 def _of_evaluation(evaluation: "Evaluation", scene: int | None) -> Animation:
     from canvit_gym.config import EnvConfig
+    from canvit_gym.evaluation import recorded_perturbations
 
     scenes: list[int] = evaluation.scene.tolist()
     chosen = scenes[0] if scene is None else scene
@@ -127,10 +133,18 @@ def _of_evaluation(evaluation: "Evaluation", scene: int | None) -> Animation:
     config = EnvConfig(**evaluation.record["config"])
     row = scenes.index(chosen)
     goal = None if evaluation.goal is None else int(evaluation.goal[row])
-    return _animation(evaluation.viewpoints[row], chosen, config, goal=goal)
+    perturbations = recorded_perturbations(evaluation)
+    return _animation(evaluation.viewpoints[row], chosen, config, goal=goal, perturbations=perturbations)
 
 
-def _animation(viewpoints: "NDArray[np.float32]", scene: int, config: "EnvConfig", *, goal: int | None) -> Animation:
+def _animation(
+    viewpoints: "NDArray[np.float32]",
+    scene: int,
+    config: "EnvConfig",
+    *,
+    goal: int | None,
+    perturbations: "Sequence[Perturbation]",
+) -> Animation:
     import numpy as np
 
     from canvit_gym.assembly import build_backbone, build_scenes
@@ -138,7 +152,8 @@ def _animation(viewpoints: "NDArray[np.float32]", scene: int, config: "EnvConfig
     from canvit_gym.replay import replay
 
     asked = None if goal is None else np.array([goal])
-    (moments,) = replay(viewpoints[None], np.array([scene]), config=config, goal=asked)
+    scenes = np.array([scene])
+    (moments,) = replay(viewpoints[None], scenes, config=config, goal=asked, perturbations=perturbations)
     colours = canvas_colours(build_backbone(config), build_scenes(config))
     frames = tuple(draw_frame(moment.view, colours=colours, size=PANEL_PX) for moment in moments)
     score = float(moments[-1].view.score_curve[len(moments)])

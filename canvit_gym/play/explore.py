@@ -30,7 +30,7 @@ from canvit_gym.checks import integer
 from canvit_gym.command_line import PROGRAM, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeView
-from canvit_gym.evaluation import Evaluation, name_of_split
+from canvit_gym.evaluation import Evaluation, name_of_split, recorded_perturbations
 from canvit_gym.play.messages import MAP_PX, MOST_BARS, is_distribution, is_label_map, likeliest
 from canvit_gym.play.page_files import read_page
 from canvit_gym.play.pictures import class_colours, label_bytes, numbers, picture_uri, share_bytes
@@ -126,19 +126,21 @@ def _chosen(found: list[Explored]) -> list[Explored]:
 
 
 def _require_same(found: Sequence[Explored]) -> None:
-    """Check that records have the same scenes and probe; some policies may have seen fewer of the scenes."""
+    """Check that records have the same scenes, perturbed in the same way, and the same probe; some policies may have
+    seen fewer of the scenes."""
 
     def what(explored: Explored) -> tuple[str, ...]:
         record = explored.evaluation.record
         data = [str(record["config"][name]) for name in ("dataset", "split")]
         data.append(name_of_split(record["scenes"]))
-        return (*data, record["checkpoint"]["sha256"][:12], record["probe"]["sha256"][:12])
+        perturbed = json.dumps(record.get("perturbations", "not perturbed"))
+        return (*data, perturbed, record["checkpoint"]["sha256"][:12], record["probe"]["sha256"][:12])
 
     for other in found[1:]:
         if what(other) != what(found[0]):
             raise ValueError(
                 f"{found[0].label!r} and {other.label!r} are records of different environments (data set, split, "
-                f"scenes, checkpoint, probe): {', '.join(what(found[0]))} and {', '.join(what(other))}"
+                f"scenes, perturbations, checkpoint, probe): {', '.join(what(found[0]))} and {', '.join(what(other))}"
             )
 
 
@@ -150,6 +152,7 @@ def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | No
     config = replace(config, device="auto", shard=(0, 1), **({"root": str(root)} if root else {}))
     scenes = most.evaluation.scene[:num_scenes]
     colours = canvas_colours(build_backbone(config), build_scenes(config))
+    perturbations = recorded_perturbations(most.evaluation)
     rows: list[dict[int, int]] = []  # for each policy: scene -> its row in the record
     moments: list[dict[int, list[Moment]]] = []  # for each policy: scene -> a Moment after every glimpse
     for explored in found:
@@ -157,7 +160,7 @@ def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | No
         rows.append(row)
         chosen = np.array(list(row), dtype=np.int64)
         shown = explored.evaluation.choose(np.array(list(row.values()), dtype=np.int64))
-        of_policy = replay(shown.viewpoints, chosen, config=config, goal=shown.goal)
+        of_policy = replay(shown.viewpoints, chosen, config=config, goal=shown.goal, perturbations=perturbations)
         moments.append(dict(zip(row, of_policy, strict=True)))
         _warn_where_different(explored, row, moments[-1])
     listed = []
@@ -199,8 +202,10 @@ def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | No
             ]
         listed.append(about)
     record = most.evaluation.record
+    names = " and ".join(perturbation.name for perturbation in perturbations)
+    under = f" under {names}" if names else ""
     return {
-        "about": f"{record['scenes']}; {len(listed)} scenes, {most.evaluation.loss.shape[1]} glimpses, "
+        "about": f"{record['scenes']}{under}; {len(listed)} scenes, {most.evaluation.loss.shape[1]} glimpses, "
         f"checkpoint {record['checkpoint']['name']}",
         "metric": most.evaluation.metric,
         "budget": most.evaluation.loss.shape[1],
