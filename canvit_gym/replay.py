@@ -45,11 +45,13 @@ def replay(
     config: EnvConfig,
     goal: NDArray[np.int64] | None = None,
     perturbations: Sequence[Perturbation] = (),
+    taken: NDArray[np.int64] | None = None,
 ) -> list[list[Moment]]:
     """Take viewpoints [n, T, 3] on scenes [n] of the config's split; returns a Moment after every glimpse, [n][T].
 
     `goal` [n] is that of each scene, in goal-conditioned tasks; None means the goals of evaluations. `perturbations`
-    are those under which the viewpoints were recorded.
+    are those under which the viewpoints were recorded. `taken` [n], at least 1, is how many glimpses of each scene were
+    taken (None: all T): afterwards the last Moment is repeated.
 
     Raises:
         ValueError: there is no such scene.
@@ -62,6 +64,7 @@ def replay(
     is_unsure = task.uncertainty_shape(1) is not None
     layout = build_layout(config.with_observations(("uncertainty",) if is_unsure else ("time",)), backbone, task)
     make_episodes = partial(_ReplayedEpisodes, perturbations=perturbations) if perturbations else EpisodeBatch
+    taken = np.full(len(scenes), viewpoints.shape[1]) if taken is None else taken
     moments: list[list[Moment]] = [[] for _ in scenes]
     for begin in range(0, len(scenes), BATCH_SIZE):
         rows = np.arange(begin, min(begin + BATCH_SIZE, len(scenes)))
@@ -76,12 +79,14 @@ def replay(
         )
         asked = None if goal is None else goal[rows]
         episodes.reset_rows(episodes.all_rows, scenes[rows], read=False, goal=asked)
-        for t in range(viewpoints.shape[1]):
-            episodes.step_rows(episodes.all_rows, viewpoints[rows, t])
-            uncertainty = episodes.observe()["uncertainty"].cpu().numpy() if is_unsure else [None] * len(rows)
-            for place, row in enumerate(rows):
-                moments[row].append(Moment(view=episodes.view(place), uncertainty=uncertainty[place]))
-    return moments
+        for t in range(taken[rows].max()):
+            going_on = np.flatnonzero(taken[rows] > t)
+            episodes.step_rows(going_on, viewpoints[rows[going_on], t])
+            uncertainty = episodes.observe(going_on)["uncertainty"].cpu().numpy() if is_unsure else None
+            for i, place in enumerate(going_on.tolist()):
+                unsure = None if uncertainty is None else uncertainty[i]
+                moments[rows[place]].append(Moment(view=episodes.view(place), uncertainty=unsure))
+    return [steps + steps[-1:] * (viewpoints.shape[1] - len(steps)) for steps in moments]
 
 
 class Replay:

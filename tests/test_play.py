@@ -18,10 +18,12 @@ from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from untrained import save_untrained
 
+import canvit_gym
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.play import server as page_server
 from canvit_gym.play.command import PlayConfig, command_line, listen, make_page_server
+from canvit_gym.play.explore import explorer_data, load_records
 from canvit_gym.play.game import Game, Tally, make_game_env
 from canvit_gym.play.pictures import (
     BACKGROUND,
@@ -32,10 +34,10 @@ from canvit_gym.play.pictures import (
     label_bytes,
     seen_picture,
 )
-from canvit_gym.play.recording import SECONDS, Played, Recorder
+from canvit_gym.play.recording import SECONDS, Played, Recorder, taken_glimpses
 from canvit_gym.play.rivals import Rivals, make_rivals
 from canvit_gym.policies import make_policy
-from canvit_gym.replay import Replay
+from canvit_gym.replay import Replay, replay
 
 SMALL_JSON = json.dumps(SMALL)
 CORNERS = ((-0.5, -0.5, 0.5), (0.5, 0.5, 0.5), (0.75, -0.75, 0.25), (0.0, 0.0, 0.25))
@@ -212,6 +214,35 @@ def test_a_record_of_an_episode_that_was_stopped(tmp_path: Path) -> None:
     record = Evaluation.load(path)
     assert record.scene_score()[0] == pytest.approx(np.array(game.outcome()["curve"]), abs=1e-6)
     assert (record.viewpoints[0, 1:] == record.viewpoints[0, 1]).all()
+
+
+def test_what_is_shown_of_a_record_ends_where_the_player_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A glimpse that is taken again at the same place changes the reading."""
+    path = tmp_path / "human.npz"
+    config = make_game_env("CanViT/FashionSegmentation-v0", split="test", allow_stop=True, **SMALL).envs.config
+    game = new_game(allow_stop=True, on_played=Recorder(path, config, num_scenes=16).add)
+    for looks in (1, 3):
+        game.next()
+        for viewpoint in CORNERS[:looks]:
+            game.look(viewpoint)
+        game.stop()
+    play(game)
+    record = Evaluation.load(path)
+    assert taken_glimpses(record).tolist() == [2, 4, 5]
+    assert taken_glimpses(record.choose(np.array([1]))).tolist() == [4]
+
+    scores = record.scene_score()[:, -1]
+    for scene, (taken, score) in enumerate(zip((2, 4, 5), scores, strict=True)):
+        title = canvit_gym.show(record, scene=scene).title
+        assert f"through {taken} glimpses" in title and title.endswith(f"{score:.3f}")
+    moments = replay(record.viewpoints, record.scene, config=config, taken=taken_glimpses(record))
+    for steps, taken, score in zip(moments, (2, 4, 5), scores, strict=True):
+        assert len(steps) == 5 and len({id(step) for step in steps}) == taken
+        assert steps[-1].view.score_curve[taken] == pytest.approx(score, abs=1e-6)
+    explorer_data(load_records([path]), num_scenes=16)
+    assert "not the recorded" not in capsys.readouterr().err
 
 
 def test_files_that_are_no_record_to_go_on_with(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def show(
 def _of_evaluation(evaluation: "Evaluation", scene: int | None) -> Animation:
     from canvit_gym.config import EnvConfig
     from canvit_gym.evaluation import recorded_perturbations
+    from canvit_gym.play.recording import taken_glimpses
 
     scenes: list[int] = evaluation.scene.tolist()
     chosen = scenes[0] if scene is None else scene
@@ -134,7 +135,8 @@ def _of_evaluation(evaluation: "Evaluation", scene: int | None) -> Animation:
     row = scenes.index(chosen)
     goal = None if evaluation.goal is None else int(evaluation.goal[row])
     perturbations = recorded_perturbations(evaluation)
-    return _animation(evaluation.viewpoints[row], chosen, config, goal=goal, perturbations=perturbations)
+    viewpoints = evaluation.viewpoints[row, : taken_glimpses(evaluation)[row]]
+    return _animation(viewpoints, chosen, config, goal=goal, perturbations=perturbations)
 
 
 def _animation(

@@ -34,6 +34,7 @@ from canvit_gym.evaluation import Evaluation, name_of_split, recorded_perturbati
 from canvit_gym.play.messages import MAP_PX, MOST_BARS, is_distribution, is_label_map, likeliest
 from canvit_gym.play.page_files import read_page
 from canvit_gym.play.pictures import class_colours, label_bytes, numbers, picture_uri, share_bytes
+from canvit_gym.play.recording import taken_glimpses
 from canvit_gym.rendering import canvas_colours
 from canvit_gym.replay import Moment, replay
 
@@ -160,7 +161,14 @@ def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | No
         rows.append(row)
         chosen = np.array(list(row), dtype=np.int64)
         shown = explored.evaluation.choose(np.array(list(row.values()), dtype=np.int64))
-        of_policy = replay(shown.viewpoints, chosen, config=config, goal=shown.goal, perturbations=perturbations)
+        of_policy = replay(
+            shown.viewpoints,
+            chosen,
+            config=config,
+            goal=shown.goal,
+            perturbations=perturbations,
+            taken=taken_glimpses(shown),
+        )
         moments.append(dict(zip(row, of_policy, strict=True)))
         _warn_where_different(explored, row, moments[-1])
     listed = []
@@ -261,7 +269,8 @@ def _picture(pixels: NDArray[np.uint8]) -> str:
 
 def _warn_where_different(explored: Explored, row: dict[int, int], moments: dict[int, list[Moment]]) -> None:
     recorded = explored.evaluation.scene_score()[list(row.values()), -1]
-    replayed = [steps[-1].view.score_curve[len(steps)] for steps in moments.values()]
+    last = [steps[-1].view for steps in moments.values()]
+    replayed = [view.score_curve[len(view.viewpoints)] for view in last]
     if len(row) and abs(float(np.mean(recorded)) - float(np.mean(replayed))) > SAME_SCORE:
         print(
             f"Warning: taken again, the glimpses of {explored.label!r} score {np.mean(replayed):.3f}, not the recorded "

@@ -115,6 +115,14 @@ def read_played(path: Path) -> Evaluation:
     return record
 
 
+def taken_glimpses(record: Evaluation) -> NDArray[np.int64]:
+    """[N] the number of glimpses that were taken of each scene. Only people's may be fewer than the record has, which
+    repeats what they saw last: the episodes of policies go on, also after a stop that was recorded."""
+    seconds, all_of_them = record.record.get(SECONDS, {}), record.viewpoints.shape[1]
+    taken = [len(seconds.get(str(scene), range(all_of_them))) for scene in record.scene.tolist()]
+    return np.array(taken, dtype=np.int64)
+
+
 def join(one: Evaluation, other: Evaluation) -> Evaluation:
     """The scenes of both, in this order."""
     arrays = {
