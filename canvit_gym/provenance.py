@@ -1,10 +1,12 @@
 """Where a result comes from: command, versions, revision, loaded checkpoints and probes, machine, time."""
 
+import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,49 @@ def strip_directories(value: Any) -> Any:
     if isinstance(value, str) and (Path(value).is_absolute() or value.startswith("~")):
         return Path(value).name
     return value
+
+
+def strip_command(command: str) -> str:
+    """A command line, as shlex.join writes it; of paths, also in options as JSON, only the last names.
+
+    >>> strip_command("python /home/ann/train.py --log=~/log --env-kwargs '{\\"root\\": \\"/home/ann/ade20k\\"}'")
+    'python train.py --log=log --env-kwargs \\'{"root": "ade20k"}\\''
+    """
+    arguments = shlex.split(command)
+    stripped = [_strip_argument(argument) for argument in arguments]
+    return command if stripped == arguments else shlex.join(stripped)
+
+
+def _strip_argument(argument: str) -> str:
+    """A part of a command line: a path, --option=path, or options as JSON."""
+    if argument.startswith("-") and "=" in argument:
+        option, _, value = argument.partition("=")
+        return f"{option}={_strip_argument(value)}"
+    if argument.startswith(("{", "[")):
+        with suppress(ValueError):
+            value = json.loads(argument)
+            stripped = strip_directories(value)
+            return argument if stripped == value else json.dumps(stripped)
+    return strip_directories(argument)
+
+
+def strip_record(record: Any) -> Any:
+    """`strip_directories`, also within commands and options as JSON. Names of classes stay, whatever they look like.
+
+    >>> strip_record({"command": "fit-probe --root /home/ann/photos", "classes": ["/misc/sign"]})
+    {'command': 'fit-probe --root photos', 'classes': ['/misc/sign']}
+    """
+    if isinstance(record, dict):
+        return {name: _strip_entry(name, value) for name, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [strip_record(inner) for inner in record]
+    return _strip_argument(record) if isinstance(record, str) else record
+
+
+def _strip_entry(name: str, value: Any) -> Any:
+    if name == "classes":
+        return value
+    return strip_command(value) if name == "command" and isinstance(value, str) else strip_record(value)
 
 
 def _cpu() -> str:

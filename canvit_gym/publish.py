@@ -8,20 +8,19 @@ Of directories of this machine, which may name a person, a published record hold
 
 import json
 import os
-import shlex
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 
-from canvit_gym.backbone.hub import WEIGHTS
+from canvit_gym.backbone.hub import CONFIG, WEIGHTS
+from canvit_gym.escaping import markdown_code
 from canvit_gym.policies.learned import RECORD, policy_directory
 from canvit_gym.policies.learned import WEIGHTS as POLICY_WEIGHTS
 from canvit_gym.policies.policy_record import PolicyRecord
-from canvit_gym.provenance import strip_directories
+from canvit_gym.provenance import strip_command, strip_directories, strip_record
 
 CARD = "README.md"
 
@@ -48,19 +47,8 @@ def without_directories(record: PolicyRecord) -> PolicyRecord:
     if isinstance(values["env"].get("cache"), str):
         values["env"]["cache"] = False
     if command := record.provenance.get("command"):
-        values["provenance"]["command"] = shlex.join(map(_stripped_argument, shlex.split(command)))
+        values["provenance"]["command"] = strip_command(command)
     return PolicyRecord.from_json(values)
-
-
-def _stripped_argument(argument: str) -> str:
-    """A part of a command line: a path, --option=path, or options as JSON."""
-    if argument.startswith("-") and "=" in argument:
-        option, _, value = argument.partition("=")
-        return f"{option}={_stripped_argument(value)}"
-    if argument.startswith(("{", "[")):
-        with suppress(ValueError):
-            return json.dumps(strip_directories(json.loads(argument)))
-    return strip_directories(argument)
 
 
 def push_probe(directory: str | Path, repo: str, *, private: bool = False) -> str:
@@ -131,7 +119,26 @@ def _push_model(kind: str, directory: str | Path, repo: str, *, private: bool) -
     files = [path.name for path in sorted(directory.iterdir()) if path.suffix in (".safetensors", ".json")]
     card = directory / CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {repo}\n\nA {kind} for canvit_gym.\n"
-    return _push(directory, repo, files=files, written={CARD: text}, private=private)
+    written: dict[str, str] = {}
+    for name in files:
+        if not name.endswith(".json") or name == CONFIG:  # sizes of the network, of which nothing may change
+            continue
+        record = json.loads((directory / name).read_text(encoding="utf-8"))
+        if (stripped := strip_record(record)) != record:
+            written[name] = json.dumps(stripped, indent=2) + "\n"
+        for command in _commands(record):  # cards of earlier versions quote it as it was
+            text = text.replace(markdown_code(command), markdown_code(strip_command(command)))
+    copied = [name for name in files if name not in written]
+    return _push(directory, repo, files=copied, written={**written, CARD: text}, private=private)
+
+
+def _commands(record: Any) -> Iterator[str]:
+    """The commands in a record, at any depth."""
+    if isinstance(record, dict):
+        if isinstance(command := record.get("command"), str):
+            yield command
+        for value in record.values():
+            yield from _commands(value)
 
 
 def _push(directory: Path, repo: str, *, files: Sequence[str], written: Mapping[str, str], private: bool) -> str:

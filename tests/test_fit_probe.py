@@ -1,6 +1,7 @@
 """Probes fitted on a user's folder: they learn, resume, stop, ignore what has no label, and environments read them."""
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,19 @@ def test_an_interrupted_fit_goes_on_to_the_bit(env_id: str, tmp_path: Path, monk
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     told = ("validations", "validation_loss", "metrics")
     assert [record_of(tmp_path / "whole")[key] for key in told] == [record_of(tmp_path / "parts")[key] for key in told]
+
+
+def test_record_and_card_name_no_directory_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = ROOTS[CLASSIFICATION]
+    options = json.dumps({"workers": 0, "root": str(root)})
+    arguments = ["--env-kwargs", options, f"--output-dir={tmp_path / 'probe'}"]
+    monkeypatch.setattr(sys, "orig_argv", ["/usr/bin/python", "/home/ann lee/bin/canvit-gym", "fit-probe", *arguments])
+    fit.main(tiny_fit(CLASSIFICATION, tmp_path / "probe", steps=1, env_kwargs=options))
+    record, card = (tmp_path / "probe" / "training.json", tmp_path / "probe" / "README.md")
+    for text in (record.read_text(), card.read_text()):
+        assert not any(where in text for where in ("ann lee", str(tmp_path), str(root.parent)))
+    assert "canvit-gym fit-probe" in card.read_text()
+    assert json.loads(record_of(tmp_path / "probe")["config"]["env_kwargs"]) == {"workers": 0, "root": root.name}
 
 
 def test_a_fit_ends_where_it_gets_no_better(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from untrained import save_untrained
 
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.config import EnvConfig
+from canvit_gym.escaping import markdown_code
 from canvit_gym.policies.learned import load_policy, policy_directory
 from canvit_gym.publish import push_checkpoint, push_policy, push_probe
 from canvit_gym.vector_env import GlimpseVectorEnv
@@ -75,6 +77,36 @@ def test_probes_and_checkpoints_come_back(hub: Path) -> None:
     )
     envs.reset(seed=0)
     envs.close()
+
+
+def test_published_probes_name_no_directory_of_the_machine(hub: Path, tmp_path: Path) -> None:
+    """Also those that an earlier version fitted, whose card quotes the command as it was."""
+    probe = tmp_path / "probe"
+    shutil.copytree(asset_dir("nano-segmentation-probe"), probe)
+    command = shlex.join(["python", "/home/ann lee/bin/canvit-gym", "fit-probe", "--output-dir", "/home/ann lee/probe"])
+    record = json.loads((probe / "training.json").read_text(encoding="utf-8"))
+    record["provenance"]["command"] = command
+    record["config"]["env_kwargs"] = '{"root": "/home/ann lee/photos"}'
+    record["classes"][1] = "/class"
+    (probe / "training.json").write_text(json.dumps(record), encoding="utf-8")
+    (probe / "README.md").write_text(f"# Mine\n\n- **Command**: {markdown_code(command)}\n", encoding="utf-8")
+
+    where = Path(push_probe(probe, "somebody/private-probe"))
+    for path in probe.iterdir():
+        pushed = where / path.name
+        if path.suffix == ".safetensors" or path.name == "config.json":
+            assert pushed.read_bytes() == path.read_bytes()
+        else:
+            assert "ann lee" not in pushed.read_text(encoding="utf-8")
+    stripped = "python canvit-gym fit-probe --output-dir probe"
+    assert f"- **Command**: `{stripped}`\n" in (where / "README.md").read_text(encoding="utf-8")
+    record["provenance"]["command"] = stripped
+    record["config"]["env_kwargs"] = '{"root": "photos"}'
+    assert json.loads((where / "training.json").read_text(encoding="utf-8")) == record
+
+    untouched = asset_dir("nano-segmentation-probe")
+    where = Path(push_probe(untouched, "somebody/shipped-probe"))
+    assert (where / "training.json").read_bytes() == (untouched / "training.json").read_bytes()
 
 
 @pytest.mark.parametrize("repo", ["name", "a/b/c", "/name", "user/", "../name"])

@@ -45,7 +45,7 @@ from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import PaperPolicy
 from canvit_gym.probes.card import card
 from canvit_gym.probes.heads import ClassificationHead, Head, RecurrentClsHead, SegmentationHead
-from canvit_gym.provenance import plain, provenance
+from canvit_gym.provenance import plain, provenance, strip_record
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.seeding import seeded
 from canvit_gym.tasks import TASKS
@@ -384,6 +384,7 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
         torch=torch.__version__,
         provenance=provenance(),
     )
+    record = strip_record(record)
     _write_record(directory, record)
     for source in (training, validation):
         if isinstance(source, StreamedSource):
