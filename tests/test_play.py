@@ -122,6 +122,23 @@ def test_second_tries_are_practice_and_do_not_count() -> None:
     assert not game.next()["practice"]
 
 
+def test_a_scene_is_tried_when_its_episode_ends_though_the_policies_are_still_playing() -> None:
+    """Who plays again at once knows the truth as well; the first try is what counts in the end."""
+    played: list[Played] = []
+    game = new_game(on_played=played.append)
+    play(game)
+    first = game.outcome()["curve"]
+    assert game.restart()["practice"]
+    for viewpoint in reversed(CORNERS):
+        view = game.look(viewpoint)
+    second = game.outcome()["curve"]
+    assert view["ended"] and second[-1] != first[-1]
+    tally = game.settle()
+    assert tally["scenes"] == 1 and tally["score"] == pytest.approx(first[-1], abs=1e-6)
+    assert len(played) == 1 and np.allclose(played[0].viewpoints[1:], CORNERS, atol=0.1)
+    assert game.settle() == tally
+
+
 def test_share_of_the_way_to_the_ceiling() -> None:
     tally = Tally()
     assert tally.message() == {"scenes": 0, "share": None}

@@ -113,6 +113,9 @@ class Game:
         self._env, self._rivals, self._scenes, self._on_played = env, rivals, scenes, on_played
         self._scene: int | None = None
         self._tried: set[int] = set()
+        """Scenes whose truth was shown, at the end of an episode: from then on they are practice."""
+        self._first_curves: dict[int, NDArray[np.float32]] = {}
+        """Of scenes that are not in the tally yet, since the policies that are its ceiling have not played them."""
         self._tally = Tally()
         self._ended = True
 
@@ -187,8 +190,12 @@ class Game:
             self._seconds.append(0.0 if begins else time.monotonic() - self._shown_at)
         view = self._env.envs.view(0)
         self._info = info
-        if self._ended and not self._practice and self._on_played is not None and self._viewpoints:
-            self._on_played(self._played())
+        if self._ended and not self._practice:
+            assert self._scene is not None
+            self._tried.add(self._scene)
+            self._first_curves[self._scene] = np.array(info["score_curve"])
+            if self._on_played is not None and self._viewpoints:
+                self._on_played(self._played())
         self._shown_at = time.monotonic()
         return {
             "kind": "view",
@@ -231,11 +238,10 @@ class Game:
         return self._rivals.episode(name, self._scene)
 
     def settle(self) -> Message:
-        """Count the episode that ended, with the ceiling of its scene; returns the session so far."""
+        """Count the first try at the scene, with the scene's ceiling; returns the session so far."""
         assert self._scene is not None
-        if self._scene not in self._tried:
-            curve = self._info["score_curve"]
+        if (curve := self._first_curves.get(self._scene)) is not None:
             ceiling = self._rivals.ceiling(self._scene)
             self._tally.add(first=float(curve[0]), last=float(curve[-1]), ceiling=ceiling)
-            self._tried.add(self._scene)
+            del self._first_curves[self._scene]
         return {"kind": "session", **self._tally.message()}
