@@ -40,7 +40,7 @@ from canvit_gym.assembly import (
 )
 from canvit_gym.atomic import replacing
 from canvit_gym.checks import integer
-from canvit_gym.config import EnvConfig
+from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.dtypes import float32_by_default
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, stays_in_place
 from canvit_gym.equality import EqualByValue
@@ -215,6 +215,15 @@ def loss_statistic(runs: Sequence[Evaluation], *, run: Sequence[int] | None = No
     """The mean loss of several runs on the same scenes, for canvit_gym.statistics."""
     require_same_scenes(runs)
     return Mean(np.stack([e.loss for e in runs]), run=run)
+
+
+def recorded_config(evaluation: Evaluation) -> EnvConfig:
+    """The configuration that it was made with, by this version or an earlier one, on this machine's device.
+
+    Raises:
+        TypeError: a keyword that no version knows.
+    """
+    return replace(config_from_kwargs(evaluation.record["config"]), device="auto")
 
 
 def recorded_perturbations(evaluation: Evaluation) -> tuple[Perturbation, ...]:

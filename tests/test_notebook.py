@@ -1,6 +1,7 @@
 """Episodes as animations, and the quick start for notebooks, which is run as a notebook runs it."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import canvit_gym
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.perturbations import PERTURBATIONS, Perturb
+from canvit_gym.play.explore import Explored, explorer_data
 from canvit_gym.policies import make_policy
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.ipynb"
@@ -52,6 +54,17 @@ def test_one_of_a_vector_environment() -> None:
     assert canvit_gym.show(envs, row=1).title.startswith("Scene 7")
     with pytest.raises(ValueError, match="row must lie in"):
         canvit_gym.show(envs, row=2)
+
+
+def test_records_of_earlier_versions_and_other_machines_are_shown() -> None:
+    """With keywords that have no effect any more, and a GPU that is not here."""
+    config = EnvConfig(split="test", num_scenes=4, device="cpu", budget=2)
+    evaluation = evaluate(make_policy("center", config=config, num_glimpses=2), config=config)
+    elsewhere = evaluation.record["config"] | {"first_glimpse_cache_mb": 0, "device": "cuda:63"}
+    found = replace(evaluation, record=evaluation.record | {"config": elsewhere})
+    assert canvit_gym.show(found).title == canvit_gym.show(evaluation).title
+    data = explorer_data([Explored("found", found, uses_labels=False)], num_scenes=1)
+    assert data["scenes"][0]["viewpoints"][0][0] == [0, 0, 1]
 
 
 def test_what_is_shown_was_perturbed_as_it_was_scored() -> None:

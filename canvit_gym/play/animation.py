@@ -121,8 +121,7 @@ def show(
 
 
 def _of_evaluation(evaluation: "Evaluation", scene: int | None) -> Animation:
-    from canvit_gym.config import EnvConfig
-    from canvit_gym.evaluation import recorded_perturbations
+    from canvit_gym.evaluation import recorded_config, recorded_perturbations
     from canvit_gym.play.recording import taken_glimpses
 
     scenes: list[int] = evaluation.scene.tolist()
@@ -131,12 +130,11 @@ def _of_evaluation(evaluation: "Evaluation", scene: int | None) -> Animation:
         raise ValueError(
             f"this evaluation has no scene {chosen}; it has {len(scenes)} scenes, beginning with {scenes[0]}"
         )
-    config = EnvConfig(**evaluation.record["config"])
     row = scenes.index(chosen)
     goal = None if evaluation.goal is None else int(evaluation.goal[row])
     perturbations = recorded_perturbations(evaluation)
     viewpoints = evaluation.viewpoints[row, : taken_glimpses(evaluation)[row]]
-    return _animation(viewpoints, chosen, config, goal=goal, perturbations=perturbations)
+    return _animation(viewpoints, chosen, recorded_config(evaluation), goal=goal, perturbations=perturbations)
 
 
 def _animation(

@@ -28,9 +28,8 @@ from canvit_gym.assembly import build_backbone, build_scenes
 from canvit_gym.benchmark.records import MANIFEST, load_benchmark
 from canvit_gym.checks import integer
 from canvit_gym.command_line import PROGRAM, run_command
-from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeView
-from canvit_gym.evaluation import Evaluation, name_of_split, recorded_perturbations
+from canvit_gym.evaluation import Evaluation, name_of_split, recorded_config, recorded_perturbations
 from canvit_gym.play.messages import MAP_PX, MOST_BARS, is_distribution, is_label_map, likeliest
 from canvit_gym.play.page_files import read_page
 from canvit_gym.play.pictures import class_colours, label_bytes, numbers, picture_uri, share_bytes
@@ -149,8 +148,7 @@ def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | No
     """All that the page shows, as JSON values."""
     integer(1)("--num-scenes", num_scenes)
     most = max(found, key=lambda explored: len(explored.evaluation.scene))
-    config = EnvConfig(**most.evaluation.record["config"])
-    config = replace(config, device="auto", shard=(0, 1), **({"root": str(root)} if root else {}))
+    config = replace(recorded_config(most.evaluation), shard=(0, 1), **({"root": str(root)} if root else {}))
     scenes = most.evaluation.scene[:num_scenes]
     colours = canvas_colours(build_backbone(config), build_scenes(config))
     perturbations = recorded_perturbations(most.evaluation)
