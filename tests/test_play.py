@@ -177,6 +177,17 @@ def test_continuous_actions_and_a_first_glimpse_of_ones_own() -> None:
     assert len(game.outcome()["curve"]) == 2
 
 
+def test_observations_of_a_preset_are_played_with(tmp_path: Path) -> None:
+    kwargs = {**SMALL, "observation_preset": "compact"}
+    game = new_game(observation_preset="compact")
+    config = game._env.envs.config
+    assert config.map_size == 8 and {"sketch", "glimpse", "uncertainty"} <= set(config.observations)
+    view = play(game)
+    assert view["ended"] and view["uncertainty"]["width"] == 8
+    page = make_page_server(PlayConfig(env_kwargs=json.dumps(kwargs), policies=("center",), record=tmp_path / "me.npz"))
+    page.listener.close()
+
+
 def test_a_trained_policy_is_a_rival_with_its_own_observations(tmp_path: Path) -> None:
     trained = EnvConfig(device="cpu", grid_centers=4, canvas_size=4, split="test", num_scenes=16)
     directory = save_untrained(tmp_path / "run" / "best", trained)

@@ -7,7 +7,7 @@ the goal, and the number of glimpses left. Messages are JSON values for the page
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gymnasium as gym
@@ -45,9 +45,10 @@ def make_game_env(env_id: str, **kwargs: Any) -> GlimpseEnv:
     config = env_config(env_id, kwargs)
     task = build_task(config, build_backbone(config), build_scenes(config).classes)
     shown = ("glimpse",) if task.uncertainty_shape(1) is None else ("glimpse", "uncertainty")
-    keys = dict.fromkeys((*config.observations, *shown))
-    kwargs = kwargs | {"observations": list(keys), "track_score": True}
-    env = gym.make(env_id, **kwargs).unwrapped
+    keys = tuple(dict.fromkeys((*config.observations, *shown)))
+    # All fields, since an observation_preset, which sets the observations, cannot be passed along with them.
+    config = replace(config.with_observations(keys), track_score=True)
+    env = gym.make(env_id, **config.to_json()).unwrapped
     assert isinstance(env, GlimpseEnv), env
     return env
 
