@@ -201,6 +201,18 @@ def test_a_trained_policy_is_a_rival_with_its_own_observations(tmp_path: Path) -
         make_rivals(("no/where",), env.envs.config)
 
 
+def test_policies_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """Three runs of one algorithm are three rivals, by their directories; another policy keeps its name."""
+    trained = EnvConfig(device="cpu", grid_centers=4, canvas_size=4, split="test", num_scenes=16)
+    runs = [str(save_untrained(tmp_path / f"seed{seed}", trained, seed=seed)) for seed in range(3)]
+    config = make_game_env("CanViT/FashionSegmentation-v0", split="test", **SMALL).envs.config
+    rivals = make_rivals((*runs, "center"), config)
+    assert rivals.names == (*runs, "center 0.55")
+    assert len({json.dumps(rivals.episode(name, 3)["viewpoints"]) for name in runs}) > 1
+    with pytest.raises(ValueError, match="policies given twice: center; name each once"):
+        make_rivals(("center", "random", "center"), config)
+
+
 # Records
 
 

@@ -1,6 +1,6 @@
 """The policies that players are compared with, on the scenes that they played."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +27,8 @@ STEP_PX = 192
 class Rival:
     """A policy, and the configuration of the environment with the observations that it needs."""
 
+    spec: str
+    """As the policy was asked for."""
     policy: GlimpsePolicy
     config: EnvConfig
 
@@ -35,10 +37,16 @@ class Rivals:
     """Policies by the name that the page shows, and their episodes, computed on demand."""
 
     def __init__(self, rivals: Sequence[Rival]) -> None:
-        self._rivals: dict[str, Rival] = {}
-        for rival in rivals:
-            name = rival.policy.info.paper_name
-            self._rivals[name if name not in self._rivals else rival.policy.info.name] = rival
+        """
+        Raises:
+            ValueError: a policy was given twice.
+        """
+        if twice := [spec for spec, count in Counter(rival.spec for rival in rivals).items() if count > 1]:
+            raise ValueError(f"policies given twice: {', '.join(twice)}; name each once")
+        called = Counter(rival.policy.info.paper_name for rival in rivals)
+        self._rivals = {
+            rival.spec if called[name := rival.policy.info.paper_name] > 1 else name: rival for rival in rivals
+        }
         self._kept: OrderedDict[tuple[str, int], dict[str, Any]] = OrderedDict()
 
     @property
@@ -111,4 +119,4 @@ def make_rival(spec: str, config: EnvConfig) -> Rival:
         own = config
         policy = make_policy(spec, config=config, num_glimpses=config.budget)
     keys = tuple(dict.fromkeys((*own.observations, *policy.info.observations)))
-    return Rival(policy=policy, config=own.with_observations(keys))
+    return Rival(spec=spec, policy=policy, config=own.with_observations(keys))
