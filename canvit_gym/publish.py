@@ -17,7 +17,7 @@ from huggingface_hub import HfApi
 
 from canvit_gym.backbone.hub import CONFIG, WEIGHTS
 from canvit_gym.escaping import markdown_code
-from canvit_gym.policies.learned import RECORD, policy_directory
+from canvit_gym.policies.learned import RECORD, load_record, policy_directory
 from canvit_gym.policies.learned import WEIGHTS as POLICY_WEIGHTS
 from canvit_gym.policies.policy_record import PolicyRecord
 from canvit_gym.provenance import strip_command, strip_directories, strip_record
@@ -36,7 +36,7 @@ def push_policy(source: str | Path, repo: str, *, private: bool = False) -> str:
         ValueError: a malformed repo.
     """
     directory = policy_directory(source)
-    record = without_directories(PolicyRecord.from_json(json.loads((directory / RECORD).read_text(encoding="utf-8"))))
+    record = without_directories(load_record(directory))
     written = {RECORD: json.dumps(record.to_json(), indent=2) + "\n", CARD: policy_card(record, repo)}
     return _push(directory, repo, files=(POLICY_WEIGHTS,), written=written, private=private)
 

@@ -1,6 +1,7 @@
 """The authors' released policies: a file of their layout loads and acts; others are refused by the first difference."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from canvit_gym.actions import grid_viewpoints
 from canvit_gym.assembly import build_backbone
+from canvit_gym.benchmark.runner import BenchmarkConfig, benchmark, evaluable
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
+from canvit_gym.play.rivals import make_rival
 from canvit_gym.policies import load_policy, window
+from canvit_gym.policies.learned import load_record
 from canvit_gym.policies.released import GROUPS, ReleasedPolicy, ViewpointScorer
 
 CONFIG = EnvConfig(split="validation", num_scenes=5, device="cpu", budget=3, grid_scales=(0.5, 0.25), grid_centers=4)
@@ -66,6 +70,38 @@ def test_a_released_policy_acts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     chosen = whole[:, 1:].reshape(-1, 3)
     assert all((np.abs(policy.table - viewpoint).max(axis=1) < 1e-6).any() for viewpoint in chosen)
     np.testing.assert_array_equal(evaluate(load_policy(directory, device="cpu"), config=CONFIG).viewpoints, whole)
+
+
+@pytest.mark.parametrize("spec", ["canvit/qpolicy-ade20k-tiny-s0", "qpolicy-ade20k-tiny-s0", "directory"])
+def test_commands_take_a_released_policy(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation, benchmarks and the page to play on, with the policy's viewpoints for actions."""
+    monkeypatch.setenv("CANVIT_HUB_ROOT", str(tmp_path))
+    directory = release(tmp_path / "qpolicy-ade20k-tiny-s0")
+    spec = str(directory) if spec == "directory" else spec
+    wanted = evaluate(load_policy(directory, device="cpu"), config=CONFIG).viewpoints
+    other = replace(CONFIG, action="continuous", first_glimpse="random")
+    for made in (evaluable(spec, other), make_rival(spec, other)):
+        assert isinstance(made.policy, ReleasedPolicy)
+        assert (made.config.action, made.config.grid_centers, made.config.first_glimpse) == ("grid", 4, "full")
+        np.testing.assert_array_equal(evaluate(made.policy, config=made.config).viewpoints, wanted)
+    with pytest.raises(ValueError, match="not how likely they are"):
+        evaluable(spec, CONFIG, deterministic=False)
+    for make in (evaluable, make_rival):
+        with pytest.raises(ValueError, match="supports segmentation, not classification"):
+            make(spec, replace(CONFIG, dataset="fashion-classification"))
+    with pytest.raises(ValueError, match=r"released by CanViT's authors and has no policy\.json"):
+        load_record(spec)
+
+
+def test_a_benchmark_of_a_released_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANVIT_HUB_ROOT", str(tmp_path))
+    release(tmp_path / "qpolicy-ade20k-tiny-s0")
+    policies = ("coarse_to_fine", "canvit/qpolicy-ade20k-tiny-s0")
+    config = BenchmarkConfig(
+        output=tmp_path / "out", policies=policies, budget=2, num_scenes=4, device="cpu", progress=False
+    )
+    report = benchmark(config).read_text(encoding="utf-8")
+    assert "qpolicy-ade20k-tiny-s0" in report and "released by CanViT&#x27;s authors" in report
 
 
 def test_a_released_policy_has_no_probabilities(tmp_path: Path) -> None:

@@ -208,28 +208,27 @@ def _provenance_rows(benchmark: Benchmark) -> list[tuple[str, str]]:
     for entry in benchmark.entries:
         if entry.learned and entry.deterministic:
             for run in entry.runs:
-                assert run.training is not None
-                rows.append(
-                    (
-                        entry.label,
-                        f"{run.training['directory']}, sha256 {run.training['weights_sha256']}, trained on "
-                        f"{run.training['env_id']} at budget {run.training['budget']}{_decisions(run.training)}",
-                    )
-                )
+                training = run.training
+                assert training is not None
+                what = f"{training['directory']}, sha256 {training['weights_sha256']}, {_origin(training)}"
+                rows.append((entry.label, what))
     return rows
 
 
-def _decisions(training: dict[str, Any]) -> str:
-    """The number of training decisions, if it is known."""
+def _origin(training: dict[str, Any]) -> str:
+    """What a policy was trained on, and with how many decisions, as far as it is known."""
+    if training["env_id"] is None:
+        return "released by CanViT's authors"
     count = decisions_of(training)
-    return "" if count is None else f", after {count:,} decisions"
+    decisions = "" if count is None else f", after {count:,} decisions"
+    return f"trained on {training['env_id']} at budget {training['budget']}{decisions}"
 
 
 def _budget_notes(benchmark: Benchmark) -> list[str]:
     """Notes on learned policies that are used with another budget than in training."""
     notes = []
     for label, trainings in trained_policies(benchmark.entries):
-        if other := sorted({training["budget"] for training in trainings} - {benchmark.budget}):
+        if other := sorted({training["budget"] for training in trainings} - {benchmark.budget, None}):
             notes.append(
                 f"{label}: trained with a budget of {listed([str(b) for b in other])} glimpses, evaluated with "
                 f"{benchmark.budget}."

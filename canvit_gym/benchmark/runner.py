@@ -20,7 +20,6 @@ forward per candidate. They only see `oracle_scenes` of the scenes, and are comp
 """
 
 import glob
-import hashlib
 import logging
 import re
 import time
@@ -65,8 +64,15 @@ from canvit_gym.policies import (
     parse_spec,
     supported_tasks,
 )
-from canvit_gym.policies.learned import WEIGHTS, LearnedPolicy, load_policy, load_record, policy_directory
-from canvit_gym.policies.policy_record import TRAINED_WITH, as_trained
+from canvit_gym.policies.learned import (
+    LearnedPolicy,
+    load_as_trained,
+    load_record,
+    policy_directory,
+    weights_sha256,
+)
+from canvit_gym.policies.policy_record import TRAINED_WITH
+from canvit_gym.policies.released import is_released
 from canvit_gym.provenance import provenance
 from canvit_gym.scenes.datasets import DATASETS
 
@@ -293,17 +299,17 @@ def _trained(directory: str, env: EnvConfig, *, deterministic: bool) -> Evaluabl
         FileNotFoundError: no policy there.
         ValueError: a policy of another environment, checkpoint or probe.
     """
-    where = policy_directory(Path(directory))
-    record = load_record(where)
-    if record.env.dataset != env.dataset:
+    where = policy_directory(directory)
+    record = None if is_released(where) else load_record(where)
+    if record is not None and record.env.dataset != env.dataset:
         raise ValueError(
             f"the policy in {directory} was trained on {record.env_id} (data set {record.env.dataset!r}), but this "
             f"benchmark is on {env.dataset!r}: choose a policy trained on it, or --env {record.env_id}"
         )
-    own = as_trained(env, record)
-    weights = hashlib.sha256((where / WEIGHTS).read_bytes()).hexdigest()
+    policy, own = load_as_trained(directory, env, deterministic=deterministic)
+    weights = weights_sha256(where)
     return Evaluable(
-        policy=load_policy(where, config=own, deterministic=deterministic),
+        policy=policy,
         config=own,
         key={
             "weights_sha256": weights,
@@ -313,9 +319,10 @@ def _trained(directory: str, env: EnvConfig, *, deterministic: bool) -> Evaluabl
         training={
             "directory": directory,
             "weights_sha256": weights,
-            "env_id": record.env_id,
-            "budget": record.env.budget,
-            "training": record.training,
+            # None where it is not known, of policies that CanViT's authors released.
+            "env_id": record and record.env_id,
+            "budget": record and record.env.budget,
+            "training": record.training if record else {},
         },
     )
 

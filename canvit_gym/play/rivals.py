@@ -12,9 +12,8 @@ from canvit_gym.episodes import EpisodeView
 from canvit_gym.evaluation import record_views
 from canvit_gym.play.messages import reading_message
 from canvit_gym.play.pictures import numbers, picture_uri, seen_picture
-from canvit_gym.policies import GlimpsePolicy, is_trained, load_policy, make_policy
-from canvit_gym.policies.learned import load_record
-from canvit_gym.policies.policy_record import as_trained
+from canvit_gym.policies import GlimpsePolicy, is_trained, make_policy
+from canvit_gym.policies.learned import load_as_trained
 
 KEPT_SCENES = 64
 
@@ -113,10 +112,8 @@ def make_rivals(specs: Sequence[str] | None, config: EnvConfig) -> Rivals:
 def make_rival(spec: str, config: EnvConfig) -> Rival:
     """One policy; see make_rivals."""
     if is_trained(spec):
-        own = as_trained(config, load_record(spec))
-        policy: GlimpsePolicy = load_policy(spec, config=own)
+        policy, own = load_as_trained(spec, config)
     else:
-        own = config
-        policy = make_policy(spec, config=config, num_glimpses=config.budget)
+        policy, own = make_policy(spec, config=config, num_glimpses=config.budget), config
     keys = tuple(dict.fromkeys((*own.observations, *policy.info.observations)))
     return Rival(spec=spec, policy=policy, config=own.with_observations(keys))

@@ -30,7 +30,7 @@ from torch.distributions import Categorical
 from torch.utils.flop_counter import FlopCounterMode
 
 from canvit_gym.actions import DiscreteActions
-from canvit_gym.assembly import build_actions, task_kind
+from canvit_gym.assembly import build_actions, build_backbone, task_kind
 from canvit_gym.atomic import write_bytes, write_json
 from canvit_gym.backbone.hub import asset_dir, find_repository, hub_root
 from canvit_gym.backbone.load import resolve_device
@@ -49,13 +49,21 @@ from canvit_gym.policies.networks import (
 from canvit_gym.policies.policy_record import (
     Inputs,
     PolicyRecord,
+    as_trained,
     describe_inputs,
     describe_layout,
     reads_probe,
     require_same,
 )
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
-from canvit_gym.policies.released import CONFIG, is_released, load_released, require_same_table
+from canvit_gym.policies.released import (
+    CONFIG,
+    RELEASED_NAME,
+    ReleasedPolicy,
+    is_released,
+    load_released,
+    require_same_table,
+)
 from canvit_gym.policies.released import WEIGHTS as RELEASED_WEIGHTS
 from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.streams import scene_seeds, scene_uniforms
@@ -67,8 +75,6 @@ WEIGHTS, RECORD = "policy.safetensors", "policy.json"
 SHIPPED = "policies"
 """The assets directory of shipped policies: one directory per environment, and in it one per algorithm."""
 
-_RELEASED = re.compile(rf"(?:{HUB_ORGANIZATION}/)?qpolicy-[\w.-]+")
-"""Names of the policies that CanViT's authors released."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w-]*(?<!-v\d)/\w[\w.-]*")
 """A repository "user/name" of the Hub; "Environment-v0/algorithm" is a shipped policy's name."""
 
@@ -352,10 +358,13 @@ def policy_directory(source: str | Path) -> Path:
     """The directory of a policy: one on disk, the best policy of a run directory, a shipped one, or one from the Hub.
 
     Shipped policies are named "ENVIRONMENT/ALGORITHM", such as "FashionSearch-v0/ppo"; those of the Hub "user/name".
+    Of those that CanViT's authors released it is in their own layout, see canvit_gym.policies.released.
 
     Raises:
         FileNotFoundError: none of these.
     """
+    if (released := _released_directory(source)) is not None:
+        return released
     directory = Path(source).expanduser()
     if (directory / RECORD).is_file() or (directory / WEIGHTS).is_file():
         return directory
@@ -390,9 +399,14 @@ def load_record(directory: str | Path) -> PolicyRecord:
     """
     Raises:
         FileNotFoundError: no policy there.
-        ValueError: its record is damaged.
+        ValueError: its record is damaged, or it was released by CanViT's authors, without one.
     """
     directory = policy_directory(directory)
+    if is_released(directory):
+        raise ValueError(
+            f"the policy in {directory} was released by CanViT's authors and has no {RECORD}: use it by itself, with "
+            "load_policy, canvit-gym evaluate, benchmark or play"
+        )
     for name in (WEIGHTS, RECORD):
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory} has no {name}: a policy is a directory with {WEIGHTS} and {RECORD}")
@@ -427,14 +441,14 @@ def load_policy(
             trained on, the weights do not fit the record, or deterministic=False and the policy has values, but no
             probabilities.
     """
-    if (released := _released_directory(source)) is not None:
+    directory = policy_directory(source)
+    if is_released(directory):
         if not deterministic:
             raise ValueError(_no_probabilities(str(source)))
-        policy = load_released(released, name=str(source), device=resolve_device(device or "auto"))
+        policy = load_released(directory, name=str(source), device=resolve_device(device or "auto"))
         if config is not None:
             require_same_table(policy, build_actions(config))
         return cast(LearnedPolicy, policy)  # as the docstring says; with a union all callers would have to tell apart
-    directory = policy_directory(source)
     record = load_record(directory)
     wanted = record.env if config is None else config
     require_same(record.inputs, describe_inputs(wanted), who=f"the policy in {directory}")
@@ -445,12 +459,36 @@ def load_policy(
     return LearnedPolicy(network, record, deterministic=deterministic)
 
 
+def load_as_trained(
+    source: str | Path, env: EnvConfig, *, deterministic: bool = True
+) -> tuple[LearnedPolicy, EnvConfig]:
+    """A trained policy, and the environment with the observations and actions that it was trained with.
+
+    Raises:
+        FileNotFoundError, ValueError: as in load_policy.
+    """
+    directory = policy_directory(source)
+    if not is_released(directory):
+        own = as_trained(env, load_record(directory))
+        return load_policy(directory, config=own, deterministic=deterministic), own
+    policy = load_policy(source, device=env.device, deterministic=deterministic)
+    assert isinstance(policy, ReleasedPolicy)
+    policy.require_supported(task_kind(env.dataset), build_backbone(env))
+    return policy, replace(env, **policy.env_keywords)
+
+
+def weights_sha256(directory: Path) -> str:
+    """The hash of the weights in a policy's directory, as `policy_directory` returns it."""
+    name = RELEASED_WEIGHTS if is_released(directory) else WEIGHTS
+    return hashlib.sha256((directory / name).read_bytes()).hexdigest()
+
+
 def _released_directory(source: str | Path) -> Path | None:
     """The directory of a released policy, if `source` names one or is its directory."""
     directory, name = Path(source).expanduser(), str(source)
     if directory.is_dir():
         return directory if is_released(directory) else None
-    if not _RELEASED.fullmatch(name):
+    if not RELEASED_NAME.fullmatch(name):
         return None
     below_root = Path(hub_root()) / name.removeprefix(f"{HUB_ORGANIZATION}/")
     return below_root if below_root.is_dir() else find_repository("policy", name, (CONFIG, RELEASED_WEIGHTS))

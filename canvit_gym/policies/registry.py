@@ -43,6 +43,7 @@ from canvit_gym.policies.orders import (
 )
 from canvit_gym.policies.paper import build_paper, paper_info
 from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo, check_supported, supported_tasks
+from canvit_gym.policies.released import RELEASED_NAME
 from canvit_gym.policies.saliency import SpectralResidualSaliency, build_saliency
 from canvit_gym.policies.sequences import build_center, build_raster, center, raster
 from canvit_gym.policies.spec import Context, PolicySpec
@@ -153,14 +154,17 @@ def make_policy(spec: str, *, config: EnvConfig, num_glimpses: int, progress: bo
 
 
 def is_trained(name: str) -> bool:
-    """Whether a policy is named as `load_policy` takes it (a directory, or "ENVIRONMENT/ALGORITHM"), not by a spec.
+    """Whether a policy is named as `load_policy` takes it (a directory, "ENVIRONMENT/ALGORITHM", or the name of a
+    released one), not by a spec.
 
     A directory that exists is one whatever its name, such as the "run(1)" that a download made.
 
     >>> [is_trained(name) for name in ("FashionSearch-v0/ppo", "runs/nowhere", "center(scale=1/2)", "random")]
     [True, True, False, False]
     """
-    return Path(name).expanduser().is_dir() or ("(" not in name and "/" in name)
+    if RELEASED_NAME.fullmatch(name) or Path(name).expanduser().is_dir():
+        return True
+    return "(" not in name and "/" in name
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:

@@ -14,12 +14,14 @@ Features are maps of 32 x 32 cells, pooled from the canvas's own, in the order o
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from canvit_pytorch.project import HUB_ORGANIZATION
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -28,12 +30,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from canvit_gym.actions import Actions, DiscreteActions, grid_viewpoints
 from canvit_gym.backbone.canvas import normalized_canvas
+from canvit_gym.backbone.load import Backbone
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.seen import Seen
 from canvit_gym.viewpoints import first_viewpoints
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+RELEASED_NAME = re.compile(rf"(?:{HUB_ORGANIZATION}/)?qpolicy-[\w.-]+")
+"""Names of the policies that CanViT's authors released."""
 GROUPS = ("ent", "ent_delta", "cos_prev", "cos_init", "ln_feat", "feat_delta")
 SCALARS = ("ent", "ent_delta", "cos_prev", "cos_init")
 GRID = 32
@@ -192,14 +197,29 @@ class ReleasedPolicy:
         )
         self._flops: int | None = None
 
-    def reset(self, seen: Seen, *, seed: int) -> None:
-        check_supported(self.info, seen.task.name, seen.canvas_grid)
-        wanted, found = self.network.frontend.sizes[-1], seen.backbone.canvit.canvas_dim
+    @property
+    def env_keywords(self) -> dict[str, Any]:
+        """Those of an environment whose actions are the viewpoints that the network scores."""
+        return {
+            "action": "grid",
+            "grid_scales": self.network.scales,
+            "grid_centers": self.network.centers,
+            "allow_stop": False,
+            "first_glimpse": "full",
+        }
+
+    def require_supported(self, task: str, backbone: Backbone) -> None:
+        """Raise ValueError if the network cannot read this task's canvases."""
+        check_supported(self.info, task, backbone.canvas_grid)
+        wanted, found = self.network.frontend.sizes[-1], backbone.canvit.canvas_dim
         if wanted != found:
             raise ValueError(
                 f"this policy reads canvases of {wanted} channels, but the checkpoint's has {found}: use "
                 "checkpoint='flagship', on which it was trained"
             )
+
+    def reset(self, seen: Seen, *, seed: int) -> None:
+        self.require_supported(seen.task.name, seen.backbone)
         self.network.to(seen.device)
         empty = seen.backbone.init_state(1)
         self._empty = self._cells(seen, normalized_canvas(seen.backbone, empty))

@@ -4,7 +4,6 @@ In every environment these are the baseline and the ceiling, since shares lie be
 that its `Skill` names; and trained policies, both those trained there and all others that fit.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.perturbations import PERTURBATIONS, perturbation_named
 from canvit_gym.policies import POLICY_SPECS, check_supported, is_trained, make_policy, parse_spec
-from canvit_gym.policies.learned import WEIGHTS, load_record, policy_directory, read_alike, shipped_policies
+from canvit_gym.policies.learned import load_record, policy_directory, read_alike, shipped_policies, weights_sha256
 from canvit_gym.policies.policy_record import (
     TRAINED_WITH,
     PolicyRecord,
@@ -194,7 +193,7 @@ def _trained_sources(policies: Sequence[str]) -> list[Source]:
     sources = []
     for name in names:
         record = load_record(name)
-        weights = hashlib.sha256((policy_directory(name) / WEIGHTS).read_bytes()).hexdigest()
+        weights = weights_sha256(policy_directory(name))
         trained_with = {field: record.env.to_json()[field] for field in TRAINED_WITH}
         key = {"weights_sha256": weights, "trained_with": trained_with}
         sources.append(Source(name.removeprefix("CanViT/"), key, record))
