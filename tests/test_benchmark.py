@@ -21,7 +21,8 @@ from canvit_gym.benchmark.report import MARKDOWN, REPORT, SCENES
 from canvit_gym.benchmark.runner import BenchmarkConfig
 from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
-from canvit_gym.evaluation import evaluate
+from canvit_gym.evaluation import Evaluation, evaluate
+from canvit_gym.perturbations import PERTURBATIONS
 from canvit_gym.play.recording import Played, Recorder
 from canvit_gym.play.rivals import make_rival
 from canvit_gym.policies import make_policy
@@ -414,6 +415,25 @@ def test_people_on_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"something else than this benchmark is on: scenes: '.*6 of 12' there"):
         runner.benchmark(config)
     assert runner.benchmark(replace(config, num_scenes=6)).is_file()
+
+
+def test_records_of_policies_are_not_people(played: Path, tmp_path: Path) -> None:
+    config = EnvConfig(split="test", num_scenes=NUM_SCENES, budget=BUDGET, device="cpu")
+    policy = make_policy("center", config=config, num_glimpses=BUDGET)
+    evaluate(policy, config=config, perturbations=[PERTURBATIONS["darker"]]).save(tmp_path / "policy.npz")
+    record = Evaluation.load(played)
+    perturbed = record.record | {"perturbations": [PERTURBATIONS["darker"].record()]}
+    replace(record, record=perturbed).save(tmp_path / "perturbed.npz")
+    for name, words in (
+        ("policy", "record of a policy, 'center', not of people: name a file that canvit-gym play --record"),
+        ("perturbed", r"recorded under perturbations \(brightness\)"),
+    ):
+        benchmarked = BenchmarkConfig(
+            output=tmp_path / "out", policies=("coarse_to_fine",), also=(f"human={tmp_path / name}.npz",),
+            budget=BUDGET, num_scenes=NUM_SCENES, device="cpu", progress=False,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            runner.benchmark(benchmarked)
 
 
 def test_people_of_something_else_are_refused(played: Path, tmp_path: Path) -> None:

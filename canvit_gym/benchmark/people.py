@@ -13,6 +13,7 @@ import numpy as np
 
 from canvit_gym.benchmark.records import RECORDS
 from canvit_gym.evaluation import Evaluation, name_of_split
+from canvit_gym.play.recording import read_played
 from canvit_gym.scenes.files import ScenesOnDisk
 from canvit_gym.scenes.source import SceneSource
 
@@ -32,12 +33,13 @@ def read_people(spec: str, identity: dict[str, Any], *, scenes: SceneSource) -> 
         scenes: the benchmark's.
 
     Raises:
-        FileNotFoundError: no such file. ValueError: not a record, or one of another environment, scenes or model.
+        FileNotFoundError: no such file. ValueError: not a record of people, or one of another environment, scenes or
+            model.
     """
     found = _GROUP.fullmatch(spec)
     assert found is not None, spec
     label, path = found["label"].strip(), Path(found["path"])
-    record = Evaluation.load(path)
+    record = read_played(path)
     config, wanted = record.record["config"], identity["config"]
     there = {name: config[name] for name in ("dataset", "split", "budget")}
     here = {name: wanted[name] for name in there}

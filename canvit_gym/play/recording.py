@@ -102,16 +102,21 @@ class Recorder:
 
 
 def read_played(path: Path) -> Evaluation:
-    """
+    """A file that `Recorder` wrote.
+
     Raises:
-        ValueError: not an evaluation record, or that of a policy.
+        FileNotFoundError: no such file.
+        ValueError: not an evaluation record, that of a policy, or one of perturbed scenes, which people never play.
     """
     record = Evaluation.load(path)
+    cure = "name a file that canvit-gym play --record wrote (or, for --record, a new one)"
     if SECONDS not in record.record:
         raise ValueError(
-            f"{path} is the record of a policy, {record.record['policy']['name']!r}, not of people: choose another "
-            "file for --record"
+            f"{path} is the record of a policy, {record.record['policy']['name']!r}, not of people: {cure}"
         )
+    if perturbations := record.record.get("perturbations"):
+        names = ", ".join(perturbation["name"] for perturbation in perturbations)
+        raise ValueError(f"{path} was recorded under perturbations ({names}), which play does not have: {cure}")
     return record
 
 
