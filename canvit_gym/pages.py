@@ -5,13 +5,15 @@ sets, the fields of EnvConfig and the tables of tasks, rewards and observations.
 data sets on disk expect the data in the directory that the example names.
 """
 
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from string import Template
 from textwrap import dedent, fill
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
+from canvit_gym.actions import ActionKind, DiscreteActions, make_actions
 from canvit_gym.config import GROUPS, EnvConfig
 from canvit_gym.observations import DEFAULT_KEYS, OBSERVATIONS, ObservationLayout
 from canvit_gym.rewards import REWARDS
@@ -34,8 +36,8 @@ take the next glimpse and is paid for better readings.
 >>> terminated = False
 >>> while not terminated:
 ...     observation, reward, terminated, truncated, info = env.step($sample)
->>> int(info["glimpses"]), truncated
-($budget, False)
+>>> int(info["glimpses"])$most, truncated
+$ended
 
 ## Action Space
 An action is a viewpoint (row, col, scale): a square crop whose side is `scale` times the scene's. The center lies in
@@ -44,17 +46,11 @@ abs(col) are at most 1 - scale.
 
 | `action` | space | meaning |
 | --- | --- | --- |
-| "grid" | Discrete(512) | scales x rows x cols: `grid_scales` x `grid_centers` x `grid_centers` |
-| "continuous" | Box(-1, 1, (3,)) | center divided by (1 - scale), then zoom: scale `min_scale` at -1, 1 at +1 |
-| "quadtree" | Discrete(21) | the tiles of levels 0..`quadtree_levels`: 1 + 4 + 16 |
+$actions
 
-With `allow_stop`, one more action, or a fourth number above 0, ends the episode without a glimpse.
-`env.unwrapped.actions` decodes actions into viewpoints and encodes viewpoints as the nearest actions.
+$stopping `env.unwrapped.actions` decodes actions into viewpoints and encodes viewpoints as the nearest actions.
 
->>> env.action_space
-Discrete(512)
->>> gym.make("$id"$example, action="continuous", allow_stop=True).action_space
-Box(-1.0, 1.0, (4,), float32)
+$spaces
 
 ## Observation Space
 A Dict of the keys in `observations` (default: $default_keys). It never contains the label, the score, or pixels that
@@ -87,7 +83,8 @@ episode.
 >>> while not terminated:
 ...     _, reward, terminated, _, info = env.step($sample)
 ...     rewards.append(reward)
->>> bool(abs(sum(rewards) - (info["score"] - first["score"])) < 1e-6)
+>>> gain = info["score"] - first["score"]$costs
+>>> bool(abs(sum(rewards) - gain) < 1e-6)
 True
 
 ## Starting State
@@ -128,12 +125,18 @@ Every argument is plain JSON, so `env.spec.to_json()` works.
 """)
 
 
+_MAY_STOP = "With `allow_stop`, one more action, or a fourth number above 0, ends the episode without a glimpse."
+_STOPS = (
+    "With `allow_stop`, the default here, the last action, or a fourth number above 0, ends the episode without a "
+    "glimpse."
+)
 _MASKED_SAMPLE = 'env.action_space.sample(info["action_mask"])'
 
 
 def page(spec: DatasetSpec) -> str:
     """The documentation page of a data set's environment."""
     own, geometry, task = spec.page, spec.page.geometry, TASKS[spec.task]
+    config = EnvConfig(**spec.kwargs)
     symbols = {symbol: symbol for symbol, _ in task.potentials.values()}
     example = "".join(f", {name}={_written(value)}" for name, value in own.example.items())
     text = _TEMPLATE.substitute(
@@ -144,11 +147,17 @@ def page(spec: DatasetSpec) -> str:
         arguments=arguments(spec),
         glimpse_px=geometry.glimpse_px,
         grid=geometry.grid,
-        budget=spec.kwargs.get("budget", EnvConfig.budget),
-        sample="env.action_space.sample()" if spec.kwargs.get("revisit", True) else _MASKED_SAMPLE,
+        # A random agent may stop at any time where it can.
+        most=f" <= {config.budget}" if config.allow_stop else "",
+        ended=(True if config.allow_stop else config.budget, False),
+        sample="env.action_space.sample()" if config.revisit else _MASKED_SAMPLE,
+        actions="\n".join(_action_rows(config)),
+        stopping=_STOPS if config.allow_stop else _MAY_STOP,
+        spaces=_space_examples(spec.env_id, example, config),
+        costs=f' - {config.glimpse_cost} * (info["glimpses"] - first["glimpses"])' if config.glimpse_cost else "",
         reading=f"{own.classes} from {task.source}",
-        default_keys=", ".join(spec.env_defaults.get("observations", DEFAULT_KEYS)),
-        sorted_keys=sorted(spec.env_defaults.get("observations", DEFAULT_KEYS)),
+        default_keys=", ".join(config.observations),
+        sorted_keys=sorted(config.observations),
         observations="\n".join(_observation_rows(spec)),
         potentials="\n".join(f"| {name} | {symbol} | {doc} |" for name, (symbol, doc) in task.potentials.items()),
         rewards="\n".join(
@@ -158,6 +167,34 @@ def page(spec: DatasetSpec) -> str:
         ),
     )
     return "\n\n".join(_filled(block) for block in text.split("\n\n"))
+
+
+def _action_rows(config: EnvConfig) -> list[str]:
+    """A table row for every kind of action that the environment can have, with its space there."""
+    tiles = " + ".join(str(4**level) for level in range(config.quadtree_levels + 1))
+    meanings: dict[ActionKind, str] = {
+        "grid": "scales x rows x cols: `grid_scales` x `grid_centers` x `grid_centers`",
+        "continuous": "center divided by (1 - scale), then zoom: scale `min_scale` at -1, 1 at +1",
+        "quadtree": f"the tiles of levels 0..`quadtree_levels`: {tiles}",
+    }
+    rows = []
+    for kind, meaning in meanings.items():
+        actions = make_actions(kind, **config.action_parameters)
+        if config.revisit or isinstance(actions, DiscreteActions):
+            space = actions.space
+            written = f"Box(-1, 1, {space.shape})" if isinstance(space, spaces.Box) else str(space)
+            rows.append(f'| "{kind}" | {written} | {meaning}{"; and stopping" if config.allow_stop else ""} |')
+    return rows
+
+
+def _space_examples(env_id: str, example: str, config: EnvConfig) -> str:
+    """The environment's action space and, where actions need no table, that of another kind."""
+    space = make_actions(config.action, **config.action_parameters).space
+    lines = [">>> env.action_space", str(space)]
+    if config.revisit:
+        other = make_actions("continuous", **replace(config, allow_stop=True).action_parameters).space
+        lines += [f'>>> gym.make("{env_id}"{example}, action="continuous", allow_stop=True).action_space', str(other)]
+    return "\n".join(lines)
 
 
 def _observation_rows(spec: DatasetSpec) -> list[str]:

@@ -68,6 +68,24 @@ def test_examples_run(module: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", ALL_ENV_IDS)
+@pytest.mark.usefixtures("data_in_place")
+def test_examples_of_pages_run(env_id: str) -> None:
+    """doctest.testmod does not find the environments' classes, which are made when they are asked for."""
+    examples = doctest.DocTestParser().get_doctest(page(env_id), {}, env_id, None, 0)
+    result = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(examples)
+    assert result.attempted > 20 and result.failed == 0
+
+
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
+def test_pages_tell_the_action_space(env_id: str) -> None:
+    own = canvit_gym.ENVIRONMENTS[env_id]
+    kwargs = {**small(env_id), **{name: own[name] for name in ("reward", "allow_stop", "revisit") if name in own}}
+    env = gym.make(env_id, **kwargs)
+    env.close()
+    assert f'| "grid" | {env.action_space} |' in page(env_id)
+
+
+@pytest.mark.parametrize("env_id", ALL_ENV_IDS)
 def test_pages_are_in_gymnasiums_order(env_id: str) -> None:
     assert re.findall(r"^## (.*)$", page(env_id), flags=re.MULTILINE) == PAGE
 
