@@ -212,7 +212,7 @@ class ActionConfig:
         True,
         boolean,
         "whether a viewpoint may be chosen again within an episode. If not, every action except stopping is allowed "
-        "once: see action masks. For grid and quadtree actions only",
+        'once, and `info["action_mask"]` says which. For grid and quadtree actions only',
     )
 
     @property
@@ -233,7 +233,9 @@ class RewardConfig:
     glimpse_cost: float = option(
         0.0, finite(low=0), "subtracted from the reward for every glimpse that the agent takes"
     )
-    track_score: bool = option(False, boolean, "whether every info contains the score")
+    track_score: bool = option(
+        False, boolean, "whether every info contains the score, even if neither the task nor the reward needs it"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

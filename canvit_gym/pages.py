@@ -18,7 +18,7 @@ from canvit_gym.config import GROUPS, EnvConfig
 from canvit_gym.observations import DEFAULT_KEYS, OBSERVATIONS, ObservationLayout
 from canvit_gym.rewards import REWARDS
 from canvit_gym.scenes.datasets import DatasetSpec
-from canvit_gym.tasks import TASKS
+from canvit_gym.tasks import TASKS, TaskSpec
 
 _TEMPLATE = Template("""$headline
 
@@ -97,12 +97,37 @@ Training scenes are sampled in shuffled passes without replacement; `reset(optio
 
 ## Episode End
 An episode terminates when the budget is spent or the agent stops. The budget is part of the task and "time" shows what
-is left of it, so that nothing is truncated. `info` contains "scene", "viewpoint", "glimpses" and "loss", "score" if it
-is tracked, and "loss_curve" (and "score_curve"): [budget], the values after each glimpse, where the last value is
-repeated for glimpses that have not been taken. Infos of vector environments contain curves when an episode ends.
+is left of it, so that nothing is truncated.
 
->>> {"glimpses", "loss", "loss_curve", "scene", "viewpoint"} <= set(info)
-True
+>>> env = gym.make("$id"$example, budget=2)
+>>> observation, info = env.reset(seed=0)
+>>> observation, reward, terminated, truncated, info = env.step($sample)
+>>> terminated, truncated
+(True, False)
+
+## Information
+`reset` and `step` return an `info` with these keys:
+
+| key | value |
+| --- | --- |
+$info
+
+A `reward` adds the potential that it is computed from, and `track_score` adds the score, each with its curve. Infos of
+vector environments contain curves only when an episode ends.
+
+$keys
+
+## Rendering
+`render_mode="rgb_array"`: `render()` returns an RGB frame. It shows the scene with its glimpses, the last glimpse, the
+canvas, the reading, the truth, and the curves of loss and score. `render_mode="human"` shows the frames in a window,
+which is updated at every step; it needs a display.
+
+>>> env = gym.make("$id"$example, render_mode="rgb_array")
+>>> observation, info = env.reset(seed=0)
+>>> height, width, channels = env.render().shape
+>>> channels
+3
+>>> env.close()
 
 ## Arguments
 $arguments
@@ -137,6 +162,7 @@ def page(spec: DatasetSpec) -> str:
     """The documentation page of a data set's environment."""
     own, geometry, task = spec.page, spec.page.geometry, TASKS[spec.task]
     config = EnvConfig(**spec.kwargs)
+    info = _info_keys(config, task)
     symbols = {symbol: symbol for symbol, _ in task.potentials.values()}
     example = "".join(f", {name}={_written(value)}" for name, value in own.example.items())
     text = _TEMPLATE.substitute(
@@ -155,6 +181,8 @@ def page(spec: DatasetSpec) -> str:
         stopping=_STOPS if config.allow_stop else _MAY_STOP,
         spaces=_space_examples(spec.env_id, example, config),
         costs=f' - {config.glimpse_cost} * (info["glimpses"] - first["glimpses"])' if config.glimpse_cost else "",
+        info="\n".join(f'| "{key}" | {meaning} |' for key, meaning in info.items()),
+        keys=f">>> sorted(info)\n{fill(str(sorted(info)), 112)}",
         reading=f"{own.classes} from {task.source}",
         default_keys=", ".join(config.observations),
         sorted_keys=sorted(config.observations),
@@ -195,6 +223,27 @@ def _space_examples(env_id: str, example: str, config: EnvConfig) -> str:
         other = make_actions("continuous", **replace(config, allow_stop=True).action_parameters).space
         lines += [f'>>> gym.make("{env_id}"{example}, action="continuous", allow_stop=True).action_space', str(other)]
     return "\n".join(lines)
+
+
+def _info_keys(config: EnvConfig, task: TaskSpec) -> dict[str, str]:
+    """Key -> meaning of what the infos of single environments contain."""
+    keys = {
+        "scene": "index of the scene",
+        "viewpoint": "(3,): the last (row, col, scale)",
+        "glimpses": "number of glimpses taken",
+    }
+    if "goal" in config.observations:
+        keys["goal"] = "number of the goal"
+    if isinstance(make_actions(config.action, **config.action_parameters), DiscreteActions):
+        all_ones = "; all ones unless `revisit=False`" if config.revisit else ""
+        keys["action_mask"] = (
+            f"(number of actions,), int8: 1 where an action may be chosen, for `action_space.sample(mask)`{all_ones}"
+        )
+    tracked = {*task.kind.in_every_info, REWARDS[config.reward].potential, *(["score"] if config.track_score else [])}
+    named = [name for name in task.potentials if name in tracked]
+    curve = "(budget,): its values after each glimpse; the last one is repeated for glimpses that are not taken"
+    keys |= {name: f"the potential {task.potentials[name][0]}: see Rewards" for name in named}
+    return keys | {f"{name}_curve": curve if name == "loss" else f"the same of {name}" for name in named}
 
 
 def _observation_rows(spec: DatasetSpec) -> list[str]:

@@ -29,6 +29,8 @@ PAGE = [
     "Rewards",
     "Starting State",
     "Episode End",
+    "Information",
+    "Rendering",
     "Arguments",
     "Vectorized environment",
     "Version History",
@@ -77,12 +79,16 @@ def test_examples_of_pages_run(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", ALL_ENV_IDS)
-def test_pages_tell_the_action_space(env_id: str) -> None:
+def test_pages_list_the_spaces_and_the_keys_of_infos(env_id: str) -> None:
+    text = page(env_id)
     own = canvit_gym.ENVIRONMENTS[env_id]
     kwargs = {**small(env_id), **{name: own[name] for name in ("reward", "allow_stop", "revisit") if name in own}}
     env = gym.make(env_id, **kwargs)
+    _, info = env.reset(seed=0)
     env.close()
-    assert f'| "grid" | {env.action_space} |' in page(env_id)
+    assert f'| "grid" | {env.action_space} |' in text
+    table = text.partition("## Information")[2].partition("## Rendering")[0]
+    assert sorted(re.findall(r'^\| "(\w+)" \|', table, flags=re.MULTILINE)) == sorted(info)
 
 
 @pytest.mark.parametrize("env_id", ALL_ENV_IDS)
