@@ -20,23 +20,12 @@ from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import LearnedPolicy
 from canvit_gym.policies.policy_record import TRAINED_WITH
-from canvit_gym.stopping import OWN_ACTION, WHEN_RIGHT, at_confidence, cost_of_glimpses, evaluate_with_stops
+from canvit_gym.stopping import OWN_ACTION, at_confidence, cost_of_glimpses, evaluate_with_stops, named
 from canvit_gym.suite.payoff import payoff_of
 
 MACHINE, LIBRARIES = ("device", "versions"), ("canvit-gym", "canvit-pytorch")
 """Parts of an identity that say where an evaluation ran, and the versions that count nevertheless. The device and the
 versions of torch and numpy change the last digits of float32, not the model."""
-
-
-def named(spec: str, stop: str | None) -> str:
-    """A hand-coded policy and where it stops, in words.
-
-    >>> named("random", at_confidence(0.6))
-    'random, stops at confidence 0.6'
-    """
-    if stop is None:
-        return spec
-    return f"{spec}, told when the reading is right" if stop == WHEN_RIGHT else f"{spec}, stops {stop}"
 
 
 def pays_of_curve(env: EnvConfig, entry: dict[str, Any]) -> float:

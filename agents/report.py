@@ -30,7 +30,7 @@ from agents.algorithms import DEFAULT, find_algorithm
 from agents.clock import read_times
 from agents.intervals import with_interval
 from agents.matrix import tested
-from agents.outcomes import named, of_hand_coded, pays_of_curve
+from agents.outcomes import of_hand_coded, pays_of_curve
 from agents.run_directory import CLOCK, CONFIG, FAILED, PROVENANCE, RESULT
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.benchmark.comparison import share_of_lead
@@ -41,7 +41,7 @@ from canvit_gym.policies.learned import load_record
 from canvit_gym.provenance import provenance
 from canvit_gym.scenes.datasets import DATASETS, Skill
 from canvit_gym.statistics import Estimate, OverRuns, bootstrap_interval, run_improvement_interval
-from canvit_gym.stopping import WHEN_RIGHT, at_confidence
+from canvit_gym.stopping import WHEN_RIGHT, at_confidence, named
 from canvit_gym.suite.payoff import payoff_of
 
 log = logging.getLogger(__name__)

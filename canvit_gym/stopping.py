@@ -104,6 +104,19 @@ def at_confidence(threshold: float) -> str:
     return f"{AT_CONFIDENCE}{threshold:g}"
 
 
+def named(policy: str, stop: str | None) -> str:
+    """A policy and where it stops, in words. None: it goes on to the budget.
+
+    >>> named("random", at_confidence(0.6))
+    'random, stops at confidence 0.6'
+    >>> named("random", WHEN_RIGHT)
+    'random, told when the reading is right'
+    """
+    if stop is None:
+        return policy
+    return f"{policy}, told when the reading is right" if stop == WHEN_RIGHT else f"{policy}, stops {stop}"
+
+
 def confidence(episodes: EpisodeBatch) -> NDArray[np.float32]:
     """[B] the probability of the most likely class, as a classification is read now."""
     assert episodes.logits is not None

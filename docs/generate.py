@@ -19,7 +19,8 @@ from canvit_gym.evaluation import record_views
 from canvit_gym.perturbations import perturbations_table
 from canvit_gym.policies import make_policy, policies_table
 from canvit_gym.rendering import draw_frame
-from canvit_gym.scenes.datasets import DATASETS, DatasetSpec, suite_ids
+from canvit_gym.scenes.datasets import DATASETS, DatasetSpec
+from canvit_gym.suite.plan import skills_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -54,16 +55,6 @@ def baselines(spec: DatasetSpec) -> str:
         return ""
     _, _, text = path.read_text(encoding="utf-8").partition("\n\n")
     return f"\n## Baseline numbers\n\nWritten by `python -m experiments.studies.suite_headroom`.\n\n{text}"
-
-
-def skills_table() -> str:
-    """The suite's environments with what each is compared with, in Markdown."""
-    lines = ["| environment | skill | baseline | ceiling | hand-coded opponents |", "| --- | --- | --- | --- | --- |"]
-    for env_id, skill in suite_ids().items():
-        opponents = ", ".join(f"`{name}`" for name in skill.opponents)
-        name = env_id.rpartition("/")[2]
-        lines.append(f"| {name} | {skill.name} | `{skill.baseline}` | `{skill.ceiling}` | {opponents} |")
-    return "\n".join(lines)
 
 
 def main() -> None:

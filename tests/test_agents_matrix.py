@@ -17,7 +17,7 @@ from agents.algorithms import ALGORITHMS, load_hyperparameters
 from agents.clock import read_times
 from agents.matrix import MatrixConfig
 from agents.monitor import merit
-from agents.outcomes import named, of_hand_coded, pays_of_curve
+from agents.outcomes import of_hand_coded, pays_of_curve
 from agents.report import ReportConfig, find_runs, without_root
 from agents.settings import TrainConfig
 from agents.ship import ShipConfig
@@ -26,7 +26,7 @@ from canvit_gym.command_line import env_config
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.provenance import provenance
 from canvit_gym.statistics import area_under_curve
-from canvit_gym.stopping import WHEN_RIGHT, at_confidence, stops_when_right
+from canvit_gym.stopping import WHEN_RIGHT, at_confidence, named, stops_when_right
 from canvit_gym.suite.payoff import payoff_of
 
 CLASSIFICATION, ORDER, STOP = (f"CanViT/Fashion{name}-v0" for name in ("Classification", "Order", "Stop"))

@@ -38,7 +38,7 @@ from canvit_gym.suite.command import MANIFEST, RESULTS, SuiteConfig, identity_of
 from canvit_gym.suite.numbers import BEST, radar_shares
 from canvit_gym.suite.page import HTML, MARKDOWN, RADAR, write_pages
 from canvit_gym.suite.payoff import payoff_of
-from canvit_gym.suite.plan import make_plan, misfit
+from canvit_gym.suite.plan import make_plan, misfit, skills_table
 from canvit_gym.suite.radar import radar_figure
 
 CLASSIFICATION, STOP, ORDER, SEARCH = (
@@ -87,8 +87,8 @@ def test_every_policy_is_there(results: dict[str, Any]) -> None:
         "random": "baseline", "saliency(scale=0.4)": "opponent", SHIPPED: "trained", NASTY: "transfer",
         "box_locator(factor=1.0, jitter=0.2)": "ceiling",
     }  # fmt: skip
-    assert [label.partition(", stops ")[2] for label in policies[STOP]] == [
-        "at random", "at confidence 0.6", "when right", "by its own action",
+    assert [label.rpartition(", ")[2] for label in policies[STOP]] == [
+        "stops at random", "stops at confidence 0.6", "told when the reading is right", "stops by its own action",
     ]  # fmt: skip
     assert results["environments"][STOP]["misfits"] == {SHIPPED: "it has no stop action"}
     assert policies[CLASSIFICATION]["random"]["seeds"] == [0, 1]
@@ -388,6 +388,18 @@ def test_skills_name_what_the_study_chose(env_id: str) -> None:
     assert skill.opponents[0] == opponent and (skill.stop_confidence is None or f"{skill.stop_confidence:g}" == stops)
     ceiling, _, told = study["ceiling"].partition(", told when the reading is right")
     assert skill.ceiling == ceiling and skill.ceiling_stops_when_right == (", told" in study["ceiling"]) and not told
+
+
+def test_the_table_of_skills_distinguishes_every_policy() -> None:
+    """FashionStop's ceiling looks where its best opponent does, and is told when to stop."""
+    rows = [line.strip("| ").split(" | ") for line in skills_table().splitlines()[2:]]
+    assert [row[0] for row in rows] == [env_id.removeprefix("CanViT/") for env_id in suite_ids()]
+    for *_, baseline, ceiling, opponents in rows:
+        names = [baseline, ceiling, *opponents.split("; ")]
+        assert len(set(names)) == len(names), names
+    _, _, baseline, ceiling, opponents = rows[-1]
+    assert baseline == "`random, stops at random`" and ceiling.endswith(", told when the reading is right`")
+    assert "`coarse_to_fine, stops at confidence 0.6`" in opponents
 
 
 def test_every_skill_can_be_measured() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from canvit_gym import ENVIRONMENTS
 from canvit_gym.assembly import build_backbone
 from canvit_gym.benchmark.records import RECORDS, code_sha256, digest, policy_key
 from canvit_gym.benchmark.runner import identity, run_name, slug
@@ -27,7 +28,7 @@ from canvit_gym.policies.policy_record import (
     used_layout,
 )
 from canvit_gym.scenes.datasets import DATASETS, Skill, suite_ids
-from canvit_gym.stopping import AT_RANDOM, OWN_ACTION, WHEN_RIGHT, at_confidence
+from canvit_gym.stopping import AT_RANDOM, OWN_ACTION, WHEN_RIGHT, at_confidence, named
 
 HAND_CODED, TRAINED = "hand-coded", "trained"
 """What --policies takes besides names: the opponents of each environment, and every policy that this package ships."""
@@ -142,6 +143,28 @@ class Wanted:
     device: str
 
 
+def stop_rules(skill: Skill, *, allow_stop: bool) -> dict[Role, str | None]:
+    """Where the hand-coded policies of each role stop; None: they go on to the budget."""
+    sure = None if skill.stop_confidence is None else at_confidence(skill.stop_confidence)
+    rules: dict[Role, str | None] = {
+        "baseline": AT_RANDOM,
+        "opponent": sure,
+        "ceiling": WHEN_RIGHT if skill.ceiling_stops_when_right else sure,
+    }
+    return rules if allow_stop else dict.fromkeys(rules)
+
+
+def skills_table() -> str:
+    """A Markdown table of the suite's environments and what policies are compared with there, for the documentation."""
+    lines = ["| environment | skill | baseline | ceiling | hand-coded opponents |", "| --- | --- | --- | --- | --- |"]
+    for env_id, skill in suite_ids().items():
+        stops = stop_rules(skill, allow_stop=ENVIRONMENTS[env_id].get("allow_stop", EnvConfig.allow_stop))
+        baseline, ceiling = named(skill.baseline, stops["baseline"]), named(skill.ceiling, stops["ceiling"])
+        opponents = "; ".join(f"`{named(spec, stops['opponent'])}`" for spec in skill.opponents)
+        lines.append(f"| {env_id.rpartition('/')[2]} | {skill.name} | `{baseline}` | `{ceiling}` | {opponents} |")
+    return "\n".join(lines)
+
+
 def check_names(wanted: Wanted) -> None:
     """Raise ValueError if an environment, a policy or a perturbation does not exist."""
     if unknown := [env_id for env_id in wanted.envs if env_id not in suite_ids()]:
@@ -204,13 +227,7 @@ def _trained_sources(policies: Sequence[str]) -> list[Source]:
 
 
 def _hand_coded_lines(wanted: Wanted, env_id: str, config: EnvConfig, skill: Skill, left_out: list[str]) -> list[Line]:
-    sure = None if skill.stop_confidence is None else at_confidence(skill.stop_confidence)
-    ceiling_stop = WHEN_RIGHT if skill.ceiling_stops_when_right else sure
-    stops: dict[Role, str | None] = {
-        "baseline": AT_RANDOM if config.allow_stop else None,
-        "opponent": sure if config.allow_stop else None,
-        "ceiling": ceiling_stop if config.allow_stop else None,
-    }
+    stops = stop_rules(skill, allow_stop=config.allow_stop)
     # A policy with a stop rule is not the same policy as without one.
     ends = (skill.baseline,) if skill.ceiling_stops_when_right else (skill.baseline, skill.ceiling)
     chosen: list[tuple[str, Role]] = [(skill.baseline, "baseline")]
@@ -238,7 +255,7 @@ def _own_stop(config: EnvConfig) -> str | None:
 
 
 def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: Role, stop: str | None) -> Line:
-    label = source.name if stop is None else f"{source.name}, stops {stop}"
+    label = named(source.name, stop)
     deterministic = True
     if source.record is None:
         deterministic = make_policy(source.text, config=config, num_glimpses=config.budget).info.deterministic
