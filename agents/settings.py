@@ -3,9 +3,11 @@
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from agents.algorithms import DEFAULT, Algorithm, find_algorithm, load_hyperparameters
+from typing_extensions import Doc
+
+from agents.algorithms import ALGORITHMS, DEFAULT, Algorithm, find_algorithm, load_hyperparameters
 from agents.run_directory import CONFIG, RESULT, STATE
 from agents.training_state import State, load_state
 from canvit_gym.checks import integer, optional
@@ -21,8 +23,7 @@ class TrainConfig:
 
     run_dir: Path
     """Directory of policies, logs and the training state."""
-    algo: str | None = None
-    """A learner from agents.algorithms. None: ppo."""
+    algo: Annotated[str | None, Doc(f"The learner: {', '.join(ALGORITHMS)}. None: {DEFAULT}.")] = None
     env: str | None = None
     """Environment id. None: CanViT/FashionSegmentation-v0."""
     env_kwargs: str | None = None

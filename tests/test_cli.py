@@ -11,6 +11,7 @@ import pytest
 import canvit_gym
 from canvit_gym import cli
 from canvit_gym.benchmark.single import EvaluateConfig
+from canvit_gym.policies.learned import shipped_policies
 from canvit_gym.scenes.datasets import DATASETS
 
 
@@ -35,6 +36,11 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, shown = ended(capsys, name, "--help")
     assert code == 0 and f"usage: canvit-gym {name} " in " ".join(shown.split()) and len(shown) > 200
+
+
+@pytest.mark.parametrize("name", ["evaluate", "benchmark", "play"])
+def test_help_says_that_shipped_policies_have_names(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "FashionStop-v0/ppo" in shipped_policies() and "FashionStop-v0/ppo" in ended(capsys, name, "--help")[1]
 
 
 @pytest.mark.parametrize("name", [name for name, command in cli.COMMANDS.items() if command.extra])

@@ -20,11 +20,13 @@ from safetensors.torch import load_file
 from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from agents.algorithms import ALGORITHMS
 from agents.run_directory import claimed
 from agents.settings import TrainConfig
 from agents.train import main, train
 from agents.training_state import capture_environments, load_state, restore_environments
 from agents.validation import Headroom, fixation_maps, fixation_picture
+from canvit_gym.command_line import run_command
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import provenance
@@ -48,6 +50,13 @@ def tiny(run_dir: Path, *, updates: int = 5, **changes: Any) -> TrainConfig:
         warm_start_states=0,
     )  # fmt: skip
     return TrainConfig(run_dir, **defaults | changes)
+
+
+def test_help_names_every_learner(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_command(main, TrainConfig, description=None, arguments=["--help"])
+    told = capsys.readouterr().out.partition("--algo")[2].partition("--env")[0].replace("│", " ")
+    assert f"{', '.join(ALGORITHMS)}. None: ppo." in " ".join(told.split())
 
 
 class Interrupt(BaseCallback):

@@ -91,15 +91,16 @@ class BenchmarkConfig(EvaluationOptions):
     output: Path
     """Directory of the records and the report."""
     policies: tuple[str, ...] | None = None
-    """Hand-coded policies, optionally with arguments: "center(scale=0.55)"; or run directories, each a separate learned
-    policy. None: all hand-coded ones that support the environment and, in one of the suite, its opponents and its
-    ceiling with their tuned scales."""
+    """Hand-coded policies, optionally with arguments: "center(scale=0.55)"; or trained ones, each a policy of its own:
+    shipped policies such as FashionStop-v0/ppo, run directories, or user/name on the Hub. None: all hand-coded ones
+    that support the environment and, in one of the suite, its opponents and its ceiling with their tuned scales."""
     also: tuple[str, ...] = ()
     """Additional policies, for example with other arguments. And people, as human=FILE, with a file from
     `canvit-gym play --record FILE`."""
     learned: tuple[str, ...] = ()
-    """Learned policies with one or more training runs, as name=directory,directory,... They are evaluated with their
-    most likely viewpoints and, if they have probabilities, with sampled ones."""
+    """Learned policies with one or more training runs, as name=directory,directory,... Shipped policies, such
+    as FashionStop-v0/ppo, may stand for directories. They are evaluated with their most likely viewpoints and, if they
+    have probabilities, with sampled ones."""
     seeds: int = 5
     """Seeds of policies with random choices. Sampled learned policies divide them among their training runs."""
     reference: str = "coarse_to_fine"

@@ -24,7 +24,8 @@ from canvit_gym.statistics import Statistic, bootstrap_interval
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(EvaluationOptions):
     policy: str
-    """A hand-coded policy, optionally with arguments: "center(scale=0.55)"; or the directory of a training run."""
+    """A hand-coded policy, optionally with arguments: "center(scale=0.55)"; or a trained one: a shipped policy,
+    such as FashionStop-v0/ppo, the directory of a training run, or user/name on the Hub."""
     sampled: bool = False
     """Sample the viewpoints of a learned policy instead of taking the most likely ones."""
     output: Path | None = None

@@ -33,8 +33,8 @@ class PlayConfig:
     budget: int | None = None
     """Glimpses per scene, the first included. None: the environment's own."""
     policies: tuple[str, ...] | None = None
-    """Policies to be compared with, such as "center(scale=0.55)", or directories of trained ones. None: some that
-    support the environment."""
+    """Policies to be compared with: hand-coded ones such as "center(scale=0.55)"; or trained ones: shipped policies,
+    such as FashionStop-v0/ppo, or run directories. None: some that support the environment."""
     env_kwargs: str | None = None
     """Further keyword arguments of the environment, as JSON."""
     shuffle: bool = False
