@@ -1,16 +1,19 @@
 """The console script: what it lists, what it refuses, and what it says then."""
 
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import FOLDER_CLASSES, classification_probe, tiny
 
 import canvit_gym
 from canvit_gym import cli
 from canvit_gym.benchmark.single import EvaluateConfig
+from canvit_gym.evaluation import Evaluation
 from canvit_gym.policies.learned import shipped_policies
 from canvit_gym.scenes.datasets import DATASETS
 
@@ -154,6 +157,25 @@ def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path
     cli.main(["benchmark", *SMALL, "--policies", "center", "--reference", "center", "--output=~/all"])
     assert (tmp_path / "home" / "all" / "report.html").is_file() and not (tmp_path / "~").exists()
     cli.main(["report", "--results", "~/all"])
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--policy"), ("benchmark", "--reference=center", "--policies")])
+def test_scenes_held_out_of_training_are_evaluated_on(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data that is given with --root, as to fit-probe."""
+    more = {"checkpoint": "nano", "probe": str(classification_probe(len(FOLDER_CLASSES))), "workers": 0}
+    arguments = (
+        *command, "center", "--env", "CanViT/ImageFolder-v0", "--root", str(tiny("image-folder")), "--split", "tuning",
+        "--budget", "2", "--device", "cpu", "--no-progress", "--output", str(tmp_path / "out"),
+    )  # fmt: skip
+    with pytest.raises(SystemExit, match=r"^error: split 'tuning' consists of held-out .*'\{\"tuning_scenes\": N\}'"):
+        cli.main([*arguments, "--env-kwargs", json.dumps(more)])
+    cli.main([*arguments, "--env-kwargs", json.dumps(more | {"tuning_scenes": 3})])
+    capsys.readouterr()
+    saved = next(path for path in (tmp_path / "out", *tmp_path.rglob("*.npz")) if path.is_file())
+    found = Evaluation.load(saved)
+    assert len(found.scene) == 3 and found.record["config"]["split"] == "tuning"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Options that all commands that evaluate policies share."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from canvit_gym.checks import integer
@@ -14,11 +15,14 @@ class EvaluationOptions:
 
     env: str = "CanViT/FashionSegmentation-v0"
     """Environment id; `canvit-gym envs` lists them."""
+    root: Path | None = None
+    """Directory of the environment's data set."""
     env_kwargs: str | None = None
     """Further keyword arguments of the environment, as JSON."""
     budget: int | None = None
     """Glimpses per scene, including the first one. None: as many as an episode of the environment has."""
-    split: Literal["training", "validation", "test"] = "test"
+    split: Literal["training", "validation", "test", "tuning"] = "test"
+    """"tuning" are the training scenes that --env-kwargs '{"tuning_scenes": N}' holds out."""
     num_scenes: int | None = None
     """The largest number of scenes to use. None: the whole split."""
     batch_size: int = 64
@@ -31,7 +35,8 @@ class EvaluationOptions:
             ValueError: an unknown id, or a bad value. TypeError: an unknown keyword.
         """
         integer(1)("--batch-size", self.batch_size)
-        env = env_config(self.env, json_object(self.env_kwargs, option="--env-kwargs"))
+        root = {} if self.root is None else {"root": str(self.root)}
+        env = env_config(self.env, json_object(self.env_kwargs, option="--env-kwargs") | root)
         return replace(
             env,
             split=self.split,

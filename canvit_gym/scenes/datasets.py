@@ -642,4 +642,7 @@ def check_scene_arguments(
         )
         raise ValueError(f"mask_values is for your own masks ({taken}), not for {dataset}: leave it out")
     if split == "tuning" and tuning_scenes < 1:
-        raise ValueError("split 'tuning' consists of held-out training scenes: pass their number as tuning_scenes=N")
+        raise ValueError(
+            "split 'tuning' consists of held-out training scenes: pass their number as tuning_scenes=N (to a command: "
+            "--env-kwargs '{\"tuning_scenes\": N}')"
+        )
