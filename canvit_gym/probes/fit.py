@@ -11,8 +11,9 @@ does not favour any policy. The probe with the least validation loss is kept. Th
 fallen for --patience validations. The classifier reads the pretraining readout of the recurrent CLS token, so that
 CanViTForImageClassification.from_pretrained_with_probe can fuse it into one linear map of that token.
 
-Run the same command again to continue an interrupted fit. The output directory then contains config.json,
-model.safetensors, training.json (settings, data, provenance, metrics) and README.md, the model card.
+Run the same command again to continue an interrupted fit. The probe's directory then contains model.safetensors,
+training.json (settings, data, provenance, metrics) and README.md, the model card; that of a segmentation probe also
+contains config.json.
 """
 
 import json
