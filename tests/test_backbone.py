@@ -32,6 +32,7 @@ from canvit_gym.assembly import build_backbone, build_task
 from canvit_gym.backbone.hub import CHECKPOINTS, PROBES, asset_dir, hub_root, locate, used_sources
 from canvit_gym.backbone.load import load_backbone, resolve_device
 from canvit_gym.config import EnvConfig
+from canvit_gym.policies import load_policy
 from canvit_gym.scenes.fashion import CLASSES as ITEM_CLASSES
 from canvit_gym.tasks.classification import ClassificationTask, load_classifier
 from canvit_gym.tasks.segmentation import SegmentationTask, class_counts_on_device, class_counts_on_host, load_probe
@@ -390,8 +391,20 @@ def test_neither_network_nor_cache(hub_cache: Path) -> None:
     )
     with pytest.raises(FileNotFoundError, match=message):
         load_backbone("flagship", device="cpu")
-    with pytest.raises(FileNotFoundError, match=r"'runs/model' is not in the .*no directory runs/model either"):
+    with pytest.raises(FileNotFoundError, match=r"^there is no directory runs/model, and checkpoint '.*' is not"):
         load_backbone("runs/model", device="cpu")
+
+
+@pytest.mark.parametrize("host", ["http://nowhere.invalid", "http://127.0.0.1:9"])  # no such name; nobody listens
+def test_a_hub_out_of_reach_is_tried_once(hub_cache: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """Above all for a run directory that was mistyped, and looks like a Hub id."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", host)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", host + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits for {seconds} s to try again"))
+    told = r"^there is no directory runs/nothing, and policy 'runs/nothing' is not .*cannot be reached \(\[Errno .*\]"
+    with pytest.raises(FileNotFoundError, match=told):
+        load_policy("runs/nothing")
 
 
 def test_the_cache_needs_no_network_and_tells_the_commit(hub_cache: Path) -> None:

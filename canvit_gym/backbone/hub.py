@@ -6,9 +6,11 @@ a Hub id "org/name". Files from the Hub are downloaded by huggingface_hub into i
 local directory that canvit-pytorch loads.
 """
 
+import errno
 import hashlib
 import os
 import re
+import socket
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -19,7 +21,7 @@ from canvit_pytorch.hub import repos
 from canvit_pytorch.pretrain.ablations import ABLATIONS
 from canvit_pytorch.project import HUB_ORGANIZATION
 from huggingface_hub import constants as hub_constants
-from huggingface_hub import hf_hub_download
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HFValidationError,
@@ -59,6 +61,8 @@ _ADE20K_GEOMETRIES: dict[str, tuple[tuple[int, int], ...]] = {
     **{ablation.probe_model_name: ((512, 32),) for ablation in ABLATIONS.values()},
 }
 """(scene_size_px, canvas grid) of the probes behind the paper's ADE20K results: canvit_pytorch.evaluate's settings."""
+
+_UNREACHABLE = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
 
 _PROBE_NAME = re.compile(r"probe-ade20k-\d+k-s(?P<scene>\d+)-c(?P<grid>\d+)-(?P<model>.+)")
 
@@ -130,7 +134,7 @@ def find_repository(kind: Kind, repo: str, files: tuple[str, ...]) -> Path:
     directory = root / repo if root.is_dir() else _download(kind, repo, repo, files, None)[0]
     if missing := [file for file in files if not (directory / file).is_file()]:
         raise FileNotFoundError(
-            f"{kind} {repo!r}: there is no directory {repo} here, and {directory} has no {' and no '.join(missing)}"
+            f"there is no directory {repo}, and {kind} {repo!r}: {directory} has no {' and no '.join(missing)}"
         )
     return directory
 
@@ -227,20 +231,22 @@ def _require_in_root(kind: Kind, name: str, root: Path, released: str) -> None:
 def _download(kind: Kind, name: str, repo: str, files: tuple[str, ...], revision: str | None) -> tuple[Path, str]:
     """(snapshot directory, commit). All files are of one commit; cached files cost one network request."""
     what = f"{kind} {name!r}" + ("" if name == repo else f" ({repo})")
-    here = f"There is no directory {name} either." if name == repo else ""
+    # A mistyped directory looks like a Hub id: whoever meant one should read this first.
+    lead = f"there is no directory {name}, and " if name == repo else ""
     try:
-        first = Path(hf_hub_download(repo, files[0], revision=revision))
+        first = _download_file(repo, files[0], revision)
         commit = first.parent.name
         for file in files[1:]:
             hf_hub_download(repo, file, revision=commit)
     except LocalEntryNotFoundError as error:
         offline = " ($HF_HUB_OFFLINE is set: unset it to use the network.)" if hub_constants.HF_HUB_OFFLINE else ""
+        reason = "" if (cause := _no_way_out(error)) is None else f" ({cause})"
         pinned = "" if revision is None else f" --revision {revision}"
         raise FileNotFoundError(
-            f"{what} is not in the Hub's cache ({hub_constants.HF_HUB_CACHE}), and the Hub cannot be reached.{offline} "
-            f"With a network, run: hf download {repo}{pinned} {' '.join(files)}. Without one, copy that cache here, or "
-            f"name a directory with the files ({kind}='directory'), or set $CANVIT_HUB_ROOT to a directory that holds "
-            f"{repo.split('/')[-1]}/. {here or 'checkpoint=' + repr('nano') + ' needs no download.'}"
+            f"{lead}{what} is not in the Hub's cache ({hub_constants.HF_HUB_CACHE}), and the Hub cannot be reached"
+            f"{reason}.{offline} With a network, run: hf download {repo}{pinned} {' '.join(files)}. Without one, copy "
+            f"that cache here, or name a directory with the files ({kind}='directory'), or set $CANVIT_HUB_ROOT to a "
+            f"directory that holds {repo.split('/')[-1]}/." + ("" if lead else " checkpoint='nano' needs no download.")
         ) from error
     except RevisionNotFoundError as error:
         raise FileNotFoundError(
@@ -249,15 +255,41 @@ def _download(kind: Kind, name: str, repo: str, files: tuple[str, ...], revision
         ) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"{what}: the Hub has no repository {repo}, or it needs a login (hf auth login). {here} {_names_help()}."
+            f"{lead}{what}: the Hub has no repository {repo}, or it needs a login (hf auth login). {_names_help()}."
         ) from error
     except EntryNotFoundError as error:
         raise FileNotFoundError(
             f"{what}: the repository lacks one of {' and '.join(files)}; it is no {kind} of canvit-pytorch."
         ) from error
     except HFValidationError as error:
-        raise FileNotFoundError(f"{what} is not a Hub id 'org/name': {error}. {_names_help()}.") from error
+        raise FileNotFoundError(f"{lead}{what} is not a Hub id 'org/name': {error}. {_names_help()}.") from error
     return first.parent, commit
+
+
+def _download_file(repo: str, file: str, revision: str | None) -> Path:
+    """The file in the Hub's cache, downloaded if it is not there.
+
+    Raises:
+        LocalEntryNotFoundError: neither network nor cache. And whatever else hf_hub_download raises.
+    """
+    if not isinstance(try_to_load_from_cache(repo, file, revision=revision), str):
+        # hf_hub_download would try five times, for half a minute, even where there is no network.
+        try:
+            get_hf_file_metadata(hf_hub_url(repo, file, revision=revision))
+        except Exception as error:  # that of an HTTP library which depends on the version of huggingface_hub
+            if (reason := _no_way_out(error)) is not None:
+                raise LocalEntryNotFoundError(f"cannot reach the Hub: {reason}") from reason
+    return Path(hf_hub_download(repo, file, revision=revision))
+
+
+def _no_way_out(error: BaseException | None) -> OSError | None:
+    """The cause of an error for which another try would not help: a host's name cannot be resolved, or the host not be
+    reached."""
+    while error is not None:
+        if isinstance(error, socket.gaierror) or (isinstance(error, OSError) and error.errno in _UNREACHABLE):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def ade20k_probe(checkpoint: Source, *, scene_size_px: int, canvas_grid: int) -> str:
