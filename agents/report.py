@@ -41,8 +41,9 @@ from canvit_gym.policies.learned import load_record
 from canvit_gym.provenance import provenance
 from canvit_gym.scenes.datasets import DATASETS, Skill
 from canvit_gym.statistics import Estimate, OverRuns, bootstrap_interval, run_improvement_interval
-from canvit_gym.stopping import WHEN_RIGHT, at_confidence, named
+from canvit_gym.stopping import named
 from canvit_gym.suite.payoff import payoff_of
+from canvit_gym.suite.plan import stop_rules
 
 log = logging.getLogger(__name__)
 
@@ -199,13 +200,11 @@ Stopping = tuple[str, str | None]
 """A hand-coded policy and where it stops, as `of_hand_coded` takes them."""
 
 
-def compared_with(skill: Skill) -> tuple[Stopping, Stopping, tuple[Stopping, ...]]:
+def compared_with(skill: Skill, *, allow_stop: bool) -> tuple[Stopping, Stopping, tuple[Stopping, ...]]:
     """The opponent, the ceiling and other ceilings."""
-    sure = None if skill.stop_confidence is None else at_confidence(skill.stop_confidence)
-    opponent = (skill.opponents[0], sure)
-    if skill.ceiling_stops_when_right:
-        return opponent, (skill.ceiling, WHEN_RIGHT), ((_LOCATOR, sure),)
-    return opponent, (skill.ceiling, sure), ()
+    rules = stop_rules(skill, allow_stop=allow_stop)
+    opponent, ceiling = (skill.opponents[0], rules["opponent"]), (skill.ceiling, rules["ceiling"])
+    return opponent, ceiling, ((_LOCATOR, rules["opponent"]),) if skill.ceiling_stops_when_right else ()
 
 
 def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig) -> dict[str, Any]:
@@ -214,7 +213,7 @@ def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig
     assert skill is not None, env_id
     env = replace(env_config(env_id, {}), split="test", num_scenes=config.test_scenes)
     payoff = payoff_of(env)
-    *ends, locators = compared_with(skill)
+    *ends, locators = compared_with(skill, allow_stop=env.allow_stop)
     kept = config.run_dir / HAND_CODED / name
     hand_coded = [of_hand_coded(spec, env, stop=stop, directory=kept) for spec, stop in ends]
     opponent, ceiling = (OverRuns([payoff.statistic([one])]) for one in hand_coded)

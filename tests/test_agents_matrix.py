@@ -199,7 +199,7 @@ def test_policies_are_compared_with_those_of_the_suite(path: Path) -> None:
     skill = report.skill_of(result["env"])
     assert skill is not None
     wanted = result["opponent"]["name"], result["ceiling"]["name"], tuple(result.get("locators", {}))
-    opponent, ceiling, locators = report.compared_with(skill)
+    opponent, ceiling, locators = report.compared_with(skill, allow_stop=env_config(result["env"], {}).allow_stop)
     assert (named(*opponent), named(*ceiling), tuple(named(*one) for one in locators)) == wanted
 
 
