@@ -72,13 +72,13 @@ class PPOLearner:
 
     @property
     def ran(self) -> dict[str, str]:
-        ran = {
-            "device": self.model.device.type,
-            "policy network": self.policy.ran,
-            "policy network in rollouts": self.policy.ran_in_rollouts,
-        }
-        minibatches = self.model.recorded_gradients
-        return ran if minibatches is None else ran | {"minibatches": minibatches.ran}
+        model, policy = self.model, self.model.policy
+        ran = {"device": model.device.type, "policy network": "eager"}
+        if isinstance(policy, ViewpointPolicy):  # that of sb3-contrib's learners, which are subclasses, is another
+            ran |= {"policy network": policy.ran, "policy network in rollouts": policy.ran_in_rollouts}
+            if model.recorded_gradients is not None:
+                ran["minibatches"] = model.recorded_gradients.ran
+        return ran
 
     def set_logger(self, logger: Logger) -> None:
         self.model.set_logger(logger)
