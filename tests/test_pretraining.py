@@ -435,10 +435,10 @@ def test_one_command_trains_on_from_a_state_directory(tmp_path: Path, monkeypatc
     assert {path.name for path in first.iterdir()} == {"run.tar", "teacher_state.pt", "metrics.json"}
     assert json.loads((first / "metrics.json").read_text())["state"] == "the teacher is in training"
 
-    environment = os.environ | {"DEVICE": "cpu", "MINUTES": "1", "PYTHON": sys.executable, "OUT": str(second)}
+    environment = os.environ | {"DEVICE": "cpu", "MINUTES": "4", "PYTHON": sys.executable, "OUT": str(second)}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if name != "device"]
     command = ["bash", str(Path(gpu_run.__file__).with_name("gpu_run.sh")), str(first), *options]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     left = {path.name: path.stat().st_size for path in second.rglob("*") if path.is_file()}
     assert set(left) == {"run.tar", "nano_state.pt", "metrics.json", "log.txt"}
