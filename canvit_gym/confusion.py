@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from canvit_pytorch.benchmarks.ade20k import IGNORE_LABEL
 from torch import Tensor
 
+from canvit_gym.backbone.compilation import first_line
+
 ROUNDING = 1e-5
 """A class this close to another, relative to the largest logit, is not ruled out: far above float32 rounding."""
 
@@ -116,8 +118,8 @@ def _count_by_kernel(logits: Tensor, truth: QuadLabels, labels: Tensor) -> tuple
         raise
     except Exception as error:  # whatever Triton and the tools it calls may raise
         _kernel_works[shape] = False
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"pixels are counted by PyTorch, since the kernel does not work: {first_line}", stacklevel=2)
+        reason = first_line(error)
+        warnings.warn(f"pixels are counted by PyTorch, since the kernel does not work: {reason}", stacklevel=2)
         return None
 
 

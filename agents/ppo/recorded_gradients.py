@@ -14,7 +14,7 @@ from torch import Tensor
 
 from agents.finite import GradientWatch, add_checks, checked_at_the_end
 from agents.ppo.update import Coefficients, minibatch_gradients
-from canvit_gym.backbone.compilation import RecordedGraph
+from canvit_gym.backbone.compilation import RecordedGraph, first_line
 
 _COLUMNS = ("actions", "old_values", "old_log_prob", "advantages", "returns")
 
@@ -43,8 +43,7 @@ class RecordedGradients:
                 raise
             except RuntimeError as error:
                 self._failed = True
-                reason = str(error).strip().splitlines()[0]
-                warnings.warn(f"PPO's minibatches run without a CUDA graph: {reason}", stacklevel=2)
+                warnings.warn(f"PPO's minibatches run without a CUDA graph: {first_line(error)}", stacklevel=2)
         if self._recorded is None or not self._recorded.fits(batch, coefficients):
             self.ran = "eager"
             return minibatch_gradients(model, batch, coefficients)

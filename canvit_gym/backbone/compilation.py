@@ -112,7 +112,7 @@ class CompiledFunction:
         except Exception as error:  # whatever the compiler and the tools it calls may raise
             self._failed = True
             warnings.warn(
-                f"{self.name} cannot be compiled and runs eagerly: {type(error).__name__}: {_first_line(error)}. On a "
+                f"{self.name} cannot be compiled and runs eagerly: {type(error).__name__}: {first_line(error)}. On a "
                 "CPU torch.compile needs a C++ compiler (g++, or another in $CXX); leave compile=True out otherwise.",
                 stacklevel=3,
             )
@@ -169,7 +169,7 @@ def record(function: CompiledFunction, inputs: tuple[Tensor, ...]) -> RecordedGr
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        warnings.warn(f"{function.name} runs compiled, without a CUDA graph: {_first_line(error)}", stacklevel=3)
+        warnings.warn(f"{function.name} runs compiled, without a CUDA graph: {first_line(error)}", stacklevel=3)
         return None
 
 
@@ -236,7 +236,7 @@ class TrainedFunction:
             raise
         except Exception as error:  # whatever the compiler and the tools it calls may raise
             self._compiled = None
-            self.ran = f"eager: {type(error).__name__}: {_first_line(error)}"
+            self.ran = f"eager: {type(error).__name__}: {first_line(error)}"
             warnings.warn(f"{self.name} cannot be compiled and runs eagerly: {self.ran[7:]}", stacklevel=2)
             return self._function(*args, **kwargs)
         self.ran = "compiled"
@@ -252,6 +252,7 @@ def _with_own_code(function: Function) -> Function:
     return FunctionType(call.__code__.replace(), call.__globals__, call.__name__, None, call.__closure__)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of its message, for a warning: compilers' messages are long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else "no message"
