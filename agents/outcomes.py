@@ -47,9 +47,7 @@ def of_learned(policy: LearnedPolicy, env: EnvConfig, *, directory: Path) -> Eva
             return evaluate_with_stops(policy, stop=OWN_ACTION, config=env)
         return evaluate(policy, config=env)
 
-    seen = {name: env.to_json()[name] for name in TRAINED_WITH}
-    key = {"weights_sha256": policy.record.weights_sha256, "network": policy.record.network_class, "trained_with": seen}
-    return _kept(directory, "deterministic" if policy.deterministic else "sampled", env, key, measure)
+    return _kept(directory, "deterministic" if policy.deterministic else "sampled", env, key_of(policy, env), measure)
 
 
 def of_hand_coded(spec: str, env: EnvConfig, *, directory: Path, stop: str | None = None) -> Evaluation:
@@ -68,6 +66,16 @@ def of_hand_coded(spec: str, env: EnvConfig, *, directory: Path, stop: str | Non
 
     slug = re.sub(r"[^\w.]+", "-", name).strip("-")
     return _kept(directory, f"{slug}-{env.split}", env, {"policy": name}, measure)
+
+
+def key_of(policy: LearnedPolicy, env: EnvConfig) -> dict[str, Any]:
+    """What the numbers of a trained policy on `env` depend on besides the environment, for `evaluation_key`."""
+    seen = {name: env.to_json()[name] for name in TRAINED_WITH}
+    return {
+        "weights_sha256": policy.record.weights_sha256,
+        "network": policy.record.network_class,
+        "trained_with": seen,
+    }
 
 
 def evaluation_key(env: EnvConfig, policy: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from canvit_gym.observations import COMPACT_KEYS, DEFAULT_KEYS, FloatDtype, Obse
 from canvit_gym.rewards import REWARDS
 from canvit_gym.scenes.datasets import DATASETS, Unreadable, check_scene_arguments
 from canvit_gym.scenes.sampler import check_shard
-from canvit_gym.viewpoints import MIN_SCALE, FirstGlimpse
+from canvit_gym.viewpoints import MIN_SCALE, FirstGlimpse, first_viewpoints
 
 _NO_CACHE = "first glimpses are not cached any more (it saved no time); states are no longer rounded"
 RETIRED_KEYWORDS: dict[str, tuple[Any, str]] = {
@@ -316,11 +316,10 @@ class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, Mo
                 "'quadtree'"
             )
         given = 0 if self.first_glimpse is None else 1  # glimpses that the agent does not choose
-        first = (0.0, 0.0, 1.0) if self.first_glimpse == "full" else self.first_glimpse
         left = len(actions.viewpoints)
-        if isinstance(first, tuple):
-            in_table = actions.viewpoints == np.array(first, dtype=np.float32)  # as the table is
-            left -= bool(in_table.all(axis=1).any())
+        if self.first_glimpse not in (None, "random"):
+            first = first_viewpoints(self.first_glimpse, 1)
+            left = int(actions.allowed(first[:, None], np.array([1])).sum())
         if self.budget - given > left:
             raise ValueError(
                 f"budget={self.budget} asks for {self.budget - given} viewpoints, but with revisit=False there are "

@@ -307,7 +307,8 @@ def _trained(directory: str, env: EnvConfig, *, deterministic: bool) -> Evaluabl
             f"the policy in {directory} was trained on {record.env_id} (data set {record.env.dataset!r}), but this "
             f"benchmark is on {env.dataset!r}: choose a policy trained on it, or --env {record.env_id}"
         )
-    policy, own = load_as_trained(directory, env, deterministic=deterministic)
+    # Where it was found, not to ask the Hub again; but a released policy is called as it was asked for.
+    policy, own = load_as_trained(directory if record is None else where, env, deterministic=deterministic)
     weights = weights_sha256(where)
     return Evaluable(
         policy=policy,

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from agents.intervals import with_interval
-from agents.outcomes import evaluation_key
+from agents.outcomes import evaluation_key, key_of
 from agents.report import without_root
 from canvit_gym.atomic import replacing, write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
@@ -143,7 +143,7 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
         for run in runs:
             policy = load_policy(run.parent)
             own = as_trained(env, policy.record)
-            key = evaluation_key(own, {"weights_sha256": policy.record.weights_sha256})
+            key = evaluation_key(own, key_of(policy, own))
             path = kept / f"{algo}-{run.parents[1].name}-{split}-{key}.npz"
             looked = look(policy, own, {OWN: rather_stops(policy), SURE: confidence}, path=path)
             found.setdefault(algo, []).append(replace(looked, decisions=policy.record.training["num_timesteps"]))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.intervals import with_interval
-from agents.outcomes import evaluation_key
+from agents.outcomes import evaluation_key, key_of
 from agents.report import without_root
 from agents.results import write_result
 from canvit_gym.atomic import replacing
@@ -105,7 +105,7 @@ def study(config: SurrogateConfig, env_id: str) -> dict[str, Any]:
         for when, of_runs in found.items():
             policy = load_policy(run / when)
             own = as_trained(env, policy.record)
-            key = evaluation_key(own, {"weights_sha256": policy.record.weights_sha256})
+            key = evaluation_key(own, key_of(policy, own))
             of_runs.append(measured(policy, own, path=root / "surrogate" / name / f"{run.name}-{when}-{key}.npz"))
         decisions.append(load_record(run / ENDED).training["num_timesteps"])
     rows, origin = {}, provenance()
