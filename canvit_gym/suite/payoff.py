@@ -5,16 +5,17 @@ glimpses have a price (allow_stop=True), the score when episodes stop minus the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from canvit_gym.config import EnvConfig
-from canvit_gym.evaluation import Evaluation, score_statistic
+from canvit_gym.evaluation import Evaluation, require_same_scenes
 from canvit_gym.statistics import Mean, Statistic, Transformed, area_under_curve
 from canvit_gym.stopping import stopped_return
+from canvit_gym.tasks import metric_named
+from canvit_gym.tasks.metric import Counts, Metric
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,21 @@ class Payoff:
 
     name: str
     """In words, to go beside the metric's name."""
-    statistic: Callable[[Sequence[Evaluation]], Statistic]
-    """Runs on the same scenes -> their mean payoff, [R, 1]."""
+    counts: Callable[[Evaluation], Counts]
+    """An evaluation -> all that its payoff is computed from: arrays [N, ...] by name, a row per scene."""
+    of_counts: Callable[[Metric, Counts], Statistic]
+    """Counts of R runs on the same scenes, [R, N, ...] -> their mean payoff, [R, 1]."""
     of_curve: Callable[[NDArray[np.floating]], float]
     """A curve [budget] over glimpses -> its worth if no episode stops early."""
+
+    def statistic(self, runs: Sequence[Evaluation]) -> Statistic:
+        """The payoff of several runs on the same scenes, for canvit_gym.statistics.
+
+        Raises:
+            ValueError: the runs are on different scenes.
+        """
+        require_same_scenes(runs)
+        return self.of_counts(metric_named(runs[0].metric), stacked([self.counts(one) for one in runs]))
 
     def value(self, found: Evaluation) -> float:
         """The payoff of one evaluation."""
@@ -37,31 +49,41 @@ class Payoff:
 def payoff_of(env: EnvConfig) -> Payoff:
     """The payoff of an environment of this configuration."""
     if env.allow_stop:
-        returns = partial(_stopped, price=env.glimpse_cost)
+        price = env.glimpse_cost
         return Payoff(
-            f"score where the episode stops, minus {env.glimpse_cost:g} a glimpse",
-            lambda runs: Mean(np.stack([returns(one) for one in runs])[..., None]),
-            _last,
+            f"score where the episode stops, minus {price:g} a glimpse",
+            counts=lambda one: {"return": _stopped(one, price)},
+            of_counts=lambda _, counts: Mean(counts["return"][..., None]),
+            of_curve=_last,
         )
     if not env.revisit:
         return Payoff(
             "area under the score's curve",
-            lambda runs: Transformed(score_statistic(runs), lambda curves: area_under_curve(curves)[:, None]),
-            lambda curve: float(area_under_curve(curve)),
+            counts=lambda one: one.counts,
+            of_counts=lambda metric, counts: Transformed(
+                metric.statistic(counts), lambda curves: area_under_curve(curves)[:, None]
+            ),
+            of_curve=lambda curve: float(area_under_curve(curve)),
         )
-    return Payoff("score after the last glimpse", _last_score, _last)
+    return Payoff(
+        "score after the last glimpse",
+        counts=lambda one: {name: array[:, -1:] for name, array in one.counts.items()},
+        of_counts=lambda metric, counts: metric.statistic(counts),
+        of_curve=_last,
+    )
+
+
+def stacked(runs: Sequence[Counts]) -> Counts:
+    """Counts [N, ...] of each run -> of all runs, [R, N, ...]."""
+    return {name: np.stack([one[name] for one in runs]) for name in runs[0]}
 
 
 def _last(curve: NDArray[np.floating]) -> float:
     return float(curve[-1])
 
 
-def _last_score(runs: Sequence[Evaluation]) -> Statistic:
-    """The score after the last glimpse alone: earlier scores need not be resampled."""
-    return score_statistic([replace(one, counts={k: v[:, -1:] for k, v in one.counts.items()}) for one in runs])
-
-
-def _stopped(one: Evaluation, *, price: float) -> NDArray[np.float64]:
+def _stopped(one: Evaluation, price: float) -> NDArray[np.float64]:
+    """[N]"""
     assert one.stops is not None, "recorded where episodes can be stopped"
     return stopped_return(one.scene_score(), one.stops, price)
 
