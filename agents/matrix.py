@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from agents.algorithms import ALGORITHMS, find_algorithm, load_hyperparameters
-from agents.outcomes import of_learned
+from agents.outcomes import DETERMINISTIC, SAMPLED, of_learned
 from agents.run_directory import CONFIG, FAILED, RESULT
 from agents.settings import TrainConfig
 from agents.train import train
@@ -119,9 +119,9 @@ def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Evaluat
     "sampled"."""
     policy = load_policy(run_dir / "best")
     env = environment_to_test(policy.record.env_id, policy, num_scenes)
-    policies = {"deterministic": policy}
+    policies = {DETERMINISTIC: policy}
     if policy.can_sample:
-        policies["sampled"] = policy.sampling()
+        policies[SAMPLED] = policy.sampling()
     return {name: of_learned(policy, env, directory=run_dir / TEST) for name, policy in policies.items()}
 
 

@@ -23,6 +23,8 @@ from canvit_gym.policies.policy_record import TRAINED_WITH
 from canvit_gym.stopping import OWN_ACTION, at_confidence, cost_of_glimpses, evaluate_with_stops, named
 from canvit_gym.suite.payoff import payoff_of
 
+DETERMINISTIC, SAMPLED = "deterministic", "sampled"
+"""Evaluations of a policy with its most likely viewpoints, and with sampled ones."""
 MACHINE, LIBRARIES = ("device", "versions"), ("canvit-gym", "canvit-pytorch")
 """Parts of an identity that say where an evaluation ran, and the versions that count nevertheless. The device and the
 versions of torch and numpy change the last digits of float32, not the model."""
@@ -47,7 +49,7 @@ def of_learned(policy: LearnedPolicy, env: EnvConfig, *, directory: Path) -> Eva
             return evaluate_with_stops(policy, stop=OWN_ACTION, config=env)
         return evaluate(policy, config=env)
 
-    return _kept(directory, "deterministic" if policy.deterministic else "sampled", env, key_of(policy, env), measure)
+    return _kept(directory, DETERMINISTIC if policy.deterministic else SAMPLED, env, key_of(policy, env), measure)
 
 
 def of_hand_coded(spec: str, env: EnvConfig, *, directory: Path, stop: str | None = None) -> Evaluation:
@@ -82,13 +84,22 @@ def evaluation_key(env: EnvConfig, policy: dict[str, Any]) -> str:
     """A part of a file's name that differs wherever an evaluation's numbers could. policy: JSON values."""
     whole = identity(env, env.dataset)
     depends_on = {
-        "identity": {name: value for name, value in whole.items() if name not in MACHINE},
+        "identity": _without_machine(whole),
         "versions": {name: whole["versions"][name] for name in LIBRARIES},
         "code": code_sha256(),
         "policy": policy,
         "allow_stop": env.allow_stop,
     }
     return f"{env.num_scenes or 'all'}-{digest(depends_on)[:12]}"
+
+
+def model_and_scenes(env: EnvConfig) -> dict[str, Any]:
+    """What tells apart evaluations that cannot be compared: the scenes, the checkpoint, the probe and what is paid."""
+    return _without_machine(identity(env, env.dataset)) | {"pays": payoff_of(env).name}
+
+
+def _without_machine(whole: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in whole.items() if name not in MACHINE}
 
 
 def _kept(

@@ -4,8 +4,13 @@
 
 reads the finished runs in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED, including those of `agents.train`, evaluates those that
 `agents.matrix` has not evaluated, and writes agents/trained/ENVIRONMENT.json and, from all such files,
-agents/trained/README.md. Numbers of environments without runs in RUN_DIR stay as they are. Environments that the suite
-has no opponent and no ceiling for are left out, which the page says.
+agents/trained/README.md. Environments that the suite has no opponent and no ceiling for are left out, which the page
+says.
+
+Beside the JSON file, ENVIRONMENT.npz holds what the payoff of every run is computed from, scene by scene. With it,
+earlier runs whose directories are gone still count: those of other algorithms and seeds stay in the report, and new
+runs are compared with them on the same scenes. Runs of another recipe are not averaged: --drop leaves out the earlier
+ones. Environments without runs in RUN_DIR stay as they are.
 
 Each run counts with its best policy by validation and with what its environment pays (canvit_gym.suite.payoff). An
 algorithm's value is the interquartile mean over its runs. A 95% interval resamples runs and test scenes
@@ -16,40 +21,34 @@ measured on the same test scenes.
 
 import json
 import logging
-import shlex
 import statistics
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from agents.algorithms import DEFAULT, find_algorithm
-from agents.clock import read_times
+from agents.algorithms import DEFAULT
+from agents.finished_runs import Run, find_runs, finished
 from agents.intervals import with_interval
-from agents.matrix import tested
-from agents.outcomes import of_hand_coded, pays_of_curve
-from agents.run_directory import CLOCK, CONFIG, FAILED, PROVENANCE, RESULT
+from agents.outcomes import DETERMINISTIC, SAMPLED, model_and_scenes, of_hand_coded
+from agents.reported import Reported, load_reported, of_runs, pooled, save_counts
+from agents.run_directory import FAILED, RESULT, without_root
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.benchmark.comparison import share_of_lead
 from canvit_gym.command_line import GOES_ON, env_config, run_command
-from canvit_gym.config import EnvConfig, override
+from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation
-from canvit_gym.policies.learned import load_record
 from canvit_gym.provenance import provenance
 from canvit_gym.scenes.datasets import DATASETS, Skill
 from canvit_gym.statistics import Estimate, OverRuns, bootstrap_interval, run_improvement_interval
 from canvit_gym.stopping import named
-from canvit_gym.suite.payoff import payoff_of
+from canvit_gym.suite.payoff import payoff_of, stacked
 from canvit_gym.suite.plan import stop_rules
 
-log = logging.getLogger(__name__)
-
 TRAINED = Path(__file__).with_name("trained")
-REACHED = 0.9
-"""The share of its final gain over random viewpoints after which an algorithm counts as having learned."""
 ENOUGH_SEEDS = 3
 """An algorithm with fewer is only called the best of an environment if none has as many."""
 _LOCATOR = "box_locator(factor=1.25, jitter=0.2)"
@@ -66,7 +65,8 @@ What learned policies are worth on test scenes that no training, tuning or choic
 
 from runs of `agents.train` and `agents.matrix`. The seed of PPO that is best by validation is in the package:
 `load_policy("FashionStop-v0/ppo")`. Every number, the commands of all runs, where each was trained and evaluated, and
-the versions and the machine of one run of each algorithm are in the JSON files beside this page.
+the versions and the machine of one run of each algorithm are in the JSON files beside this page. The npz files hold
+what the payoffs are computed from, scene by scene, so that runs can be added (`agents.report`).
 
 - **Value**: what the environment pays, of the best policy of each run, with its most likely viewpoints (or *sampled*
   ones); the interquartile mean over seeds. 95% intervals resample seeds and scenes; differences are paired by scene.
@@ -94,106 +94,14 @@ class ReportConfig:
     output_dir: Path = TRAINED
     test_scenes: int | None = None
     """None: all."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run."""
-
-    directory: Path
-    seed: int
-    config: dict[str, Any]
-    result: dict[str, Any]
-    evaluations: dict[str, Evaluation]
+    drop: tuple[str, ...] = ()
+    """Algorithms (directories in RUN_DIR) whose earlier runs in the output are left out, on environments with runs in
+    RUN_DIR."""
 
 
 def skill_of(env_id: str) -> Skill | None:
     """The opponents and the ceiling of an environment of the suite; None for all others."""
     return DATASETS[env_config(env_id, {}).dataset].skill
-
-
-def _finished(root: Path, *, algo: str = "*", name: str = "*") -> list[tuple[Path, dict[str, Any]]]:
-    """(directory, configuration) of the finished runs."""
-    directories = [path.parent for path in sorted(root.glob(f"{algo}/{name}/seed-*/{RESULT}"))]
-    return [(path, json.loads((path / CONFIG).read_text(encoding="utf-8"))) for path in directories]
-
-
-def find_runs(
-    root: Path, num_scenes: int | None, *, algo: str = "*", name: str = "*", left_out: Sequence[str] = ()
-) -> dict[str, dict[str, list[Run]]]:
-    """Environment -> algorithm's directory -> finished runs, by seed. Evaluates those that have not been evaluated.
-
-    left_out: ids of environments to leave out.
-
-    Raises:
-        ValueError: runs of one algorithm differ in more than their seed.
-    """
-    found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for directory, config in _finished(root, algo=algo, name=name):
-        if config["env"] in left_out:
-            continue
-        log.info("%s", directory)
-        run = Run(
-            directory=directory,
-            seed=config["seed"],
-            config=config,
-            result=json.loads((directory / RESULT).read_text(encoding="utf-8")),
-            evaluations=tested(directory, num_scenes=num_scenes),
-        )
-        found[config["env"]][directory.parents[1].name].append(run)
-    for env_id, of_algorithms in found.items():
-        for name, runs in of_algorithms.items():
-            runs.sort(key=lambda run: run.seed)
-            _require_alike(env_id, name, runs)
-    return found
-
-
-def _require_alike(env_id: str, name: str, runs: list[Run]) -> None:
-    seeds = [run.seed for run in runs]
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"{name} on {env_id} has seeds {seeds}: every seed may be there once")
-    settings = [_settings(run.config) for run in runs]
-    for key, first in settings[0].items():
-        for run, own in zip(runs, settings, strict=True):
-            if own[key] != first:
-                raise ValueError(
-                    f"{runs[0].directory} and {run.directory} differ in {key}: {first!r} and {own[key]!r}. Runs "
-                    "that are averaged must be alike but for their seeds; move one of them to another directory"
-                )
-
-
-def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What runs that are averaged have in common. How often they were validated is part of it: each run counts with
-    the best policy that was validated. A hyperparameter that is newer than a run had the value that is now its default.
-    """
-    hyperparameters = find_algorithm(config["algo"]).hyperparameters(**config["hyperparameters"]).to_json()
-    shared = ("algo", "env_kwargs", "total_timesteps", "eval_every", "eval_scenes")
-    return {key: config[key] for key in shared} | {"hyperparameters": hyperparameters}
-
-
-def learning(env: EnvConfig, run: Run, start: float) -> dict[str, Any]:
-    """When validation first reached REACHED of the run's final gain over `start`; None if there was no gain."""
-    evaluations = run.result["evaluations"]
-    values = [pays_of_curve(env, entry) for entry in evaluations]
-    decisions = [entry["num_timesteps"] for entry in evaluations]
-    total = run.result["num_timesteps"]
-    times = read_times(run.directory / CLOCK)
-    minutes = None if times is None else times["processor_seconds"][-1] / 60
-    result: dict[str, Any] = {
-        "validation": {"decisions": decisions, "values": values},
-        "decisions": total,
-        "minutes": minutes,
-        "wall_minutes": (run.result["seconds"] if times is None else times["seconds"][-1]) / 60,
-        "decisions_to_90": None,
-        "minutes_to_90": None,
-    }
-    if not values or max(values) <= start:
-        return result
-    place = next(i for i, v in enumerate(values) if v >= start + REACHED * (max(values) - start))
-    result["decisions_to_90"] = decisions[place]
-    if times is not None and decisions[place] in times["num_timesteps"]:
-        result["minutes_to_90"] = times["processor_seconds"][times["num_timesteps"].index(decisions[place])] / 60
-    return result
 
 
 Stopping = tuple[str, str | None]
@@ -207,117 +115,90 @@ def compared_with(skill: Skill, *, allow_stop: bool) -> tuple[Stopping, Stopping
     return opponent, ceiling, ((_LOCATOR, rules["opponent"]),) if skill.ceiling_stops_when_right else ()
 
 
-def of_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig) -> dict[str, Any]:
-    """All numbers of one environment, as JSON values; scores are fractions."""
+def write_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig) -> None:
+    """Write the files of one environment: its numbers, and what the payoff of every run is computed from.
+
+    Raises:
+        ValueError: the output has earlier runs that these cannot be pooled with.
+    """
     name, skill = env_id.rpartition("/")[2], skill_of(env_id)
     assert skill is not None, env_id
     env = replace(env_config(env_id, {}), split="test", num_scenes=config.test_scenes)
-    payoff = payoff_of(env)
+    hand_coded = partial(of_hand_coded, directory=config.run_dir / HAND_CODED / name)
+    start = payoff_of(env).value(hand_coded(skill.baseline, replace(env, split="validation", num_scenes=None)))
+    new = {algo: of_runs(of_algo, env, start=start, root=config.run_dir) for algo, of_algo in runs.items()}
+    failed = _failed(config.run_dir, name)
+
+    numbers, counts = config.output_dir / f"{name}.json", config.output_dir / f"{name}.npz"
+    scenes = model_and_scenes(env)
+    if numbers.is_file():
+        before = json.loads(numbers.read_text(encoding="utf-8"))
+        entries = {algo: entry for algo, entry in before["algorithms"].items() if algo not in config.drop}
+        earlier = load_reported(counts, entries, scenes=scenes) if entries else {}
+        new = pooled(new, earlier, where=numbers)
+        failed = {algo: why for algo, why in before["failed"].items() if algo not in (*new, *config.drop)} | failed
+    result = of_environment(env_id, env, new, hand_coded) | {"random_on_validation": start, "failed": failed}
+    origin = provenance()
+    result["provenance"] = origin | {"command": without_root(origin["command"], config.run_dir)}
+    save_counts(counts, new, scenes=scenes)
+    write_json(numbers, result)
+
+
+def of_environment(
+    env_id: str, env: EnvConfig, runs: Mapping[str, Reported], hand_coded: Callable[..., Evaluation]
+) -> dict[str, Any]:
+    """What runs are worth on one environment, as JSON values; scores are fractions.
+
+    hand_coded: (policy, environment, stop=...) -> its evaluation.
+    """
+    skill, payoff = skill_of(env_id), payoff_of(env)
+    assert skill is not None, env_id
     *ends, locators = compared_with(skill, allow_stop=env.allow_stop)
-    kept = config.run_dir / HAND_CODED / name
-    hand_coded = [of_hand_coded(spec, env, stop=stop, directory=kept) for spec, stop in ends]
-    opponent, ceiling = (OverRuns([payoff.statistic([one])]) for one in hand_coded)
+    evaluations = [hand_coded(spec, env, stop=stop) for spec, stop in ends]
+    metric = evaluations[0].measure
+    opponent, ceiling = (OverRuns([payoff.statistic([one])]) for one in evaluations)
     opponent_name, ceiling_name = (named(*end) for end in ends)
     others = {
-        named(spec, stop): bootstrap_interval(
-            payoff.statistic([of_hand_coded(spec, env, stop=stop, directory=kept)])
-        )
+        named(spec, stop): _at(bootstrap_interval(payoff.statistic([hand_coded(spec, env, stop=stop)])))
         for spec, stop in locators
-    }  # fmt: skip
-    on_validation = replace(env, split="validation", num_scenes=None)
-    start = payoff.value(of_hand_coded(skill.baseline, on_validation, directory=kept))
-    algorithms = {
-        algo: OverRuns([payoff.statistic([run.evaluations["deterministic"]]) for run in of_algo])
-        for algo, of_algo in runs.items()
     }
-    entries, origin = {}, provenance()
-    for algo, of_algo in runs.items():
-        mine = algorithms[algo]
-        sampled = [payoff.statistic([run.evaluations["sampled"]]) for run in of_algo if "sampled" in run.evaluations]
+
+    def over_runs(one: Reported, how: str) -> OverRuns | None:
+        kept = [stacked([counts[how]]) for counts in one.counts if how in counts]
+        return OverRuns([payoff.of_counts(metric, counts) for counts in kept]) if kept else None
+
+    ppo = over_runs(runs[DEFAULT], DETERMINISTIC) if DEFAULT in runs else None
+    entries = {}
+    for algo, one in runs.items():
+        mine, sampled = over_runs(one, DETERMINISTIC), over_runs(one, SAMPLED)
+        assert mine is not None, algo
         entries[algo] = {
-            **_recipe(of_algo),
+            **one.recipe,
             "value": _at(bootstrap_interval(mine)),
-            "sampled": _at(bootstrap_interval(OverRuns(sampled))) if sampled else None,
+            "sampled": _at(bootstrap_interval(sampled)) if sampled else None,
             "minus_opponent": _at(bootstrap_interval(mine, opponent, of=np.subtract)),
             "better_than_opponent": _at(run_improvement_interval(mine, opponent)),
-            "better_than_ppo": _at(run_improvement_interval(mine, algorithms[DEFAULT]))
-            if DEFAULT in algorithms and algo != DEFAULT
-            else None,
+            "better_than_ppo": _at(run_improvement_interval(mine, ppo)) if ppo and algo != DEFAULT else None,
             "share_of_headroom": _at(bootstrap_interval(mine, opponent, ceiling, of=share_of_lead)),
-            "runs": [_run(env, run, start, config.run_dir) for run in of_algo],
+            "runs": one.runs,
         }
     return {
         "env": env_id,
         "budget": env.budget,
-        "metric": hand_coded[0].metric,
+        "metric": metric.name,
         "pays": payoff.name,
         "test_scenes": opponent.num_scenes,
-        "random_on_validation": start,
         "opponent": {"name": opponent_name, "value": _at(bootstrap_interval(opponent))},
         "ceiling": {"name": ceiling_name, "value": _at(bootstrap_interval(ceiling))},
         "headroom": _at(bootstrap_interval(ceiling, opponent, of=np.subtract)),
-        "locators": {spec: _at(found) for spec, found in others.items()},
+        "locators": others,
         "algorithms": entries,
-        "failed": _failed(config.run_dir, name),
-        "provenance": origin | {"command": without_root(origin["command"], config.run_dir)},
     }
 
 
 def _at(estimate: Estimate) -> dict[str, float | None]:
     """An estimate as JSON. None stands for NaN: a share has no bounds if the ceiling does not lead in some resample."""
     return {name: number if np.isfinite(number) else None for name, number in estimate.at(0).items()}
-
-
-def _recipe(runs: list[Run]) -> dict[str, Any]:
-    config = runs[0].config
-    algorithm = find_algorithm(config["algo"])
-    hyper = algorithm.hyperparameters(**config["hyperparameters"])
-    record = load_record(runs[0].directory / "best")
-    decisions = runs[0].result["num_timesteps"]  # at least as many as asked for: the last rollout is a whole one
-    return {
-        "algo": config["algo"],
-        "title": algorithm.title,
-        "decisions": decisions,
-        "glimpses": hyper.glimpses(decisions),
-        "env_kwargs": override(hyper.env_kwargs, config["env_kwargs"]),
-        "hyper": config["hyper"],
-        "hyperparameters": config["hyperparameters"],
-        "provenance": {key: record.provenance[key] for key in ("versions", "git", "machine")},
-    }
-
-
-def without_root(command: str, root: Path) -> str:
-    """The command without the directories of the machine that ran it, as it is printed for others.
-
-    >>> without_root("python -m agents.matrix --run-dir m --algos ppo", Path("m"))
-    'python -m agents.matrix --run-dir runs --algos ppo'
-    """
-
-    def shared(word: str) -> str:
-        option, equals, value = word.rpartition("=")
-        for known in {str(root), str(root.resolve())}:
-            if value == known or value.startswith(f"{known.rstrip('/')}/"):
-                return f"{option}{equals}runs{value[len(known.rstrip('/')) :]}"
-        return word
-
-    return shlex.join(map(shared, shlex.split(command)))
-
-
-def _run(env: EnvConfig, run: Run, start: float, root: Path) -> dict[str, Any]:
-    record = load_record(run.directory / "best")
-    commands = json.loads((run.directory / PROVENANCE).read_text(encoding="utf-8"))
-    result: dict[str, Any] = {
-        "seed": run.seed,
-        "commands": [without_root(one["command"], root) for one in commands],
-        "best_at": record.training["num_timesteps"],
-        "gpu": record.provenance["machine"]["gpu"],
-        "evaluated_on": run.evaluations["deterministic"].record["device"],
-        "weights_sha256": record.weights_sha256,
-        "values": {name: payoff_of(env).value(found) for name, found in run.evaluations.items()},
-        "score": run.evaluations["deterministic"].score().tolist(),
-    }
-    glimpses = run.evaluations["deterministic"].stops
-    return result | ({} if glimpses is None else {"glimpses": float(glimpses.mean())}) | learning(env, run, start)
 
 
 def _failed(root: Path, name: str) -> dict[str, str]:
@@ -457,7 +338,7 @@ def shown(
 
 def main(config: ReportConfig) -> None:
     config = replace(config, run_dir=config.run_dir.expanduser())
-    env_ids = sorted({run["env"] for _, run in _finished(config.run_dir)})
+    env_ids = sorted({run["env"] for _, run in finished(config.run_dir)})
     if not env_ids:
         raise FileNotFoundError(
             f"{config.run_dir} holds no finished run: train with python -m agents.matrix, or with "
@@ -470,8 +351,7 @@ def main(config: ReportConfig) -> None:
             "for: compare them with canvit-gym benchmark --learned"
         )
     for env_id, runs in find_runs(config.run_dir, config.test_scenes, left_out=left_out).items():
-        result = of_environment(env_id, runs, config)
-        write_json(config.output_dir / f"{env_id.rpartition('/')[2]}.json", result)
+        write_environment(env_id, runs, config)
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(config.output_dir.glob("*-v*.json"))]
     write_text(config.output_dir / "README.md", page(results, left_out=left_out))
     print("\n".join(summary(results)))

@@ -72,3 +72,20 @@ def _owner(run_dir: Path) -> str:
         return f"process {owner['pid']} on {owner['host']}, since {owner['since']}: {owner['command']}"
     except (OSError, ValueError, KeyError):  # it has just begun, or is about to end
         return "another process"
+
+
+def without_root(command: str, root: Path) -> str:
+    """The command without the directories of the machine that ran it, as it is printed for others.
+
+    >>> without_root("python -m agents.matrix --run-dir m --algos ppo", Path("m"))
+    'python -m agents.matrix --run-dir runs --algos ppo'
+    """
+
+    def shared(word: str) -> str:
+        option, equals, value = word.rpartition("=")
+        for known in {str(root), str(root.resolve())}:
+            if value == known or value.startswith(f"{known.rstrip('/')}/"):
+                return f"{option}{equals}runs{value[len(known.rstrip('/')) :]}"
+        return word
+
+    return shlex.join(map(shared, shlex.split(command)))

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from agents.finished_runs import Run, find_runs
 from agents.matrix import environment_to_test
 from agents.monitor import merit
-from agents.report import Run, find_runs, without_root
+from agents.outcomes import DETERMINISTIC
+from agents.run_directory import without_root
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.command_line import run_command
@@ -69,8 +71,8 @@ def ship(config: ShipConfig) -> Path:
     env = environment_to_test(config.env, policy, config.test_scenes)
     payoff = payoff_of(env)
     tested: dict[str, Any] = {
-        "scenes": len(chosen.evaluations["deterministic"].scene),
-        "metric": chosen.evaluations["deterministic"].metric,
+        "scenes": len(chosen.evaluations[DETERMINISTIC].scene),
+        "metric": chosen.evaluations[DETERMINISTIC].metric,
         "pays": payoff.name,
         "seeds": [run.seed for run in runs],
     }

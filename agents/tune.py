@@ -31,9 +31,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from agents.algorithms import HYPERPARAMETERS, load_hyperparameters
 from agents.monitor import merit
 from agents.outcomes import pays_of_curve
-from agents.report import without_root
 from agents.results import write_result
-from agents.run_directory import CONFIG, RESULT, STATE
+from agents.run_directory import CONFIG, RESULT, STATE, without_root
 from agents.settings import TrainConfig
 from agents.train import train
 from canvit_gym.atomic import write_json, write_text

@@ -15,10 +15,13 @@ from test_train import tiny
 from agents import matrix, outcomes, report, ship
 from agents.algorithms import ALGORITHMS, load_hyperparameters
 from agents.clock import read_times
+from agents.finished_runs import find_runs, require_alike
 from agents.matrix import MatrixConfig
 from agents.monitor import merit
 from agents.outcomes import of_hand_coded, pays_of_curve
-from agents.report import ReportConfig, find_runs, without_root
+from agents.report import ReportConfig
+from agents.reported import load_reported
+from agents.run_directory import without_root
 from agents.settings import TrainConfig
 from agents.ship import ShipConfig
 from agents.train import train
@@ -27,7 +30,8 @@ from canvit_gym.policies.learned import load_policy
 from canvit_gym.provenance import provenance
 from canvit_gym.statistics import area_under_curve
 from canvit_gym.stopping import WHEN_RIGHT, at_confidence, named, stops_when_right
-from canvit_gym.suite.payoff import payoff_of
+from canvit_gym.suite.payoff import payoff_of, stacked
+from canvit_gym.tasks import metric_named
 
 CLASSIFICATION, ORDER, STOP = (f"CanViT/Fashion{name}-v0" for name in ("Classification", "Order", "Stop"))
 HYPER: dict[str, Any] = {
@@ -189,7 +193,11 @@ def test_runs_outside_of_the_suite_are_left_out(trained: Path, tmp_path: Path, m
         report.main(ReportConfig(root, output_dir=tmp_path / "out"))
     shutil.copytree(trained / "ppo" / "FashionClassification-v0", root / "ppo" / "FashionClassification-v0")
     report.main(ReportConfig(root, output_dir=tmp_path / "out", test_scenes=TEST_SCENES))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "FashionClassification-v0.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "README.md",
+        "FashionClassification-v0.json",
+        "FashionClassification-v0.npz",
+    }
     assert f"Left out, being outside of the suite: {outside}." in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -203,6 +211,21 @@ def test_policies_are_compared_with_those_of_the_suite(path: Path) -> None:
     assert (named(*opponent), named(*ceiling), tuple(named(*one) for one in locators)) == wanted
 
 
+@pytest.mark.parametrize("path", sorted(report.TRAINED.glob("*-v*.npz")), ids=lambda path: path.stem)
+def test_the_values_of_runs_are_those_of_their_counts(path: Path) -> None:
+    result = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    scenes = json.loads(str(np.load(path)["header"]))["scenes"]
+    metric, payoff = metric_named(result["metric"]), payoff_of(env_config(result["env"], {}))
+    assert scenes["num_scenes"] == result["test_scenes"] and scenes["pays"] == result["pays"] == payoff.name
+    for algo, one in load_reported(path, result["algorithms"], scenes=scenes).items():
+        assert one.runs == result["algorithms"][algo]["runs"]
+        for run, counts in zip(one.runs, one.counts, strict=True):
+            for how, value in run["values"].items():
+                statistic = payoff.of_counts(metric, stacked([counts[how]]))
+                found = statistic(np.ones((1, 1)), np.ones((1, result["test_scenes"])))
+                assert found[0, 0] == pytest.approx(value, abs=1e-9)
+
+
 def test_estimates_may_be_infinite() -> None:
     assert report.shown({"value": 0.5, "low": None, "high": None}, signed=True) == "+50.0 [-∞, ∞]"
     assert report.shown({"value": None, "low": 0.25, "high": 1.0}, digits=2, factor=1) == "? [0.25, 1.00]"
@@ -210,18 +233,70 @@ def test_estimates_may_be_infinite() -> None:
 
 
 def test_runs_that_differ_are_not_averaged(trained: Path, tmp_path: Path) -> None:
-    one, other = find_runs(trained, TEST_SCENES, algo="ppo")[CLASSIFICATION]["ppo"]
-    longer = replace(other, config=other.config | {"total_timesteps": 96})
-    with pytest.raises(ValueError, match="differ in total_timesteps: 64 and 96"):
-        report._require_alike(CLASSIFICATION, "ppo", [one, longer])
+    one, other = (run.config for run in find_runs(trained, TEST_SCENES, algo="ppo")[CLASSIFICATION]["ppo"])
+
+    def check(changed: dict[str, Any]) -> None:
+        require_alike({"here": one, "there": other | changed}, cure="move one")
+
+    with pytest.raises(ValueError, match=r"here and there differ in total_timesteps: 64 and 96.*move one"):
+        check({"total_timesteps": 96})
     with pytest.raises(ValueError, match="differ in eval_every"):
-        report._require_alike(CLASSIFICATION, "ppo", [one, replace(other, config=other.config | {"eval_every": 7})])
-    earlier = {key: value for key, value in other.config["hyperparameters"].items() if key != "compile_policy"}
-    report._require_alike(
-        CLASSIFICATION, "ppo", [one, replace(other, config={**other.config, "hyperparameters": earlier})]
-    )
+        check({"eval_every": 7})
+    newer = {key: value for key, value in other["hyperparameters"].items() if key != "compile_policy"}
+    check({"hyperparameters": newer})
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         report.main(ReportConfig(tmp_path))
+
+
+def test_earlier_runs_stay_in_the_report_without_their_directories(trained: Path, tmp_path: Path) -> None:
+    """As if all had been reported at once; a new run replaces an earlier one of its seed."""
+
+    def runs(name: str, *directories: str) -> Path:
+        for each in directories:
+            shutil.copytree(trained / each, tmp_path / name / each)
+        return tmp_path / name
+
+    def reported(root: Path, out: str, **options: Any) -> dict[str, Any]:
+        report.main(ReportConfig(root, output_dir=tmp_path / out, test_scenes=TEST_SCENES, **options))
+        return json.loads((tmp_path / out / "FashionClassification-v0.json").read_text())
+
+    ppo, values = "ppo/FashionClassification-v0/seed-", "q_regression/FashionClassification-v0/seed-"
+    whole = reported(trained, "whole")
+    reported(runs("first", f"{ppo}0", f"{ppo}1", f"{values}1"), "pooled")
+    second = runs("second", f"{values}0", f"{values}1")
+    in_two = reported(second, "pooled")
+    assert in_two["algorithms"] == whole["algorithms"]
+    assert in_two["algorithms"]["q_regression"]["better_than_ppo"] is not None
+    assert reported(second, "pooled", drop=("ppo",))["algorithms"].keys() == {"q_regression"}
+
+    config = second / f"{values}0" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eval_every": 16}))
+    shutil.rmtree(second / f"{values}1")
+    with pytest.raises(ValueError, match=r"runs of q_regression in .*differ in eval_every: .*--drop q_regression"):
+        reported(second, "pooled")
+    dropped = reported(second, "pooled", drop=("q_regression",))
+    assert [run["seed"] for run in dropped["algorithms"]["q_regression"]["runs"]] == [0]
+
+
+def test_earlier_runs_of_other_scenes_or_without_counts_are_refused(trained: Path, tmp_path: Path) -> None:
+    config = ReportConfig(trained, output_dir=tmp_path, test_scenes=TEST_SCENES)
+    report.main(config)
+    with pytest.raises(ValueError, match=r"counts with another .*num_scenes.*--drop ppo q_regression"):
+        report.main(replace(config, test_scenes=4))
+    counts = tmp_path / "FashionClassification-v0.npz"
+    whole = counts.read_bytes()
+    counts.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"is damaged.*--drop ppo q_regression"):
+        report.main(config)
+    counts.unlink()
+    with pytest.raises(ValueError, match=r"is missing.*--drop ppo q_regression"):
+        report.main(config)
+    report.main(replace(config, drop=("ppo", "q_regression")))
+    assert counts.is_file()
+    numbers = tmp_path / "FashionClassification-v0.json"
+    numbers.write_text(numbers.read_text().replace('"weights_sha256": "', '"weights_sha256": "of others'))
+    with pytest.raises(ValueError, match=r"no counts of ppo, seeds \[0, 1\]. Pass --drop ppo"):
+        report.main(config)
 
 
 def test_the_best_seed_by_validation_is_shipped(trained: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from torch.distributions import Categorical
 
 from agents.intervals import with_interval
 from agents.outcomes import evaluation_key, key_of
-from agents.report import without_root
+from agents.run_directory import without_root
 from canvit_gym.atomic import replacing, write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig

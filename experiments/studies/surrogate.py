@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from agents.intervals import with_interval
 from agents.outcomes import evaluation_key, key_of
-from agents.report import without_root
 from agents.results import write_result
+from agents.run_directory import without_root
 from canvit_gym.atomic import replacing
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig

@@ -1,0 +1,99 @@
+"""Finished runs of an algorithm on an environment, with their evaluations on test scenes."""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.algorithms import find_algorithm
+from agents.matrix import tested
+from agents.run_directory import CONFIG, RESULT
+from canvit_gym.evaluation import Evaluation
+
+log = logging.getLogger(__name__)
+
+SETTINGS = ("algo", "env_kwargs", "total_timesteps", "eval_every", "eval_scenes")
+"""What runs that are averaged have in common, besides their hyperparameters. How often they were validated is part of
+it: each run counts with the best policy that was validated."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    directory: Path
+    seed: int
+    config: dict[str, Any]
+    result: dict[str, Any]
+    evaluations: dict[str, Evaluation]
+
+
+def finished(root: Path, *, algo: str = "*", name: str = "*") -> list[tuple[Path, dict[str, Any]]]:
+    """(directory, configuration) of the finished runs."""
+    directories = [path.parent for path in sorted(root.glob(f"{algo}/{name}/seed-*/{RESULT}"))]
+    return [(path, json.loads((path / CONFIG).read_text(encoding="utf-8"))) for path in directories]
+
+
+def find_runs(
+    root: Path, num_scenes: int | None, *, algo: str = "*", name: str = "*", left_out: Sequence[str] = ()
+) -> dict[str, dict[str, list[Run]]]:
+    """Environment -> algorithm's directory -> finished runs, by seed. Evaluates those that have not been evaluated.
+
+    left_out: ids of environments to leave out.
+
+    Raises:
+        ValueError: runs of one algorithm differ in more than their seed.
+    """
+    found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for directory, config in finished(root, algo=algo, name=name):
+        if config["env"] in left_out:
+            continue
+        log.info("%s", directory)
+        run = Run(
+            directory=directory,
+            seed=config["seed"],
+            config=config,
+            result=json.loads((directory / RESULT).read_text(encoding="utf-8")),
+            evaluations=tested(directory, num_scenes=num_scenes),
+        )
+        found[config["env"]][directory.parents[1].name].append(run)
+    for env_id, of_algorithms in found.items():
+        for name, runs in of_algorithms.items():
+            runs.sort(key=lambda run: run.seed)
+            seeds = [run.seed for run in runs]
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"{name} on {env_id} has seeds {seeds}: every seed may be there once")
+            require_alike(
+                {str(run.directory): run.config for run in runs}, cure="move one of them to another directory"
+            )
+    return found
+
+
+def require_alike(
+    configs: Mapping[str, dict[str, Any]], *, cure: str = "move one of them to another directory"
+) -> None:
+    """
+    Args:
+        configs: where a run is -> its configuration: SETTINGS and "hyperparameters".
+
+    Raises:
+        ValueError: two of them differ.
+    """
+    (first, of_first), *others = ((where, settings(config)) for where, config in configs.items())
+    for where, own in others:
+        for key, value in of_first.items():
+            if own[key] != value:
+                raise ValueError(
+                    f"{first} and {where} differ in {key}: {value!r} and {own[key]!r}. Runs that are averaged must be "
+                    f"alike but for their seeds; {cure}"
+                )
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """What runs that are averaged have in common. A hyperparameter that is newer than a run had the value that is now
+    its default."""
+    hyperparameters = find_algorithm(config["algo"]).hyperparameters(**config["hyperparameters"]).to_json()
+    return {key: config[key] for key in SETTINGS} | {"hyperparameters": hyperparameters}
