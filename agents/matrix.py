@@ -29,6 +29,7 @@ from agents.run_directory import CONFIG, FAILED, RESULT
 from agents.settings import TrainConfig
 from agents.train import train
 from canvit_gym.atomic import write_json
+from canvit_gym.checks import integer
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation
@@ -74,8 +75,7 @@ class MatrixConfig:
     progress bars."""
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise ValueError(f"processes={self.processes} must be at least 1")
+        integer(1)("processes", self.processes)
 
 
 def run_directory(root: Path, algo: str, env_id: str, seed: int) -> Path:

@@ -71,7 +71,7 @@ def test_two_processes_share_the_runs(tmp_path: Path) -> None:
     broken.touch()
     with pytest.raises(ChildProcessError, match="2 of 2 processes failed, with exit codes"):
         matrix.main(config)
-    with pytest.raises(ValueError, match="processes=0 must be at least 1"):
+    with pytest.raises(ValueError, match="processes must be an integer >= 1, got 0"):
         matrix_config(tmp_path, processes=0)
 
 
