@@ -33,6 +33,7 @@ import numpy as np
 from agents.algorithms import DEFAULT
 from agents.finished_runs import Run, find_runs, finished
 from agents.intervals import with_interval
+from agents.learning_curves import learning_curves
 from agents.outcomes import DETERMINISTIC, SAMPLED, model_and_scenes, of_hand_coded
 from agents.reported import Reported, load_reported, of_runs, pooled, save_counts
 from agents.run_directory import FAILED, RESULT, without_root
@@ -86,6 +87,12 @@ what the payoffs are computed from, scene by scene, so that runs can be added (`
 
 """
 
+LEARNING = "learning.svg"
+CURVES = f"""![Validation payoff against glimpses of training, by environment and algorithm]({LEARNING})
+
+*Learning curves: what the environment pays on validation scenes; medians and ranges of the seeds. Curves begin after
+the glimpses that a detector or a warm start took. Each run counts with its best validation, not with its last.*"""
+
 
 @dataclass(frozen=True)
 class ReportConfig:
@@ -130,18 +137,40 @@ def write_environment(env_id: str, runs: dict[str, list[Run]], config: ReportCon
     failed = _failed(config.run_dir, name)
 
     numbers, counts = config.output_dir / f"{name}.json", config.output_dir / f"{name}.npz"
-    scenes = model_and_scenes(env)
+    scenes, as_before = model_and_scenes(env), {}
     if numbers.is_file():
         before = json.loads(numbers.read_text(encoding="utf-8"))
         entries = {algo: entry for algo, entry in before["algorithms"].items() if algo not in config.drop}
-        earlier = load_reported(counts, entries, scenes=scenes) if entries else {}
+        earlier = load_reported(counts, entries, scenes=scenes)
+        as_before = {algo: entry for algo, entry in entries.items() if algo not in earlier}
+        _require_comparable(before, as_before, new, num_scenes=scenes["num_scenes"])
         new = pooled(new, earlier, where=numbers)
         failed = {algo: why for algo, why in before["failed"].items() if algo not in (*new, *config.drop)} | failed
     result = of_environment(env_id, env, new, hand_coded) | {"random_on_validation": start, "failed": failed}
+    for algo, entry in as_before.items():
+        than_ppo = None if DEFAULT in new else entry["better_than_ppo"]  # PPO's runs may be others by now
+        result["algorithms"][algo] = entry | {"better_than_ppo": than_ppo}
     origin = provenance()
     result["provenance"] = origin | {"command": without_root(origin["command"], config.run_dir)}
     save_counts(counts, new, scenes=scenes)
     write_json(numbers, result)
+
+
+def _require_comparable(
+    before: dict[str, Any], as_before: Mapping[str, Any], new: Mapping[str, Reported], *, num_scenes: int
+) -> None:
+    """Raise ValueError if earlier entries without counts cannot stay beside the new runs."""
+    cure = f"pass --drop {' '.join(as_before)} to leave them out"
+    if both := sorted(set(as_before) & set(new)):
+        raise ValueError(
+            f"the earlier runs of {', '.join(both)} on {before['env']} cannot be averaged with the new ones, since their "
+            f"counts were not kept: {cure}"
+        )
+    if as_before and before["test_scenes"] != num_scenes:
+        raise ValueError(
+            f"the earlier runs on {before['env']} were tested on {before['test_scenes']} scenes, the new ones on "
+            f"{num_scenes}: {cure}"
+        )
 
 
 def of_environment(
@@ -215,7 +244,7 @@ def page(results: list[dict[str, Any]], *, left_out: Sequence[str] = ()) -> str:
     sections = "\n\n".join("\n".join(section(result)) for result in results)
     note = f"\n\nLeft out, being outside of the suite: {', '.join(left_out)}." if left_out else ""
     tables = "\n".join([*summary(results), "", *overview(results)])
-    return f"{INTRODUCTION}{tables}{note}\n\n{sections}\n"
+    return f"{INTRODUCTION}{tables}{note}\n\n{CURVES}\n\n{sections}\n"
 
 
 def summary(results: list[dict[str, Any]]) -> list[str]:
@@ -239,14 +268,6 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
 
 def overview(results: list[dict[str, Any]]) -> list[str]:
     """Algorithms x environments: points above the best hand-coded policy, and the number of seeds."""
-    titles = {name: _titled(name, entry) for result in results for name, entry in sorted(result["algorithms"].items())}
-    rows = {name: [result["algorithms"].get(name) for result in results] for name in titles}
-    worst = [min(map(_gain, result["algorithms"].values())) for result in results]
-
-    def standing(name: str) -> float:
-        """The mean over environments; a missing one counts as the worst there."""
-        return statistics.mean(_gain(entry) if entry else low for entry, low in zip(rows[name], worst, strict=True))
-
     names = [result["env"].rpartition("/")[2].removeprefix("Fashion").removesuffix("-v0") for result in results]
     lines = [
         "Points above the best hand-coded policy without labels (number of seeds), by algorithm and environment:",
@@ -254,9 +275,23 @@ def overview(results: list[dict[str, Any]]) -> list[str]:
         f"| algorithm | {' | '.join(names)} |",
         f"| --- |{' --- |' * len(names)}",
     ]
-    for name in sorted(titles, key=standing, reverse=True):
-        lines.append(f"| {titles[name]} | {' | '.join(map(_lead, rows[name]))} |")
+    for name, title in ranked(results).items():
+        leads = [_lead(result["algorithms"].get(name)) for result in results]
+        lines.append(f"| {title} | {' | '.join(leads)} |")
     return [*lines, "", "In bold: the 95% interval is above zero. Intervals over one or two seeds are those of scenes."]
+
+
+def ranked(results: list[dict[str, Any]]) -> dict[str, str]:
+    """Algorithm's directory -> its title, from the best one to the worst by the mean lead over environments; where an
+    algorithm is missing it counts as the worst there."""
+    titles = {name: _titled(name, entry) for result in results for name, entry in sorted(result["algorithms"].items())}
+    worst = [min(map(_gain, result["algorithms"].values())) for result in results]
+
+    def standing(name: str) -> float:
+        entries = [result["algorithms"].get(name) for result in results]
+        return statistics.mean(_gain(entry) if entry else low for entry, low in zip(entries, worst, strict=True))
+
+    return {name: titles[name] for name in sorted(titles, key=standing, reverse=True)}
 
 
 def _gain(entry: dict[str, Any]) -> float:
@@ -354,6 +389,7 @@ def main(config: ReportConfig) -> None:
         write_environment(env_id, runs, config)
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(config.output_dir.glob("*-v*.json"))]
     write_text(config.output_dir / "README.md", page(results, left_out=left_out))
+    write_text(config.output_dir / LEARNING, learning_curves(results, ranked(results)))
     print("\n".join(summary(results)))
     if left_out:
         print(f"Left out, being outside of the suite: {', '.join(left_out)}.")

@@ -166,21 +166,23 @@ def save_counts(path: Path, algorithms: Mapping[str, Reported], *, scenes: dict[
 def load_reported(path: Path, entries: Mapping[str, dict[str, Any]], *, scenes: dict[str, Any]) -> dict[str, Reported]:
     """Read the runs that `entries`, an environment's "algorithms" in its JSON file, describe.
 
+    Algorithms of which a run has no counts in the file are left out, and all if there is no file.
+
     Args:
         path: what `save_counts` wrote beside the JSON file.
         scenes: those that the counts must be of.
 
     Raises:
-        ValueError: no such file, a damaged one, counts of other scenes, or runs without counts.
+        ValueError: a damaged file, or counts of other scenes.
     """
-    cure = f"Pass --drop {' '.join(entries)} to leave the earlier runs out"
+    if not path.exists():
+        return {}
+    cure = f"Delete it, and pass --drop {' '.join(entries)} to leave the earlier runs out"
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
             header = json.loads(str(found.pop(_HEADER)))
             written = header["format"], header["scenes"]
-    except FileNotFoundError:
-        raise ValueError(f"{path}, with the counts of earlier runs, is missing. {cure}") from None
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged, or does not hold counts of reported runs ({error}). {cure}") from error
     if written != (FORMAT, scenes):
@@ -189,9 +191,8 @@ def load_reported(path: Path, entries: Mapping[str, dict[str, Any]], *, scenes: 
     reported = {}
     for name, entry in entries.items():
         counts = [_of_run(found, _place(name, run)) for run in entry["runs"]]
-        if missing := [run["seed"] for run, kept in zip(entry["runs"], counts, strict=True) if not kept]:
-            raise ValueError(f"{path} has no counts of {name}, seeds {missing}. Pass --drop {name} to leave it out")
-        reported[name] = Reported({key: entry[key] for key in RECIPE}, entry["runs"], counts)
+        if all(counts):
+            reported[name] = Reported({key: entry[key] for key in RECIPE}, entry["runs"], counts)
     return reported
 
 

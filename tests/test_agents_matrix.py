@@ -195,6 +195,7 @@ def test_runs_outside_of_the_suite_are_left_out(trained: Path, tmp_path: Path, m
     report.main(ReportConfig(root, output_dir=tmp_path / "out", test_scenes=TEST_SCENES))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "README.md",
+        "learning.svg",
         "FashionClassification-v0.json",
         "FashionClassification-v0.npz",
     }
@@ -278,7 +279,7 @@ def test_earlier_runs_stay_in_the_report_without_their_directories(trained: Path
     assert [run["seed"] for run in dropped["algorithms"]["q_regression"]["runs"]] == [0]
 
 
-def test_earlier_runs_of_other_scenes_or_without_counts_are_refused(trained: Path, tmp_path: Path) -> None:
+def test_earlier_runs_of_other_scenes_are_refused(trained: Path, tmp_path: Path) -> None:
     config = ReportConfig(trained, output_dir=tmp_path, test_scenes=TEST_SCENES)
     report.main(config)
     with pytest.raises(ValueError, match=r"counts with another .*num_scenes.*--drop ppo q_regression"):
@@ -288,15 +289,26 @@ def test_earlier_runs_of_other_scenes_or_without_counts_are_refused(trained: Pat
     counts.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"is damaged.*--drop ppo q_regression"):
         report.main(config)
+
+
+def test_earlier_runs_without_counts_stay_as_they_were(trained: Path, tmp_path: Path) -> None:
+    """Unless there are new ones: the two cannot be averaged."""
+    config = ReportConfig(trained, output_dir=tmp_path, test_scenes=TEST_SCENES)
+    report.main(config)
+    counts, numbers = tmp_path / "FashionClassification-v0.npz", tmp_path / "FashionClassification-v0.json"
+    before = json.loads(numbers.read_text())["algorithms"]
     counts.unlink()
-    with pytest.raises(ValueError, match=r"is missing.*--drop ppo q_regression"):
+    with pytest.raises(ValueError, match=r"runs of ppo, q_regression on .*their counts were not kept.*--drop ppo q_r"):
         report.main(config)
-    report.main(replace(config, drop=("ppo", "q_regression")))
-    assert counts.is_file()
-    numbers = tmp_path / "FashionClassification-v0.json"
-    numbers.write_text(numbers.read_text().replace('"weights_sha256": "', '"weights_sha256": "of others'))
-    with pytest.raises(ValueError, match=r"no counts of ppo, seeds \[0, 1\]. Pass --drop ppo"):
-        report.main(config)
+    ppo = tmp_path / "runs"
+    shutil.copytree(trained / "ppo/FashionClassification-v0", ppo / "ppo/FashionClassification-v0")
+    config = replace(config, run_dir=ppo, drop=("ppo",))
+    with pytest.raises(ValueError, match=r"were tested on 12 scenes, the new ones on 4.*--drop q_regression"):
+        report.main(replace(config, test_scenes=4))
+    report.main(config)
+    after = json.loads(numbers.read_text())["algorithms"]
+    assert after["q_regression"] == before["q_regression"] | {"better_than_ppo": None}
+    assert after["ppo"] == before["ppo"] and counts.is_file()
 
 
 def test_the_best_seed_by_validation_is_shipped(trained: Path, tmp_path: Path) -> None:

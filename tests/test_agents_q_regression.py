@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,13 +12,14 @@ from conftest import assert_same_policies
 from gymnasium import spaces
 
 from agents.learner import Monitoring
-from agents.q_regression.learner import QRegression
+from agents.q_regression.learner import LEAST_PRIOR_WEIGHT, QRegression
 from agents.q_regression.replay import Replay
 from agents.settings import TrainConfig, prepare
 from agents.train import train
 from agents.training_state import load_state
 from canvit_gym.actions import DiscreteActions, grid_viewpoints
 from canvit_gym.evaluation import evaluate
+from canvit_gym.policies.heads import TableHead
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.policies.networks import ViewpointQNetwork, action_options
 from canvit_gym.sb3 import GlimpseVecEnv
@@ -114,6 +115,36 @@ def test_it_finds_the_viewpoint_that_pays(tmp_path: Path, monkeypatch: pytest.Mo
     best = learner.network.values({"acuity": torch.ones(1, 1, 16, 16), "time": torch.ones(1, 1)}).argmax().item()
     assert best == 6
     learner.close()
+
+
+def test_a_prior_gets_the_weight_that_predicts_the_first_rewards(tmp_path: Path) -> None:
+    options = {"network": "conv", "channels": 8, "context_dim": 16, "blocks": 1, "prior": "uncertainty"}
+    learner = QRegression(prepare(tiny(tmp_path / "run", policy_kwargs=options)))
+    learner.begin(progress=False)
+    learner._collect(Silent())
+    network = cast(ViewpointQNetwork, learner.network).dueling
+    prior = cast(TableHead, network.action_net).prior
+    batch = learner.replay.take(torch.arange(ROLLOUT), device=learner.device)
+    assert prior is not None
+    with torch.no_grad():
+        features = network.features(batch.observation)
+        assert features.amounts is not None and features.acuity is not None
+        worth = prior(features.amounts, features.acuity).gather(1, batch.actions[:, None])[:, 0] / prior.weight
+    learner.moments.mean[:], learner.moments.squares[:] = 0, learner.moments.count  # targets are the rewards
+    for slope, weight in ((0.3, 0.3), (-0.3, LEAST_PRIOR_WEIGHT)):
+        learner.replay._rewards[:ROLLOUT] = 0.1 + slope * worth
+        learner._fit_prior()
+        assert prior.weight.item() == pytest.approx(weight, rel=1e-3)
+    learner.close()
+
+
+def test_only_the_first_rollout_sets_the_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[int] = []
+    monkeypatch.setattr(QRegression, "_fit_prior", lambda self: fitted.append(self.num_timesteps))
+    config = replace(tiny(tmp_path / "run"), eval_every=0)
+    train(config)
+    train(replace(config, total_timesteps=7 * ROLLOUT, resume=True))
+    assert fitted == [ROLLOUT]
 
 
 def assert_same_runs(a: Path, b: Path) -> None:

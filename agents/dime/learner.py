@@ -61,6 +61,9 @@ class Dime(QRegression):
             "confidence": hyper.confidence,
         }
 
+    def _fit_prior(self) -> None:
+        """A prior is added to the logit of a share of the entropy, not to a target: it keeps its weight."""
+
     def predictions_and_targets(
         self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor
     ) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ a random one, so that the policy learns on states that it reaches. Targets do no
 from the last rollouts again.
 
 With `pool`, it first learns from a pool of episodes (agents.pool), where several viewpoints were tried in each state.
+A prior (canvit_gym.policies.prior) gets the weight with which it predicts the first rollout's targets best.
 """
 
 from collections import deque
@@ -47,12 +48,15 @@ from agents.training_state import (
 )
 from agents.tried import TriedViewpoints, take
 from canvit_gym.backbone.load import resolve_device
+from canvit_gym.policies.heads import TableHead
 from canvit_gym.policies.networks import NETWORK_CLASSES, HasValues, ViewpointQNetwork, action_options
 from canvit_gym.running_moments import RunningMoments
 from canvit_gym.sb3 import make_sb3_env
 
 EPISODES_SHOWN = 256
 """Number of episodes whose returns the progress bar averages."""
+LEAST_PRIOR_WEIGHT = 0.05
+"""A prior that predicts nothing in the first rollout still ranks the viewpoints at first."""
 
 
 class QRegression(TorchLearner[nn.Module]):
@@ -153,8 +157,10 @@ class QRegression(TorchLearner[nn.Module]):
             monitor.between_updates()
             if cut:
                 self._begin_episodes()
-            rate = self._rate(1 - self.num_timesteps / total)
+            rate, first = self._rate(1 - self.num_timesteps / total), self.num_timesteps == 0
             self._collect(monitor)
+            if first:
+                self._fit_prior()
             self._update(rate)
             self._logger.record("rollout/ep_rew_mean", self.status["reward"])
             self._logger.dump(self.num_timesteps)
@@ -190,6 +196,29 @@ class QRegression(TorchLearner[nn.Module]):
         greedy = torch.rand(len(values)) < self.hyper.greedy
         return torch.where(greedy, values.argmax(dim=1), anything).numpy()
 
+    @torch.no_grad()
+    def _fit_prior(self) -> None:
+        """Set the weight of the network's prior, if it has one, by least squares on the rollouts in the replay.
+
+        A prior ranks viewpoints, on a scale of its own. Left at a weight at which its values differ by more than the
+        targets do, it would be cancelled by the network before anything else is learned, and its ranking with it.
+        """
+        network = cast(ViewpointQNetwork, self._network).dueling
+        prior = cast(TableHead, network.action_net).prior
+        if prior is None:
+            return
+        batch = self.replay.take(torch.arange(len(self.replay)), device=self.device)
+        features = network.features(batch.observation)
+        assert features.amounts is not None and features.acuity is not None, "a prior needs its maps"
+        worths = prior(features.amounts, features.acuity) / prior.weight
+        looked = batch.actions < worths.shape[1]  # not those that stopped
+        worth = worths[looked].gather(1, batch.actions[looked, None].to(self.device))[:, 0].cpu()
+        target = self._targets(batch.rewards[:, None], batch.depth)[looked, 0]
+        centered = worth - worth.mean()
+        slope = (centered * target).sum() / centered.square().sum().clamp(min=1e-9)
+        prior.weight.fill_(slope.clamp(min=LEAST_PRIOR_WEIGHT))
+        self._logger.record("train/prior_weight", float(prior.weight))
+
     def _update(self, rate: float) -> None:
         hyper, network = self.hyper, self._network
         network.train()
@@ -218,14 +247,17 @@ class QRegression(TorchLearner[nn.Module]):
     ) -> tuple[Tensor, Tensor]:
         """The network's predictions for actions [B, K] in states of this depth [B], and their targets, from their
         gains [B, K]."""
+        values = cast(ViewpointQNetwork, self._network).q_values(observation)
+        return values.gather(1, actions.to(self.device)), self._targets(gains, depth).to(self.device)
+
+    def _targets(self, gains: Tensor, depth: Tensor) -> Tensor:
+        """Gains [B, K] in states of this depth [B], standardized."""
         mean, deviation = (
             torch.from_numpy(moment).float() for moment in (self.moments.mean, np.sqrt(self.moments.var + 1e-8))
         )
         wanted = (gains - mean[depth, None]) / deviation[depth, None]
-        if self.hyper.clip_reward is not None:
-            wanted = wanted.clamp(-self.hyper.clip_reward, self.hyper.clip_reward)
-        values = cast(ViewpointQNetwork, self._network).q_values(observation)
-        return values.gather(1, actions.to(self.device)), wanted.to(self.device)
+        limit = self.hyper.clip_reward
+        return wanted if limit is None else wanted.clamp(-limit, limit)
 
     def capture(self) -> State:
         return super().capture() | {
