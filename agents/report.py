@@ -163,8 +163,8 @@ def _require_comparable(
     cure = f"pass --drop {' '.join(as_before)} to leave them out"
     if both := sorted(set(as_before) & set(new)):
         raise ValueError(
-            f"the earlier runs of {', '.join(both)} on {before['env']} cannot be averaged with the new ones, since their "
-            f"counts were not kept: {cure}"
+            f"the earlier runs of {', '.join(both)} on {before['env']} cannot be averaged with the new ones, since "
+            f"their counts were not kept: {cure}"
         )
     if as_before and before["test_scenes"] != num_scenes:
         raise ValueError(
