@@ -541,6 +541,18 @@ class TestBadLayouts:
         (segmentation / "classes.txt").write_text(text, encoding="utf-8-sig")
         assert scenes_of("segmentation-folder", segmentation).classes == SEGMENTATION_CLASSES
 
+    def test_splits_above_images(self, segmentation: Path) -> None:
+        for kind in ("images", "masks"):
+            (segmentation / kind).rename(segmentation / f"moved-{kind}")
+            for split in ("train", "val"):
+                (segmentation / split).mkdir(exist_ok=True)
+                (segmentation / f"moved-{kind}" / split).rename(segmentation / split / kind)
+        told = (
+            r"has train/images/, but splits are folders of images/ and masks/: move train/images/ to images/train/, tr"
+        )
+        with pytest.raises(FileNotFoundError, match=told):
+            scenes_of("segmentation-folder", segmentation)
+
     def test_two_folders_for_one_split(self, folder: Path) -> None:
         (folder / "valid").mkdir()
         with pytest.raises(ValueError, match="has both val/ and valid/ for split='validation': keep one of them"):

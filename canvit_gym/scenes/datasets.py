@@ -159,8 +159,9 @@ IMAGENET_LAYOUT = "train/ and val/, each with the 1,000 class folders (n01440764
 UNLABELLED_LAYOUT = "images, in any folders, or train/ and val/ (and test/) with images in each"
 IMAGE_FOLDER_LAYOUT = "a folder of images per class, or train/ and val/ (and test/) with these folders in each"
 SEGMENTATION_LAYOUT = (
-    "images/ and masks/ with a mask PNG of the same name for every image (below train/ and val/ in both, or not), "
-    "and classes.txt with a class name per line, or classes.json with a list of names"
+    "images/ and masks/ with a mask PNG of the same name for every image (images/1.jpg and masks/1.png, or with splits "
+    "images/train/1.jpg and masks/train/1.png), and classes.txt with a class name per line, or classes.json with a "
+    "list of names"
 )
 
 _FASHION_SPLITS = ("training", "validation", "test")

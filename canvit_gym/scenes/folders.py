@@ -241,6 +241,19 @@ def _require_no_split(root: Path, folders: list[Path]) -> None:
         )
 
 
+def _require_splits_below_images(root: Path) -> None:
+    """Raise FileNotFoundError if images/ is below the splits' folders instead of the other way round."""
+    if (root / "images").is_dir():
+        return
+    for names in SPLIT_FOLDERS.values():
+        for name in names:
+            if (root / name / "images").is_dir():
+                raise FileNotFoundError(
+                    f"{root} has {name}/images/, but splits are folders of images/ and masks/: move {name}/images/ to "
+                    f"images/{name}/, {name}/masks/ to masks/{name}/, and so on"
+                )
+
+
 def _chosen_split(root: Path, splits: dict[str, Path], split: str) -> Path:
     if split not in splits:
         described = ", ".join(f"{name!r} ({folder.name}/)" for name, folder in splits.items())
@@ -266,6 +279,7 @@ def segmentation_folder_files(root: Path, split: str) -> SceneFiles:
     """A split of a folder with images/, masks/ and a list of classes."""
     _require_folder(root, root, SEGMENTATION_LAYOUT)
     classes = read_classes(root)
+    _require_splits_below_images(root)
     images = _require_folder(root / "images", root, SEGMENTATION_LAYOUT)
     masks = _require_folder(root / "masks", root, SEGMENTATION_LAYOUT)
     splits = _split_folders(images)
