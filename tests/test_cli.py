@@ -41,6 +41,10 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
     assert code == 0 and f"usage: canvit-gym {name} " in " ".join(shown.split()) and len(shown) > 200
 
 
+def test_help_shows_commands_over_several_lines_as_a_shell_takes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--budget 5 \\\n" in ended(capsys, "benchmark", "--help")[1]
+
+
 @pytest.mark.parametrize("name", ["evaluate", "benchmark", "play"])
 def test_help_says_that_shipped_policies_have_names(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "FashionStop-v0/ppo" in shipped_policies() and "FashionStop-v0/ppo" in ended(capsys, name, "--help")[1]

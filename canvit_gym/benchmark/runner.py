@@ -1,4 +1,4 @@
-"""Benchmark policies on one environment: all policies on the same scenes, with intervals and a report.
+r"""Benchmark policies on one environment: all policies on the same scenes, with intervals and a report.
 
     canvit-gym benchmark --env CanViT/FashionSegmentation-v0 --budget 5 \
         --learned ppo=runs/seed0/best,runs/seed1/best,runs/seed2/best \
