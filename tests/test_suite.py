@@ -36,7 +36,7 @@ from canvit_gym.stopping import (
 from canvit_gym.suite import run
 from canvit_gym.suite.command import MANIFEST, RESULTS, SuiteConfig, identity_of, run_suite, wanted_of
 from canvit_gym.suite.numbers import BEST, radar_shares
-from canvit_gym.suite.page import HTML, MARKDOWN, RADAR, write_pages
+from canvit_gym.suite.page import HTML, MARKDOWN, NO_SHARES, RADAR, write_pages
 from canvit_gym.suite.payoff import payoff_of
 from canvit_gym.suite.plan import make_plan, misfit, skills_table
 from canvit_gym.suite.radar import radar_figure
@@ -230,6 +230,9 @@ def test_shares_and_radar(config: SuiteConfig, results: dict[str, Any], tmp_path
     drawing = ElementTree.parse(tmp_path / RADAR)
     assert NASTY in "".join(drawing.getroot().itertext())
     assert "data:image/svg+xml;base64" in (tmp_path / HTML).read_text()
+    write_pages(made | {"radar": {}}, tmp_path)
+    for page in (MARKDOWN, HTML):
+        assert "Shares at a glance" in (text := (tmp_path / page).read_text()) and NO_SHARES in text
     policies["saliency(scale=0.4)"]["share"]["value"] = 0.25
     made["environments"][CLASSIFICATION]["best_opponent"] = "saliency(scale=0.4)"
     assert radar_shares(made["environments"]) == {

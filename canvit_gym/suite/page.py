@@ -43,10 +43,10 @@ def overview_table(numbers: Numbers) -> Table:
     return Table(
         header=("policy", *skills),
         rows=rows,
-        note="Share of the way from the baseline (0) to the ceiling (100), in %. Hand-coded policies are in one line "
-        "whatever their scales; the best one is each environment's, as training scenes told; trained ones are each "
-        "environment's own. Empty: not used there, or the ceiling's lead "
-        "is not clear of zero.",
+        note="Share of the way from the baseline (0) to the ceiling (100), in %. A hand-coded policy has one "
+        'row for all of its scales. "Best hand-coded" is the policy that was best on the environment\'s training '
+        "scenes; trained ones are shown where they were trained. Empty: not used there, or the ceiling's lead is not "
+        "clear of zero.",
     )
 
 
@@ -57,6 +57,7 @@ def environment_table(environment: Numbers) -> Table:
         (label for label, p in policies.items() if p["role"] != _TRANSFER),
         key=lambda label: -policies[label]["score"]["value"],
     )
+    no_share = " No share: the ceiling's lead over the baseline is not clear of zero on these scenes."
     return Table(
         header=("policy", "", f"{metric}, %", "share, %", "glimpses", "seeds"),
         rows=[
@@ -71,7 +72,8 @@ def environment_table(environment: Numbers) -> Table:
             for label in ordered
         ],
         note=f"{metric}: {environment['pays']}, on {environment['num_scenes']:,} scenes, {environment['budget']} "
-        "glimpses at most; 95% intervals over scenes and seeds in brackets.",
+        "glimpses at most; 95% intervals over scenes and seeds in brackets."
+        + (no_share if any(policies[label]["share"] is None for label in ordered) else ""),
     )
 
 
@@ -165,7 +167,10 @@ def html_page(results: Numbers, radar: str | None) -> str:
     parts = [f"<h1>{html(TITLE)}</h1><p class=scope>{html(_scope(results))}</p>"]
     if remarks := notes(results):
         parts.append("<div class=warning>" + "".join(f"<p>{html(line)}</p>" for line in remarks) + "</div>")
-    parts += ["<h2>Shares at a glance</h2>", overview_table(results).html()]
+    parts += [
+        "<h2>Shares at a glance</h2>",
+        overview_table(results).html() if results["radar"] else f"<p>{NO_SHARES}</p>",
+    ]
     if radar is not None:
         parts.append(figure_html(radar.encode(), "svg+xml", alt=_radar_alt(results), caption=_RADAR_CAPTION))
     perturbations = list(results["perturbations"])
@@ -183,6 +188,8 @@ def html_page(results: Numbers, radar: str | None) -> str:
     return html_document(TITLE, parts)
 
 
+NO_SHARES = "No policy has a share: no ceiling's lead over its baseline is clear of zero on these scenes."
+
 _RADAR_CAPTION = (
     "One plot per policy, one axis per skill: the inner ring is the baseline (0), the black rim the ceiling (1). What "
     "lies beyond is drawn at the edge."
@@ -196,7 +203,7 @@ def _radar_alt(results: Numbers) -> str:
 def markdown_page(results: Numbers, *, has_radar: bool) -> str:
     parts = [f"# {TITLE}", markdown(_scope(results))]
     parts += [f"> {markdown(line)}" for line in notes(results)]
-    parts += ["## Shares at a glance", overview_table(results).markdown()]
+    parts += ["## Shares at a glance", overview_table(results).markdown() if results["radar"] else NO_SHARES]
     if has_radar:
         parts += [f"![{markdown(_radar_alt(results))}]({RADAR})", _RADAR_CAPTION]
     perturbations = list(results["perturbations"])
