@@ -184,8 +184,8 @@ def people_table(people: dict[str, Any], *, metric: str) -> Table:
             )
             for label in sorted(rows, key=lambda label: -rows[label]["score"]["value"][-1])
         ],
-        note=f"After the last glimpse, on the {people['num_scenes']} scenes that were played, at the first attempt; "
-        "with 95% intervals over scenes. Policies that were not evaluated on all of them are left out.",
+        note=f"After the last glimpse, on the scenes that were played ({people['num_scenes']:,}), at the first "
+        "attempt; with 95% intervals over scenes. Policies that were not evaluated on all of them are left out.",
     )
 
 

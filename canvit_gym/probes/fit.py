@@ -401,7 +401,7 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
     _write_record(directory, record)
     write_text(directory / "README.md", card(record))
     state_file.unlink(missing_ok=True)
-    log.info("%s after each glimpse: %s", measured.metric, record["metrics"]["score"])
+    log.info("%s of coarse_to_fine after each glimpse: %s", measured.metric, record["metrics"]["score"])
     return directory
 
 
@@ -425,11 +425,11 @@ def _write_record(directory: Path, record: dict[str, Any]) -> None:
 
 def main(config: ProbeConfig) -> None:
     if config.env is not None:
-        fit_env(config, config.env, config.output_dir)
+        print(f"Probe: {fit_env(config, config.env, config.output_dir)}")
         return
     for env_id in FASHION:
         kind = task_kind(config_from_kwargs(dict(ENVIRONMENTS[env_id])).dataset)
-        fit_env(config, env_id, config.output_dir / f"{kind}-probe")
+        print(f"Probe: {fit_env(config, env_id, config.output_dir / f'{kind}-probe')}")
 
 
 def command_line(arguments: Sequence[str]) -> None:

@@ -16,5 +16,6 @@ def default_probe(spec: DatasetSpec, backbone: Backbone) -> str | None:
         return name
     raise ValueError(
         f"there is no {spec.task} probe of {spec.name} for checkpoint {backbone.name!r} on a {backbone.canvas_grid} x "
-        f"{backbone.canvas_grid} canvas: pass probe='directory' (fit one with canvit-gym fit-probe){spec.probe_cure}"
+        f"{backbone.canvas_grid} canvas: pass probe='directory', which `canvit-gym fit-probe "
+        f"--env {spec.env_id} --output-dir directory` writes{spec.probe_cure}"
     )
