@@ -76,6 +76,10 @@ def main() -> None:
     card = (ROOT / "canvit_gym" / "assets" / "nano" / "README.md").read_text(encoding="utf-8")
     with mkdocs_gen_files.open("nano.md", "w") as file:
         file.write(card)
+    trained = ROOT / "agents" / "trained"
+    for page, source in (("trained.md", "README.md"), ("learning.svg", "learning.svg")):
+        with mkdocs_gen_files.open(page, "w") as file:
+            file.write((trained / source).read_text(encoding="utf-8"))
     with mkdocs_gen_files.open("policies.md", "w") as file:
         file.write(f"# Hand-coded policies\n\n{policies_table()}\n")
     suite = (ROOT / "docs" / "suite.md").read_text(encoding="utf-8")
