@@ -121,6 +121,10 @@ def test_resumed_equals_uninterrupted_and_a_price_gives_a_curve(
     assert glimpses[0] == 3 and glimpses[-1] == 1 and glimpses == sorted(glimpses, reverse=True)
 
 
+def test_it_learns_with_stops_by_confidence(tmp_path: Path) -> None:
+    assert not train(tiny(tmp_path / "run", updates=2, confidence=0.9)).interrupted
+
+
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"reward": "score_gain"}, "use reward='loss_reduction', not 'score_gain'"),

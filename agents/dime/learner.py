@@ -64,6 +64,10 @@ class Dime(QRegression):
     def _fit_prior(self) -> None:
         """A prior is added to the logit of a share of the entropy, not to a target: it keeps its weight."""
 
+    def _predicted(self, values: Tensor) -> Tensor:
+        # A stop is worth the price or, by confidence, infinity or minus infinity.
+        return values[:, :-1] if self.plan.env.allow_stop else values
+
     def predictions_and_targets(
         self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor
     ) -> tuple[Tensor, Tensor]:

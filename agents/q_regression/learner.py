@@ -187,8 +187,9 @@ class QRegression(TorchLearner[nn.Module]):
         """[N]: the best action in a share `hyper.greedy` of the rows, a random allowed action in the others."""
         network = cast(HasValues, self._network)
         values = network.values({key: value.to(self.device) for key, value in observation.items()}).cpu()
+        predicted = self._predicted(values)
         # -inf is what the network gives to viewpoints that it masks.
-        require_finite({"the network's values": values.masked_fill(values == -torch.inf, 0)})
+        require_finite({"the network's values": predicted.masked_fill(predicted == -torch.inf, 0)})
         if not self.plan.env.revisit:
             allowed = torch.from_numpy(glimpse_env(self.env).glimpse_envs.action_masks())
             values = values.masked_fill(~allowed, -torch.inf)
@@ -216,8 +217,12 @@ class QRegression(TorchLearner[nn.Module]):
         target = self._targets(batch.rewards[:, None], batch.depth)[looked, 0]
         centered = worth - worth.mean()
         slope = (centered * target).sum() / centered.square().sum().clamp(min=1e-9)
-        prior.weight.fill_(slope.clamp(min=LEAST_PRIOR_WEIGHT))
+        prior.weight.fill_(max(float(slope), LEAST_PRIOR_WEIGHT))
         self._logger.record("train/prior_weight", float(prior.weight))
+
+    def _predicted(self, values: Tensor) -> Tensor:
+        """Those of the network's values [N, A (+ 1 for stop)] that it predicts."""
+        return values
 
     def _update(self, rate: float) -> None:
         hyper, network = self.hyper, self._network
