@@ -125,6 +125,12 @@ def test_it_learns_with_stops_by_confidence(tmp_path: Path) -> None:
     assert not train(tiny(tmp_path / "run", updates=2, confidence=0.9)).interrupted
 
 
+def test_minibatches_of_stops_alone_are_passed_over(tmp_path: Path) -> None:
+    """With a price that no gain reaches, all states; with minibatches of one, some."""
+    assert not train(tiny(tmp_path / "all", updates=2, greedy=1.0, price=100.0)).interrupted
+    assert not train(tiny(tmp_path / "some", updates=2, greedy=0.5, price=100.0, batch_size=1)).interrupted
+
+
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"reward": "score_gain"}, "use reward='loss_reduction', not 'score_gain'"),

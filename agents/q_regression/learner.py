@@ -237,15 +237,19 @@ class QRegression(TorchLearner[nn.Module]):
             predicted, wanted = self.predictions_and_targets(
                 batch.observation, batch.actions[:, None], batch.rewards[:, None], batch.depth
             )
+            if not len(wanted):  # DIME does not learn from stops
+                continue
             loss = F.mse_loss(predicted, wanted)
             gradient_step(self._network, self.optimizer, loss, max_grad_norm=self.hyper.max_grad_norm)
             losses.append(loss.detach())
             targets.append(wanted)
+        self._logger.record("train/learning_rate", rate)
+        if not losses:
+            return
         self._loss = float(torch.stack(losses).mean())
         variance = float(torch.cat(targets).square().mean())
         self._logger.record("train/loss", self._loss)
         self._logger.record("train/explained", 1 - self._loss / max(variance, 1e-9))
-        self._logger.record("train/learning_rate", rate)
 
     def predictions_and_targets(
         self, observation: dict[str, Tensor], actions: Tensor, gains: Tensor, depth: Tensor
