@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from agents.algorithms import ALGORITHMS, DEFAULT, Algorithm, find_algorithm, load_hyperparameters
+from agents.checks import mapping
 from agents.run_directory import CONFIG, RESULT, STATE
 from agents.training_state import State, load_state
 from canvit_gym.checks import integer, optional
@@ -112,7 +113,7 @@ def prepare(config: TrainConfig) -> Plan:
     """Check the options and resolve them into a plan, before anything is written."""
     least_values = {
         "total_timesteps": 1, "eval_every": 0, "eval_scenes": 1, "checkpoint_every": 1, "headroom_scenes": 0,
-        "gaze_scenes": 0, "warm_start_states": 0,
+        "gaze_scenes": 0, "warm_start_states": 0, "seed": 0,
     }  # fmt: skip
     for name, least in least_values.items():
         optional(integer(least))(name, getattr(config, name))
@@ -200,7 +201,8 @@ def _overrides(config: TrainConfig) -> dict[str, Any]:
     """--hyper, together with hyperparameters that have their own option."""
     overrides = json_object(config.hyper, option="--hyper")
     if config.warm_start_states is not None:
-        overrides["warm_start"] = {**overrides.get("warm_start", {}), "states": config.warm_start_states}
+        options = mapping("hyperparameter warm_start", overrides.get("warm_start", {}))
+        overrides["warm_start"] = {**options, "states": config.warm_start_states}
     return overrides
 
 

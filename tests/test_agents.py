@@ -4,6 +4,7 @@ import json
 import pickle
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents.algorithms import load_hyperparameters
-from agents.checks import schedule
+from agents.checks import ENCODER_CHECKS, OPTION_CHECKS, schedule
 from agents.normalize import PerStepNormalize
 from agents.ppo.algorithm import GlimpsePPO
 from agents.ppo.callbacks import EntropyFloor, decision_index, normalized_entropy
@@ -29,9 +30,9 @@ from canvit_gym.evaluation import evaluate
 from canvit_gym.observations import ObservationLayout
 from canvit_gym.policies.heads import ViewpointHead, interpolation_matrix, window_matrix
 from canvit_gym.policies.learned import LearnedPolicy, load_policy, save_policy
-from canvit_gym.policies.networks import ViewpointNetwork, action_options
+from canvit_gym.policies.networks import NETWORK_OPTIONS, ViewpointNetwork, action_options
 from canvit_gym.policies.policy_record import PolicyRecord, describe_inputs
-from canvit_gym.policies.trunks import Features
+from canvit_gym.policies.trunks import Features, MapEncoder
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 
 SPACE = spaces.Dict(
@@ -539,11 +540,28 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
         ({"gae_lambda": 1.5}, r"gae_lambda must be a finite number in \[0, 1\], got 1.5"),
         ({"warm_start": None}, "warm_start must be an object of options, got None"),
         ({"policy_kwargs": {"channels": 0}}, "policy_kwargs channels must be an integer >= 1, got 0"),
+        ({"policy_kwargs": {"network": ["conv"]}}, r"unknown .*policy_kwargs network \['conv'\]; choose one of conv"),
+        ({"policy_kwargs": {"separable": "false"}}, "policy_kwargs separable must be True or False, got 'false'"),
+        ({"policy_kwargs": {"mask_seen": 1}}, "policy_kwargs mask_seen must be True or False, got 1"),
+        ({"policy_kwargs": {"inhibition": "x"}}, "policy_kwargs inhibition must be a finite number >= 0, got 'x'"),
+        ({"policy_kwargs": {"prior": "goals"}}, "unknown .*policy_kwargs prior 'goals'; choose one of .*, detected"),
+        ({"policy_kwargs": {"prior_weight": "x"}}, "policy_kwargs prior_weight must be a number, got 'x'"),
+        ({"normalize_advantage": "no"}, "normalize_advantage must be True or False, got 'no'"),
+        ({"learning_rate": True}, 'learning_rate must be a number > 0 or "lin_" followed by one .*, got True'),
+        ({"learning_rate": "lin_x"}, "learning_rate must be a number > 0 .*, got 'lin_x'"),
+        ({"entropy_floor": 3}, "entropy_floor must be null or contain start, .*; got 3"),
+        ({"entropy_floor": {"start": "x"}}, "entropy_floor start must be a finite number >= 0, got 'x'"),
+        ({"warm_start": {"vf_coef": "x"}}, "warm_start vf_coef must be a finite number >= 0, got 'x'"),
     ],
 )
 def test_bad_hyperparameters_are_named(overrides: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         load_hyperparameters("CanViT/FashionSegmentation-v0", overrides)
+
+
+def test_every_option_of_a_network_has_a_check() -> None:
+    assert set(OPTION_CHECKS) == set(NETWORK_OPTIONS) - {"viewpoints", "allow_stop"}
+    assert set(ENCODER_CHECKS) == set(signature(MapEncoder).parameters) - {"observation_space"}
 
 
 def test_hyperparameters() -> None:

@@ -132,8 +132,9 @@ def test_asking_where_to_stop_leaves_the_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("algo", "changes", "message"),
     [
-        ("maskable_ppo", {"policy_kwargs": {"encoder": {}, "net_arch": []}}, "list of widths such as"),
+        ("maskable_ppo", {"policy_kwargs": {"encoder": {}, "net_arch": []}}, "net_arch must be a list of at least one"),
         ("maskable_ppo", {"policy_kwargs": {"channels": 3}}, "must hold encoder, net_arch"),
+        ("maskable_ppo", {"policy_kwargs": {"encoder": {"width": 3}}}, "unknown policy_kwargs encoder width"),
         ("recurrent_ppo", {"policy_kwargs": {"lstm_size": 0}}, "lstm_size must be an integer >= 1, got 0"),
         ("recurrent_ppo", {"warm_start": {"states": 8}}, "a warm start is for ppo alone"),
         ("recurrent_ppo", {"rollout_tensors": "float16"}, "must be null, got 'float16'"),

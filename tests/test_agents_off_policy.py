@@ -186,3 +186,16 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     for algo, env_kwargs, message in refused:
         with pytest.raises(ValueError, match=message):
             prepare(tiny(tmp_path / "run", algo, **env_kwargs))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"net_arch": 256}, r"net_arch must be a list of at least one width, such as \[256\], got 256"),
+        ({"encoder": {"width": 3}}, "unknown hyperparameter encoder width; there are: features_dim, channels"),
+        ({"encoder": {"channels": "x"}}, "encoder channels must be an integer >= 1, got 'x'"),
+    ],
+)
+def test_bad_hyperparameters_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_hyperparameters("CanViT/FashionSearch-v0", changes, algo="dqn")

@@ -503,6 +503,12 @@ def test_nan_stops_and_keeps_the_last_checkpoint(tmp_path: Path, where: str, mon
         ({"total_timesteps": 0}, ValueError, "total_timesteps must be an integer >= 1, got 0"),
         ({"checkpoint_every": 0}, ValueError, "checkpoint_every must be an integer >= 1, got 0"),
         ({"eval_scenes": 0}, ValueError, "eval_scenes must be an integer >= 1, got 0"),
+        ({"seed": -1}, ValueError, "seed must be an integer >= 0, got -1"),
+        (
+            {"hyper": {"warm_start": None}, "warm_start_states": 8},
+            ValueError,
+            "warm_start must be an object of options, got None",
+        ),
     ],
 )
 def test_bad_input(tmp_path: Path, changes: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -12,7 +12,7 @@ from sb3_contrib import MaskablePPO, RecurrentPPO
 from torch import nn
 
 from agents.algorithms import Algorithm
-from agents.checks import check_fields, mapping
+from agents.checks import check_fields, encoder_options, mapping, widths
 from agents.extractors import SpatialExtractor
 from agents.finite import GradientWatch
 from agents.ppo.algorithm import WholeSchedule, require_finite_rollout
@@ -52,11 +52,8 @@ class EncodedHyperparameters(Hyperparameters):
             raise ValueError(
                 f"hyperparameter policy_kwargs must hold {', '.join(self.options)}, got {', '.join(self.policy_kwargs)}"
             )
-        mapping("policy_kwargs encoder", self.policy_kwargs["encoder"])
-        if not isinstance(widths := self.policy_kwargs["net_arch"], list) or not widths:
-            raise ValueError(f"policy_kwargs net_arch must be a list of widths such as [256], got {widths!r}")
-        for width in widths:
-            integer(1)("policy_kwargs net_arch", width)
+        encoder_options("policy_kwargs encoder", self.policy_kwargs["encoder"])
+        widths("policy_kwargs net_arch", self.policy_kwargs["net_arch"])
 
     def check_fit(self, config: EnvConfig) -> None:
         if config.action == "continuous":

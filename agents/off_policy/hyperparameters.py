@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from agents.checks import check_fields, mapping, schedule
+from agents.checks import check_fields, encoder_options, mapping, schedule, widths
 from agents.training_state import check_revisits, check_whole_episodes
 from canvit_gym.checks import finite, integer, one_of, optional
 from canvit_gym.config import EnvConfig
@@ -38,11 +38,9 @@ class OffPolicyHyperparameters:
         check_fields(self, optional(finite(above=0)), "clip_reward")
         check_fields(self, schedule, "learning_rate")
         check_fields(self, optional(one_of(lambda: ("per_step", "pooled"))), "normalize_reward")
-        check_fields(self, mapping, "env_kwargs", "encoder", "options")
-        if not self.net_arch:
-            raise ValueError("hyperparameter net_arch must be a list of at least one width, such as [256]")
-        for width in self.net_arch:
-            integer(1)("hyperparameter net_arch", width)
+        check_fields(self, mapping, "env_kwargs", "options")
+        check_fields(self, encoder_options, "encoder")
+        check_fields(self, widths, "net_arch")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -53,6 +53,7 @@ class Hyperparameters:
         check_fields(self, finite(low=0, high=1), "gamma", "gae_lambda")
         check_fields(self, finite(low=0), "ent_coef", "vf_coef", "max_grad_norm")
         check_fields(self, optional(finite(above=0)), "clip_reward", "target_kl")
+        check_fields(self, boolean, "normalize_advantage")
         check_fields(self, optional(boolean), "compile_policy")
         self._check_policy_kwargs()
         check_fields(self, schedule, "learning_rate", "clip_range")
@@ -62,10 +63,12 @@ class Hyperparameters:
         detection_of(self)
         check_fields(self, options_of(WarmStart), "warm_start")
         if self.entropy_floor is not None:
-            if set(self.entropy_floor) != set(ENTROPY_FLOOR):
+            if not isinstance(self.entropy_floor, dict) or set(self.entropy_floor) != set(ENTROPY_FLOOR):
                 raise ValueError(
-                    f"entropy_floor must be null or contain {', '.join(ENTROPY_FLOOR)}; got {self.entropy_floor}"
+                    f"entropy_floor must be null or contain {', '.join(ENTROPY_FLOOR)}; got {self.entropy_floor!r}"
                 )
+            for name, value in self.entropy_floor.items():
+                finite(low=0)(f"entropy_floor {name}", value)
             EntropyFloor(**self.entropy_floor)
         if (self.n_envs * self.n_steps) % self.batch_size or self.batch_size < 2:
             raise ValueError(

@@ -71,7 +71,8 @@ class WarmStart:
             integer(low)(f"warm_start {name}", getattr(self, name))
         for name in ("learning_rate", "temperature"):
             finite(above=0)(f"warm_start {name}", getattr(self, name))
-        finite(low=0)("warm_start weight_decay", self.weight_decay)
+        for name in ("weight_decay", "vf_coef"):
+            finite(low=0)(f"warm_start {name}", getattr(self, name))
         boolean("warm_start pool", self.pool)
         one_of(lambda: get_args(Objective))("warm_start objective", self.objective)
 
