@@ -199,3 +199,11 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
 def test_bad_hyperparameters_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_hyperparameters("CanViT/FashionSearch-v0", changes, algo="dqn")
+
+
+@pytest.mark.parametrize("option", ["exploration", "batch_size", "n_steps"])
+def test_unknown_options_of_an_algorithm_are_named(tmp_path: Path, option: str) -> None:
+    config = tiny(tmp_path / "run", "dqn")
+    hyper = json.loads(config.hyper or "") | {"options": {option: 2}}
+    with pytest.raises(ValueError, match=rf"options {option}; there are: .*exploration_fraction"):
+        train(replace(config, hyper=json.dumps(hyper)))

@@ -3,6 +3,7 @@
 import ast
 import copy
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any, cast
 
 import numpy as np
@@ -40,6 +41,13 @@ from canvit_gym.sb3 import make_sb3_env
 
 _NUMBERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate")
 """Attributes of a model that its next step depends on, if it has them."""
+_CHOSEN_ELSEWHERE = (
+    "policy", "env", "learning_rate", "buffer_size", "learning_starts", "batch_size", "gamma", "train_freq",
+    "gradient_steps", "policy_kwargs", "seed", "device", "_init_setup_model",
+)  # fmt: skip
+"""Arguments of a model that are hyperparameters of their own, or not to be chosen."""
+_OF_VECTORS = ("optimize_memory_usage", "n_steps")
+"""Arguments that SB3 does not take with Dict observations."""
 _ARRAYS = ("actions", "rewards", "dones", "timeouts")
 """Arrays of a replay buffer other than observations."""
 
@@ -68,6 +76,7 @@ class OffPolicyLearner:
         self.network_options: dict[str, Any] = {
             "encoder": hyper.encoder, "net_arch": hyper.net_arch, **(network_options or {}),
         }  # fmt: skip
+        _check_options(hyper.options, model_class, flat=flat)
         envs = VecMonitor(make_sb3_env(plan.settings.env, hyper.n_envs, **plan.env_kwargs))
         layout = cast(spaces.Dict, envs.observation_space)
         normalized = normalized_rewards(envs, plan.env, how=hyper.normalize_reward, clip=hyper.clip_reward)
@@ -189,6 +198,14 @@ class OffPolicyLearner:
 
     def close(self) -> None:
         self.env.close()
+
+
+def _check_options(options: dict[str, Any], model_class: Callable[..., OffPolicyAlgorithm], *, flat: bool) -> None:
+    """Raise ValueError for options that the algorithm does not have, or that are not chosen there."""
+    chosen_elsewhere = _CHOSEN_ELSEWHERE if flat else (*_CHOSEN_ELSEWHERE, *_OF_VECTORS)
+    known = [name for name in signature(model_class).parameters if name not in chosen_elsewhere]
+    if unknown := sorted(set(options) - set(known)):
+        raise ValueError(f"unknown hyperparameter options {', '.join(unknown)}; there are: {', '.join(known)}")
 
 
 def _parsed(generator: str) -> Any:
