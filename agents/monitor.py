@@ -88,8 +88,10 @@ class Monitor:
         every = self.settings.checkpoint_every
         writes = finished or self.saved_at < 0 or now // every > self.saved_at // every
         if writes or self.learner.captures_every_update:
-            self.snapshot = self.learner.capture() | {"warm_start": json.dumps(self.warm_start)}
-            self._note_evaluations()
+            self.snapshot = self.learner.capture() | {
+                "warm_start": json.dumps(self.warm_start),
+                "evaluations": json.dumps(self.evaluations),
+            }
         every = self.settings.eval_every
         last = self.evaluations[-1]["num_timesteps"] if self.evaluations else 0
         warm = now == 0 and bool(self.warm_start)

@@ -400,6 +400,14 @@ def test_ctrl_c_in_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.Monke
     assert states[0] == states[1] != "[]"
 
 
+def test_ctrl_c_right_after_a_state_was_captured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(tmp_path / "run", updates=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("agents.monitor.Monitor._note_evaluations", interrupt)
+        assert train(config).interrupted
+    assert not train(TrainConfig(config.run_dir, resume=True, progress=False)).interrupted
+
+
 def test_a_run_directory_has_one_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Claimed before anything slow: whoever comes meanwhile is told which process has it, with --resume or without."""
     config = tiny(tmp_path / "run", updates=1, eval_every=0)
