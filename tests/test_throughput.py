@@ -16,7 +16,7 @@ from canvit_gym.assembly import build_backbone
 from canvit_gym.backbone.load import Backbone
 from experiments.studies import scaling
 from experiments.throughput import __main__ as throughput
-from experiments.throughput import gpu_report
+from experiments.throughput import gpu_report, ppo_throughput
 from experiments.throughput.contestants import CONTESTANTS, Job, Run
 from experiments.throughput.models import SHARED_DIRECTORY, env_kwargs_of
 from experiments.throughput.peak_memory import peak_of_allocations
@@ -303,6 +303,51 @@ def test_large_scenes_come_from_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_ap_gym_is_asked_for_before_anything_is_measured() -> None:
     config = throughput.ThroughputConfig(ap_gym_python=Path(sys.executable), device="cpu")
-    with pytest.raises(RuntimeError, match=r"cannot import ap_gym.*pip install ap-gym==0\.7\.1 pillow aiohttp"):
+    with pytest.raises(OSError, match=r"cannot import ap_gym.*pip install ap-gym==0\.7\.1 pillow aiohttp"):
         throughput.main(config)
     assert "MALLOC_PERTURB_" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_envs": 0}, "num_envs must be an integer >= 1, got 0"),
+        ({"budget": 1}, "budget must be an integer >= 2, got 1"),
+        ({"repeats": 0}, "repeats must be an integer >= 1, got 0"),
+        ({"rounds": 0}, "rounds must be an integer >= 1, got 0"),
+        ({"threads": 0}, "threads must be an integer >= 1, got 0"),
+        ({"device": "gpu"}, "device"),
+        ({"output": Path("/dev/null/cpu.json")}, "--output /dev/null cannot be written to"),
+    ],
+)
+def test_bad_options_are_named_before_anything_is_measured(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: Any, **__: Any) -> Any:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(throughput, "sections", measured)
+    with pytest.raises((ValueError, OSError), match=message):
+        throughput.main(throughput.ThroughputConfig(**{"device": "cpu", "num_scenes": 8} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repeats": 0}, "repeats must be an integer >= 1, got 0"),
+        ({"rollouts": 0}, "rollouts must be an integer >= 1, got 0"),
+        ({"env": "CanViT/Unknown-v0"}, "no entry for 'CanViT/Unknown-v0', which is not an environment"),
+        ({"hyper": '{"n_epoch": 1}'}, "unknown hyperparameter 'n_epoch'"),
+        ({"env_kwargs": '{"scenes": 1}'}, "unknown environment keyword scenes"),
+        ({"output": Path("/dev/null/ppo.json")}, "--output /dev/null cannot be written to"),
+    ],
+)
+def test_bad_options_of_ppo_are_named_before_anything_is_measured(
+    options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(*_: Any, **__: Any) -> Any:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(ppo_throughput, "measured_apart", measured)
+    with pytest.raises((ValueError, TypeError, OSError), match=message):
+        ppo_throughput.main(ppo_throughput.PPOThroughputConfig(**options))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from canvit_gym.backbone.load import resolve_device
-from canvit_gym.command_line import run_command
+from canvit_gym.command_line import output_directory, run_command
 from canvit_gym.provenance import plain, provenance
 from experiments.throughput.clock import synchronize
 from experiments.throughput.contestants import CONTESTANTS
@@ -143,6 +143,9 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def main(config: ScalingConfig) -> None:
+    config.check()
+    if config.output is not None:
+        output_directory(config.output.parent, option="--output")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     load_before = os.getloadavg()
@@ -151,7 +154,6 @@ def main(config: ScalingConfig) -> None:
     text = "\n\n".join([f"Written by\n\n    {origin['command']}", *busy_note(load_before), table(results)])
     print(text)
     if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
         record = dict(
             config=plain(asdict(config)),
             axes=results,

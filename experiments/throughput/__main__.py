@@ -28,7 +28,8 @@ import numpy as np
 
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.backbone.nano import NANO_GLIMPSE_SIZE_PX
-from canvit_gym.command_line import run_command
+from canvit_gym.checks import integer
+from canvit_gym.command_line import output_directory, run_command
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.scenes.prepared import FashionScenes
 from experiments.throughput.agreement import agreement
@@ -258,6 +259,10 @@ def by_column(rows: Mapping[str, Mapping[Any, float]], form: str) -> str:
 
 
 def main(config: ThroughputConfig) -> None:
+    config.check()
+    integer(1)("rounds", config.rounds)
+    if config.output is not None:
+        output_directory(config.output.parent, option="--output")
     if config.ap_gym_python is not None:
         require_ap_gym(config.ap_gym_python)
     if config.quick:
@@ -273,7 +278,6 @@ def main(config: ThroughputConfig) -> None:
     record["provenance"] = provenance()
     print(tables(record), end="")
     if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
         config.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         config.output.with_suffix(".md").write_text(tables(record), encoding="utf-8")
     if fell_back := [name for name, found in record["layers"]["contestants"].items() if found["fell_back"]]:
@@ -285,7 +289,7 @@ def require_ap_gym(python: Path) -> None:
     """Raise before anything is measured if this Python has no ap_gym."""
     done = subprocess.run([str(python), "-c", "import ap_gym"], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(
+        raise OSError(
             f"{python} cannot import ap_gym: {done.stderr.splitlines()[-1]}. Install it in a separate environment: "
             "pip install ap-gym==0.7.1 pillow aiohttp"
         )

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from canvit_gym.backbone.load import resolve_device
+from canvit_gym.checks import integer, optional
 from experiments.throughput.contestants import Job
 
 
@@ -18,6 +20,17 @@ class MeasurementOptions:
     device: str = "auto"
     threads: int | None = None
     """PyTorch's threads. None: PyTorch's default."""
+
+    def check(self) -> None:
+        """Check the options before anything is measured.
+
+        Raises:
+            ValueError: a number that is too small, or a device that is not there.
+        """
+        for name, least in (("num_envs", 1), ("budget", 2), ("num_scenes", 1), ("repeats", 1)):
+            integer(least)(name, getattr(self, name))
+        optional(integer(1))("threads", self.threads)
+        resolve_device(self.device)
 
     def job(self, contestant: str, *, rounds: int) -> Job:
         """The job of a contestant in this setting."""

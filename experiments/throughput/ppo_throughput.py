@@ -28,7 +28,8 @@ import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from agents.algorithms import load_hyperparameters
-from canvit_gym.command_line import json_object, run_command
+from canvit_gym.checks import integer, optional
+from canvit_gym.command_line import env_config, json_object, output_directory, run_command
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.sb3 import make_sb3_env
 from experiments.throughput.peak_memory import peak_mib
@@ -151,6 +152,13 @@ def main(config: PPOThroughputConfig) -> None:
             raise ValueError(f"unknown contestant {config.contestant!r}; there are: {', '.join(DESCRIPTIONS)}")
         print(json.dumps(measure(config)))
         return
+    for name in ("num_envs", "num_scenes", "rollouts", "repeats"):
+        integer(1)(name, getattr(config, name))
+    optional(integer(1))("threads", config.threads)
+    hyper = load_hyperparameters(config.env, json_object(config.hyper, option="--hyper"))
+    env_config(config.env, {**hyper.env_kwargs, **env_kwargs_of(config)})
+    if config.output is not None:
+        output_directory(config.output.parent, option="--output")
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in DESCRIPTIONS}
     for _ in range(config.repeats):
         for name, records in measured.items():
@@ -162,7 +170,6 @@ def main(config: PPOThroughputConfig) -> None:
     print(table(medians))
     print(f"with updates that took no time, ours would be at {ratio_with_free_update(medians):.2f} times stock PPO")
     if config.output is not None:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
         record = dict(
             config=plain(asdict(config)),
             contestants=DESCRIPTIONS,
