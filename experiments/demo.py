@@ -22,6 +22,7 @@ from agents.run_directory import CONFIG, RESULT
 from agents.settings import TrainConfig
 from agents.train import train
 from canvit_gym.benchmark.gaze_picture import draw_gaze
+from canvit_gym.checks import integer, optional
 from canvit_gym.command_line import INTERRUPTED, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, record_views, score_statistic
 from canvit_gym.policies import GlimpsePolicy, make_policy
@@ -129,8 +130,18 @@ def trained_policy(config: DemoConfig) -> Path:
     return trained.best_policy_dir
 
 
+def checked(config: DemoConfig) -> DemoConfig:
+    """The options, checked before training, with "~" expanded."""
+    for name in ("total_timesteps", "num_pictures"):
+        integer(1)(name, getattr(config, name))
+    for name in ("num_training_scenes", "num_test_scenes"):
+        optional(integer(1))(name, getattr(config, name))
+    integer(0)("seed", config.seed)
+    return replace(config, run_dir=config.run_dir.expanduser())
+
+
 def main(config: DemoConfig) -> dict[str, object]:
-    began = time.monotonic()
+    began, config = time.monotonic(), checked(config)
     policy_dir = trained_policy(config)
     training = json.loads((config.run_dir / RESULT).read_text(encoding="utf-8"))
 

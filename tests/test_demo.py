@@ -54,6 +54,25 @@ def test_policy_is_kept(run_dir: Path) -> None:
     assert load_policy(run_dir / "best", config=config) is not None
 
 
+def test_options_are_checked_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    trained: list[demo.DemoConfig] = []
+
+    def stop(config: demo.DemoConfig) -> Path:
+        trained.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "trained_policy", stop)
+    with pytest.raises(ValueError, match="num_test_scenes must be an integer >= 1, got 0"):
+        demo.main(demo.DemoConfig(num_test_scenes=0))
+    with pytest.raises(ValueError, match="num_pictures must be an integer >= 1, got 0"):
+        demo.main(demo.DemoConfig(num_pictures=0))
+    assert not trained
+    with pytest.raises(KeyboardInterrupt):
+        demo.main(demo.DemoConfig(run_dir=Path("~/demo")))
+    assert trained[0].run_dir == tmp_path / "demo"
+
+
 def test_comparison_is_paired() -> None:
     """The agent loses exactly 0.1 nats less on every scene: the interval has no width, however scenes vary."""
     rng = np.random.default_rng(0)
