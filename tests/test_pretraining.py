@@ -237,6 +237,16 @@ def test_settings_that_contradict_are_refused(nano_dir: Path, teacher_dir: Path,
     assert not list(tmp_path.iterdir())
 
 
+def test_counts_are_checked_before_any_work(teacher_dir: Path, tmp_path: Path) -> None:
+    for name, least in (("save_every", 1), ("validate_every", 1), ("validation_scenes", 1), ("steps", 0)):
+        bad = replace(nano_run(tmp_path / "nano", teacher_dir), **{name: least - 1})
+        with pytest.raises(ValueError, match=f"--{name.replace('_', '-')} must be an integer >= {least}, got"):
+            pretrain.train(bad)
+    with pytest.raises(ValueError, match="--save-every must be an integer >= 1, got 0"):
+        teacher.train(teacher.TeacherConfig(run_dir=tmp_path / "teacher", save_every=0, **TINY))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_state_is_resumed_with_the_optimizers_it_is_of_and_the_weight_decay_asked_for() -> None:
     parameter = [torch.nn.Parameter(torch.zeros(2, 2))]
     saved = torch.optim.AdamW(parameter, weight_decay=0.02).state_dict()

@@ -69,6 +69,7 @@ from experiments.nano.running import (
     Precision,
     Writer,
     autocast_for,
+    check_counts,
     resolve_precision,
     tensorboard,
 )
@@ -649,6 +650,14 @@ def train(config: PretrainingConfig) -> bool:
 
 
 def _check(config: PretrainingConfig) -> None:
+    check_counts(
+        config,
+        at_least_0=("token_steps", "steps", "finish_steps", "warmup_steps"),
+        at_least_1=(
+            "token_glimpses", "chunk_glimpses", "standardizer_scenes", "save_every", "validate_every",
+            "validation_scenes", "validation_glimpses",
+        ),
+    )  # fmt: skip
     if config.init_from is not None and config.token_steps:
         raise ValueError(
             f"the weights of --init-from have learned their tokens: pass --token-steps 0 (got {config.token_steps})"
