@@ -12,6 +12,7 @@ recorded and the others continue. The directory test/ of a run holds the evaluat
 on the whole test split, with its most likely viewpoints and, if the policy has probabilities, with sampled ones.
 """
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -219,6 +220,8 @@ def _one(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
         write_json(run_dir / FAILED, {"algo": algo, "env": env_id, "error": str(error), "provenance": provenance()})
     else:
         (run_dir / FAILED).unlink(missing_ok=True)
+    finally:
+        gc.collect()  # a learner is a cycle of objects, whose replay buffer may take gigabytes
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Algorithms x environments x seeds: trained, tested, told and shipped; what is there already is not done again."""
 
+import gc
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.buffers import DictReplayBuffer
 from test_train import tiny
 
 from agents import matrix, outcomes, report, ship
@@ -83,6 +85,18 @@ def test_runs_are_trained_and_tested_once(trained: Path) -> None:
     assert len(files) == 2 * 2 + 2  # values are not sampled from
     matrix.main(matrix_config(trained))
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*.npz")} == files
+
+
+def test_no_replay_buffer_outlives_its_run(tmp_path: Path) -> None:
+    small = {"learning_starts": 16, "batch_size": 8, "buffer_size": 256, "n_envs": 4, "train_freq": 4}
+    config = matrix_config(tmp_path, algos=("dqn",), seeds=(0, 1), hyper=json.dumps(small))
+    gc.disable()
+    try:
+        matrix.main(config)
+        assert len(list(tmp_path.rglob("result.json"))) == 2
+        assert not [one for one in gc.get_objects() if type(one) is DictReplayBuffer]
+    finally:
+        gc.enable()
 
 
 def test_what_does_not_fit_is_recorded_and_the_others_go_on(trained: Path) -> None:
