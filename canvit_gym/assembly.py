@@ -2,7 +2,7 @@
 
 from canvit_gym.actions import ActionKind, Actions, make_actions
 from canvit_gym.backbone.load import Backbone, load_backbone, resolve_device
-from canvit_gym.config import EnvConfig
+from canvit_gym.config import PRESETS, EnvConfig
 from canvit_gym.observations import ObservationLayout
 from canvit_gym.rewards import REWARDS
 from canvit_gym.scenes.datasets import DATASETS, SceneRequest
@@ -77,6 +77,19 @@ def build_layout(config: EnvConfig, backbone: Backbone, task: Task) -> Observati
     Raises:
         ValueError: sizes that the canvas does not have, or keys that the task has nothing to show for.
     """
+    try:
+        return _layout(config, backbone, task)
+    except ValueError as error:
+        if config.observation_preset is None:
+            raise
+        fields = ", ".join(f"{name}={config.to_json()[name]!r}" for name in PRESETS[config.observation_preset])
+        raise ValueError(
+            f"observation_preset={config.observation_preset!r} does not fit this environment: {error}. In place of the "
+            f"preset pass what it stands for, with this change: {fields}"
+        ) from error
+
+
+def _layout(config: EnvConfig, backbone: Backbone, task: Task) -> ObservationLayout:
     map_size = backbone.canvas_grid if config.map_size is None else config.map_size
     return ObservationLayout(
         keys=config.observations,

@@ -258,8 +258,11 @@ class ObservationConfig:
         "float32", one_of(lambda: get_args(FloatDtype)), '"float32" or "float16": the dtype of every key except pixels'
     )
 
-    def _apply_preset(self) -> None:
-        """Set the fields of the preset; passing one of them as well is a contradiction."""
+    def _apply_preset(self, own: Mapping[str, Any]) -> None:
+        """Set the fields of the preset; passing one of them as well is a contradiction.
+
+        own: the defaults of the id, which nobody passed.
+        """
         if self.observation_preset is None:
             return
         preset = dict(PRESETS[self.observation_preset])
@@ -269,7 +272,8 @@ class ObservationConfig:
         for name, value in preset.items():
             given = getattr(self, name)
             without_goal = tuple(key for key in given if key != "goal") if name == "observations" else given
-            if given != value and without_goal != defaults[name]:
+            not_passed = (value, defaults[name], _unchecked(name, own.get(name, defaults[name])))
+            if given not in not_passed and without_goal not in not_passed:
                 raise ValueError(
                     f"observation_preset={self.observation_preset!r} sets {name}, but {name}={given!r} was passed as "
                     "well: pass only one of the two"
@@ -300,7 +304,7 @@ class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, Mo
     def __post_init__(self) -> None:
         for f in fields(self):
             object.__setattr__(self, f.name, f.metadata["check"](f.name, getattr(self, f.name)))
-        self._apply_preset()
+        self._apply_preset(DATASETS[self.dataset].env_defaults)
         self._check_scenes()
         self._check_episode()
         self._check_actions()

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from canvit_pytorch import Viewpoint, sample_at_viewpoint
 from conftest import ENV_IDS
+from datasets import classification_probe
 from torch.utils.flop_counter import FlopCounterMode
 
 import canvit_gym
@@ -436,3 +437,19 @@ class TestCompact:
             EnvConfig(observation_preset="compact", canvas_size=4)
         with pytest.raises(ValueError, match="unknown observation_preset 'tiny'; choose one of compact"):
             EnvConfig(observation_preset="tiny")
+
+    def test_a_task_without_uncertainty_says_so(self, make_vec: MakeVec) -> None:
+        """Not that the id's own observations were passed as well."""
+        told = (
+            "observation_preset='compact' does not fit this environment: observations include 'uncertainty', but this "
+            "environment's task does not predict probabilities: leave it out. In place of the preset pass what it "
+            r"stands for, with this change: observations=\['sketch', 'uncertainty', .*\], canvas_size=8, map_size=8"
+        )
+        with pytest.raises(ValueError, match=told):
+            make_vec(1, "CanViT/ReconstructionFolder-v0", observation_preset="compact")
+        keys = ["sketch", "acuity", "gaze", "time"]
+        make_vec(1, "CanViT/ReconstructionFolder-v0", observations=keys, canvas_size=8, map_size=8)
+
+    def test_a_canvas_that_is_too_small_is_named(self, make_vec: MakeVec) -> None:
+        with pytest.raises(ValueError, match=r"'compact' does not fit .*canvas_size must lie in \[1, 4\]"):
+            make_vec(1, ENV_IDS[1], observation_preset="compact", canvas_grid=4, probe=str(classification_probe(10)))
