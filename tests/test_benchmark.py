@@ -447,3 +447,17 @@ def test_people_of_something_else_are_refused(played: Path, tmp_path: Path) -> N
         runner.benchmark(replace(config, also=("human=nothing.npz",)))
     with pytest.raises(ValueError, match="none of the benchmark's scenes"):
         runner.benchmark(replace(config, budget=BUDGET, num_scenes=1))
+
+
+@pytest.mark.parametrize(("name", "value"), [("canvas_grid", 8), ("precision", "bfloat16"), ("scene_size_px", 64)])
+def test_people_of_another_canvas_are_refused(played: Path, tmp_path: Path, name: str, value: object) -> None:
+    """The same weights read the same viewpoints otherwise."""
+    record = Evaluation.load(played)
+    checkpoint = record.record["checkpoint"] | {name: value}
+    replace(record, record=record.record | {"checkpoint": checkpoint}).save(tmp_path / "other.npz")
+    config = BenchmarkConfig(
+        output=tmp_path / "out", policies=("coarse_to_fine",), also=(f"human={tmp_path / 'other.npz'}",),
+        budget=BUDGET, num_scenes=NUM_SCENES, device="cpu", progress=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"than this benchmark is on: {name}: {value!r} there, .* here. Choose the"):
+        runner.benchmark(config)

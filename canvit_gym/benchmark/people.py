@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from canvit_gym.backbone.load import Backbone
 from canvit_gym.benchmark.records import RECORDS
 from canvit_gym.evaluation import Evaluation, name_of_split
 from canvit_gym.play.recording import read_played
@@ -25,12 +26,18 @@ def is_people(spec: str) -> bool:
     return _GROUP.fullmatch(spec) is not None
 
 
-def read_people(spec: str, identity: dict[str, Any], *, scenes: SceneSource) -> tuple[str, Evaluation]:
+_OF_THE_BACKBONE = ("canvas_grid", "scene_size_px", "glimpse_size_px", "precision")
+"""What decides how well the same viewpoints are read, beside the weights."""
+
+
+def read_people(
+    spec: str, identity: dict[str, Any], *, scenes: SceneSource, backbone: Backbone
+) -> tuple[str, Evaluation]:
     """(label, record) of "label=FILE".
 
     Args:
         identity: the benchmark's, see canvit_gym.benchmark.runner.identity.
-        scenes: the benchmark's.
+        scenes, backbone: the benchmark's.
 
     Raises:
         FileNotFoundError: no such file. ValueError: not a record of people, or one of another environment, scenes or
@@ -51,9 +58,14 @@ def read_people(spec: str, identity: dict[str, Any], *, scenes: SceneSource) -> 
     for name in ("checkpoint", "probe"):
         there[name] = record.record[name]["sha256"]
         here[name] = identity["backbone_sha256" if name == "checkpoint" else "probe_sha256"]
+    for name in _OF_THE_BACKBONE:  # None in the configuration stands for a size of pretraining
+        there[name], here[name] = record.record["checkpoint"][name], backbone.record[name]
     if differing := [name for name in there if there[name] != here[name]]:
         differences = "; ".join(f"{name}: {there[name]!r} there, {here[name]!r} here" for name in differing)
-        raise ValueError(f"{path} is a record of something else than this benchmark is on: {differences}")
+        raise ValueError(
+            f"{path} is a record of something else than this benchmark is on: {differences}. Choose the options with "
+            "which it was played (sizes and precision as --env-kwargs '{...}'), or another file"
+        )
     inside = record.scene < identity["num_scenes"]
     if not inside.any():
         raise ValueError(f"{path} has none of the benchmark's scenes, 0 to {identity['num_scenes'] - 1}")

@@ -430,7 +430,8 @@ def benchmark(config: BenchmarkConfig) -> Path:
     config = replace(config, output=output_directory(config.output, option="--output"))
     shared = identity(env, config.env)
     check_identity(config.output, shared)
-    people = [read_people(spec, shared, scenes=build_scenes(env)) for spec in config.also if is_people(spec)]
+    scenes, backbone = build_scenes(env), build_backbone(env)
+    people = [read_people(spec, shared, scenes=scenes, backbone=backbone) for spec in config.also if is_people(spec)]
     planned = plan(config, env)
     reference = _find_reference(config.reference, planned.entries)
     records = [_records(entry, shared, config.output) for entry in planned.entries]
