@@ -44,6 +44,14 @@ def _unchecked(name: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _first_glimpse(name: str, value: Any) -> Any:
+    """Numbers become Python's, which JSON has. Whether they are a viewpoint is checked by the group."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(value, list | tuple):
+        return tuple(number(name, entry) if is_number(entry) else entry for entry in value)
+    return value
+
+
 def _cache(name: str, value: Any) -> bool | str:
     if isinstance(value, str):
         return text(name, value)
@@ -176,7 +184,7 @@ class EpisodeConfig:
 
     budget: int = option(5, integer(1), "number of glimpses per episode, including the first one")
     first_glimpse: FirstGlimpse | None = option(
-        "full", _unchecked, '"full" (the whole scene), "random", (row, col, scale), or None (the agent chooses it)'
+        "full", _first_glimpse, '"full" (the whole scene), "random", (row, col, scale), or None (the agent chooses it)'
     )
 
     def _check_episode(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, cast
 import gymnasium as gym
 import numpy as np
 from canvit_pytorch import RecurrentState
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
@@ -14,12 +15,20 @@ from canvit_gym.pages import page
 from canvit_gym.registration import require_own_dataset
 from canvit_gym.scenes.datasets import DATASETS, DatasetSpec
 from canvit_gym.sharding import note_walk
-from canvit_gym.vector_env import RENDER_MODES, GlimpseVectorEnv, Info, Observation, after_each_glimpse
+from canvit_gym.vector_env import (
+    RENDER_MODES,
+    GlimpseVectorEnv,
+    Info,
+    Observation,
+    after_each_glimpse,
+    plain_spec,
+)
 
 
 class GlimpseEnv(gym.Env[Observation, Any]):
     """One scene at a time. Actions, observations, rewards and arguments are those of GlimpseVectorEnv."""
 
+    _spec: EnvSpec | None = None
     metadata: dict[str, Any] = {"render_modes": RENDER_MODES, "render_fps": 2}
     defaults: ClassVar[dict[str, Any]] = {}
     """Default keyword arguments of this class's id."""
@@ -35,6 +44,15 @@ class GlimpseEnv(gym.Env[Observation, Any]):
         self.action_space = self.envs.single_action_space
         self.observation_space = self.envs.single_observation_space
         self._ended = False
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """The spec that gymnasium.make sets, in plain JSON values."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        self._spec = None if spec is None else plain_spec(spec, self.envs.config)
 
     @property
     def actions(self) -> Actions:

@@ -71,6 +71,13 @@ def _make_sampler(config: EnvConfig, num_scenes: int) -> SceneSampler:
     return SceneSampler(num_scenes=num_scenes, shard=config.shard, shuffle=config.split == "training")
 
 
+def plain_spec(spec: EnvSpec, config: EnvConfig, **others: Any) -> EnvSpec:
+    """The spec with the values of the configuration, and `others`, as its keyword arguments: JSON, whatever was passed
+    for them (numpy's numbers, enums)."""
+    plain = {**config.to_json(), **others}
+    return replace(spec, kwargs={name: plain.get(name, value) for name, value in spec.kwargs.items()})
+
+
 class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
     """Active vision on `num_envs` scenes at a time: actions are viewpoints, observations show the canvas.
 
@@ -249,7 +256,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     @property
     def spec(self) -> EnvSpec | None:
-        """The spec that make_vec sets, with plain JSON values in place of enums and numpy scalars."""
+        """The spec that make_vec sets, in plain JSON values."""
         return self._spec
 
     @spec.setter
@@ -261,13 +268,13 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             except ValueError:
                 self.close()
                 raise
-            plain = {**self.config.to_json(), "num_envs": self.num_envs}
-            kwargs = {
-                k: plain.get(k, v) if isinstance(v, np.generic | np.ndarray) else v for k, v in spec.kwargs.items()
-            }
-            if "autoreset_mode" in kwargs:
-                kwargs["autoreset_mode"] = self.autoreset_mode.name.lower()
-            spec = replace(spec, kwargs=kwargs)
+            spec = plain_spec(
+                spec,
+                self.config,
+                num_envs=self.num_envs,
+                max_episode_steps=self.max_episode_steps,
+                autoreset_mode=self.autoreset_mode.name.lower(),
+            )
         self._spec = spec
 
     @property

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -154,6 +155,16 @@ def test_vector_specs_survive_json(env_id: str, mode: str | AutoresetMode) -> No
     assert again.metadata["autoreset_mode"] == envs.metadata["autoreset_mode"]
     envs.close()
     again.close()
+
+
+@pytest.mark.parametrize("make", [gym.make, partial(gym.make_vec, num_envs=np.int64(2))])
+def test_numbers_of_numpy_become_json(make: Callable[..., Any]) -> None:
+    quarter = np.float32(0.25)
+    given = {"budget": np.int64(3), "grid_scales": [quarter], "first_glimpse": np.array([0, 0.5, quarter])}
+    env = make(ENV_IDS[0], **{**small(ENV_IDS[0]), **given})
+    kwargs = EnvSpec.from_json(env.spec.to_json()).kwargs
+    assert (kwargs["budget"], kwargs["grid_scales"], kwargs["first_glimpse"]) == (3, [0.25], [0, 0.5, 0.25])
+    env.close()
 
 
 def test_config_survives_json() -> None:
