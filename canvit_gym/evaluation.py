@@ -44,7 +44,12 @@ from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.dtypes import float32_by_default
 from canvit_gym.episodes import EpisodeBatch, EpisodeView, stays_in_place
 from canvit_gym.equality import EqualByValue
-from canvit_gym.perturbations import Perturbation, PerturbedEpisodes, perturbation_from_record
+from canvit_gym.perturbations import (
+    Perturbation,
+    PerturbedEpisodes,
+    checked_perturbations,
+    perturbation_from_record,
+)
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.seen import Seen, window
 from canvit_gym.scenes.files import ScenesOnDisk, spread
@@ -166,6 +171,8 @@ class Evaluation(EqualByValue):
                 written = header["format"]
         except FileNotFoundError:
             raise FileNotFoundError(f"no evaluation at {path}; Evaluation.save writes one") from None
+        except IsADirectoryError:
+            raise ValueError(f"{path} is a directory: name the file in it that Evaluation.save wrote") from None
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(
                 f"{path} is damaged, or not a saved evaluation ({error}): delete it and evaluate again"
@@ -282,7 +289,7 @@ def evaluate(
     seed: int = 0,
     progress: str | None = None,
     on_glimpse: Callable[[int, EpisodeBatch], None] | None = None,
-    perturbations: Sequence[Perturbation] = (),
+    perturbations: Sequence[str | Perturbation] = (),
 ) -> Evaluation:
     """Run `policy` on every scene of `config.split` (and `config.shard`), num_glimpses each (default: the budget).
 
@@ -292,17 +299,18 @@ def evaluate(
 
     The policy chooses every viewpoint, including the first, and never stops: canvit_gym.stopping.evaluate_with_stops
     records where it would. PyTorch's global generators are seeded for the rollouts and restored afterwards.
-    `on_glimpse(t, episodes)` is called after every glimpse; `progress` is the title of a progress bar. `perturbations`
-    change scenes and glimpses, see canvit_gym.perturbations. With unreadable="skip", scenes of a data set on disk that
-    cannot be read are left out.
+    `on_glimpse(t, episodes)` is called after every glimpse; `progress` is the title of a progress bar. `perturbations`,
+    or names of some, change scenes and glimpses, see canvit_gym.perturbations. With unreadable="skip", scenes of a data
+    set on disk that cannot be read are left out.
 
     Raises:
-        TypeError: `policy` is not a policy but, for example, its name.
+        TypeError: `policy` is not a policy but, for example, its name, or `config` not an EnvConfig but an id.
         ValueError: batch_size, num_glimpses or max_scenes below 1, a seed below 0, no scenes, a policy that does not
             support the task or the observations, or viewpoints that do not lie inside the scene.
         FloatingPointError: a reading that is not finite.
     """
-    _require_policy(policy)
+    _require_parts(policy, config)
+    perturbations = checked_perturbations(perturbations)
     scenes = build_scenes(config)
     if not len(scenes):
         raise ValueError(f"{scenes.name} has no scenes; choose another split or another root")
@@ -339,12 +347,14 @@ def evaluated_scenes(config: EnvConfig, *, max_scenes: int | None = None) -> NDA
     return order[spread(max_scenes, len(order))] if isinstance(scenes, ScenesOnDisk) else order[:max_scenes]
 
 
-def _require_policy(policy: object) -> None:
-    if not hasattr(policy, "viewpoints"):
+def _require_parts(policy: object, config: object) -> None:
+    if not hasattr(policy, "viewpoints") or isinstance(policy, type):
         raise TypeError(
             f"policy must be a GlimpsePolicy, got {policy!r}: make one by name with "
             "canvit_gym.policies.make_policy(name, config=config, num_glimpses=n)"
         )
+    if not isinstance(config, EnvConfig):
+        raise TypeError(f"config must be an EnvConfig, got {config!r}: make one with canvit_gym.config_for(id, ...)")
 
 
 @torch.no_grad()
@@ -533,7 +543,7 @@ def record_views(
     Raises:
         ValueError: an index out of range, or as in `evaluate`.
     """
-    _require_policy(policy)
+    _require_parts(policy, config)
     scenes, rows = build_scenes(config), np.asarray(rows)
     if not np.issubdtype(rows.dtype, np.integer) or rows.ndim != 1 or ((rows < 0) | (rows >= len(scenes))).any():
         raise ValueError(f"rows must be indices of scenes, [n] integers in [0, {len(scenes) - 1}], got {rows.tolist()}")

@@ -287,6 +287,21 @@ def perturbation_named(name: str) -> Perturbation:
     return PERTURBATIONS[name]
 
 
+def checked_perturbations(given: Sequence[str | Perturbation]) -> tuple[Perturbation, ...]:
+    """Perturbations, some of which are given by their names in PERTURBATIONS.
+
+    Raises:
+        TypeError: something else, or one that is not in a list.
+        ValueError: an unknown name.
+    """
+    if isinstance(given, str | Perturbation):
+        raise TypeError(f"perturbations must be a list, got {given!r}: pass [{given!r}]")
+    for one in given:
+        if not isinstance(one, str | Perturbation):
+            raise TypeError(f"a perturbation is a Perturbation or a name among {', '.join(PERTURBATIONS)}, got {one!r}")
+    return tuple(perturbation_named(one) if isinstance(one, str) else one for one in given)
+
+
 def perturbation_from_record(record: Mapping[str, Any]) -> Perturbation:
     """The perturbation that `Perturbation.record` describes.
 
@@ -453,7 +468,7 @@ class Perturb(VectorWrapper):
     def __init__(self, env: VectorEnv[Any, Any, Any], *perturbations: str | Perturbation) -> None:
         """
         Raises:
-            TypeError: not a vector environment of this package.
+            TypeError: not a vector environment of this package, or something that is no perturbation.
             ValueError: no perturbation, or an unknown name.
         """
         inner = env.unwrapped if isinstance(env, VectorEnv) else env
@@ -465,7 +480,7 @@ class Perturb(VectorWrapper):
         if not perturbations:
             raise ValueError(f"name at least one perturbation; there are: {', '.join(PERTURBATIONS)}")
         super().__init__(env)
-        self.perturbations = tuple(perturbation_named(p) if isinstance(p, str) else p for p in perturbations)
+        self.perturbations = checked_perturbations(perturbations)
         inner.replace_episodes(PerturbedEpisodes.instead_of(inner.episodes, self.perturbations))
 
 

@@ -336,6 +336,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "result.npz"
     with pytest.raises(FileNotFoundError, match="no evaluation at"):
         Evaluation.load(path)
+    with pytest.raises(ValueError, match="is a directory: name the file in it"):  # not: delete it
+        Evaluation.load(tmp_path)
     result = evaluate(Fixed(), config=replace(CONFIG, num_scenes=3), num_glimpses=2)
     result.save(path)
     whole = path.read_bytes()
@@ -457,6 +459,10 @@ def test_a_policys_name_is_not_a_policy() -> None:
     for call in calls:
         with pytest.raises(TypeError, match=r"must be a GlimpsePolicy, got 'coarse_to_fine': make one .*make_policy\("):
             call("coarse_to_fine", config=CONFIG)
+        with pytest.raises(TypeError, match=r"must be a GlimpsePolicy, got <class .*Fixed'>: make one"):
+            call(Fixed, config=CONFIG)
+        with pytest.raises(TypeError, match=r"config must be an EnvConfig, got 'CanViT/.*: make one .*config_for\("):
+            call(Fixed(), config="CanViT/FashionSearch-v0")
 
 
 @pytest.mark.parametrize("rows", [[20], [0, -1], [0.0], [[1]]])

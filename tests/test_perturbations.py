@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import canvit_gym  # noqa: F401  (registers the ids)
 from canvit_gym.assembly import build_scenes
 from canvit_gym.command_line import env_config
+from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.perturbations import (
     PERTURBATIONS,
@@ -99,6 +100,24 @@ def test_the_vector_environment_gives_evaluations_numbers(make_vec: MakeVec, nam
         np.testing.assert_array_equal(info["viewpoint"], found.viewpoints[:, t])
     np.testing.assert_array_equal(info["loss_curve"], found.loss)
     assert config.dataset == inner.config.dataset and "score_curve" in info
+
+
+def test_evaluation_takes_names_as_the_wrapper_does() -> None:
+    config = EnvConfig(split="test", num_scenes=2, device="cpu")
+    policy = make_policy("center", config=config, num_glimpses=1)
+    one, other = (
+        evaluate(policy, config=config, num_glimpses=1, perturbations=[given])
+        for given in ("darker", PERTURBATIONS["darker"])
+    )
+    assert one == other and one.record["perturbations"] == [PERTURBATIONS["darker"].record()]
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        (["fog"], ValueError, "unknown perturbation 'fog'"),
+        ("darker", TypeError, r"perturbations must be a list, got 'darker': pass \['darker'\]"),
+        (PERTURBATIONS["darker"], TypeError, r"must be a list, got Brightness\(.*"),
+    ]
+    for given, kind, words in wrong:
+        with pytest.raises(kind, match=words):
+            evaluate(policy, config=config, perturbations=given)
 
 
 def test_a_dropped_glimpse_leaves_everything_as_it_was(make_vec: MakeVec) -> None:
@@ -281,6 +300,8 @@ def test_bad_input_is_refused(make_vec: MakeVec, make_one: Callable[..., gym.Env
         perturbation_named("fog")
     with pytest.raises(ValueError, match="unknown perturbation 'fog'"):
         Perturb(make_vec(2), "fog")
+    with pytest.raises(TypeError, match=r"a perturbation is a Perturbation or a name among dropped, .*, got 3"):
+        Perturb(make_vec(2), 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="name at least one perturbation"):
         Perturb(make_vec(2))
     for wrong in (make_one(), gym.make_vec("CartPole-v1", num_envs=2)):
