@@ -281,8 +281,9 @@ def test_saliency_sees_only_the_first_glimpse_and_moves_on() -> None:
     ("spec", "message"),
     [
         ("corse_to_fine", r"unknown policy 'corse_to_fine'; did you mean 'coarse_to_fine'\? There are: full_then_"),
-        ("ppo", r"unknown policy 'ppo'; There are: .*canvit_gym.policies.load_policy"),
+        ("ppo", r"unknown policy 'ppo'; there are: .*canvit_gym.policies.load_policy"),
         ("center(0.5)", r"cannot read policy 'center\(0.5\)'.*key=value"),
+        ("center(scale=0.5, scale=0.4)", r"cannot read policy .*; scale is given twice"),
         ("center(scale=", r"cannot read policy"),
         ("center(scale=open('x'))", r"cannot read policy"),
         ("", r"cannot read policy ''"),

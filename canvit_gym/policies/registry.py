@@ -183,15 +183,19 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         named = call.func if call else tree
         if not isinstance(named, ast.Name) or (call and call.args) or (call and any(not k.arg for k in call.keywords)):
             raise ValueError("arguments are key=value pairs")
-        arguments = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords} if call else {}
+        arguments: dict[str, Any] = {}
+        for keyword in call.keywords if call else ():
+            if keyword.arg in arguments:
+                raise ValueError(f"{keyword.arg} is given twice")
+            arguments[str(keyword.arg)] = ast.literal_eval(keyword.value)
     except (SyntaxError, ValueError, TypeError) as error:
         raise ValueError(f"cannot read policy {spec!r}: {form}; {error}") from error
     name = named.id
     if name not in POLICY_SPECS:
         close = difflib.get_close_matches(name, POLICY_SPECS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
+        hint = f"did you mean {close[0]!r}? There" if close else "there"
         raise ValueError(
-            f"unknown policy {name!r}; {hint}There are: {', '.join(POLICY_SPECS)}. "
+            f"unknown policy {name!r}; {hint} are: {', '.join(POLICY_SPECS)}. "
             "Learned policies are loaded with canvit_gym.policies.load_policy"
         )
     known = POLICY_SPECS[name].arguments
