@@ -17,6 +17,9 @@ from canvit_gym.viewpoints import MIN_SCALE
 
 ActionKind = Literal["grid", "continuous", "quadtree"]
 
+MOST_CENTERS = 512
+"""Along each axis: one for every pixel of a scene of the released checkpoints."""
+
 
 class Actions(Protocol):
     """A single environment's actions; arrays carry a leading batch dimension [N, ...]."""
@@ -212,8 +215,8 @@ def grid_viewpoints(*, scales: tuple[float, ...], centers: int) -> NDArray[np.fl
     """
     if not scales or not all(MIN_SCALE <= s <= 1 for s in scales) or len(set(scales)) != len(scales):
         raise ValueError(f"grid_scales must be distinct numbers in [{MIN_SCALE}, 1], got {scales}")
-    if centers < 1:
-        raise ValueError(f"grid_centers must be at least 1, got {centers}")
+    if not 1 <= centers <= MOST_CENTERS:
+        raise ValueError(f"grid_centers must lie in [1, {MOST_CENTERS}], got {centers}")
     rows: list[NDArray[np.float32]] = []
     for scale in scales:
         axis = np.linspace(scale - 1, 1 - scale, centers) if centers > 1 and scale < 1 else np.zeros(1)

@@ -142,6 +142,12 @@ CONSTRUCTOR: dict[str, Case] = {
         ValueError,
         "grid_scales must be a list of numbers, got 0.5",
     ),
+    "num_scenes beyond the disk": (
+        lambda: make(num_scenes=10**12),
+        OSError,
+        "cannot prepare .*: 1000000000000 scenes take .* MiB, but only .* MiB are free",
+    ),
+    "grid_centers huge": (lambda: make(grid_centers=10**6), ValueError, r"grid_centers must lie in \[1, 512\], got"),
     "grid_centers": (lambda: make(grid_centers=0), ValueError, "grid_centers must be an integer >= .* got 0"),
     "quadtree_levels": (lambda: make(quadtree_levels=7), ValueError, r"quadtree_levels must lie in \[0, 6\], got 7"),
     "allow_stop": (lambda: make(allow_stop="no"), ValueError, "allow_stop must be True or False, got 'no'"),

@@ -7,6 +7,7 @@ record is first used (canvit_gym.scenes.stored).
 """
 
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def cache_dir() -> Path:
 
 def _cannot_prepare(path: Path, error: OSError) -> OSError:
     return OSError(
-        f"cannot prepare FashionScenes in {path.parent}: {error.strerror}. "
+        f"cannot prepare FashionScenes in {path.parent}: {error.strerror or error}. "
         "Set $CANVIT_GYM_CACHE to a writable directory with enough room (64 KiB a scene)."
     )
 
@@ -100,11 +101,17 @@ def _remove_leftovers(directory: Path) -> None:
             continue
 
 
+def _require_room(directory: Path, num_scenes: int) -> None:
+    if (needed := _num_bytes(num_scenes)) > (room := shutil.disk_usage(directory).free):
+        raise OSError(f"{num_scenes} scenes take {needed >> 20} MiB, but only {room >> 20} MiB are free")
+
+
 def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> None:
-    checksums = np.zeros(num_scenes, dtype=CHECKSUM)
     try:
         _remove_leftovers(path.parent)
         with replacing(path) as partial, partial.open("wb") as file:
+            _require_room(path.parent, num_scenes)
+            checksums = np.zeros(num_scenes, dtype=CHECKSUM)
             bar = tqdm(
                 range(num_scenes),
                 desc=f"Preparing {split} scenes (once)",
