@@ -127,10 +127,12 @@ class GlimpseVecEnv(VecEnv):
 
     def reset(self) -> Observation:  # type: ignore[override]
         """New scenes everywhere, with the seed and options set by seed() and set_options()."""
-        observation, info = self.envs.reset(seed=self._seeds[0], options=self._merged_options())
+        try:
+            observation, info = self.envs.reset(seed=self._seeds[0], options=self._merged_options())
+        finally:  # those that are refused as well, which the next reset would otherwise refuse again
+            self._reset_seeds()
+            self._reset_options()
         self.reset_infos = _rows(info, self.num_envs)
-        self._reset_seeds()
-        self._reset_options()
         return self._stored(observation)
 
     def _stored(self, observation: Any) -> Any:
