@@ -203,6 +203,8 @@ def test_what_a_fit_is_told_wrong(tmp_path: Path) -> None:
         ({"env": "CanViT/Nothing-v0"}, "unknown environment 'CanViT/Nothing-v0'; there are: CanViT/Fashion"),
         ({"env_kwargs": "[]"}, "--env-kwargs must be a JSON object"),
         ({"steps": 0}, "--steps must be an integer >= 1, got 0"),
+        ({"seed": -1}, "--seed must be an integer >= 0, got -1"),
+        ({"class_balance": float("nan")}, "--class-balance must be a finite number.*, got nan"),
         ({"root": None}, "pass root=directory"),
     ):
         changed = replace(config, **changes)
