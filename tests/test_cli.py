@@ -153,6 +153,11 @@ def test_an_output_that_cannot_be_written_is_an_error_in_a_line_before_any_work(
     assert "\n" not in str(end.value)
 
 
+def test_an_evaluation_is_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^error: --output .* is a directory: name a file in it, such as .*x\.npz"):
+        cli.main(["evaluate", *SMALL, "--policy", "center", "--output", str(tmp_path)])
+
+
 def test_a_tilde_is_the_home_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)

@@ -62,6 +62,8 @@ def main(config: EvaluateConfig) -> Evaluation:
     output = config.output and config.output.expanduser()
     if output is not None:
         output_directory(output.parent, option="--output")
+        if output.is_dir():
+            raise IsADirectoryError(f"--output {output} is a directory: name a file in it, such as {output / 'x.npz'}")
     policy = evaluable(config.policy, env, deterministic=not config.sampled, progress=config.progress)
     evaluation = evaluate(
         policy.policy,
