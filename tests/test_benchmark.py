@@ -322,7 +322,11 @@ def test_bad_input(tiny: BenchmarkConfig, tmp_path: Path, case: str) -> None:
     assert not list((tmp_path / "out").glob("records/*")), "nothing is evaluated before all is known to be right"
 
 
-def test_gallery_policy_must_be_there(tiny: BenchmarkConfig, whole: Path) -> None:
+def test_gallery_policy_must_be_there(tiny: BenchmarkConfig, whole: Path, tmp_path: Path) -> None:
+    alone = replace(tiny, output=tmp_path, policies=("coarse_to_fine",), learned=(), gallery_policy="Nobody")
+    with pytest.raises(ValueError, match="'Nobody' is not in this benchmark; there are: none beside the reference"):
+        runner.benchmark(alone)
+    assert not list(tmp_path.iterdir()), "nothing was evaluated"
     with pytest.raises(ValueError, match=r"gallery policy 'Nobody' is not in this benchmark; there are: EG-C2F"):
         runner.benchmark(replace(tiny, output=whole, gallery_policy="Nobody"))
     with pytest.raises(ValueError, match="is the reference: choose another"):

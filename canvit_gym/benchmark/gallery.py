@@ -55,15 +55,9 @@ def choose_scenes(gain: NDArray[np.float64]) -> list[tuple[str, int]]:
 
 def _focus(benchmark: Benchmark, label: str | None) -> Entry:
     """The policy whose gain chooses the scenes."""
-    candidates = [e for e in benchmark.entries if not e.uses_labels and e is not benchmark.reference]
     if label is not None:
-        for entry in benchmark.entries:
-            if label in (entry.label, entry.spec):
-                if entry is benchmark.reference:
-                    raise ValueError(f"gallery policy {label!r} is the reference: choose another")
-                return entry
-        known = ", ".join(e.label for e in candidates)
-        raise ValueError(f"gallery policy {label!r} is not in this benchmark; there are: {known}")
+        return next(entry for entry in benchmark.entries if label in (entry.label, entry.spec))
+    candidates = [e for e in benchmark.entries if not e.uses_labels and e is not benchmark.reference]
     return max(
         candidates or benchmark.entries, key=lambda e: (e.learned and e.deterministic, float(e.first.score()[-1]))
     )

@@ -339,6 +339,16 @@ def _find_reference(name: str, entries: tuple[Planned, ...]) -> Planned:
     raise ValueError(f"reference {name!r} is not among the policies ({names}): add it, or choose another --reference")
 
 
+def _require_gallery_policy(name: str | None, entries: tuple[Planned, ...], reference: Planned) -> None:
+    named = [entry for entry in entries if name in (entry.spec, entry.label)]
+    if reference in named:
+        raise ValueError(f"gallery policy {name!r} is the reference: choose another")
+    if name is not None and not named:
+        others = [e.label for e in entries if e is not reference and not e.runs[0].policy.info.uses_labels]
+        there = ", ".join(others) or "none beside the reference"
+        raise ValueError(f"gallery policy {name!r} is not in this benchmark; there are: {there}")
+
+
 def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "_", text.lower())[:100].strip("_")
 
@@ -434,6 +444,7 @@ def benchmark(config: BenchmarkConfig) -> Path:
     people = [read_people(spec, shared, scenes=scenes, backbone=backbone) for spec in config.also if is_people(spec)]
     planned = plan(config, env)
     reference = _find_reference(config.reference, planned.entries)
+    _require_gallery_policy(config.gallery_policy, planned.entries, reference)
     records = [_records(entry, shared, config.output) for entry in planned.entries]
     manifest: dict[str, Any] = {
         "identity": shared,
