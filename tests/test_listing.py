@@ -185,6 +185,15 @@ class TestLinks:
         with pytest.warns(RuntimeWarning, match="1 links to a parent folder"):
             assert len(image_folder_files(root, "training")) == 12
 
+    def test_a_link_to_itself_is_a_file_that_cannot_be_read(self, tmp_path: Path) -> None:
+        root = write_image_folder(tmp_path / "pets")
+        link = root / "train/disc/again.jpg"
+        link.symlink_to(link)
+        config = EnvConfig(dataset="image-folder", root=str(root), device="cpu", workers=0, unreadable="skip")
+        scenes = build_scenes(config)
+        with pytest.warns(RuntimeWarning, match=r"again.jpg: .* symbolic links"):
+            assert scenes.readable(np.arange(13)).sum() == 12
+
     def test_a_relative_root_after_a_change_of_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_image_folder(tmp_path / "pets")
         (tmp_path / "elsewhere").mkdir()

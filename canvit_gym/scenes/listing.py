@@ -144,11 +144,18 @@ def _entries(folder: str) -> tuple[list[str], list[tuple[str, bool]]]:
     folders: list[tuple[str, bool]] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.is_dir():
+            if _is_folder(entry):
                 folders.append((entry.name, entry.is_symlink()))
             else:
                 files.append(entry.name)
     return files, sorted(folders)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: a file that cannot be read
+        return False
 
 
 def _sort_out(files: list[str], suffixes: frozenset[str], listing: Listing) -> list[str]:
