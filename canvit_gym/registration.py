@@ -54,12 +54,12 @@ def bare_env_id(env_id: str) -> str:
     return bare
 
 
-def require_own_dataset(own: str, passed: str) -> None:
+def require_own_dataset(own: str, passed: object) -> None:
     """Raise ValueError if the `dataset` that was passed is not that of the id, whose other defaults would not fit."""
     if passed == own:
         return
     ids = {defaults["dataset"]: env_id for env_id, defaults in ENVIRONMENTS.items()}
-    instead = f"use {ids[passed]} instead" if passed in ids else "leave dataset out"
+    instead = f"use {ids[passed]} instead" if isinstance(passed, str) and passed in ids else "leave dataset out"
     raise ValueError(f"the dataset of {ids.get(own, own)} is {own!r}, but dataset={passed!r} was passed: {instead}")
 
 
