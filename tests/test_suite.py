@@ -40,6 +40,7 @@ from canvit_gym.suite.page import HTML, MARKDOWN, NO_SHARES, RADAR, write_pages
 from canvit_gym.suite.payoff import payoff_of
 from canvit_gym.suite.plan import make_plan, misfit, skills_table
 from canvit_gym.suite.radar import radar_figure
+from canvit_gym.suite.run import summary
 
 CLASSIFICATION, STOP, ORDER, SEARCH = (
     f"CanViT/Fashion{name}-v0" for name in ("Classification", "Stop", "Order", "Search")
@@ -352,6 +353,11 @@ def test_stops_are_kept_with_an_evaluation(config: SuiteConfig) -> None:
     assert found.stops is not None and found.stops.shape == (NUM,) and found.stops.max() <= found.loss.shape[1]
     few = found.choose(np.array([3, 1]))
     assert few.stops is not None and few.stops.tolist() == found.stops[[3, 1]].tolist()
+    paid = 100 * payoff_of(env_config(STOP, {})).value(found)
+    assert (
+        summary(found, env_config(STOP, {}))
+        == f"top-1 {paid:.1f} %, score where the episode stops, minus 0.02 a glimpse"
+    )
 
 
 def test_misfits_are_told(stopping_run: Path) -> None:

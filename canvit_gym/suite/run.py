@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -20,6 +21,7 @@ from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.scenes.workers import cpu_cores
 from canvit_gym.stopping import evaluate_with_stops
+from canvit_gym.suite.payoff import payoff_of
 from canvit_gym.suite.plan import Job
 
 MOST_WORKERS = 8
@@ -64,11 +66,11 @@ def do_missing(jobs: list[Job], *, batch_size: int, workers: int | None, progres
     glimpses = sum(job.num_glimpses for job in missing)
     with tqdm(total=glimpses, unit="glimpse", disable=None if progress else True, smoothing=0.02) as bar:
         began = time.monotonic()
-        for place, (job, score) in enumerate(run(missing, batch_size=batch_size, workers=workers)):
+        for place, (job, summary) in enumerate(run(missing, batch_size=batch_size, workers=workers)):
             bar.update(job.num_glimpses)
             if progress:
                 minutes = (time.monotonic() - began) / 60
-                bar.write(f"{place + 1}/{len(missing)} {visible(job.label)}: {score} ({minutes:.1f} min)")
+                bar.write(f"{place + 1}/{len(missing)} {visible(job.label)}: {summary} ({minutes:.1f} min)")
 
 
 def _automatic_workers(config: EnvConfig) -> int:
@@ -77,17 +79,19 @@ def _automatic_workers(config: EnvConfig) -> int:
     return min(cpu_cores(), MOST_WORKERS)
 
 
-def _told(found: Evaluation) -> str:
-    return f"{found.metric} {100 * found.score()[-1]:.1f} %"
+def summary(found: Evaluation, config: EnvConfig) -> str:
+    """What the environment pays; the score after the last glimpse if stops were not recorded."""
+    payoff = payoff_of(replace(config, allow_stop=found.stops is not None))
+    return f"{found.metric} {100 * payoff.value(found):.1f} %, {payoff.name}"
 
 
-def _do_and_tell(job: Job, batch_size: int) -> str:
-    return _told(do(job, batch_size=batch_size))
+def _do_and_summarize(job: Job, batch_size: int) -> str:
+    return summary(do(job, batch_size=batch_size), job.config)
 
 
 def _in_turn(jobs: list[Job], *, batch_size: int, workers: int) -> Iterator[tuple[Job, str]]:
     for job in jobs:
-        yield job, _do_and_tell(job, batch_size)
+        yield job, _do_and_summarize(job, batch_size)
 
 
 def _in_processes(jobs: list[Job], *, batch_size: int, workers: int) -> Iterator[tuple[Job, str]]:
@@ -100,7 +104,7 @@ def _in_processes(jobs: list[Job], *, batch_size: int, workers: int) -> Iterator
     try:
         while True:
             while len(running) < 2 * workers and (job := next(left, None)) is not None:
-                running[pool.submit(_do_and_tell, job, batch_size)] = job
+                running[pool.submit(_do_and_summarize, job, batch_size)] = job
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
