@@ -33,7 +33,7 @@ from agents.monitor import merit
 from agents.outcomes import pays_of_curve
 from agents.results import write_result
 from agents.run_directory import CONFIG, RESULT, STATE, without_root
-from agents.settings import TrainConfig
+from agents.settings import TrainConfig, prepare
 from agents.train import train
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
@@ -152,9 +152,12 @@ def tune(config: TuneConfig, algo: str, env_id: str) -> Path:
     entry, space = hyper.to_json(), search_space(algo)
     settings = {
         "algo": algo, "env": env_id, "seeds": list(config.seeds), "hyper": fixed, "space": space,
-        "total_timesteps": config.total_timesteps or hyper.total_timesteps, "eval_scenes": config.eval_scenes,
+        "total_timesteps": hyper.total_timesteps if config.total_timesteps is None else config.total_timesteps,
+        "eval_scenes": config.eval_scenes,
         "env_kwargs": json_object(config.env_kwargs, option="--env-kwargs"),
     }  # fmt: skip
+    if not (directory / STUDY).exists():  # before settings are recorded that no run accepts
+        prepare(_run_config(config, directory / "trial-0", fixed, config.seeds[0], settings))
     directory.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(directory / STUDY))),
@@ -214,29 +217,33 @@ def _value(config: TuneConfig, run_dir: Path, hyper: dict[str, Any], seed: int, 
         if (run_dir / CONFIG).exists():
             result = train(TrainConfig(run_dir, resume=True, progress=config.progress))
         else:
-            total = settings["total_timesteps"]
-            result = train(
-                TrainConfig(
-                    run_dir,
-                    algo=settings["algo"],
-                    env=settings["env"],
-                    env_kwargs=config.env_kwargs,
-                    total_timesteps=total,
-                    seed=seed,
-                    hyper=json.dumps(hyper),
-                    eval_every=max(1, total // 4),
-                    eval_scenes=config.eval_scenes,
-                    checkpoint_every=total,
-                    gaze_scenes=0,
-                    progress=config.progress,
-                )
-            )
+            result = train(_run_config(config, run_dir, hyper, seed, settings))
         if result.interrupted:
             raise KeyboardInterrupt
         (run_dir / STATE).unlink(missing_ok=True)  # nobody extends a trial, and replays are large
     env = env_config(settings["env"], settings["env_kwargs"])
     evaluations = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))["evaluations"]
     return pays_of_curve(env, max(evaluations, key=lambda entry: merit(entry, env)))
+
+
+def _run_config(
+    config: TuneConfig, run_dir: Path, hyper: dict[str, Any], seed: int, settings: dict[str, Any]
+) -> TrainConfig:
+    total = settings["total_timesteps"]
+    return TrainConfig(
+        run_dir,
+        algo=settings["algo"],
+        env=settings["env"],
+        env_kwargs=config.env_kwargs,
+        total_timesteps=total,
+        seed=seed,
+        hyper=json.dumps(hyper),
+        eval_every=max(1, total // 4),
+        eval_scenes=config.eval_scenes,
+        checkpoint_every=total,
+        gaze_scenes=0,
+        progress=config.progress,
+    )
 
 
 def _write(

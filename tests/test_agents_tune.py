@@ -79,6 +79,20 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
         tune.main(tune_config(tmp_path, total_timesteps=64))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env_kwargs": '{"reward": "gold"}'}, "reward"),
+        ({"eval_scenes": 0}, "eval_scenes must be an integer >= 1, got 0"),
+        ({"total_timesteps": 0}, "total_timesteps must be an integer >= 1, got 0"),
+    ],
+)
+def test_what_no_trial_accepts_begins_no_search(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tune.main(tune_config(tmp_path, **changes))
+    assert not list(tmp_path.iterdir())
+
+
 def test_trials_that_contradict_themselves_have_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "search_space", lambda algo: {"batch_size": [7]})
     with pytest.raises(ValueError, match=r"no trial of .* went through"):
