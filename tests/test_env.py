@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -157,7 +157,7 @@ def test_vector_specs_survive_json(env_id: str, mode: str | AutoresetMode) -> No
     again.close()
 
 
-@pytest.mark.parametrize("make", [gym.make, partial(gym.make_vec, num_envs=np.int64(2))])
+@pytest.mark.parametrize("make", [gym.make, partial(gym.make_vec, num_envs=cast(int, np.int64(2)))])
 def test_numbers_of_numpy_become_json(make: Callable[..., Any]) -> None:
     quarter = np.float32(0.25)
     given = {"budget": np.int64(3), "grid_scales": [quarter], "first_glimpse": np.array([0, 0.5, quarter])}
