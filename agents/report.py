@@ -64,7 +64,7 @@ What learned policies are worth on test scenes that no training, tuning or choic
 
     python -m agents.report --run-dir RUN_DIR
 
-from runs of `agents.train` and `agents.matrix`. The seed of PPO that is best by validation is in the package:
+from runs of `agents.train` and `agents.matrix`. A seed of PPO that was the best by validation is in the package:
 `load_policy("FashionStop-v0/ppo")`. Every number, the commands of all runs, where each was trained and evaluated, and
 the versions and the machine of one run of each algorithm are in the JSON files beside this page. The npz files hold
 what the payoffs are computed from, scene by scene, so that runs can be added (`agents.report`).
