@@ -35,7 +35,7 @@ def learning_curves(results: Sequence[dict[str, Any]], titles: Mapping[str, str]
         handles = [Line2D([], [], **_mark(place), label=title) for place, title in enumerate(titles.values())]
         handles.append(Line2D([], [], color=FAINT, linewidth=1, linestyle=(0, (1, 1.5)), label="random viewpoints"))
         figure.legend(handles=handles, loc="lower center", ncols=min(6, len(handles)), fontsize=8.5)
-        figure.tight_layout(rect=(0, 0.12 if lines > 1 else 0.2, 1, 1), w_pad=1.2, h_pad=1.5)
+        figure.tight_layout(rect=(0, 0.09 if lines > 1 else 0.2, 1, 1), w_pad=1.2, h_pad=1.5)
         return svg_text(figure)
 
 

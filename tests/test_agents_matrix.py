@@ -277,6 +277,8 @@ def test_earlier_runs_stay_in_the_report_without_their_directories(trained: Path
 
     ppo, values = "ppo/FashionClassification-v0/seed-", "q_regression/FashionClassification-v0/seed-"
     whole = reported(trained, "whole")
+    for name in ("first", "second"):
+        shutil.copytree(trained / "hand_coded", tmp_path / name / "hand_coded")
     reported(runs("first", f"{ppo}0", f"{ppo}1", f"{values}1"), "pooled")
     second = runs("second", f"{values}0", f"{values}1")
     in_two = reported(second, "pooled")
@@ -315,7 +317,8 @@ def test_earlier_runs_without_counts_stay_as_they_were(trained: Path, tmp_path: 
     with pytest.raises(ValueError, match=r"runs of ppo, q_regression on .*their counts were not kept.*--drop ppo q_r"):
         report.main(config)
     ppo = tmp_path / "runs"
-    shutil.copytree(trained / "ppo/FashionClassification-v0", ppo / "ppo/FashionClassification-v0")
+    for name in ("ppo/FashionClassification-v0", "hand_coded"):
+        shutil.copytree(trained / name, ppo / name)
     config = replace(config, run_dir=ppo, drop=("ppo",))
     with pytest.raises(ValueError, match=r"were tested on 12 scenes, the new ones on 4.*--drop q_regression"):
         report.main(replace(config, test_scenes=4))
