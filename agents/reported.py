@@ -5,8 +5,6 @@ new runs with earlier ones on the same scenes, without the directories of the ea
 """
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ from agents.clock import read_times
 from agents.finished_runs import SETTINGS, Run, require_alike
 from agents.outcomes import DETERMINISTIC, pays_of_curve
 from agents.run_directory import CLOCK, PROVENANCE, without_root
-from canvit_gym.atomic import replacing
+from canvit_gym.arrays import read_arrays, write_arrays
 from canvit_gym.config import EnvConfig, override
 from canvit_gym.policies.learned import load_record
 from canvit_gym.suite.payoff import payoff_of
@@ -29,7 +27,6 @@ REACHED = 0.9
 """The share of its final gain over random viewpoints after which an algorithm counts as having learned."""
 FORMAT = 1
 RECIPE = ("algo", "title", "decisions", "glimpses", "env_kwargs", "hyper", "hyperparameters", "settings", "provenance")
-_HEADER = "header"
 
 
 @dataclass(frozen=True)
@@ -153,14 +150,12 @@ def save_counts(path: Path, algorithms: Mapping[str, Reported], *, scenes: dict[
 
     scenes: JSON values that tell the scenes and the model apart; runs can only be pooled where they are the same.
     """
-    header = json.dumps({"format": FORMAT, "scenes": scenes})
-    arrays: dict[str, Any] = {_HEADER: np.array(header)}
+    arrays: dict[str, Any] = {}
     for name, one in algorithms.items():
         for run, kept in zip(one.runs, one.counts, strict=True):
             for how, counts in kept.items():
                 arrays |= {f"{_place(name, run)}{how}/{key}": _smallest(array) for key, array in counts.items()}
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    write_arrays(path, {"format": FORMAT, "scenes": scenes}, arrays)
 
 
 def load_reported(path: Path, entries: Mapping[str, dict[str, Any]], *, scenes: dict[str, Any]) -> dict[str, Reported]:
@@ -175,18 +170,16 @@ def load_reported(path: Path, entries: Mapping[str, dict[str, Any]], *, scenes: 
     Raises:
         ValueError: a damaged file, or counts of other scenes.
     """
-    if not path.exists():
+    if not entries or not path.exists():
         return {}
-    cure = f"Delete it, and pass --drop {' '.join(entries)} to leave the earlier runs out"
+    cure = f"Pass --drop {' '.join(entries)} to leave the earlier runs out"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-            header = json.loads(str(found.pop(_HEADER)))
-            written = header["format"], header["scenes"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        written, header, found = read_arrays(path)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged, or does not hold counts of reported runs ({error}). {cure}") from error
-    if written != (FORMAT, scenes):
-        differing = [name for name, value in scenes.items() if written[1].get(name) != value] or ["format"]
+    there = header.get("scenes", {})
+    if written != FORMAT or there != scenes:
+        differing = [name for name, value in scenes.items() if there.get(name) != value] or ["format"]
         raise ValueError(f"{path} holds counts with another {', '.join(differing)}. {cure}")
     reported = {}
     for name, entry in entries.items():

@@ -14,8 +14,6 @@ choose another viewpoint.
 import json
 import re
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from canvit_gym.actions import checked_viewpoints
+from canvit_gym.arrays import read_arrays, write_arrays
 from canvit_gym.assembly import (
     build_actions,
     build_backbone,
@@ -38,7 +37,6 @@ from canvit_gym.assembly import (
     build_task,
     require_scene_size,
 )
-from canvit_gym.atomic import replacing
 from canvit_gym.checks import integer
 from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.dtypes import float32_by_default
@@ -153,8 +151,7 @@ class Evaluation(EqualByValue):
         header = {"format": FORMAT, "metric": self.metric, "seed": self.seed, "record": self.record}
         arrays: dict[str, Any] = {name: getattr(self, name) for name in _ARRAYS} | self.counts
         arrays |= {name: value for name in _OPTIONAL if (value := getattr(self, name)) is not None}
-        with replacing(path) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+        write_arrays(path, header, arrays)
 
     @classmethod
     def load(cls, path: Path) -> "Evaluation":
@@ -165,15 +162,12 @@ class Evaluation(EqualByValue):
             ValueError: a damaged file, or another format.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
-                header = json.loads(str(found.pop("header")))
-                written = header["format"]
+            written, header, found = read_arrays(path)
         except FileNotFoundError:
             raise FileNotFoundError(f"no evaluation at {path}; Evaluation.save writes one") from None
         except IsADirectoryError:
             raise ValueError(f"{path} is a directory: name the file in it that Evaluation.save wrote") from None
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        except ValueError as error:
             raise ValueError(
                 f"{path} is damaged, or not a saved evaluation ({error}): delete it and evaluate again"
             ) from (error)
@@ -183,7 +177,6 @@ class Evaluation(EqualByValue):
                 "or use the version that wrote it"
             )
         try:
-            del header["format"]
             counts = {name: found[name] for name in metric_named(header["metric"]).counts}
             if unknown := sorted(set(found) - {*_ARRAYS, *counts, *_OPTIONAL, *_OF_VERSION_0_1}):
                 raise ValueError(f"it holds {', '.join(unknown)}")
