@@ -97,6 +97,12 @@ def one_of(choices: Callable[[], Iterable[str]]) -> Check:
     return check
 
 
+def check_options(config: object, check: Check, *names: str) -> None:
+    """Raise ValueError unless these options of a command pass the check. Messages name them as its command line does."""
+    for name in names:
+        check(f"--{name.replace('_', '-')}", getattr(config, name))
+
+
 def optional(check: Check) -> Check:
     """None, or what `check` takes."""
     return lambda name, value: None if value is None else check(name, value)

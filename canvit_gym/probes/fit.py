@@ -39,7 +39,7 @@ from canvit_gym.assembly import build_backbone, build_scenes, task_kind
 from canvit_gym.atomic import replacing, write_text
 from canvit_gym.backbone.hub import CHECKPOINTS
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.checks import finite, integer, optional
+from canvit_gym.checks import check_options, finite, integer, optional
 from canvit_gym.command_line import GOES_ON, PROGRAM, env_config, json_object, output_directory, run_command
 from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.evaluation import Evaluation, evaluate
@@ -336,11 +336,11 @@ def environment_of(config: ProbeConfig, env_id: str) -> EnvConfig:
 
 def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
     """Fit a probe for an environment, measure it on validation scenes, and write it to `directory` with its card."""
-    for name in ("steps", "batch_size", "num_glimpses", "validate_every", "patience", "validation_scenes"):
-        integer(1)(f"--{name.replace('_', '-')}", getattr(config, name))
-    for name in ("peak_lr", "weight_decay", "item_weight", "item_bonus", "class_balance"):
-        optional(finite())(f"--{name.replace('_', '-')}", getattr(config, name))
-    integer(0)("--seed", config.seed)
+    counts = ("steps", "batch_size", "num_glimpses", "validate_every", "patience", "validation_scenes")
+    check_options(config, integer(1), *counts)
+    numbers = ("peak_lr", "weight_decay", "item_weight", "item_bonus", "class_balance")
+    check_options(config, optional(finite()), *numbers)
+    check_options(config, integer(0), "seed")
     env = environment_of(config, env_id)
     if not TASKS[task_kind(env.dataset)].kind.has_probe:
         raise ValueError(

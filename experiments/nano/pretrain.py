@@ -56,6 +56,7 @@ from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.memory import keep_freed_memory
 from canvit_gym.backbone.nano import NANO_CANVAS_GRID, NANO_GLIMPSE_SIZE_PX, nano_config
 from canvit_gym.backbone.nano_teacher import TEACHER_DIM, TEACHER_WEIGHTS, PassiveTeacher, load_nano_teacher
+from canvit_gym.checks import check_options, integer
 from canvit_gym.command_line import GOES_ON, run_command
 from canvit_gym.provenance import plain
 from canvit_gym.scenes.fashion import FLAVOURS, Split
@@ -69,7 +70,6 @@ from experiments.nano.running import (
     Precision,
     Writer,
     autocast_for,
-    check_counts,
     resolve_precision,
     tensorboard,
 )
@@ -650,13 +650,10 @@ def train(config: PretrainingConfig) -> bool:
 
 
 def _check(config: PretrainingConfig) -> None:
-    check_counts(
-        config,
-        at_least_0=("token_steps", "steps", "finish_steps", "warmup_steps"),
-        at_least_1=(
-            "token_glimpses", "chunk_glimpses", "standardizer_scenes", "save_every", "validate_every",
-            "validation_scenes", "validation_glimpses",
-        ),
+    check_options(config, integer(0), "token_steps", "steps", "finish_steps", "warmup_steps")
+    check_options(
+        config, integer(1), "token_glimpses", "chunk_glimpses", "standardizer_scenes", "save_every", "validate_every",
+        "validation_scenes", "validation_glimpses",
     )  # fmt: skip
     if config.init_from is not None and config.token_steps:
         raise ValueError(

@@ -2,25 +2,15 @@
 
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 
-from canvit_gym.checks import integer
-
 log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "float32", "tf32", "bf16"]
 Compile = Literal["auto", "off"]
-
-
-def check_counts(config: object, *, at_least_0: Sequence[str] = (), at_least_1: Sequence[str]) -> None:
-    """Raise ValueError unless these options are integers that are large enough."""
-    for least, names in ((0, at_least_0), (1, at_least_1)):
-        for name in names:
-            integer(least)(f"--{name.replace('_', '-')}", getattr(config, name))
 
 
 class Budget:

@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from canvit_gym.atomic import replacing, write_text
 from canvit_gym.backbone.nano_teacher import TEACHER_DIM, TEACHER_WEIGHTS, PassiveTeacher
+from canvit_gym.checks import check_options, integer
 from canvit_gym.command_line import GOES_ON, run_command
 from canvit_gym.provenance import plain
 from canvit_gym.scenes.fashion import FLAVOURS, Flavour, Split
 from canvit_gym.scenes.prepared import FashionScenes
 from experiments.nano.mixture import SINGLE, TrainingScenes, batch_counts, mixture, normalized
-from experiments.nano.running import Budget, check_counts, tensorboard
+from experiments.nano.running import Budget, tensorboard
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def evaluate(
 
 def train(config: TeacherConfig) -> dict[str, float] | None:
     """Returns metrics on test scenes; None if --minutes ended this start before the last step."""
-    check_counts(config, at_least_1=("steps", "save_every", "validation_scenes", "test_scenes"))
+    check_options(config, integer(1), "steps", "save_every", "validation_scenes", "test_scenes")
     budget = Budget(config.minutes)
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
