@@ -72,12 +72,11 @@ def find_runs(
     return found
 
 
-def require_alike(
-    configs: Mapping[str, dict[str, Any]], *, cure: str = "move one of them to another directory"
-) -> None:
+def require_alike(configs: Mapping[str, dict[str, Any]], *, cure: str) -> None:
     """
     Args:
         configs: where a run is -> its configuration: SETTINGS and "hyperparameters".
+        cure: what to do otherwise, for the error message.
 
     Raises:
         ValueError: two of them differ.

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 
 from agents.algorithms import find_algorithm
 from canvit_gym.benchmark.plots import COLOURS, DASHES, FAINT, MARKERS, report_style, svg_text
+from canvit_gym.scenes.datasets import env_name
 from canvit_gym.tasks import metric_named
 
 COLUMNS = 4
@@ -49,11 +50,16 @@ def _draw(axes: Axes, result: dict[str, Any], order: list[str]) -> None:
             low, high = factor * values.min(axis=0), factor * values.max(axis=0)
             axes.fill_between(glimpses, low, high, color=mark["color"], alpha=0.12, linewidth=0)
     axes.axhline(factor * result["random_on_validation"], color=FAINT, linewidth=1, linestyle=(0, (1, 1.5)))
-    axes.set_title(result["env"].rpartition("/")[2].removeprefix("Fashion").removesuffix("-v0"), fontsize=9)
+    axes.set_title(short_name(result), fontsize=9)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k")
     axes.set_xlabel("glimpses of training", fontsize=8)
     axes.tick_params(labelsize=7.5)
+
+
+def short_name(result: dict[str, Any]) -> str:
+    """The name of an environment in a column or above a panel: "Search"."""
+    return env_name(result["env"]).removeprefix("Fashion")
 
 
 def _validations(entry: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -33,7 +33,7 @@ import numpy as np
 from agents.algorithms import DEFAULT
 from agents.finished_runs import Run, find_runs, finished
 from agents.intervals import with_interval
-from agents.learning_curves import learning_curves
+from agents.learning_curves import learning_curves, short_name
 from agents.outcomes import DETERMINISTIC, SAMPLED, model_and_scenes, of_hand_coded
 from agents.reported import Reported, load_reported, of_runs, pooled, save_counts
 from agents.run_directory import FAILED, RESULT, without_root
@@ -268,7 +268,7 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
 
 def overview(results: list[dict[str, Any]]) -> list[str]:
     """Algorithms x environments: points above the best hand-coded policy, and the number of seeds."""
-    names = [result["env"].rpartition("/")[2].removeprefix("Fashion").removesuffix("-v0") for result in results]
+    names = [short_name(result) for result in results]
     lines = [
         "Points above the best hand-coded policy without labels (number of seeds), by algorithm and environment:",
         "",

@@ -308,6 +308,10 @@ def test_ap_gym_is_asked_for_before_anything_is_measured() -> None:
     assert "MALLOC_PERTURB_" not in os.environ
 
 
+def _measured(*_: Any, **__: Any) -> Any:
+    raise AssertionError("measured")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -323,10 +327,7 @@ def test_ap_gym_is_asked_for_before_anything_is_measured() -> None:
 def test_bad_options_are_named_before_anything_is_measured(
     options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measured(*_: Any, **__: Any) -> Any:
-        raise AssertionError("measured")
-
-    monkeypatch.setattr(throughput, "sections", measured)
+    monkeypatch.setattr(throughput, "sections", _measured)
     with pytest.raises((ValueError, OSError), match=message):
         throughput.main(throughput.ThroughputConfig(**{"device": "cpu", "num_scenes": 8} | options))
 
@@ -345,9 +346,6 @@ def test_bad_options_are_named_before_anything_is_measured(
 def test_bad_options_of_ppo_are_named_before_anything_is_measured(
     options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def measured(*_: Any, **__: Any) -> Any:
-        raise AssertionError("measured")
-
-    monkeypatch.setattr(ppo_throughput, "measured_apart", measured)
+    monkeypatch.setattr(ppo_throughput, "measured_apart", _measured)
     with pytest.raises((ValueError, TypeError, OSError), match=message):
         ppo_throughput.main(ppo_throughput.PPOThroughputConfig(**options))

@@ -66,11 +66,11 @@ def do_missing(jobs: list[Job], *, batch_size: int, workers: int | None, progres
     glimpses = sum(job.num_glimpses for job in missing)
     with tqdm(total=glimpses, unit="glimpse", disable=None if progress else True, smoothing=0.02) as bar:
         began = time.monotonic()
-        for place, (job, summary) in enumerate(run(missing, batch_size=batch_size, workers=workers)):
+        for place, (job, paid) in enumerate(run(missing, batch_size=batch_size, workers=workers)):
             bar.update(job.num_glimpses)
             if progress:
                 minutes = (time.monotonic() - began) / 60
-                bar.write(f"{place + 1}/{len(missing)} {visible(job.label)}: {summary} ({minutes:.1f} min)")
+                bar.write(f"{place + 1}/{len(missing)} {visible(job.label)}: {paid} ({minutes:.1f} min)")
 
 
 def _automatic_workers(config: EnvConfig) -> int:
