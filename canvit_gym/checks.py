@@ -98,7 +98,7 @@ def one_of(choices: Callable[[], Iterable[str]]) -> Check:
 
 
 def check_options(config: object, check: Check, *names: str) -> None:
-    """Raise ValueError unless these options of a command pass the check. Messages name them as its command line does."""
+    """Raise ValueError unless these options of a command pass the check. Messages name them as --option-name."""
     for name in names:
         check(f"--{name.replace('_', '-')}", getattr(config, name))
 
