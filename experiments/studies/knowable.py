@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.algorithms import load_hyperparameters
-from agents.detection import Detection, cross_entropy, interest, look_around, num_learned, train_detector
+from agents.detection import Detection, States, cross_entropy, interest, look_around, num_learned, train_detector
 from agents.intervals import with_interval
 from agents.results import write_result
 from agents.training_state import num_decisions
@@ -34,6 +34,7 @@ from agents.tried import by_episode
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.command_line import env_config, run_command
+from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.greedy_windows import GreedyWindows
@@ -103,20 +104,33 @@ def _info(name: str, keys: tuple[str, ...]) -> PolicyInfo:
     return PolicyInfo(name, name, f"Windows by the {name}.", deterministic=True, observations=keys)
 
 
-def reading_windows(space: spaces.Space, table: NDArray[np.float32]) -> GreedyWindows:
+def reading_windows(space: spaces.Dict, table: NDArray[np.float32]) -> GreedyWindows:
     """The policy whose windows go by a probe's reading."""
-    assert isinstance(space, spaces.Dict)
     return ReadWindows(table, tuple(space)) if reads_maps(space) else ItemProbability(table=table)
+
+
+def spaces_of(env: EnvConfig) -> tuple[spaces.Dict, NDArray[np.float32]]:
+    """(the observations, the table of viewpoints [A, 3]) of an environment with discrete actions."""
+    envs = GlimpseVectorEnv(1, **vars(replace(env, num_scenes=1)))
+    space, actions = envs.single_observation_space, envs.actions
+    envs.close()
+    assert isinstance(space, spaces.Dict) and isinstance(actions, DiscreteActions)
+    return space, actions.viewpoints
+
+
+def trained_detector(
+    space: spaces.Dict, env: EnvConfig, states: States, options: Detection, *, seed: int, progress: bool
+) -> tuple[Detector, dict[str, float]]:
+    """(a new detector trained on the states, what train_detector returns). seed: of its weights and minibatches."""
+    torch.manual_seed(seed)
+    detector = Detector(space).to(resolve_device(env.device))
+    return detector, train_detector(detector, states, options, decisions=num_decisions(env), progress=progress)
 
 
 def study(config: KnowableConfig, env_id: str) -> dict[str, Any]:
     """The results of one environment as JSON values."""
     env = env_config(env_id, load_hyperparameters(env_id, {}).env_kwargs)
-    envs = GlimpseVectorEnv(1, **vars(replace(env, num_scenes=1)))
-    space, actions = envs.single_observation_space, envs.actions
-    assert isinstance(space, spaces.Dict) and isinstance(actions, DiscreteActions)
-    envs.close()
-    keys, table = tuple(space), actions.viewpoints
+    space, table = spaces_of(env)
     decisions = num_decisions(env)
     reader = reading_windows(space, table)
     reads: list[dict[str, Tensor]] = []
@@ -127,9 +141,7 @@ def study(config: KnowableConfig, env_id: str) -> dict[str, Any]:
         reads.append({"read": reader.amounts(seen).half()})
 
     states = look_around(env, states=config.detection.states, seed=config.seed, progress=config.progress, watch=read)
-    torch.manual_seed(config.seed)
-    detector = Detector(space).to(resolve_device(env.device))
-    found = train_detector(detector, states, config.detection, decisions=decisions, progress=config.progress)
+    detector, found = trained_detector(space, env, states, config.detection, seed=config.seed, progress=config.progress)
     learned = num_learned(states, decisions)
     batches = [by_episode(reads[start : start + decisions])["read"] for start in range(0, len(reads), decisions)]
     entropies = {
@@ -142,7 +154,7 @@ def study(config: KnowableConfig, env_id: str) -> dict[str, Any]:
     assert skill is not None, f"{env_id} has no ceiling"
     policies: dict[str, GlimpsePolicy] = {
         "reading": reading_windows(space, table),
-        "detector": DetectedWindows(table, keys, detector),
+        "detector": DetectedWindows(table, tuple(space), detector),
         "truth": TrueWindows(table=table),
         "ceiling": make_policy(skill.ceiling, config=test, num_glimpses=test.budget),
     }

@@ -13,27 +13,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from gymnasium import spaces
 from tqdm import tqdm
 
 from agents.algorithms import load_hyperparameters
-from agents.detection import Detection, look_around, train_detector
+from agents.detection import Detection, look_around
 from agents.intervals import with_interval
 from agents.results import write_result
-from agents.training_state import num_decisions
-from canvit_gym.actions import DiscreteActions
-from canvit_gym.backbone.load import resolve_device
 from canvit_gym.checks import check_options, integer, optional
 from canvit_gym.command_line import env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
-from canvit_gym.policies.trunks import Detector
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import bootstrap_interval, paired_difference
 from canvit_gym.suite.payoff import payoff_of
-from canvit_gym.vector_env import GlimpseVectorEnv
-from experiments.studies.knowable import DetectedWindows
+from experiments.studies.knowable import DetectedWindows, spaces_of, trained_detector
 
 SCALES: dict[str, tuple[tuple[float, ...], ...]] = {
     "CanViT/FashionSegmentation-v0": ((0.34,), (0.4,), (0.4, 0.34)),
@@ -66,48 +59,38 @@ class WindowsConfig:
 
 def detected(env: EnvConfig, seed: int, config: WindowsConfig) -> tuple[Evaluation, float]:
     """(the evaluation on validation scenes, the detector's cross-entropy in nats a cell) of one detector."""
-    envs = GlimpseVectorEnv(1, **vars(replace(env, num_scenes=1)))
-    space, actions = envs.single_observation_space, envs.actions
-    envs.close()
-    assert isinstance(space, spaces.Dict) and isinstance(actions, DiscreteActions)
+    space, table = spaces_of(env)
     states = look_around(env, states=config.detection.states, seed=seed, progress=False)
-    torch.manual_seed(seed)
-    detector = Detector(space).to(resolve_device(env.device))
-    found = train_detector(detector, states, config.detection, decisions=num_decisions(env), progress=False)
+    detector, found = trained_detector(space, env, states, config.detection, seed=seed, progress=False)
     validation = replace(env, split="validation", num_scenes=config.num_scenes)
-    policy = DetectedWindows(actions.viewpoints, tuple(space), detector)
-    return evaluate(policy, config=validation), found["cross_entropy"]
+    return evaluate(DetectedWindows(table, tuple(space), detector), config=validation), found["cross_entropy"]
 
 
 def study(config: WindowsConfig, env_id: str) -> dict[str, Any]:
     """The results of one environment as JSON values."""
-    env_kwargs = load_hyperparameters(env_id, {}).env_kwargs
-    env = env_config(env_id, env_kwargs)
-    rows: list[dict[str, Any]] = []
-    runs: list[list[Evaluation]] = []
-    total = len(SCALES[env_id]) * len(config.seeds)
-    with tqdm(total=total, desc=env_id, unit="detector", disable=None if config.progress else True) as bar:
-        for scales in SCALES[env_id]:
-            entropies: list[float] = []
-            runs.append([])
-            for seed in config.seeds:
-                one, entropy = detected(replace(env, grid_scales=scales), seed, config)
-                runs[-1].append(one)
-                entropies.append(entropy)
-                bar.update()
-            rows.append({"scales": scales, "cross_entropy": entropies})
+    env = env_config(env_id, load_hyperparameters(env_id, {}).env_kwargs)
+    runs = [(scales, seed) for scales in SCALES[env_id] for seed in config.seeds]
+    shown = tqdm(runs, desc=env_id, unit="detector", disable=None if config.progress else True)
+    found = {(scales, seed): detected(replace(env, grid_scales=scales), seed, config) for scales, seed in shown}
     payoff = payoff_of(env)
-    statistics = [payoff.statistic(evaluations) for evaluations in runs]
-    for row, statistic, evaluations in zip(rows, statistics, runs, strict=True):
-        row["score"] = bootstrap_interval(statistic).at(0)
-        row["seeds"] = [float(bootstrap_interval(payoff.statistic([one])).value[0]) for one in evaluations]
-        row["minus_first"] = paired_difference(statistic, statistics[0]).at(0)
+    evaluations = {scales: [found[scales, seed][0] for seed in config.seeds] for scales in SCALES[env_id]}
+    statistics = {scales: payoff.statistic(of_table) for scales, of_table in evaluations.items()}
+    first = SCALES[env_id][0]
     return {
         "env": env_id,
-        "metric": runs[0][0].metric,
+        "metric": evaluations[first][0].metric,
         "payoff": payoff.name,
-        "num_scenes": len(runs[0][0].scene),
-        "tables": rows,
+        "num_scenes": len(evaluations[first][0].scene),
+        "tables": [
+            {
+                "scales": scales,
+                "cross_entropy": [found[scales, seed][1] for seed in config.seeds],
+                "score": bootstrap_interval(statistic).at(0),
+                "seeds": [payoff.value(one) for one in evaluations[scales]],
+                "minus_first": paired_difference(statistic, statistics[first]).at(0),
+            }
+            for scales, statistic in statistics.items()
+        ],
         "chosen": env.grid_scales,
         "config": plain(asdict(config)),
         "provenance": provenance(),
