@@ -303,6 +303,11 @@ OTHERS: dict[str, Case] = {
         ValueError,
         "num_scenes must be an integer >= 1, got 0",
     ),
+    "scenes before the first": (
+        lambda: FashionScenes("segmentation", "test", 4, first=-1),
+        ValueError,
+        "first must be an integer >= 0, got -1",
+    ),
     "order of no shard": (
         lambda: SceneSampler(num_scenes=4, shard=(0, 0), shuffle=True),
         ValueError,

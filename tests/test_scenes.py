@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -17,7 +18,12 @@ import torch
 import torch.nn.functional as F
 from canvit_pytorch.benchmarks.ade20k import MeanIoU
 
+from canvit_gym.assembly import build_scenes
+from canvit_gym.config import EnvConfig
+from canvit_gym.evaluation import evaluate
+from canvit_gym.policies import make_policy
 from canvit_gym.scenes import prepared
+from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.fashion import (
     CLASSES,
     FLAVOURS,
@@ -227,6 +233,45 @@ def test_prepared_scenes_are_the_generators(flavour: Flavour) -> None:
         assert np.array_equal(maps[row].numpy(), scene.labels)
         truth = scene.labels if FLAVOURS[flavour].labels == "maps" else scene.class_index
         assert np.array_equal(batch.labels[row].numpy(), truth)
+
+
+def test_scenes_may_begin_later(empty_cache: Path) -> None:
+    FashionScenes("search", "training", 4)  # whose file must not serve for others
+    all_of_them, later = FashionScenes("search", "training", 10), FashionScenes("search", "training", 4, first=6)
+    whole, part = (source.load(np.arange(len(source))) for source in (all_of_them, later))
+    assert torch.equal(part.images, whole.images[6:]) and torch.equal(part.labels, whole.labels[6:])
+    assert later.items(1) == all_of_them.items(7)
+    assert later.fingerprint != FashionScenes("search", "training", 4).fingerprint
+
+
+@pytest.mark.parametrize("name", ["fashion-segmentation", "fashion-classification", "fashion-stop"])
+def test_environments_train_on_scenes_that_nano_does_not_know(name: str, empty_cache: Path) -> None:
+    config = EnvConfig(dataset=name, split="training", num_scenes=2)
+    flavour = "segmentation" if name == "fashion-segmentation" else "classification"
+    scenes = build_scenes(config).load(np.array([1]))
+    first_unknown = 24_576  # canvit_gym/assets/nano/README.md: the number of training scenes
+    assert np.array_equal(
+        scenes.images[0].permute(1, 2, 0).numpy(), generate_scene(flavour, "training", first_unknown + 1).image
+    )
+
+
+def test_nano_knows_the_scenes_before_them_by_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise there were no reason to leave them out."""
+
+    def read_at_first_glance(split: Split) -> float:
+        config = EnvConfig(dataset="fashion-classification", split=split, num_scenes=300)
+        policy = make_policy("coarse_to_fine", config=config, num_glimpses=1)
+        return float(evaluate(policy, config=config, num_glimpses=1).score()[0])
+
+    fresh, held_out = read_at_first_glance("training"), read_at_first_glance("validation")
+    from_the_start = replace(
+        DATASETS["fashion-classification"],
+        make_scenes=lambda request: FashionScenes("classification", "training", request.num_scenes or 1),
+    )
+    monkeypatch.setitem(DATASETS, "fashion-classification", from_the_start)
+    known = read_at_first_glance("training")
+    assert abs(fresh - held_out) < 0.1, (fresh, held_out)  # standard error: 0.04
+    assert known > fresh + 0.08, (known, fresh)
 
 
 def test_loaded_scenes_are_fresh_memory() -> None:

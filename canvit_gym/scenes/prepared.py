@@ -71,8 +71,9 @@ def _cannot_prepare(path: Path, error: OSError) -> OSError:
     )
 
 
-def _file(flavour: Flavour, split: Split, num_scenes: int | str) -> Path:
-    return cache_dir() / f"fashion-v{GENERATOR_VERSION}-{flavour}-{split}-{num_scenes}.scenes"
+def _file(flavour: Flavour, split: Split, num_scenes: int | str, *, first: int) -> Path:
+    begins = f"{split}+{first}" if first else split
+    return cache_dir() / f"fashion-v{GENERATOR_VERSION}-{flavour}-{begins}-{num_scenes}.scenes"
 
 
 def _num_bytes(num_scenes: int) -> int:
@@ -80,9 +81,9 @@ def _num_bytes(num_scenes: int) -> int:
     return num_scenes * (_RECORD.itemsize + CHECKSUM.itemsize)
 
 
-def _prepared_file(flavour: Flavour, split: Split, num_scenes: int) -> Path | None:
+def _prepared_file(flavour: Flavour, split: Split, num_scenes: int, *, first: int) -> Path | None:
     """A complete file that begins with the requested scenes: scene k does not depend on the number of scenes."""
-    pattern = _file(flavour, split, "*")
+    pattern = _file(flavour, split, "*", first=first)
     for path in pattern.parent.glob(pattern.name):
         count = path.stem.rsplit("-", 1)[-1]
         complete = count.isdecimal() and path.stat().st_size == _num_bytes(int(count))
@@ -106,7 +107,7 @@ def _require_room(directory: Path, num_scenes: int) -> None:
         raise OSError(f"{num_scenes} scenes take {needed >> 20} MiB, but only {room >> 20} MiB are free")
 
 
-def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> None:
+def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int, *, first: int) -> None:
     try:
         _remove_leftovers(path.parent)
         with replacing(path) as partial, partial.open("wb") as file:
@@ -120,7 +121,7 @@ def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> Non
                 file=sys.stderr,
             )
             for index in bar:
-                scene = generate_scene(flavour, split, index)
+                scene = generate_scene(flavour, split, first + index)
                 record = np.zeros((), dtype=_RECORD)
                 record["image"] = scene.image.transpose(2, 0, 1)
                 record["labels"] = scene.labels
@@ -133,14 +134,17 @@ def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int) -> Non
         raise _cannot_prepare(path, error) from error
 
 
-def fashion_scenes(request: SceneRequest, *, flavour: Flavour) -> "FashionScenes":
+def fashion_scenes(request: SceneRequest, *, flavour: Flavour, first_of_training: int) -> "FashionScenes":
     split = cast(Split, request.split)
-    return FashionScenes(flavour, split, request.num_scenes or DEFAULT_NUM_SCENES[split])
+    first = first_of_training if split == "training" else 0
+    return FashionScenes(flavour, split, request.num_scenes or DEFAULT_NUM_SCENES[split], first=first)
 
 
 @dataclass(frozen=True)
 class FashionScenes:
-    """The first `num_scenes` scenes of a split, prepared on disk at first use (about 800 scenes/s).
+    """`num_scenes` scenes of a split, prepared on disk at first use (about 800 scenes/s).
+
+    `first`: the generator's index of the one that has index 0 here.
 
     >>> scenes = FashionScenes("segmentation", "test", 16)
     >>> batch = scenes.load(np.array([3, 0]))
@@ -151,22 +155,24 @@ class FashionScenes:
     flavour: Flavour
     split: Split
     num_scenes: int
+    first: int = field(default=0, kw_only=True)
     scene_size_px: int = field(default=SCENE_SIZE_PX, init=False)
     loads_in_threads: ClassVar[bool] = True
     _records: Records = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         integer(1)("num_scenes", self.num_scenes)
+        integer(0)("first", self.first)
         for name, value, choices in (
             ("flavour", self.flavour, tuple(FLAVOURS)),
             ("split", self.split, get_args(Split)),
         ):
             if value not in choices:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
-        path = _prepared_file(self.flavour, self.split, self.num_scenes)
+        path = _prepared_file(self.flavour, self.split, self.num_scenes, first=self.first)
         if path is None:
-            path = _file(self.flavour, self.split, self.num_scenes)
-            _prepare(path, self.flavour, self.split, self.num_scenes)
+            path = _file(self.flavour, self.split, self.num_scenes, first=self.first)
+            _prepare(path, self.flavour, self.split, self.num_scenes, first=self.first)
         with path.open("rb") as file:
             count = os.fstat(file.fileno()).st_size // _num_bytes(1)
             file.seek(count * _RECORD.itemsize)
@@ -176,7 +182,8 @@ class FashionScenes:
 
     @property
     def name(self) -> str:
-        return f"FashionScenes v{GENERATOR_VERSION}, {self.flavour}, {self.split}, {self.num_scenes} scenes"
+        begins = f" from {self.first}" if self.first else ""
+        return f"FashionScenes v{GENERATOR_VERSION}, {self.flavour}, {self.split}{begins}, {self.num_scenes} scenes"
 
     @property
     def fingerprint(self) -> str:
@@ -209,7 +216,7 @@ class FashionScenes:
                 col=(2 * left + side) / SCENE_SIZE_PX - 1,
                 scale=side / SCENE_SIZE_PX,
             )
-            for label, top, left, side in generate_scene(self.flavour, self.split, index).items
+            for label, top, left, side in generate_scene(self.flavour, self.split, self.first + index).items
         )
 
     def load_with_maps(self, indices: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
