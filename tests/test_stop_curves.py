@@ -13,7 +13,7 @@ from canvit_gym.policies.learned import load_policy
 from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.stopping import stops
 from experiments.studies import stop_curves
-from experiments.studies.stop_curves import OWN, SURE, Looked, StopCurvesConfig, curve, score_at
+from experiments.studies.stop_curves import LEARNED, OWN, SURE, Looked, StopCurvesConfig, curve, score_at
 
 STOP = "CanViT/FashionStop-v0"
 HYPER = {
@@ -24,7 +24,8 @@ HYPER = {
 
 def test_thresholds_decide_when_episodes_stop() -> None:
     score = np.array([[0.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
-    looked = Looked(score, {SURE: np.array([[0.2, 0.6, 0.9], [0.5, 0.4, 0.3]])})
+    readings = np.full((2, 3, 4), 0.25)
+    looked = Looked(score, readings, {SURE: np.array([[0.2, 0.6, 0.9], [0.5, 0.4, 0.3]])})
     assert looked.stops(SURE, 0.5).tolist() == [2, 1]
     assert looked.stops(SURE, np.inf).tolist() == [3, 3]
     points = curve(looked, np.array([0.0, 0.5, np.inf]), SURE)
@@ -42,12 +43,17 @@ def test_the_study_of_trained_policies(tmp_path: Path) -> None:
                 env_kwargs='{"num_scenes": 12, "device": "cpu"}', progress=False,
             )
         )  # fmt: skip
-    config = StopCurvesConfig(tmp_path, validation_scenes=6, test_scenes=6, results_dir=tmp_path / "results")
+    config = StopCurvesConfig(
+        tmp_path, training_scenes=12, validation_scenes=6, test_scenes=6, results_dir=tmp_path / "results"
+    )
     stop_curves.main(config)
     result = json.loads((tmp_path / "results" / "FashionStop-v0.json").read_text())
-    assert [(row["policy"], row["rule"]) for row in result["rules"][:4]] == [
-        ("ppo", OWN), ("ppo", SURE), ("dime", OWN), ("dime", SURE)
+    opponent = result["rules"][-1]["policy"]
+    assert [(row["policy"], row["rule"]) for row in result["rules"]] == [
+        *((algo, rule) for algo in ("ppo", "dime") for rule in (OWN, SURE, LEARNED)),
+        *((opponent, rule) for rule in (SURE, LEARNED)),
     ]  # fmt: skip
+    assert result["rules"][-2]["minus_hand_coded"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     assert (tmp_path / "results" / "FashionStop-v0.png").stat().st_size > 5000
     assert "| dime | stop action |" in (tmp_path / "results" / "FashionStop-v0.md").read_text()
     # At a threshold of 0 the policy stops where it does by itself.

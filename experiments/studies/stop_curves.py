@@ -3,20 +3,22 @@
     python -m agents.matrix --algos ppo dime --envs CanViT/FashionStop-v0 --seeds 0 1 2 --run-dir runs/matrix
     python -m experiments.studies.stop_curves --run-dir runs/matrix
 
-Every policy views every scene until the budget is spent. After each glimpse two numbers are recorded:
+Every policy views every scene until the budget is spent. After each glimpse three numbers are recorded:
 
 - the preference for stopping: for PPO the log ratio of the probability of "stop" to that of the most likely viewpoint,
   for DIME the price minus the largest predicted gain. An episode stops when this exceeds a threshold, which is 0 as
   trained; another threshold corresponds to another price;
-- the confidence: the probability of the most likely class. An episode stops when this reaches a threshold.
+- the confidence: the probability of the most likely class. An episode stops when this reaches a threshold;
+- by how much stopping pays more than going on, as learned from the readings of training scenes
+  (experiments.studies.optimal_stopping): how well one could stop at these viewpoints.
 
-The hand-coded opponent of experiments.studies.suite_headroom stops by confidence alone. A curve covers all thresholds,
-on test scenes. A rule's value is reported at the threshold that pays best on validation scenes, chosen for each seed:
-the score at the stop minus the price of the glimpses after the first, with 95% intervals over seeds and scenes.
+The hand-coded opponent of experiments.studies.suite_headroom has the last two. A curve covers all thresholds, on test
+scenes. A rule's value is reported at the threshold that pays best on validation scenes, chosen for each seed: the score
+at the stop minus the price of the glimpses after the first, with 95% intervals over seeds and scenes.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -41,7 +43,8 @@ from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, OverRuns, bootstrap_interval
-from canvit_gym.stopping import confidence, stopped_return
+from canvit_gym.stopping import stopped_return
+from experiments.studies.optimal_stopping import learn_when_to_stop, worth_of_stopping
 
 Floats = NDArray[np.float64]
 
@@ -49,7 +52,7 @@ QUANTILES = np.linspace(0, 1, 41)
 """Quantiles of a signal on validation scenes; their values are the thresholds of a curve."""
 AT_GLIMPSES = (1.5, 2.0, 3.0, 4.0)
 """Mean numbers of glimpses at which the table shows the curves."""
-OWN, SURE = "stop action", "confidence"
+OWN, SURE, LEARNED = "stop action", "confidence", "learned from readings"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class StopCurvesConfig:
     """Runs of agents.matrix or agents.train, in ALGO/ENVIRONMENT/seed-SEED."""
     env: str = "CanViT/FashionStop-v0"
     algos: tuple[str, ...] = ("ppo", "dime")
+    training_scenes: int | None = None
+    """What LEARNED learns from. None: all."""
     validation_scenes: int | None = None
     """None: all."""
     test_scenes: int | None = None
@@ -71,6 +76,8 @@ class Looked:
     """A policy on N scenes, made to spend the whole budget of T glimpses: [N, T] each."""
 
     score: Floats
+    readings: Floats
+    """[N, T, K] probabilities of the classes."""
     signals: dict[str, Floats]
     """Rule -> its signal for stopping after each glimpse."""
     decisions: int | None = None
@@ -82,8 +89,17 @@ class Looked:
         enough[:, -1] = True
         return enough.argmax(axis=1) + 1
 
+    def with_signal(self, rule: str, signal: Floats) -> "Looked":
+        return replace(self, signals={**self.signals, rule: signal})
+
 
 Signal = Callable[[EpisodeBatch], NDArray[Any]]
+
+
+def read(episodes: EpisodeBatch) -> NDArray[Any]:
+    """[B, K]"""
+    assert episodes.logits is not None
+    return episodes.logits.softmax(dim=1).cpu().numpy()
 
 
 def rather_stops(policy: LearnedPolicy) -> Signal:
@@ -107,32 +123,38 @@ def _preferences(policy: LearnedPolicy, observation: dict[str, Tensor]) -> Tenso
 
 
 def look(policy: GlimpsePolicy, env: EnvConfig, signals: dict[str, Signal], *, path: Path) -> Looked:
-    """Evaluate the policy, or read its evaluation from `path` if there is one."""
+    """Evaluate the policy, or read its evaluation from `path` if there is one. Its confidence is always a signal."""
     if path.is_file():
         with np.load(path) as kept:
             arrays = {name: kept[name] for name in kept.files}
-        return Looked(arrays.pop("score"), arrays)
-    noted: dict[str, list[list[NDArray[Any]]]] = {name: [[] for _ in range(env.budget)] for name in signals}
+        return _looked(arrays)
+    measured = {"readings": read, **signals}
+    noted: dict[str, list[list[NDArray[Any]]]] = {name: [[] for _ in range(env.budget)] for name in measured}
 
     def note(t: int, episodes: EpisodeBatch) -> None:
-        for name, signal in signals.items():
-            noted[name][t].append(signal(episodes))
+        for name, of in measured.items():
+            noted[name][t].append(of(episodes))
 
     found = evaluate(policy, config=env, on_glimpse=note, progress=f"{path.stem}, {env.split}")
     values = {
         name: np.stack([np.concatenate(parts) for parts in of_glimpses], axis=1).astype(np.float64)
         for name, of_glimpses in noted.items()
     }
-    looked = Looked(found.scene_score().astype(np.float64), values)
+    values["score"] = found.scene_score().astype(np.float64)
     with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **cast(dict[str, Any], {"score": looked.score, **looked.signals}))
-    return looked
+        np.savez_compressed(file, **cast(dict[str, Any], values))
+    return _looked(values)
+
+
+def _looked(arrays: dict[str, Floats]) -> Looked:
+    signals = {name: array for name, array in arrays.items() if name not in ("score", "readings")}
+    return Looked(arrays["score"], arrays["readings"], {**signals, SURE: arrays["readings"].max(axis=2)})
 
 
 def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
     """Name of a policy -> its runs, on the scenes of a split."""
-    env = replace(env_config(config.env, {}), split=split)
-    env = replace(env, num_scenes=config.test_scenes if split == "test" else config.validation_scenes)
+    counts = {"training": config.training_scenes, "validation": config.validation_scenes, "test": config.test_scenes}
+    env = replace(env_config(config.env, {}), split=split, num_scenes=counts[split])
     name = config.env.rpartition("/")[2]
     kept = config.run_dir.expanduser() / "stop_curves" / name
     found: dict[str, list[Looked]] = {}
@@ -145,14 +167,20 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
             own = as_trained(env, policy.record)
             key = evaluation_key(own, key_of(policy, own))
             path = kept / f"{algo}-{run.parents[1].name}-{split}-{key}.npz"
-            looked = look(policy, own, {OWN: rather_stops(policy), SURE: confidence}, path=path)
+            looked = look(policy, own, {OWN: rather_stops(policy)}, path=path)
             found.setdefault(algo, []).append(replace(looked, decisions=policy.record.training["num_timesteps"]))
     chosen = json.loads((config.headroom_dir / f"{name}.json").read_text(encoding="utf-8"))
     spec = chosen["opponent"].split(", stops at")[0]
     policy = make_policy(spec, config=env, num_glimpses=env.budget)
     path = kept / f"hand-coded-{split}-{evaluation_key(env, {'policy': spec})}.npz"
-    found[spec] = [look(policy, env, {SURE: confidence}, path=path)]
+    found[spec] = [look(policy, env, {}, path=path)]
     return found
+
+
+def learned(on_training: Looked, others: Sequence[Looked], *, price: float, seed: int) -> list[Looked]:
+    """The others with the signal LEARNED, which is learned from the first."""
+    when = learn_when_to_stop(on_training.readings, on_training.score, price=price, seed=seed)
+    return [one.with_signal(LEARNED, worth_of_stopping(when, one.readings)) for one in others]
 
 
 def curve(looked: Looked, thresholds: Floats, rule: str) -> Floats:
@@ -167,14 +195,19 @@ def curve(looked: Looked, thresholds: Floats, rule: str) -> Floats:
 def study(config: StopCurvesConfig) -> dict[str, Any]:
     """The results of all rules as JSON values."""
     price = env_config(config.env, {}).glimpse_cost
-    validation, test = looks(config, "validation"), looks(config, "test")
+    training, validation, test = (looks(config, split) for split in ("training", "validation", "test"))
+    for name, runs in training.items():
+        for run, found in enumerate(runs):
+            validation[name][run], test[name][run] = learned(
+                found, (validation[name][run], test[name][run]), price=price, seed=run
+            )
     returns: dict[str, OverRuns] = {}
     rows = []
     for name, runs in test.items():
         for rule in runs[0].signals:
             curves, values, taken, chosen = [], [], [], []
             for seen, unseen in zip(validation[name], runs, strict=True):
-                thresholds = np.append(np.quantile(seen.signals[rule], QUANTILES), np.inf)
+                thresholds = np.append(np.quantile(seen.signals[rule][:, :-1], QUANTILES), np.inf)
                 worth = [stopped_return(seen.score, seen.stops(rule, at), price).mean() for at in thresholds]
                 best = float(thresholds[int(np.argmax(worth))])
                 stops = unseen.stops(rule, best)
@@ -190,16 +223,16 @@ def study(config: StopCurvesConfig) -> dict[str, Any]:
                 "return": bootstrap_interval(returns[label]).at(0), "glimpses": float(np.mean(taken)),
                 "curve": np.mean(curves, axis=0).tolist(),
             }  # fmt: skip
-            if rule == OWN:
+            if rule != SURE:
                 as_trained_returns = []
                 for one in runs:
-                    stops = one.stops(OWN, 0.0)
+                    stops = one.stops(rule, 0.0)
                     as_trained_returns.append(Mean(stopped_return(one.score, stops, price)[None, :, None]))
                 row["return_as_trained"] = bootstrap_interval(OverRuns(as_trained_returns)).at(0)
-                row["glimpses_as_trained"] = float(np.mean([one.stops(OWN, 0.0).mean() for one in runs]))
+                row["glimpses_as_trained"] = float(np.mean([one.stops(rule, 0.0).mean() for one in runs]))
             rows.append(row)
     origin = provenance()
-    reference = returns[f"{rows[-1]['policy']}, {rows[-1]['rule']}"]
+    reference = returns[f"{list(test)[-1]}, {SURE}"]
     for row, value in zip(rows, returns.values(), strict=True):
         row["minus_hand_coded"] = bootstrap_interval(value, reference, of=np.subtract).at(0)
     return {
@@ -255,7 +288,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(row["policy"] for row in result["rules"]))}
     for row in result["rules"]:
         points = np.array(sorted(row["curve"]))
-        style = "-" if row["rule"] == OWN else "--"
+        style = {OWN: "-", SURE: "--", LEARNED: ":"}[row["rule"]]
         label = f"{row['policy']}, {row['rule']}"
         ax.plot(points[:, 0], 100 * points[:, 1], style, color=colours[row["policy"]], label=label)
         worth = score_at(row["curve"], row["glimpses"])
