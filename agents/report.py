@@ -143,7 +143,8 @@ def write_environment(env_id: str, runs: dict[str, list[Run]], config: ReportCon
         entries = {algo: entry for algo, entry in before["algorithms"].items() if algo not in config.drop}
         earlier = load_reported(counts, entries, scenes=scenes)
         as_before = {algo: entry for algo, entry in entries.items() if algo not in earlier}
-        _require_comparable(before, as_before, new, num_scenes=scenes["num_scenes"])
+        ends = [named(*end) for end in compared_with(skill, allow_stop=env.allow_stop)[:2]]
+        _require_comparable(before, as_before, new, num_scenes=scenes["num_scenes"], ends=ends)
         new = pooled(new, earlier, where=numbers)
         failed = {algo: why for algo, why in before["failed"].items() if algo not in (*new, *config.drop)} | failed
     result = of_environment(env_id, env, new, hand_coded) | {"random_on_validation": start, "failed": failed}
@@ -157,9 +158,15 @@ def write_environment(env_id: str, runs: dict[str, list[Run]], config: ReportCon
 
 
 def _require_comparable(
-    before: dict[str, Any], as_before: Mapping[str, Any], new: Mapping[str, Reported], *, num_scenes: int
+    before: dict[str, Any],
+    as_before: Mapping[str, Any],
+    new: Mapping[str, Reported],
+    *,
+    num_scenes: int,
+    ends: Sequence[str],
 ) -> None:
-    """Raise ValueError if earlier entries without counts cannot stay beside the new runs."""
+    """Raise ValueError if earlier entries without counts cannot stay beside the new runs, whose opponent and ceiling
+    are `ends`."""
     cure = f"pass --drop {' '.join(as_before)} to leave them out"
     if both := sorted(set(as_before) & set(new)):
         raise ValueError(
@@ -170,6 +177,11 @@ def _require_comparable(
         raise ValueError(
             f"the earlier runs on {before['env']} were tested on {before['test_scenes']} scenes, the new ones on "
             f"{num_scenes}: {cure}"
+        )
+    if as_before and (compared := [before[end]["name"] for end in ("opponent", "ceiling")]) != list(ends):
+        raise ValueError(
+            f"the earlier runs on {before['env']} were compared with {' and '.join(compared)}, the new ones with "
+            f"{' and '.join(ends)}: {cure}"
         )
 
 

@@ -324,6 +324,11 @@ def test_earlier_runs_without_counts_stay_as_they_were(trained: Path, tmp_path: 
     config = replace(config, run_dir=ppo, drop=("ppo",))
     with pytest.raises(ValueError, match=r"were tested on 12 scenes, the new ones on 4.*--drop q_regression"):
         report.main(replace(config, test_scenes=4))
+    whole = numbers.read_text()
+    numbers.write_text(whole.replace("item_probability(scale=(0.34, 0.24))", "saliency(scale=0.3)"))
+    with pytest.raises(ValueError, match=r"were compared with saliency\(scale=0.3\) and .*--drop q_regression"):
+        report.main(config)
+    numbers.write_text(whole)
     report.main(config)
     after = json.loads(numbers.read_text())["algorithms"]
     assert after["q_regression"] == before["q_regression"] | {"better_than_ppo": None}
