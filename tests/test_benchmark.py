@@ -398,7 +398,7 @@ def test_people_are_compared_on_the_scenes_that_they_played(played: Path, tmp_pa
         budget=BUDGET, num_scenes=NUM_SCENES, device="cpu", progress=False,
     )  # fmt: skip
     report = runner.benchmark(config).read_text()
-    assert "People: human" in report
+    assert "People: human" in report and "intervals over scenes, which are too narrow with so few" in report
     done = load_benchmark(tmp_path / "out")
     (people,) = json.loads((tmp_path / "out" / RESULTS).read_text())["people"]
     assert people["label"] == "human" and people["num_scenes"] == 3

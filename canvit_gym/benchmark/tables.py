@@ -13,6 +13,9 @@ from canvit_gym.benchmark.words import Estimate, by_score, interval_text, number
 from canvit_gym.tasks import metric_named
 from canvit_gym.tasks.metric import SceneMeasure
 
+FEW_SCENES = 20
+"""Below this number of scenes, a resample of scenes hardly differs from the scenes: of one, it never does."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -163,6 +166,7 @@ def headroom_table(numbers: dict[str, Any]) -> Table:
 def people_table(people: dict[str, Any], *, metric: str) -> Table:
     """People and policies on the scenes that people played."""
     rows = {people["label"]: people, **people["policies"]}
+    few = ", which are too narrow with so few" if people["num_scenes"] < FEW_SCENES else ""
 
     def difference(label: str) -> str:
         found = rows[label].get("people_minus")
@@ -185,7 +189,7 @@ def people_table(people: dict[str, Any], *, metric: str) -> Table:
             for label in sorted(rows, key=lambda label: -rows[label]["score"]["value"][-1])
         ],
         note=f"After the last glimpse, on the scenes that were played ({people['num_scenes']:,}), at the first "
-        "attempt; with 95% intervals over scenes. Policies that were not evaluated on all of them are left out.",
+        f"attempt; with 95% intervals over scenes{few}. Policies that were not evaluated on all of them are left out.",
     )
 
 
