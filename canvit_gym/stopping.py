@@ -64,9 +64,9 @@ StopRule = Callable[[int, EpisodeBatch], NDArray[np.bool_]]
 
 
 def own_stop(policy: LearnedPolicy, config: EnvConfig) -> StopRule:
-    """Where "stop" is likelier than every viewpoint of a policy that was trained with a stop action; of a policy whose
-    viewpoints are sampled, where "stop" is drawn (apart from where it looks if it goes on). Viewpoints that the
-    environment forbids do not compete with it.
+    """Where a policy that was trained with a stop action would rather stop: where that is more likely than going on or,
+    if it has values, worth more than every viewpoint; of a policy whose viewpoints are sampled, where "stop" is drawn
+    (apart from where it looks if it goes on). Viewpoints that the environment forbids do not compete with it.
     """
     actions = build_actions(config)
 

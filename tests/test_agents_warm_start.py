@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from agents.ppo.policy import ViewpointPolicy
-from agents.ppo.warm_start import WarmStart, discounted_returns, warm_start
+from agents.ppo.warm_start import WarmStart, discounted_returns, learn, warm_start
 from agents.settings import TrainConfig
 from agents.train import train
-from agents.tried import gains_of
+from agents.tried import TriedViewpoints, gains_of
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
@@ -132,6 +132,31 @@ def test_every_environment_with_a_table(changes: dict[str, Any]) -> None:
     history = warmed(policy, config)
     assert all(np.isfinite(list(record.values())).all() for record in history)
     assert any(not torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+
+
+def test_a_stop_is_as_likely_as_it_is_best_among_the_tried() -> None:
+    """Though each of the tried viewpoints stands for several of the table, and the stop for itself."""
+    config = replace(CONFIG, allow_stop=True)
+    network, num = make_policy(config).plain, 400
+    envs, rng = GlimpseVectorEnv(1, **vars(config)), np.random.default_rng(0)
+    envs.reset(seed=0)
+    chosen = np.stack([[*rng.choice(9, 2, replace=False), 9] for _ in range(num)])
+    stop_gains = np.where(np.arange(num) % 5 < 2, 1.0, -1.0)  # best in 40 % of the states
+    data = TriedViewpoints(
+        observations={
+            key: value.repeat(num, *[1] * (value.ndim - 1)) for key, value in envs.observation_tensors().items()
+        },
+        chosen=torch.from_numpy(chosen),
+        gains=torch.from_numpy(np.column_stack([rng.random((num, 2)), stop_gains])).float(),
+        rewards=torch.zeros(num // 2, 2, dtype=torch.float64),
+    )
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    options = WarmStart(states=num, candidates=2, epochs=10, objective="cloning", vf_coef=0.0)
+    learn(network, optimizer, data, torch.zeros(num), options, rate=lambda done: 3e-3 * (1 - done))
+    with torch.no_grad():
+        (probabilities,) = network.distribution(envs.observation_tensors()).probs  # type: ignore[attr-defined]
+    envs.close()
+    assert probabilities[-1] == pytest.approx(0.4, abs=0.06)
 
 
 def test_viewpoints_that_are_allowed_once() -> None:

@@ -15,6 +15,7 @@ from untrained import save_untrained
 
 from agents.settings import TrainConfig
 from agents.train import train
+from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
@@ -97,9 +98,20 @@ TABLE = EnvConfig(
 
 def test_forbidden_viewpoints_do_not_compete_with_a_stop(tmp_path: Path) -> None:
     """It looks at the viewpoint that it prefers to a stop, which is then forbidden, and so it stops."""
-    policy = policy_that_prefers(tmp_path, TABLE, [5.0, 0.0, 0.0, 0.0, 1.0])
+    policy = policy_that_prefers(tmp_path, TABLE, [5.0, 0.0, 0.0, 0.0, 1.5])
     assert (stops(policy, TABLE).glimpses == 2).all()
     assert (stops(policy, replace(TABLE, revisit=True)).glimpses == 4).all()
+
+
+def test_stops_where_that_is_more_likely_than_going_on(tmp_path: Path) -> None:
+    """A stop has e times the weight of a viewpoint, of which there are 4, then 3, then 2."""
+    policy = policy_that_prefers(tmp_path, TABLE, [0.0, 0.1, 0.0, 0.0, 1.0])
+    found = stops(policy, TABLE)
+    assert (found.glimpses == 3).all()
+    assert (found.evaluation.viewpoints[:, 1] == build_actions(TABLE).viewpoints[1]).all()
+    observation = {key: torch.zeros(1, *(box.shape or ())) for key, box in policy.observation_space.items()}
+    assert policy.act(observation).tolist() == [1]
+    assert policy.predict(observation, action_masks=np.array([[False, False, True, True, True]]))[0].tolist() == [4]
 
 
 def test_sampled_stops_are_a_function_of_seed_and_scene(tmp_path: Path) -> None:

@@ -1,11 +1,18 @@
-"""Distributions of continuous actions with the interface of Stable-Baselines3."""
+"""Distributions with the interface of Stable-Baselines3."""
 
 from typing import Any
 
-from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from torch import Tensor, nn
 
 from canvit_gym.policies import distributions
+
+
+class StoppableDistribution(CategoricalDistribution):
+    """Over a table of viewpoints and, as the last action, to stop."""
+
+    def mode(self) -> Tensor:
+        return distributions.most_likely(self.distribution.probs, allow_stop=True)
 
 
 class ContinuousDistribution(Distribution):

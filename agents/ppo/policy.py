@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from agents.finite import require_finite
-from agents.ppo.distributions import ContinuousDistribution
+from agents.ppo.distributions import ContinuousDistribution, StoppableDistribution
 from canvit_gym.backbone.compilation import CompiledFunction, GraphedFunction, TrainedFunction
 from canvit_gym.policies.networks import NETWORK_OPTIONS, NETWORKS, ViewpointNetwork
 from canvit_gym.policies.trunks import Features, MapTrunk
@@ -81,6 +81,8 @@ class ViewpointPolicy(MultiInputActorCriticPolicy):
             self.action_dist = ContinuousDistribution(name, int(np.prod(self.action_space.shape)))
             if name != "beta":
                 self.log_std = self.plain.log_std
+        elif self._options["allow_stop"]:
+            self.action_dist = StoppableDistribution(int(cast(spaces.Discrete, self.action_space).n))
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

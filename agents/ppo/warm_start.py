@@ -15,6 +15,7 @@ every round it learns from all states so far (Ross et al. 2011, DAgger). Or all 
 is made once for all seeds and algorithms (agents.pool).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -268,14 +269,22 @@ def explained_share(
 
 
 def _scores(network: ViewpointNetwork, data: TriedViewpoints, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(the tried actions' scores [n, K], centered; values [n])."""
+    """(the tried actions' scores [n, K], centered; values [n]).
+
+    Each of the tried viewpoints stands for many of the table, a stop only for itself (sampled softmax, Jean et al.
+    2015, arXiv:1412.2007). So a stop becomes as likely among all actions as it is among the tried ones.
+    """
     features = network.features(take(data.observations, rows, device=_device_of(network)))
     head = network.action_net
     assert isinstance(head, TableHead)
-    scores = head.unmasked(features).gather(
-        1, data.chosen[rows].to(_device_of(network))
-    )  # masks do not matter for gains
-    return scores - scores.mean(dim=1, keepdim=True), network.value_net(features).flatten()
+    scores = head.unmasked(features)  # masks do not matter for gains
+    chosen = data.chosen[rows].to(scores.device)
+    tried = scores.gather(1, chosen)
+    if head.allow_stop:
+        stop = scores.shape[1] - 1
+        standing_for = math.log(stop / (chosen.shape[1] - 1))
+        tried = torch.where(chosen == stop, tried, tried + standing_for)
+    return tried - tried.mean(dim=1, keepdim=True), network.value_net(features).flatten()
 
 
 def _device_of(network: ViewpointNetwork) -> torch.device:

@@ -48,6 +48,18 @@ def categorical(logits: Tensor) -> Categorical:
     return Categorical(logits=logits, validate_args=False)
 
 
+def most_likely(probabilities: Tensor, *, allow_stop: bool) -> Tensor:
+    """[B, A] of a table of actions -> [B]: the most likely one.
+
+    With `allow_stop`, whose action is the last one, it is decided in two steps: to stop if that is more likely than to
+    go on, else the most likely viewpoint. There are many viewpoints, so that each alone is less likely than going on.
+    """
+    if not allow_stop:
+        return probabilities.argmax(dim=1)
+    stop = probabilities.shape[1] - 1
+    return torch.where(probabilities[:, stop] > 0.5, stop, probabilities[:, :stop].argmax(dim=1))
+
+
 class Gaussian:
     """N(mean [B, d], exp(log_std)^2), dimensions independent."""
 

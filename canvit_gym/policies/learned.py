@@ -36,7 +36,7 @@ from canvit_gym.backbone.hub import asset_dir, find_repository, hub_root
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
 from canvit_gym.observations import ObservationLayout
-from canvit_gym.policies.distributions import ActionDistribution
+from canvit_gym.policies.distributions import ActionDistribution, most_likely
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.networks import (
     NETWORK_CLASSES,
@@ -206,8 +206,9 @@ class LearnedPolicy:
         if isinstance(distribution, Categorical):
             if allowed is not None:
                 distribution = Categorical(logits=distribution.logits.masked_fill(~allowed, -torch.inf))
-            chosen = distribution.probs.argmax(dim=1) if deterministic else distribution.sample()
-            return chosen.cpu().numpy(), memory
+            if not deterministic:
+                return distribution.sample().cpu().numpy(), memory
+            return most_likely(distribution.probs, allow_stop=self.actions.allow_stop).cpu().numpy(), memory
         chosen = distribution.mode if deterministic else distribution.sample()
         return np.clip(chosen.cpu().numpy(), -1, 1), memory  # a Gaussian is unbounded
 

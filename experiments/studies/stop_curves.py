@@ -5,9 +5,9 @@
 
 Every policy views every scene until the budget is spent. After each glimpse three numbers are recorded:
 
-- the preference for stopping: for PPO the log ratio of the probability of "stop" to that of the most likely viewpoint,
-  for DIME the price minus the largest predicted gain. An episode stops when this exceeds a threshold, which is 0 as
-  trained; another threshold corresponds to another price;
+- the preference for stopping: for PPO the log odds of stopping against going on, for DIME the price minus the largest
+  predicted gain. An episode stops when this exceeds a threshold, which is 0 as trained; another threshold corresponds
+  to another price;
 - the confidence: the probability of the most likely class. An episode stops when this reaches a threshold;
 - by how much stopping pays more than going on, as learned from the readings of training scenes
   (experiments.studies.optimal_stopping): how well one could stop at these viewpoints.
@@ -103,23 +103,24 @@ def read(episodes: EpisodeBatch) -> NDArray[Any]:
 
 
 def rather_stops(policy: LearnedPolicy) -> Signal:
-    """How much "stop", the last action, is preferred to the best viewpoint. The policy stops if it is at least 0."""
+    """How much "stop", the last action, is preferred to going on. The policy stops if it is at least 0."""
 
     def signal(episodes: EpisodeBatch) -> NDArray[Any]:
         observation = {key: value.to(policy.device) for key, value in episodes.observe().items()}
-        preferences = _preferences(policy, observation)
-        return (preferences[:, -1] - preferences[:, :-1].amax(dim=1)).cpu().numpy()
+        preferences, going_on = _preferences(policy, observation)
+        return (preferences[:, -1] - going_on).cpu().numpy()
 
     return signal
 
 
-def _preferences(policy: LearnedPolicy, observation: dict[str, Tensor]) -> Tensor:
-    """[B, A + 1]: logarithms of probabilities, or values."""
+def _preferences(policy: LearnedPolicy, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """([B, A + 1] logarithms of probabilities, or values; [B] the same of going on)."""
     if hasattr(policy.network, "distribution"):
         distribution = cast(HasDistribution, policy.network).distribution(observation)
         assert isinstance(distribution, Categorical), distribution
-        return distribution.logits
-    return cast(HasValues, policy.network).values(observation)
+        return distribution.logits, distribution.logits[:, :-1].logsumexp(dim=1)
+    values = cast(HasValues, policy.network).values(observation)
+    return values, values[:, :-1].amax(dim=1)
 
 
 def look(policy: GlimpsePolicy, env: EnvConfig, signals: dict[str, Signal], *, path: Path) -> Looked:

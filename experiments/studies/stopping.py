@@ -3,7 +3,7 @@
     python -m experiments.studies.stopping --decisions 100000 --costs 0 0.002 0.005 0.01 0.02
 
 For every cost and seed an agent with allow_stop is trained (each in a resumable run of agents.train) and evaluated on
-validation scenes with its most likely actions: it stops when "stop" is more likely than every viewpoint, or when the
+validation scenes with its most likely actions: it stops when "stop" is more likely than to go on, or when the
 budget is spent. The curve is the score at the stop against the mean number of glimpses.
 
 To measure what stopping is worth, the same agents are made to continue to a fixed budget with the same number of
