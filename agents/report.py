@@ -52,7 +52,7 @@ from canvit_gym.suite.plan import stop_rules
 TRAINED = Path(__file__).with_name("trained")
 ENOUGH_SEEDS = 3
 """An algorithm with fewer is only called the best of an environment if none has as many."""
-_LOCATOR = "box_locator(factor=1.25, jitter=0.2)"
+_LOCATOR = "box_locator(factor=1.0, jitter=0.2)"
 """Measured as well where the ceiling is told when to stop, but not where to look."""
 HAND_CODED = "hand_coded"
 """The directory of evaluations of hand-coded policies, beside those of the algorithms."""

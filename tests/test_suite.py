@@ -89,7 +89,7 @@ def test_every_policy_is_there(results: dict[str, Any]) -> None:
         "box_locator(factor=1.0, jitter=0.2)": "ceiling",
     }  # fmt: skip
     assert [label.rpartition(", ")[2] for label in policies[STOP]] == [
-        "stops at random", "stops at confidence 0.6", "told when the reading is right", "stops by its own action",
+        "stops at random", "stops at confidence 0.8", "told when the reading is right", "stops by its own action",
     ]  # fmt: skip
     assert results["environments"][STOP]["misfits"] == {SHIPPED: "it has no stop action"}
     assert policies[CLASSIFICATION]["random"]["seeds"] == [0, 1]
@@ -408,7 +408,7 @@ def test_the_table_of_skills_distinguishes_every_policy() -> None:
         assert len(set(names)) == len(names), names
     _, _, baseline, ceiling, opponents = rows[-1]
     assert baseline == "`random, stops at random`" and ceiling.endswith(", told when the reading is right`")
-    assert "`coarse_to_fine, stops at confidence 0.6`" in opponents
+    assert "`coarse_to_fine, stops at confidence 0.8`" in opponents
 
 
 def test_every_skill_can_be_measured() -> None:

@@ -445,7 +445,7 @@ _BUILT_IN = (
             name="when to stop",
             opponents=("item_probability(scale=(0.34, 0.24))", "saliency(scale=0.4)", "coarse_to_fine"),
             ceiling="item_probability(scale=(0.34, 0.24))",
-            stop_confidence=0.6,
+            stop_confidence=0.8,
             ceiling_stops_when_right=True,
         ),
         page=DatasetPage(
