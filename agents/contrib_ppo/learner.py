@@ -2,7 +2,8 @@
 
 MaskablePPO never takes an action that the environment forbids (revisit=False). RecurrentPPO has an LSTM that remembers
 the episode, so it does not need `gaze` and `acuity` among its observations. Both apply an MLP to the vector from
-MapEncoder, whereas agents.ppo scores viewpoints from the map.
+MapEncoder, whereas agents.ppo scores viewpoints from the map. With a stop action, a model's own `predict` takes the
+most likely single action; the policies that are saved decide first whether to stop, as those of all learners here.
 """
 
 from typing import Any, cast
