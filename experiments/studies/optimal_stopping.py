@@ -4,7 +4,7 @@ doi:10.1093/rfs/14.1.113), a method for pricing options.
 The decision before the last glimpse is learned first: by how much stopping pays more than going on, regressed on what
 the agent has read so far. With that decision made, an episode's outcome is known from there on, and the decision before
 it can be learned, down to the first one. Where the agent looks stays as it is, so this says how well one could stop
-there by what one reads: what is missing to a policy that is told when its reading is right cannot be told from it.
+there by what one reads.
 """
 
 from collections.abc import Sequence
