@@ -89,9 +89,6 @@ class Looked:
         enough[:, -1] = True
         return enough.argmax(axis=1) + 1
 
-    def with_signal(self, rule: str, signal: Floats) -> "Looked":
-        return replace(self, signals={**self.signals, rule: signal})
-
 
 Signal = Callable[[EpisodeBatch], NDArray[Any]]
 
@@ -99,7 +96,7 @@ Signal = Callable[[EpisodeBatch], NDArray[Any]]
 def read(episodes: EpisodeBatch) -> NDArray[Any]:
     """[B, K]"""
     assert episodes.logits is not None
-    return episodes.logits.softmax(dim=1).cpu().numpy()
+    return episodes.task.predict(episodes.logits).cpu().numpy()
 
 
 def rather_stops(policy: LearnedPolicy) -> Signal:
@@ -107,20 +104,19 @@ def rather_stops(policy: LearnedPolicy) -> Signal:
 
     def signal(episodes: EpisodeBatch) -> NDArray[Any]:
         observation = {key: value.to(policy.device) for key, value in episodes.observe().items()}
-        preferences, going_on = _preferences(policy, observation)
-        return (preferences[:, -1] - going_on).cpu().numpy()
+        return _preference(policy, observation).cpu().numpy()
 
     return signal
 
 
-def _preferences(policy: LearnedPolicy, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """([B, A + 1] logarithms of probabilities, or values; [B] the same of going on)."""
+def _preference(policy: LearnedPolicy, observation: dict[str, Tensor]) -> Tensor:
+    """[B] log odds of stopping, or by how much its value exceeds that of the best viewpoint."""
     if hasattr(policy.network, "distribution"):
         distribution = cast(HasDistribution, policy.network).distribution(observation)
         assert isinstance(distribution, Categorical), distribution
-        return distribution.logits, distribution.logits[:, :-1].logsumexp(dim=1)
+        return distribution.logits[:, -1] - distribution.logits[:, :-1].logsumexp(dim=1)
     values = cast(HasValues, policy.network).values(observation)
-    return values, values[:, :-1].amax(dim=1)
+    return values[:, -1] - values[:, :-1].amax(dim=1)
 
 
 def look(policy: GlimpsePolicy, env: EnvConfig, signals: dict[str, Signal], *, path: Path) -> Looked:
@@ -181,7 +177,7 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
 def learned(on_training: Looked, others: Sequence[Looked], *, price: float, seed: int) -> list[Looked]:
     """The others with the signal LEARNED, which is learned from the first."""
     when = learn_when_to_stop(on_training.readings, on_training.score, price=price, seed=seed)
-    return [one.with_signal(LEARNED, worth_of_stopping(when, one.readings)) for one in others]
+    return [replace(one, signals={**one.signals, LEARNED: worth_of_stopping(when, one.readings)}) for one in others]
 
 
 def curve(looked: Looked, thresholds: Floats, rule: str) -> Floats:
