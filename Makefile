@@ -14,7 +14,7 @@ demo: .venv/.stamp  ## run the demo
 	$(PYTHON_IN_VENV) -m experiments.demo $(ARGS)
 
 test: .venv/.stamp  ## run the tests, in two processes (ARGS="-n 0": in one)
-	$(PYTHON_IN_VENV) -m pytest -n 2 $(ARGS)
+	$(PYTHON_IN_VENV) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint: .venv/.stamp  ## check style, formatting and types
 	$(PYTHON_IN_VENV) -m ruff check

@@ -1,4 +1,5 @@
-"""Shared by all tests: one CPU thread (results do not depend on the machine's cores) and small environments."""
+"""Shared by all tests: one CPU thread, also in child processes (results do not depend on the machine's cores, and tests
+beside each other do not wait for its cores), and small environments."""
 
 import os
 import signal
@@ -18,6 +19,7 @@ from canvit_gym.assembly import build_backbone
 from canvit_gym.config import EnvConfig
 from canvit_gym.vector_env import GlimpseVectorEnv
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CANVIT_GYM_CACHE", str(Path(__file__).parents[1] / ".cache"))  # not the user's own
 
 ALL_ENV_IDS = list(canvit_gym.ENVIRONMENTS)

@@ -113,21 +113,31 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 WITHOUT_SB3 = """
-import sys
+import json, sys
 sys.modules["stable_baselines3"] = sys.modules["sb3_contrib"] = None
 from dataclasses import replace
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import load_policy
-policy = load_policy(sys.argv[1])
-validation = replace(policy.record.env, split="validation", num_scenes=4)
-print(evaluate(policy, config=validation).mean_loss().tolist())
+for directory in sys.argv[1:]:
+    policy = load_policy(directory)
+    validation = replace(policy.record.env, split="validation", num_scenes=4)
+    print(json.dumps(evaluate(policy, config=validation).mean_loss().tolist()))
 """
 
 
+def test_their_policies_act_as_in_training_without_sb3(tmp_path: Path) -> None:
+    results = [train(tiny(tmp_path / algo, algo)) for algo in ALGOS]
+    directories = [str(result.last_policy_dir) for result in results]
+    command = [sys.executable, "-c", WITHOUT_SB3, *directories]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for line, result in zip(done.stdout.splitlines(), results, strict=True):
+        np.testing.assert_allclose(json.loads(line), result.evaluations[-1]["loss"], rtol=1e-5)
+
+
 @pytest.mark.parametrize("algo", ALGOS)
-def test_their_policies_act_as_in_training_without_sb3(tmp_path: Path, algo: str) -> None:
-    config = tiny(tmp_path / "run", algo)
-    learner = find_algorithm(algo).make(prepare(config))
+def test_the_network_acts_as_the_model(tmp_path: Path, algo: str) -> None:
+    learner = find_algorithm(algo).make(prepare(tiny(tmp_path, algo)))
     assert isinstance(learner, OffPolicyLearner)
     wanted, _ = learner.model.predict(learner.env.reset(), deterministic=True)  # type: ignore[arg-type]
     given = glimpse_env(learner.env).glimpse_envs.observation_tensors()
@@ -139,15 +149,12 @@ def test_their_policies_act_as_in_training_without_sb3(tmp_path: Path, algo: str
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     learner.close()
 
-    result = train(config)
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_their_policies_are_benchmarked(tmp_path: Path, algo: str) -> None:
+    result = train(tiny(tmp_path / "run", algo, updates=2))
     policy = load_policy(result.last_policy_dir)
     assert policy.record.algorithm == find_algorithm(algo).title
-    done = subprocess.run(
-        [sys.executable, "-c", f"import torch; torch.set_num_threads(1)\n{WITHOUT_SB3}", str(result.last_policy_dir)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(json.loads(done.stdout), result.evaluations[-1]["loss"], rtol=1e-5)
     env = replace(policy.record.env, split="test", num_scenes=4)
     compared = BenchmarkConfig(
         output=tmp_path, policies=("random",), learned=(f"mine={result.last_policy_dir}",), reference="random"
