@@ -52,8 +52,6 @@ from canvit_gym.suite.plan import stop_rules
 TRAINED = Path(__file__).with_name("trained")
 ENOUGH_SEEDS = 3
 """An algorithm with fewer is only called the best of an environment if none has as many."""
-_LOCATOR = "box_locator(factor=1.0, jitter=0.2)"
-"""Measured as well where the ceiling is told when to stop, but not where to look."""
 HAND_CODED = "hand_coded"
 """The directory of evaluations of hand-coded policies, beside those of the algorithms."""
 
@@ -119,7 +117,7 @@ def compared_with(skill: Skill, *, allow_stop: bool) -> tuple[Stopping, Stopping
     """The opponent, the ceiling and other ceilings."""
     rules = stop_rules(skill, allow_stop=allow_stop)
     opponent, ceiling = (skill.opponents[0], rules["opponent"]), (skill.ceiling, rules["ceiling"])
-    return opponent, ceiling, ((_LOCATOR, rules["opponent"]),) if skill.ceiling_stops_when_right else ()
+    return opponent, ceiling, () if skill.locator is None else ((skill.locator, rules["opponent"]),)
 
 
 def write_environment(env_id: str, runs: dict[str, list[Run]], config: ReportConfig) -> None:

@@ -397,6 +397,8 @@ def test_skills_name_what_the_study_chose(env_id: str) -> None:
     assert skill.opponents[0] == opponent and (skill.stop_confidence is None or f"{skill.stop_confidence:g}" == stops)
     ceiling, _, told = study["ceiling"].partition(", told when the reading is right")
     assert skill.ceiling == ceiling and skill.ceiling_stops_when_right == (", told" in study["ceiling"]) and not told
+    told_where = study["on_training_scenes"]["ceilings"]
+    assert skill.locator == (max(told_where, key=told_where.get) if skill.ceiling_stops_when_right else None)
 
 
 def test_the_table_of_skills_distinguishes_every_policy() -> None:

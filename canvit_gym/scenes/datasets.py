@@ -101,6 +101,8 @@ class Skill:
     """Where episodes can be stopped: opponents stop as soon as a reading is as confident as this."""
     ceiling_stops_when_right: bool = False
     """Whether the ceiling is told when the reading is right; else it stops as opponents do."""
+    locator: str | None = None
+    """Where the ceiling is told when to stop: the best policy that is told where to look, and stops as opponents do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,6 +449,7 @@ _BUILT_IN = (
             ceiling="item_probability(scale=(0.34, 0.24))",
             stop_confidence=0.8,
             ceiling_stops_when_right=True,
+            locator="box_locator(factor=1.0, jitter=0.2)",
         ),
         page=DatasetPage(
             headline="Classify the garment at a price per glimpse, and stop in time.",
