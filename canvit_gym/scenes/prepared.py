@@ -71,25 +71,9 @@ def _cannot_prepare(path: Path, error: OSError) -> OSError:
     )
 
 
-def _file(flavour: Flavour, split: Split, num_scenes: int | str, *, first: int) -> Path:
-    begins = f"{split}+{first}" if first else split
-    return cache_dir() / f"fashion-v{GENERATOR_VERSION}-{flavour}-{begins}-{num_scenes}.scenes"
-
-
 def _num_bytes(num_scenes: int) -> int:
     """Of a whole file."""
     return num_scenes * (_RECORD.itemsize + CHECKSUM.itemsize)
-
-
-def _prepared_file(flavour: Flavour, split: Split, num_scenes: int, *, first: int) -> Path | None:
-    """A complete file that begins with the requested scenes: scene k does not depend on the number of scenes."""
-    pattern = _file(flavour, split, "*", first=first)
-    for path in pattern.parent.glob(pattern.name):
-        count = path.stem.rsplit("-", 1)[-1]
-        complete = count.isdecimal() and path.stat().st_size == _num_bytes(int(count))
-        if complete and int(count) >= num_scenes:
-            return path
-    return None
 
 
 def _remove_leftovers(directory: Path) -> None:
@@ -105,33 +89,6 @@ def _remove_leftovers(directory: Path) -> None:
 def _require_room(directory: Path, num_scenes: int) -> None:
     if (needed := _num_bytes(num_scenes)) > (room := shutil.disk_usage(directory).free):
         raise OSError(f"{num_scenes} scenes take {needed >> 20} MiB, but only {room >> 20} MiB are free")
-
-
-def _prepare(path: Path, flavour: Flavour, split: Split, num_scenes: int, *, first: int) -> None:
-    try:
-        _remove_leftovers(path.parent)
-        with replacing(path) as partial, partial.open("wb") as file:
-            _require_room(path.parent, num_scenes)
-            checksums = np.zeros(num_scenes, dtype=CHECKSUM)
-            bar = tqdm(
-                range(num_scenes),
-                desc=f"Preparing {split} scenes (once)",
-                unit="scene",
-                disable=None if num_scenes >= 1000 else True,
-                file=sys.stderr,
-            )
-            for index in bar:
-                scene = generate_scene(flavour, split, first + index)
-                record = np.zeros((), dtype=_RECORD)
-                record["image"] = scene.image.transpose(2, 0, 1)
-                record["labels"] = scene.labels
-                record["class"] = scene.class_index
-                data = record.tobytes()
-                checksums[index] = checksum(data)
-                file.write(data)
-            file.write(checksums.tobytes())
-    except OSError as error:
-        raise _cannot_prepare(path, error) from error
 
 
 def fashion_scenes(request: SceneRequest, *, flavour: Flavour, first_of_training: int) -> "FashionScenes":
@@ -169,16 +126,60 @@ class FashionScenes:
         ):
             if value not in choices:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
-        path = _prepared_file(self.flavour, self.split, self.num_scenes, first=self.first)
+        path = self._prepared_file()
         if path is None:
-            path = _file(self.flavour, self.split, self.num_scenes, first=self.first)
-            _prepare(path, self.flavour, self.split, self.num_scenes, first=self.first)
+            path = self._file(self.num_scenes)
+            self._prepare(path)
         with path.open("rb") as file:
             count = os.fstat(file.fileno()).st_size // _num_bytes(1)
             file.seek(count * _RECORD.itemsize)
             checksums = np.frombuffer(file.read(), dtype=CHECKSUM)
             records = Records(file, path, record=_RECORD, count=self.num_scenes, checksums=checksums)
         object.__setattr__(self, "_records", records)
+
+    def _file(self, num_scenes: int | str) -> Path:
+        begins = f"{self.split}+{self.first}" if self.first else self.split
+        return cache_dir() / f"fashion-v{GENERATOR_VERSION}-{self.flavour}-{begins}-{num_scenes}.scenes"
+
+    def _prepared_file(self) -> Path | None:
+        """A complete file that begins with these scenes: scene k does not depend on the number of scenes."""
+        pattern = self._file("*")
+        for path in pattern.parent.glob(pattern.name):
+            count = path.stem.rsplit("-", 1)[-1]
+            complete = count.isdecimal() and path.stat().st_size == _num_bytes(int(count))
+            if complete and int(count) >= self.num_scenes:
+                return path
+        return None
+
+    def _prepare(self, path: Path) -> None:
+        """Write the file."""
+        try:
+            _remove_leftovers(path.parent)
+            with replacing(path) as partial, partial.open("wb") as file:
+                _require_room(path.parent, self.num_scenes)
+                checksums = np.zeros(self.num_scenes, dtype=CHECKSUM)
+                bar = tqdm(
+                    range(self.num_scenes),
+                    desc=f"Preparing {self.split} scenes (once)",
+                    unit="scene",
+                    disable=None if self.num_scenes >= 1000 else True,
+                    file=sys.stderr,
+                )
+                for index in bar:
+                    data = self._record(index).tobytes()
+                    checksums[index] = checksum(data)
+                    file.write(data)
+                file.write(checksums.tobytes())
+        except OSError as error:
+            raise _cannot_prepare(path, error) from error
+
+    def _record(self, index: int) -> NDArray[np.void]:
+        scene = generate_scene(self.flavour, self.split, self.first + index)
+        record = np.zeros((), dtype=_RECORD)
+        record["image"] = scene.image.transpose(2, 0, 1)
+        record["labels"] = scene.labels
+        record["class"] = scene.class_index
+        return record
 
     @property
     def name(self) -> str:
