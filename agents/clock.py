@@ -36,12 +36,16 @@ class RunClock:
             wall, processor = self._began
             self._began = wall - self._times["seconds"][-1], processor - self._times["processor_seconds"][-1]
 
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time so far."""
+        return time.monotonic() - self._began[0]
+
     def note(self, num_timesteps: int) -> None:
         """Record the time at which `num_timesteps` decisions have been learned from: now, unless it is known."""
         if num_timesteps in self._times["num_timesteps"]:
             return
-        wall, processor = self._began
-        now = (num_timesteps, time.monotonic() - wall, time.process_time() - processor)
+        now = (num_timesteps, self.seconds, time.process_time() - self._began[1])
         for values, value in zip(self._times.values(), now, strict=True):
             values.append(round(value, 2))
         write_json(self.path, self._times)

@@ -66,15 +66,17 @@ def checked_at_the_end() -> Iterator[Checks]:
 class GradientWatch:
     """Names the parameter whose gradient is not finite after the backward pass, before clipping mixes gradients.
 
-    The sums of all gradients are checked together, once per optimizer step. This takes one synchronization on a GPU,
-    and none within `checked_at_the_end`.
+    The sums of all gradients are checked together, before every step of one of the policy's optimizers. This takes one
+    synchronization on a GPU, and none within `checked_at_the_end`.
     """
 
-    def __init__(self, policy: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, policy: torch.nn.Module, *optimizers: torch.optim.Optimizer) -> None:
         self._sums: dict[str, Tensor] = {}
         for name, parameter in policy.named_parameters():
-            parameter.register_post_accumulate_grad_hook(self._watcher(name))
-        optimizer.register_step_pre_hook(lambda *_: self.check())
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._watcher(name))
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(lambda *_: self.check())
 
     def _watcher(self, name: str) -> Callable[[Tensor], None]:
         def watch(parameter: Tensor) -> None:

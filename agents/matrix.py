@@ -4,12 +4,13 @@
     python -m agents.report --run-dir runs/matrix
 
 Each run is a run of `agents.train`, in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED. Finished runs are skipped, interrupted ones
-are resumed, and runs that another process is training are passed over. On many cores several --processes train more
-runs in the same time than one; on a single GPU they only take turns. The budget is the number of glimpses that PPO's
-entry for the environment takes, including those of its detector or warm start; algorithms that try more glimpses per
-decision make fewer decisions. If an algorithm does not fit an environment, or its numbers stop being finite, this is
-recorded and the others continue. The directory test/ of a run holds the evaluation of its best policy (by validation)
-on the whole test split, with its most likely viewpoints and, if the policy has probabilities, with sampled ones.
+are resumed, and runs that another process is training are passed over; all must have the settings of this command. On
+many cores several --processes train more runs in the same time than one; on a single GPU they only take turns. The
+budget is the number of glimpses that PPO's entry for the environment takes, including those of its detector or warm
+start; algorithms that try more glimpses per decision make fewer decisions. If an algorithm does not fit an environment,
+or its numbers stop being finite, this is recorded and the others continue. The directory test/ of a run holds the
+evaluation of its best policy (by validation) on the whole test split, with its most likely viewpoints and, if the
+policy has probabilities, with sampled ones.
 """
 
 import gc
@@ -26,9 +27,9 @@ import torch
 
 from agents.algorithms import ALGORITHMS, find_algorithm, load_hyperparameters
 from agents.outcomes import DETERMINISTIC, SAMPLED, of_learned
-from agents.run_directory import CONFIG, FAILED, RESULT
+from agents.run_directory import CONFIG, FAILED, claimed
 from agents.settings import TrainConfig
-from agents.train import train
+from agents.train_once import complete, require_same_run
 from canvit_gym.atomic import write_json
 from canvit_gym.checks import integer
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
@@ -38,6 +39,7 @@ from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.policies.policy_record import as_trained, has_another_table
 from canvit_gym.provenance import provenance
 from canvit_gym.scenes.datasets import suite_ids
+from canvit_gym.scenes.workers import cpu_cores
 
 log = logging.getLogger(__name__)
 
@@ -126,41 +128,27 @@ def tested(run_dir: Path, *, num_scenes: int | None = None) -> dict[str, Evaluat
     return {name: of_learned(policy, env, directory=run_dir / TEST) for name, policy in policies.items()}
 
 
-def _train(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
-    """Train the run unless it is finished.
-
-    Raises:
-        BlockingIOError: another process trains it.
-        KeyboardInterrupt: training was interrupted.
+def run_config(config: MatrixConfig, algo: str, env_id: str, seed: int) -> TrainConfig:
     """
-    run_dir = run_directory(config.run_dir, algo, env_id, seed)
-    if (run_dir / RESULT).exists():
-        return
+    Raises:
+        ValueError: a warm start uses up the budget.
+    """
     overrides = json_object(config.hyper, option="--hyper")
     total = decisions(algo, env_id, overrides) if config.total_timesteps is None else config.total_timesteps
-    common: dict[str, Any] = {"run_dir": run_dir, "progress": config.progress}
-    if (run_dir / CONFIG).exists():
-        result = train(TrainConfig(**common, resume=True))
-    else:
-        fresh = TrainConfig(
-            **common,
-            algo=algo,
-            env=env_id,
-            env_kwargs=config.env_kwargs,
-            total_timesteps=total,
-            seed=seed,
-            hyper=config.hyper,
-            eval_every=max(1, total // EVALUATIONS) if config.eval_every is None else config.eval_every,
-            eval_scenes=config.eval_scenes,
-            checkpoint_every=config.checkpoint_every,
-            gaze_scenes=0,
-        )
-        try:
-            result = train(fresh)
-        except FileExistsError as error:
-            raise BlockingIOError(f"another process has just begun it: {error}") from error
-    if result.interrupted:
-        raise KeyboardInterrupt
+    return TrainConfig(
+        run_dir=run_directory(config.run_dir, algo, env_id, seed),
+        algo=algo,
+        env=env_id,
+        env_kwargs=config.env_kwargs,
+        total_timesteps=total,
+        seed=seed,
+        hyper=config.hyper,
+        eval_every=max(1, total // EVALUATIONS) if config.eval_every is None else config.eval_every,
+        eval_scenes=config.eval_scenes,
+        checkpoint_every=config.checkpoint_every,
+        gaze_scenes=0,
+        progress=config.progress,
+    )
 
 
 def main(config: MatrixConfig) -> None:
@@ -169,6 +157,11 @@ def main(config: MatrixConfig) -> None:
         find_algorithm(algo)
     for env_id in config.envs:
         env_config(env_id, {})
+    if "total_timesteps" in json_object(config.hyper, option="--hyper"):
+        raise ValueError("the number of decisions is not one of --hyper here: pass --total-timesteps")
+    for run in _runs(config):
+        if (run_directory(config.run_dir, *run) / CONFIG).exists():
+            require_same_run(run_config(config, *run))
     if config.processes == 1:
         return _work(config)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
@@ -188,18 +181,24 @@ def _worker(config: MatrixConfig, share: int, began: float, command: list[str]) 
     """A process of several. Records name the command that began them all."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sys.orig_argv = command
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.processes))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cpu_cores() // config.processes))
     try:
         _work(config, share=share, began=began)
     except KeyboardInterrupt:  # Ctrl-C reaches every process; runs have saved their states
         return
 
 
+def _runs(config: MatrixConfig) -> list[tuple[str, str, int]]:
+    """(algorithm, environment, seed) in the order in which they are trained."""
+    return [(algo, env_id, seed) for seed in config.seeds for env_id in config.envs for algo in config.algos]
+
+
 def _work(config: MatrixConfig, *, share: int = 0, began: float | None = None) -> None:
     """Train every config.processes-th run, beginning with number `share`; then those that other processes have not
     come to. began: when the command did, by the clock of files; None: now."""
     began = time.time() if began is None else began
-    runs = [(algo, env_id, seed) for seed in config.seeds for env_id in config.envs for algo in config.algos]
+    runs = _runs(config)
     mine = runs[share :: config.processes]
     for algo, env_id, seed in mine + [run for run in runs if run not in mine]:
         failed = run_directory(config.run_dir, algo, env_id, seed) / FAILED
@@ -211,8 +210,10 @@ def _one(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
     run_dir = run_directory(config.run_dir, algo, env_id, seed)
     log.info("%s", run_dir)
     try:
-        _train(config, algo, env_id, seed)
-        tested(run_dir, num_scenes=config.test_scenes)
+        if not complete(run_config(config, algo, env_id, seed)):
+            raise KeyboardInterrupt
+        with claimed(run_dir):  # so that no other process tests it as well
+            tested(run_dir, num_scenes=config.test_scenes)
     except BlockingIOError as error:
         log.info("passed over: %s", error)
     except (ValueError, FloatingPointError) as error:

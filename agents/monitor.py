@@ -102,15 +102,16 @@ class Monitor:
         if every and ((warm and not self.evaluations) or now // every > last // every or (finished and now > last)):
             self.clock.note(now)
             self._evaluate()
-            self._note_evaluations()
-            self._unsaved_evaluation = True
+            self._unsaved_evaluation |= self._note_evaluations()
         if writes:
             self.save()
 
-    def _note_evaluations(self) -> None:
-        """Add the evaluations to the snapshot if it was taken after the current update."""
-        if self.snapshot is not None and self.snapshot["num_timesteps"] == self.learner.num_timesteps:
-            self.snapshot["evaluations"] = json.dumps(self.evaluations)
+    def _note_evaluations(self) -> bool:
+        """Add the evaluations to the snapshot if it was taken after the current update. Returns whether it was."""
+        if self.snapshot is None or self.snapshot["num_timesteps"] != self.learner.num_timesteps:
+            return False
+        self.snapshot["evaluations"] = json.dumps(self.evaluations)
+        return True
 
     def save(self) -> None:
         """Write the snapshot and its policy to disk."""

@@ -16,6 +16,7 @@ from canvit_gym.command_line import env_config, json_object
 from canvit_gym.config import EnvConfig, override
 
 DEFAULT_ENV = "CanViT/FashionSegmentation-v0"
+DEFAULT_EVAL_EVERY = 20_000
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _fresh_settings(config: TrainConfig) -> Settings:
         total_timesteps=hyper.total_timesteps if config.total_timesteps is None else config.total_timesteps,
         seed=0 if config.seed is None else config.seed,
         hyper=overrides,
-        eval_every=20_000 if config.eval_every is None else config.eval_every,
+        eval_every=DEFAULT_EVAL_EVERY if config.eval_every is None else config.eval_every,
         eval_scenes=config.eval_scenes,
         hyperparameters=hyper.to_json(),
         **_outcome_neutral(config),

@@ -19,9 +19,8 @@ import json
 import logging
 import shlex
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +71,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
 
 def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
     settings, run_dir, state = plan.settings, plan.run_dir, plan.state
+    plan = replace(plan, state=None)  # which the learner keeps
     clock = RunClock(run_dir)
     inputs = describe_inputs(plan.env)
     if state is not None:
@@ -102,8 +102,9 @@ def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
     monitor.warm_start = warm_start
     if state is not None:
         monitor.resume_from(state)
+        del state  # the monitor's until the next one, and no longer: it may hold a replay buffer
 
-    began, interrupted = time.monotonic(), False
+    interrupted = False
     try:
         monitor.open_bar()
         if learner.learn(settings.total_timesteps, monitor, callbacks=callbacks):
@@ -136,7 +137,7 @@ def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
         evaluations=monitor.evaluations,
     )
     if not interrupted:
-        summary = {"num_timesteps": done, "seconds": time.monotonic() - began, "evaluations": monitor.evaluations}
+        summary = {"num_timesteps": done, "seconds": clock.seconds, "evaluations": monitor.evaluations}
         summary |= {"warm_start": monitor.warm_start} if monitor.warm_start else {}
         summary |= {"ran": learner.ran} if isinstance(learner, TellsHowItRan) else {}
         write_json(run_dir / RESULT, summary)

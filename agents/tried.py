@@ -145,7 +145,8 @@ def by_episode(steps: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def take(observations: dict[str, Tensor], rows: Tensor, *, device: torch.device) -> dict[str, Tensor]:
     """The rows [B] of kept observations."""
-    return {key: value[rows.to(value.device)].to(device) for key, value in observations.items()}
+    rows = rows.to(next(iter(observations.values())).device)
+    return {key: value[rows].to(device) for key, value in observations.items()}
 
 
 def compact(observation: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from agents.algorithms import HYPERPARAMETERS, load_hyperparameters
 from agents.monitor import merit
 from agents.outcomes import pays_of_curve
 from agents.results import write_result
-from agents.run_directory import CONFIG, RESULT, STATE, without_root
+from agents.run_directory import CONFIG, RESULT, STATE, claimed, without_root
 from agents.settings import TrainConfig, prepare
 from agents.train import train
 from canvit_gym.atomic import write_json, write_text
@@ -144,6 +144,7 @@ def tune(config: TuneConfig, algo: str, env_id: str) -> Path:
     """Run the missing trials. Returns their directory.
 
     Raises:
+        BlockingIOError: another process runs them.
         ValueError: unknown algorithm or environment, or a search that was begun with other settings.
     """
     directory = config.run_dir.expanduser() / algo / env_id.rpartition("/")[2]
@@ -158,22 +159,50 @@ def tune(config: TuneConfig, algo: str, env_id: str) -> Path:
     }  # fmt: skip
     if not (directory / STUDY).exists():  # before settings are recorded that no run accepts
         prepare(_run_config(config, directory / "trial-0", fixed, config.seeds[0], settings))
-    directory.mkdir(parents=True, exist_ok=True)
+    with claimed(directory):  # a trial of another process would look like one that was left unfinished
+        study = _study(directory, settings, first=untuned(space, entry))
+        _run_trials(config, study, directory, settings, entry, space)
+        _write(study, directory, settings, entry, space)
+    if config.results_dir is not None:
+        _publish(directory / TRIALS, config.results_dir, run_dir=config.run_dir.expanduser())
+    return directory
+
+
+def _study(directory: Path, settings: dict[str, Any], *, first: dict[str, Any]) -> optuna.Study:
+    """Begin the search with the values `first`, or continue the one that is there."""
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(directory / STUDY))),
-        study_name=f"{algo} {env_id}",
+        study_name=f"{settings['algo']} {settings['env']}",
         direction="maximize",
         load_if_exists=True,
     )
     if not study.user_attrs:
-        study.set_user_attr("settings", settings)
-        study.enqueue_trial(untuned(space, entry))
+        study.enqueue_trial(first, skip_if_exists=True)
+        study.set_user_attr("settings", settings)  # last: they say that the search has begun
     elif (begun := study.user_attrs["settings"]) != settings:
         changed = [name for name in settings if begun.get(name) != settings[name]]
         raise ValueError(
             f"the search in {directory} was begun with other {', '.join(changed)}: leave them as they were, or choose "
             "another --run-dir"
         )
+    for trial in study.get_trials(states=(TrialState.RUNNING,)):
+        if set(trial.params) == set(settings["space"]):
+            continue
+        # It ended while its values were suggested: another one counts in its place.
+        if trial.number == 0 and not study.get_trials(states=(TrialState.WAITING,)):
+            study.enqueue_trial(first)
+        study.tell(trial.number, state=TrialState.PRUNED)
+    return study
+
+
+def _run_trials(
+    config: TuneConfig,
+    study: optuna.Study,
+    directory: Path,
+    settings: dict[str, Any],
+    entry: dict[str, Any],
+    space: dict[str, Any],
+) -> None:
     for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its process ended before it was finished
         _finish(config, study, trial.number, overrides(trial.params, space, entry), directory, settings)
     while len(study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))) < config.trials:
@@ -182,10 +211,6 @@ def tune(config: TuneConfig, algo: str, env_id: str) -> Path:
         trial = study.ask()
         changed = overrides(suggested(trial, space), space, entry)
         _finish(config, study, trial.number, changed, directory, settings)
-    _write(study, directory, settings, entry, space)
-    if config.results_dir is not None:
-        _publish(directory / TRIALS, config.results_dir, run_dir=config.run_dir.expanduser())
-    return directory
 
 
 def _finish(

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents import train_once
 from agents.settings import TrainConfig
 from agents.train import TrainResult
-from experiments.studies import ablations, train_once
+from experiments.studies import ablations
 from experiments.studies.ablations import (
     VARIANTS,
     AblationConfig,

@@ -14,7 +14,7 @@ import pytest
 from stable_baselines3.common.buffers import DictReplayBuffer
 from test_train import tiny
 
-from agents import matrix, outcomes, report, ship
+from agents import matrix, outcomes, report, ship, train_once
 from agents.algorithms import ALGORITHMS, load_hyperparameters
 from agents.clock import read_times
 from agents.finished_runs import find_runs, require_alike
@@ -83,6 +83,21 @@ def test_runs_are_trained_and_tested_once(trained: Path) -> None:
     assert len(files) == 2 * 2 + 2  # values are not sampled from
     matrix.main(matrix_config(trained))
     assert {path: path.stat().st_mtime_ns for path in trained.rglob("*.npz")} == files
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [({"eval_every": 16}, "eval_every"), ({"total_timesteps": 128}, "eval_every, total_timesteps"),
+     ({"hyper": json.dumps(HYPER | {"gamma": 0.9})}, "gamma")],
+)  # fmt: skip
+def test_runs_of_other_settings_are_not_taken_for_these(trained: Path, changes: dict[str, Any], differing: str) -> None:
+    with pytest.raises(ValueError, match=rf"seed-0 holds a run with other settings \({differing}\): delete it"):
+        matrix.main(matrix_config(trained, algos=("ppo",), **changes))
+
+
+def test_decisions_have_an_option_of_their_own(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pass --total-timesteps"):
+        matrix.main(matrix_config(tmp_path, hyper=json.dumps(HYPER | {"total_timesteps": 64})))
 
 
 def test_no_replay_buffer_outlives_its_run(tmp_path: Path) -> None:
@@ -439,11 +454,12 @@ def test_a_failed_run_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """By the processes of one command; the next command tries it again."""
     tried: list[int] = []
 
-    def fails(config: MatrixConfig, algo: str, env_id: str, seed: int) -> None:
-        tried.append(seed)
+    def fails(config: TrainConfig) -> bool:
+        assert config.seed is not None
+        tried.append(config.seed)
         raise FloatingPointError("the loss is nan")
 
-    monkeypatch.setattr(matrix, "_train", fails)
+    monkeypatch.setattr(matrix, "complete", fails)
     config = matrix_config(tmp_path, algos=("ppo",), processes=2)
     began = time.time() - 1
     for share in (0, 1):
@@ -457,7 +473,7 @@ def test_a_run_that_another_process_just_began_is_passed_over(tmp_path: Path, mo
     def begun(config: TrainConfig) -> None:
         raise FileExistsError("it contains an unfinished run")
 
-    monkeypatch.setattr(matrix, "train", begun)
+    monkeypatch.setattr(train_once, "train", begun)
     matrix._work(matrix_config(tmp_path))
     assert not list(tmp_path.rglob("failed.json"))
 

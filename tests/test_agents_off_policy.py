@@ -24,6 +24,7 @@ from agents.extractors import SpatialExtractor
 from agents.off_policy.learner import OffPolicyLearner
 from agents.settings import TrainConfig, prepare
 from agents.train import train
+from agents.train_once import require_same_run
 from agents.training_state import glimpse_env, load_state
 from canvit_gym.benchmark.runner import BenchmarkConfig, plan
 from canvit_gym.evaluation import evaluate
@@ -31,7 +32,6 @@ from canvit_gym.observations import COMPACT_KEYS
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.registration import ENVIRONMENTS
 from canvit_gym.sb3 import make_sb3_env
-from experiments.studies.train_once import require_same_run
 
 ALGOS = ("dqn", "sac", "crossq", "tqc")
 SMALL = {"features_dim": 16, "channels": 8, "context_dim": 16, "blocks": 1, "cell_channels": 2}
@@ -213,4 +213,36 @@ def test_unknown_options_of_an_algorithm_are_named(tmp_path: Path, option: str) 
     config = tiny(tmp_path / "run", "dqn")
     hyper = json.loads(config.hyper or "") | {"options": {option: 2}}
     with pytest.raises(ValueError, match=rf"options {option}; there are: .*exploration_fraction"):
+        train(replace(config, hyper=json.dumps(hyper)))
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_numbers_that_are_not_finite_end_a_run_and_its_last_checkpoint_is_kept(tmp_path: Path, algo: str) -> None:
+    config = tiny(tmp_path, algo, updates=12)
+    hyper = json.loads(config.hyper or "{}") | {"learning_rate": 1e30}
+    with pytest.raises(
+        FloatingPointError, match=r"the gradient of .* is not finite. The last good checkpoint, of deci"
+    ):
+        train(replace(config, hyper=json.dumps(hyper)))
+    assert not (tmp_path / "result.json").exists()
+    load_policy(tmp_path / "last")
+    modules = load_state(tmp_path / "training_state.pt")["modules"]["policy"]
+    assert all(value.isfinite().all() for value in modules.values())
+
+
+@pytest.mark.parametrize(
+    ("algo", "option"),
+    [("sac", "use_sde"), ("tqc", "use_sde"), ("crossq", "optimize_memory_usage"), ("dqn", "n_steps")],
+)
+def test_options_that_policies_or_states_do_not_cover_are_refused(tmp_path: Path, algo: str, option: str) -> None:
+    config = tiny(tmp_path, algo)
+    hyper = json.loads(config.hyper or "{}") | {"options": {option: 1}}
+    with pytest.raises(ValueError, match=rf"unknown hyperparameter options {option}; there are: "):
+        train(replace(config, hyper=json.dumps(hyper)))
+
+
+def test_sums_of_rewards_need_whole_episodes(tmp_path: Path) -> None:
+    config = tiny(tmp_path, "crossq", allow_stop=True, glimpse_cost=0.01)
+    hyper = json.loads(config.hyper or "{}") | {"options": {"n_steps": 3}}
+    with pytest.raises(ValueError, match=r"episodes are cut between rollouts: leave it out \(got 3\)"):
         train(replace(config, hyper=json.dumps(hyper)))

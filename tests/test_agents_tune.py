@@ -79,6 +79,24 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
         tune.main(tune_config(tmp_path, total_timesteps=64))
 
 
+def test_a_trial_that_ended_while_values_were_suggested_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "search_space", lambda algo: SPACE)
+
+    def killed(trial: Any, space: dict[str, Any]) -> Any:
+        trial.suggest_categorical("n_epochs", space["n_epochs"])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(tune, "suggested", killed)
+        tune.main(tune_config(tmp_path))
+    tune.main(tune_config(tmp_path))
+    told = json.loads((tmp_path / "ppo/FashionClassification-v0/trials.json").read_text())["trials"]
+    assert [(trial["number"], trial["state"]) for trial in told] == [(1, "complete"), (2, "complete")]
+    assert told[0]["hyper"] == {"learning_rate": "lin_0.0004", "n_epochs": 1}  # the untuned one, in its place
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

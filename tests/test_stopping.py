@@ -15,13 +15,13 @@ from untrained import save_untrained
 
 from agents.settings import TrainConfig
 from agents.train import train
+from agents.train_once import complete
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.stopping import StopRecorder, own_stop, stops
 from experiments.studies.stopping import StoppingConfig, interpolated, row, run_one, study
-from experiments.studies.train_once import complete
 
 HYPER: dict[str, Any] = {
     "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 1,

@@ -40,5 +40,5 @@ def test_four_measures_of_a_run(tmp_path: Path) -> None:
         assert policy.record.training["seed"] == 0
     row = result["measures"]["soft score"]
     assert row["difference"]["value"] == pytest.approx(row[ENDED]["value"] - row[BEGUN]["value"])
-    with pytest.raises(FileNotFoundError, match="no run with a warm start"):
+    with pytest.raises(FileNotFoundError, match="no finished run with a warm start"):
         surrogate.main(SurrogateConfig(tmp_path, envs=("CanViT/FashionCrowd-v0",)))

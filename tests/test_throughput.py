@@ -255,6 +255,11 @@ def test_gpu_report_names_what_fell_back(tmp_path: Path, monkeypatch: pytest.Mon
         ({"precision": "bfloat16"}, {"eager, float32": 9}, "float32"),
         ({"compile": True}, {"eager, float32": 1, "compiled, float32": 8}, "eager"),
         ({"compile": True}, {"compiled, float32": 8}, None),
+        (
+            {"compile": True, "device": "auto"},
+            {"compiled, float32": 8},
+            "compiled, without a CUDA graph" if torch.cuda.is_available() else None,
+        ),
         ({"compile": True, "device": "cuda"}, {"compiled, float32": 8}, "compiled, without a CUDA graph"),
         ({"compile": True, "device": "cuda"}, {"compiled, float32": 1, "cuda graph, float32": 8}, None),
         ({"contestant": "run_episode", "compile": True}, {}, None),

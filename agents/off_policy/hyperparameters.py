@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from agents.checks import check_fields, encoder_options, mapping, schedule, widths
-from agents.training_state import check_revisits, check_whole_episodes
+from agents.training_state import check_revisits, check_whole_episodes, ends_with_rollouts
 from canvit_gym.checks import finite, integer, one_of, optional
 from canvit_gym.config import EnvConfig
 
@@ -50,6 +50,11 @@ class OffPolicyHyperparameters:
 
     def check_fit(self, config: EnvConfig) -> None:
         check_whole_episodes(config, self.train_freq, name="train_freq")
+        if self.options.get("n_steps", 1) > 1 and not ends_with_rollouts(config):
+            raise ValueError(
+                "options n_steps above 1 adds up rewards of consecutive decisions, but with a stop action or a random "
+                f"first glimpse episodes are cut between rollouts: leave it out (got {self.options['n_steps']})"
+            )
         check_revisits(config)
 
 

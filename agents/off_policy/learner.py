@@ -21,6 +21,7 @@ from torch import nn
 from agents.algorithms import Algorithm
 from agents.checks import schedule
 from agents.extractors import FlatSpatialExtractor, FlattenObservations, SpatialExtractor
+from agents.finite import GradientWatch
 from agents.learner import Monitoring, State
 from agents.normalize import PerStepNormalize, normalized_rewards
 from agents.off_policy.hyperparameters import OfContinuous, OffPolicyHyperparameters, OfTables
@@ -43,10 +44,15 @@ _NUMBERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "explorat
 """Attributes of a model that its next step depends on, if it has them."""
 _CHOSEN_ELSEWHERE = (
     "policy", "env", "learning_rate", "buffer_size", "learning_starts", "batch_size", "gamma", "train_freq",
-    "gradient_steps", "policy_kwargs", "seed", "device", "_init_setup_model",
+    "gradient_steps", "policy_kwargs", "seed", "device", "tensorboard_log", "_init_setup_model",
 )  # fmt: skip
 """Arguments of a model that are hyperparameters of their own, or not to be chosen."""
-_OF_VECTORS = ("optimize_memory_usage", "n_steps")
+_UNSUPPORTED = (
+    "action_noise", "replay_buffer_class", "replay_buffer_kwargs", "optimize_memory_usage", "use_sde",
+    "sde_sample_freq", "use_sde_at_warmup",
+)  # fmt: skip
+"""Arguments that training states or policies, which act without Stable-Baselines3, do not cover."""
+_OF_VECTORS = ("n_steps",)
 """Arguments that SB3 does not take with Dict observations."""
 _ARRAYS = ("actions", "rewards", "dones", "timeouts")
 """Arrays of a replay buffer other than observations."""
@@ -102,6 +108,9 @@ class OffPolicyLearner:
             device=resolve_device(plan.env.device),
             **hyper.options,
         )
+        parts, _ = self.model._get_torch_save_params()
+        optimizers = [recursive_getattr(self.model, name) for name in parts if name.endswith("optimizer")]
+        self._watch = GradientWatch(self.model.policy, *optimizers)
         self._network = NETWORK_CLASSES[network_class](layout, self.model.action_space, **self.network_options)
         share_layers(self._network, self.model.policy)
 
@@ -202,8 +211,8 @@ class OffPolicyLearner:
 
 def _check_options(options: dict[str, Any], model_class: Callable[..., OffPolicyAlgorithm], *, flat: bool) -> None:
     """Raise ValueError for options that the algorithm does not have, or that are not chosen there."""
-    chosen_elsewhere = _CHOSEN_ELSEWHERE if flat else (*_CHOSEN_ELSEWHERE, *_OF_VECTORS)
-    known = [name for name in signature(model_class).parameters if name not in chosen_elsewhere]
+    left_out = {*_CHOSEN_ELSEWHERE, *_UNSUPPORTED, *(() if flat else _OF_VECTORS)}
+    known = [name for name in signature(model_class).parameters if name not in left_out]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"unknown hyperparameter options {', '.join(unknown)}; there are: {', '.join(known)}")
 

@@ -159,7 +159,7 @@ class QRegression(TorchLearner[nn.Module]):
                 self._begin_episodes()
             rate, first = self._rate(1 - self.num_timesteps / total), self.num_timesteps == 0
             self._collect(monitor)
-            if first:
+            if first and not self.hyper.from_pool.states:  # a pool has taught it already
                 self._fit_prior()
             self._update(rate)
             self._logger.record("rollout/ep_rew_mean", self.status["reward"])

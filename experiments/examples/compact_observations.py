@@ -22,6 +22,7 @@ from gymnasium import spaces
 
 from agents.intervals import with_interval
 from agents.settings import TrainConfig
+from agents.train_once import complete
 from canvit_gym.atomic import write_text
 from canvit_gym.benchmark.comparison import share_of_lead
 from canvit_gym.command_line import GOES_ON, run_command
@@ -30,7 +31,6 @@ from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import bootstrap_interval
-from experiments.studies.train_once import complete
 
 log = logging.getLogger(__name__)
 

@@ -31,6 +31,7 @@ from torch import nn
 from agents.intervals import with_interval
 from agents.ppo.hyperparameters import REWARDS_ALONE
 from agents.settings import TrainConfig
+from agents.train_once import complete
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
 from canvit_gym.atomic import replacing, write_text
@@ -44,7 +45,6 @@ from canvit_gym.policies.streams import scene_uniforms
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import bootstrap_interval
 from canvit_gym.viewpoints import first_viewpoints
-from experiments.studies.train_once import complete
 
 log = logging.getLogger(__name__)
 

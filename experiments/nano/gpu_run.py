@@ -139,9 +139,11 @@ def pack(run: Path, destination: Path, *, compiles: bool) -> None:
             if path.is_file() and path not in apart and not path.name.startswith("events.out"):
                 archive.add(path, path.relative_to(run))
     for name, place in STATES.items():
-        (destination / name).unlink(missing_ok=True)
         if (run / place).exists():
-            shutil.copyfile(run / place, destination / name)
+            with replacing(destination / name) as partial:
+                shutil.copyfile(run / place, partial)
+        else:
+            (destination / name).unlink(missing_ok=True)
     made = torch.compiler.save_cache_artifacts() if compiles else None
     if made is not None and len(made[0]) <= MOST_BYTES:
         (destination / COMPILED).write_bytes(made[0])
@@ -271,7 +273,8 @@ def main(config: GpuRunConfig) -> None:
                 state = run_phases(config, run, clock, metrics)
         except KeyboardInterrupt:
             state = "interrupted at the end of its minutes"
-        pack(run, destination, compiles=config.compile != "off")
+        finally:  # whatever went wrong, what was trained until then is kept
+            pack(run, destination, compiles=config.compile != "off")
     metrics |= dict(state=state, seconds=round(time.monotonic() - began, 1), provenance=provenance())
     write_json(destination / "metrics.json", metrics)
     for name, entry in metrics.get("reading", metrics.get("readouts", {}).get("reading", {})).items():

@@ -554,6 +554,7 @@ class Pretraining:
 
     def validate(self) -> None:
         """Evaluate the model and save it, with its provenance, in the format of canvit-pytorch's from_pretrained."""
+        self.check.read(step=self.progress.step)
         config = self.config
         results = validate(
             self.model,

@@ -30,6 +30,7 @@ from agents.intervals import with_interval
 from agents.ppo.hyperparameters import REWARDS_ALONE
 from agents.run_directory import CONFIG, RESULT
 from agents.settings import TrainConfig
+from agents.train_once import complete, require_same_run
 from canvit_gym.atomic import write_text
 from canvit_gym.benchmark.comparison import per_scene
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
@@ -39,7 +40,6 @@ from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import InterquartileMean, bootstrap_interval, paired_difference
 from canvit_gym.tasks import is_compared_by_score
-from experiments.studies.train_once import complete, require_same_run
 from experiments.throughput.ppo import learn_rollouts, ppo_for_throughput
 
 BASE = "base"

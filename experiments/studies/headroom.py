@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from agents.intervals import with_interval
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.assembly import build_actions
+from canvit_gym.atomic import write_text
 from canvit_gym.benchmark.comparison import Draws, clearly_ahead, per_scene, ratio_of_leads
 from canvit_gym.command_line import env_config, run_command
 from canvit_gym.config import EnvConfig
@@ -396,11 +397,10 @@ def _cell(estimate: dict[str, float] | None, form: str, factor: float = 1) -> st
 
 def main(config: HeadroomConfig) -> None:
     result = study(config)
-    config.results_dir.mkdir(parents=True, exist_ok=True)
     path = config.results_dir / config.env.split("/")[-1]
-    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(page(result), encoding="utf-8")
-    print(path.with_suffix(".md").read_text(encoding="utf-8"))
+    write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+    write_text(path.with_suffix(".md"), page(result))
+    print(page(result))
 
 
 if __name__ == "__main__":

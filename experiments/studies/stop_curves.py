@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Categorical
 
+from agents.finished_runs import finished
 from agents.intervals import with_interval
 from agents.outcomes import evaluation_key, key_of
 from agents.run_directory import without_root
@@ -100,7 +101,13 @@ def read(episodes: EpisodeBatch) -> NDArray[Any]:
 
 
 def rather_stops(policy: LearnedPolicy) -> Signal:
-    """How much "stop", the last action, is preferred to going on. The policy stops if it is at least 0."""
+    """How much "stop", the last action, is preferred to going on. The policy stops if it is at least 0.
+
+    Raises:
+        ValueError: the preference of a policy with a memory depends on more than what is observed now.
+    """
+    if hasattr(policy.network, "remember"):
+        raise ValueError(f"{policy.info.name} has a memory, which this study does not follow: leave it out of --algos")
 
     def signal(episodes: EpisodeBatch) -> NDArray[Any]:
         observation = {key: value.to(policy.device) for key, value in episodes.observe().items()}
@@ -156,14 +163,16 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
     kept = config.run_dir.expanduser() / "stop_curves" / name
     found: dict[str, list[Looked]] = {}
     for algo in config.algos:
-        runs = sorted(config.run_dir.expanduser().glob(f"{algo}/{name}/seed-*/best/policy.json"))
+        runs = finished(config.run_dir.expanduser(), algo=algo, name=name)
         if not runs:
-            raise FileNotFoundError(f"{config.run_dir / algo / name} holds no run: train with python -m agents.matrix")
-        for run in runs:
-            policy = load_policy(run.parent)
+            raise FileNotFoundError(
+                f"{config.run_dir / algo / name} holds no finished run: train with python -m agents.matrix"
+            )
+        for run, _ in runs:
+            policy = load_policy(run / "best")
             own = as_trained(env, policy.record)
             key = evaluation_key(own, key_of(policy, own))
-            path = kept / f"{algo}-{run.parents[1].name}-{split}-{key}.npz"
+            path = kept / f"{algo}-{run.name}-{split}-{key}.npz"
             looked = look(policy, own, {OWN: rather_stops(policy)}, path=path)
             found.setdefault(algo, []).append(replace(looked, decisions=policy.record.training["num_timesteps"]))
     chosen = json.loads((config.headroom_dir / f"{name}.json").read_text(encoding="utf-8"))

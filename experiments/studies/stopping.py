@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 
 from agents.intervals import with_interval
 from agents.settings import TrainConfig
+from agents.train_once import complete
 from canvit_gym.atomic import write_text
 from canvit_gym.command_line import GOES_ON, json_object, run_command
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, Statistic, Together, bootstrap_interval
 from canvit_gym.stopping import Stops, stops
-from experiments.studies.train_once import complete
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,8 @@ class StoppingConfig:
 def run_one(config: StoppingConfig, cost: float, seed: int) -> Stops | None:
     """Train the agent unless that is done, then evaluate it. Returns None after Ctrl-C."""
     where = config.runs_dir / config.env.split("/")[-1] / str(config.decisions) / f"cost{cost:g}" / f"seed{seed}"
-    env_kwargs = json_object(config.env_kwargs, option="--env-kwargs")
-    if cost:
-        env_kwargs |= {"allow_stop": True, "glimpse_cost": cost}
+    stop = {"allow_stop": cost > 0, "glimpse_cost": cost}
+    env_kwargs = json_object(config.env_kwargs, option="--env-kwargs") | stop
     run = TrainConfig(
         run_dir=where,
         env=config.env,

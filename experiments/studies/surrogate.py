@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.finished_runs import finished
 from agents.intervals import with_interval
 from agents.outcomes import evaluation_key, key_of
 from agents.results import write_result
@@ -95,13 +96,13 @@ def study(config: SurrogateConfig, env_id: str) -> dict[str, Any]:
         FileNotFoundError: there is no run with a warm start.
     """
     root, name = config.run_dir.expanduser(), env_id.rpartition("/")[2]
-    runs = sorted(root.glob(f"{config.algo}/{name}/seed-*/{BEGUN}/policy.json"))
+    runs = [run for run, _ in finished(root, algo=config.algo, name=name) if (run / BEGUN).is_dir()]
     if not runs:
-        raise FileNotFoundError(f"{root / config.algo / name} holds no run with a warm start")
+        raise FileNotFoundError(f"{root / config.algo / name} holds no finished run with a warm start")
     env = replace(env_config(env_id, {}), split="validation", num_scenes=config.num_scenes)
     found: dict[str, list[Measured]] = {BEGUN: [], ENDED: []}
     decisions = []
-    for run in (path.parents[1] for path in runs):
+    for run in runs:
         for when, of_runs in found.items():
             policy = load_policy(run / when)
             own = as_trained(env, policy.record)
@@ -119,7 +120,7 @@ def study(config: SurrogateConfig, env_id: str) -> dict[str, Any]:
     return {
         "env": env_id,
         "algo": config.algo,
-        "reward": load_record(runs[0].parents[1] / ENDED).env.reward,
+        "reward": load_record(runs[0] / ENDED).env.reward,
         "decisions": decisions,
         "num_scenes": len(found[BEGUN][0].soft),
         "measures": rows,

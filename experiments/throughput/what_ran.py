@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Mapping
 
+import torch
+
 from canvit_gym.assembly import build_backbone
 from canvit_gym.backbone.compilation import Ran
 from canvit_gym.backbone.load import CUDA_GRAPH_SCENES
@@ -37,7 +39,8 @@ def fallback(job: Job, ran: Mapping[str, int]) -> str | None:
     how = {how for how, _ in ways}
     if "eager" in how:
         return "eager"
-    records = job.device != "cpu" and not (job.contestant == "Backbone.step loop" and job.num_envs > CUDA_GRAPH_SCENES)
+    on_gpu = torch.cuda.is_available() if job.device == "auto" else job.device != "cpu"
+    records = on_gpu and not (job.contestant == "Backbone.step loop" and job.num_envs > CUDA_GRAPH_SCENES)
     return "compiled, without a CUDA graph" if records and "cuda graph" not in how else None
 
 

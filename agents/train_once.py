@@ -1,5 +1,5 @@
-"""Runs of agents.train as parts of a study: each is trained once, continued if interrupted, and never mixed with runs
-of other settings.
+"""Runs of agents.train as parts of something larger: each is trained once, continued if interrupted, and never mixed
+with runs of other settings.
 """
 
 import json
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from agents.algorithms import DEFAULT, load_hyperparameters
 from agents.run_directory import CONFIG, RESULT
-from agents.settings import DEFAULT_ENV, TrainConfig
+from agents.settings import DEFAULT_ENV, DEFAULT_EVAL_EVERY, TrainConfig
 from agents.train import train
 from canvit_gym.command_line import json_object
 from canvit_gym.policies.learned import load_record
@@ -18,12 +18,18 @@ def complete(config: TrainConfig) -> bool:
     """Train what is missing. Returns False after Ctrl-C; the same call continues.
 
     Raises:
+        BlockingIOError: another process trains it.
         ValueError: the directory contains a run with other settings, or with another backbone or probe.
     """
     begun = (config.run_dir / CONFIG).exists()
     if begun:
         require_same_run(config)
-    return (config.run_dir / RESULT).exists() or not train(replace(config, resume=begun)).interrupted
+    if (config.run_dir / RESULT).exists():
+        return True
+    try:
+        return not train(replace(config, resume=begun)).interrupted
+    except FileExistsError as error:
+        raise BlockingIOError(f"another process has just begun it: {error}") from error
 
 
 def require_same_run(config: TrainConfig) -> None:
@@ -41,13 +47,15 @@ def require_same_run(config: TrainConfig) -> None:
         "seed": config.seed or 0,
         "algo": algo,
         "env_kwargs": json_object(config.env_kwargs, option="--env-kwargs"),
+        "eval_every": DEFAULT_EVAL_EVERY if config.eval_every is None else config.eval_every,
+        "eval_scenes": config.eval_scenes,
     }
     differing = {name for name, value in wanted.items() if found["hyperparameters"].get(name) != value}
     differing |= {name for name, value in asked.items() if found[name] != value}
     if differing:
         raise ValueError(
             f"{config.run_dir} holds a run with other settings ({', '.join(sorted(differing))}): delete it, or choose "
-            "another --runs-dir"
+            "another directory for the runs"
         )
     if (config.run_dir / RESULT).exists():  # an unfinished run is checked when it is resumed
         record = load_record(config.run_dir / "last")
