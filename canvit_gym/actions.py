@@ -84,7 +84,7 @@ def require_allowed(actions: NDArray[Any], mask: NDArray[np.bool_], *, ignored: 
         raise ValueError(
             f"the action of environment {bad[0]} is {actions[bad[0]]}, whose viewpoint was already taken in this "
             "episode, and revisit=False allows each only once: choose an action that info['action_mask'] (or "
-            "action_masks()) allows, for example with action_space.sample(mask)"
+            "action_masks()) allows, for example with single_action_space.sample(mask) of one environment's mask"
         )
 
 

@@ -22,6 +22,7 @@ from canvit_gym.vector_env import (
     Observation,
     after_each_glimpse,
     plain_spec,
+    with_shard,
 )
 
 
@@ -67,6 +68,7 @@ class GlimpseEnv(gym.Env[Observation, Any]):
     @shard.setter
     def shard(self, shard: tuple[int, int]) -> None:
         self.envs.shard = shard
+        self._spec = None if self._spec is None else with_shard(self._spec, self.envs.config)
 
     @property
     def state(self) -> RecurrentState:
@@ -162,13 +164,13 @@ def environment_class(spec: DatasetSpec) -> type[GlimpseEnv]:
 
 
 @cache
-def _class_named(name: str) -> type[GlimpseEnv] | None:
-    specs = [spec for spec in DATASETS.values() if spec.class_name == name]
-    return environment_class(specs[0]) if specs else None
+def _class_of(dataset: str) -> type[GlimpseEnv]:
+    return environment_class(DATASETS[dataset])
 
 
 def __getattr__(name: str) -> type[GlimpseEnv]:
     """FashionSegmentationEnv and the like, one class per data set: the entry points of the ids."""
-    if (found := _class_named(name)) is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return found
+    for dataset, spec in DATASETS.items():
+        if spec.class_name == name:
+            return _class_of(dataset)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

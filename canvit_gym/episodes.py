@@ -6,7 +6,8 @@ the rows it is given, so that episodes that end can be replaced while the others
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import wraps
+from typing import Any, Concatenate, cast
 
 import numpy as np
 import torch
@@ -38,6 +39,20 @@ def stays_in_place(device: torch.device) -> bool:
 def loads_ahead(device: torch.device) -> bool:
     """Whether a thread loads the next scenes. On a CPU it would only take cores from the steps."""
     return device.type == "cuda"
+
+
+type _Method[**P, R] = Callable[Concatenate["EpisodeBatch", P], R]
+
+
+def _own_precision[**P, R](method: _Method[P, R]) -> _Method[P, R]:
+    """Compute as without the caller's autocast, which would change the readings; the backbone has its own."""
+
+    @wraps(method)
+    def without_autocast(self: "EpisodeBatch", *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast(self.backbone.device.type, enabled=False):
+            return method(self, *args, **kwargs)
+
+    return without_autocast
 
 
 @dataclass(frozen=True)
@@ -212,6 +227,7 @@ class EpisodeBatch:
         return self._curves
 
     @float32_by_default()
+    @_own_precision
     @torch.inference_mode()
     def reset_rows(
         self,
@@ -234,7 +250,7 @@ class EpisodeBatch:
         loaded = self._loader.load(scene)
         batch = loaded.batch
         if self.goal is not None:
-            self.goal[rows] = self._goals(loaded.host, scene, goal, uniform)
+            self.goal[rows] = self._goals(loaded.on_host(), scene, goal, uniform)
         asked = None if self.goal is None else self.goal[rows]
         truth = self.task.truth(batch, goal=asked, potentials=self.measured, counted=self._counted)
         for name, value in truth.items():
@@ -296,6 +312,7 @@ class EpisodeBatch:
             torch.div(image.float().div_(255).sub_(self._mean), self._std, out=self.images[row])
 
     @float32_by_default()
+    @_own_precision
     @torch.inference_mode()
     def step_rows(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
         """One batched forward: the next glimpse of each row at viewpoints [len(rows), 3], then read the canvas."""
@@ -341,13 +358,16 @@ class EpisodeBatch:
             assert logits is not None
             self._logits = logits.contiguous() if self._logits is None else self._logits
             self._kept = {name: self._kept.get(name, value.contiguous()) for name, value in kept.items()}
-        return Held(state=self._states.whole(), logits=self._logits, kept=self._kept)
+        kept = {name: self._kept[name] for name in self._device_step.keys}  # in the order in which steps take them
+        return Held(state=self._states.whole(), logits=self._logits, kept=kept)
 
     def _stepped(self, rows: Rows, viewpoints: NDArray[np.float32]) -> StepResult:
         assert self.images is not None
         if self._compiled_step is not None and len(rows) == 1 < self.num:
-            # The scene twice: code compiled for any number of scenes above one does not run on one.
-            return self._stepped(np.repeat(rows, 2), np.repeat(viewpoints, 2, axis=0)).rows(torch.tensor([0]))
+            # With another scene, which is dropped: code compiled for any number above one does not run on one.
+            pair = np.sort([rows[0], (rows[0] + 1) % self.num])
+            both = self._stepped(pair, np.repeat(viewpoints, 2, axis=0))
+            return both.rows(torch.from_numpy(np.flatnonzero(pair == rows[0])))
         where = to_viewpoint(viewpoints, self.backbone.device)
         state, truth = self._states.take(rows), self._truth_of(rows)
         before = self._kept if len(rows) == self.num else _RowsOf(self._kept, rows)
@@ -447,6 +467,7 @@ class EpisodeBatch:
         }
 
     @float32_by_default()
+    @_own_precision
     @torch.no_grad()
     def view(self, row: int) -> EpisodeView:
         """Episode `row`, for a picture. The score curve holds what was tracked, and always the current score."""

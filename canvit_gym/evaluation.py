@@ -307,7 +307,7 @@ def evaluate(
     scenes = build_scenes(config)
     if not len(scenes):
         raise ValueError(f"{scenes.name} has no scenes; choose another split or another root")
-    order = evaluated_scenes(config, max_scenes=max_scenes)
+    order = _order(scenes, config, max_scenes)
     if not len(order):
         raise ValueError(f"shard {config.shard} of {len(scenes)} scenes is empty; use at most {len(scenes)} shards")
     return _roll_out(
@@ -334,6 +334,15 @@ def evaluated_scenes(config: EnvConfig, *, max_scenes: int | None = None) -> NDA
     [1, 3, 5]
     """
     scenes = build_scenes(config)
+    try:
+        return _order(scenes, config, max_scenes)
+    finally:
+        if isinstance(scenes, StreamedSource):
+            scenes.close()
+
+
+def _order(scenes: SceneSource, config: EnvConfig, max_scenes: int | None) -> NDArray[np.int64]:
+    """[N] the indices of the scenes to evaluate, increasing."""
     order = np.arange(config.shard[0], len(scenes), config.shard[1])
     if max_scenes is None or integer(1)("max_scenes", max_scenes) >= len(order):
         return order
@@ -406,12 +415,11 @@ def _roll_out(
 
     flops = np.zeros(num_glimpses)
     parts: list[tuple[tuple[NDArray[Any], ...], dict[str, NDArray[Any]]]] = []
-    done = 0
     bar = tqdm(total=len(order), desc=progress, unit="scene", disable=None if progress else True)
     with bar, _batches(scenes, order, batch_size) as batches, seeded(seed, backbone.device):
         for chosen in batches:
             episodes = begun(chosen)
-            done += len(chosen)
+            done = int(np.searchsorted(order, chosen[-1], side="right"))  # with those that were left out
             if done + len(chosen) <= len(order):  # a smaller batch has episodes of its own
                 episodes.expect(order[done : done + len(chosen)])
             if not (labelled := _labelled(episodes)).all():

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from canvit_pytorch import Viewpoint
+from canvit_pytorch import RecurrentState, Viewpoint
 from canvit_pytorch.preprocess import imagenet_normalize
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -40,6 +40,7 @@ from canvit_gym.drawing import (
     legend_picture,
     viewpoint_box,
 )
+from canvit_gym.dtypes import float32_by_default
 from canvit_gym.episodes import EpisodeView
 from canvit_gym.scenes.sampler import batches_ahead
 from canvit_gym.scenes.source import SceneSource
@@ -103,6 +104,7 @@ class CanvasColours:
 _FITTED: dict[tuple[str, str], CanvasColours] = {}
 
 
+@float32_by_default()
 @torch.no_grad()
 def canvas_colours(backbone: Backbone, scenes: SceneSource) -> CanvasColours:
     """The colours of a backbone's canvases, fitted to the first scenes of a set after one and five glimpses.
@@ -121,7 +123,12 @@ def canvas_colours(backbone: Backbone, scenes: SceneSource) -> CanvasColours:
                 centers=torch.tensor([[row, col]] * count, dtype=torch.float32, device=backbone.device),
                 scales=torch.full((count,), float(scale), device=backbone.device),
             )
-            state = backbone.step(backbone.glimpse(images, viewpoint), state, viewpoint)
+            glimpse = backbone.glimpse(images, viewpoint)
+            with backbone.autocast():  # not backbone.step, which would be compiled for these few
+                canvas, cls = backbone.fast_step(
+                    glimpse, state.canvas, state.recurrent_cls, viewpoint.centers, viewpoint.scales
+                )
+            state = RecurrentState(canvas=canvas, recurrent_cls=cls)
             cells = normalized_canvas(backbone, state).unflatten(1, (backbone.canvas_grid, -1))
             canvases.append(cells.cpu().numpy())
         _FITTED[key] = CanvasColours.fit(np.concatenate([canvases[0], canvases[-1]]))

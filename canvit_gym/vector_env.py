@@ -30,10 +30,10 @@ from canvit_gym.registration import ENVIRONMENTS, require_own_dataset
 from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
 from canvit_gym.rewards import REWARDS, step_reward
 from canvit_gym.scenes.sampler import SceneSampler, next_scenes
-from canvit_gym.scenes.source import StreamedSource
+from canvit_gym.scenes.source import StreamedSource, load_scenes
 from canvit_gym.seeding import seeded
 from canvit_gym.sharding import warn_in_worker
-from canvit_gym.tasks.goals import checked_goals
+from canvit_gym.tasks.goals import Goals, checked_goals
 from canvit_gym.viewpoints import first_viewpoints
 
 Observation = dict[str, NDArray[Any]]
@@ -76,6 +76,11 @@ def plain_spec(spec: EnvSpec, config: EnvConfig, **others: Any) -> EnvSpec:
     for them (numpy's numbers, enums)."""
     plain = {**config.to_json(), **others}
     return replace(spec, kwargs={name: plain.get(name, value) for name, value in spec.kwargs.items()})
+
+
+def with_shard(spec: EnvSpec, config: EnvConfig) -> EnvSpec:
+    """The spec with the configuration's shard, of which environments may be given another one."""
+    return replace(spec, kwargs={**spec.kwargs, "shard": config.to_json()["shard"]})
 
 
 class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
@@ -287,6 +292,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         config = replace(self.config, shard=shard)
         self._sampler = _make_sampler(config, len(self.scenes))
         self.config = config
+        self._spec = None if self._spec is None else with_shard(self._spec, config)
 
     @property
     def state(self) -> RecurrentState:
@@ -485,11 +491,15 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             raise ValueError(f"unknown reset option {', '.join(unknown)}; there are: {', '.join(_OPTIONS)}")
         rows = self.episodes.all_rows
         if "reset_mask" in options:
-            mask = np.asarray(options["reset_mask"])
+            mask: NDArray[Any]
+            try:
+                mask = np.asarray(options["reset_mask"])
+            except ValueError:  # a ragged list, refused below
+                mask = np.zeros(0)
             if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
                 raise ValueError(
                     f"options['reset_mask'] must be {self.num_envs} booleans, at least one true; "
-                    f"got {mask.dtype} of shape {mask.shape}: {mask}"
+                    f"got {options['reset_mask']!r}"
                 )
             rows = np.flatnonzero(mask)
             if not self._started and len(rows) < self.num_envs:
@@ -523,12 +533,35 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         """Begin episodes in `rows`. Scenes and goals [len(rows)] that are not given are drawn."""
         ahead = SCENES_AHEAD * self.num_envs
         if scene is None:
-            scene = next_scenes(self._sampler, self.scenes, count=len(rows), ahead=ahead, rng=self.np_random)
+            scene = self._next_scenes(len(rows)) if goal is None else self._next_scenes_with(goal)
         elif isinstance(self.scenes, StreamedSource):
             self.scenes.prefetch(np.concatenate([scene, self._sampler.drawn(ahead)]))
         uniform = None if self.task.goals is None or goal is not None else self.np_random.random(len(rows))
         self.episodes.reset_rows(rows, scene, read=self.config.first_glimpse is None, goal=goal, uniform=uniform)
         self.episodes.expect(self._sampler.drawn(self.num_envs))
+
+    def _next_scenes(self, count: int) -> NDArray[np.int64]:
+        ahead = SCENES_AHEAD * self.num_envs
+        return next_scenes(self._sampler, self.scenes, count=count, ahead=ahead, rng=self.np_random)
+
+    def _next_scenes_with(self, goal: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] the next scenes that hold the goals [n]; those between them are passed over.
+
+        Raises:
+            ValueError: two passes over the scenes held none with a goal.
+        """
+        goals = cast(Goals, self.task.goals)
+        found = np.full(len(goal), -1)
+        passed_over = 0
+        while (missing := np.flatnonzero(found < 0)).size:
+            scene = self._next_scenes(len(missing))
+            holds = goals.available(load_scenes(self.scenes, scene))[np.arange(len(missing)), goal[missing]]
+            found[missing[holds]] = scene[holds]
+            passed_over = 0 if holds.any() else passed_over + len(scene)
+            if passed_over >= 2 * len(self._sampler):
+                names = sorted({goals.names[int(number)] for number in goal[missing]})
+                raise ValueError(f"no scene of {self.scenes.name} holds {', '.join(names)}: ask for another goal")
+        return found
 
     def _first_viewpoints(self, count: int) -> NDArray[np.float32] | None:
         first = self.config.first_glimpse
@@ -566,7 +599,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         if episodes.goal is not None:
             values["goal"] = episodes.goal.copy()
         if isinstance(self.actions, DiscreteActions):
-            # int8, as Gymnasium's action_space.sample(mask) requires.
+            # int8, as Gymnasium's action_space.sample(mask) requires (of a vector environment: sample(tuple(mask))).
             values["action_mask"] = self.actions.mask(episodes.targets, episodes.glimpses).astype(np.int8)
         return values
 

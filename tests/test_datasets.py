@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -59,8 +60,12 @@ SPEC = canvit_gym.DatasetSpec(
 def registered() -> Iterator[str]:
     canvit_gym.register_dataset(SPEC)
     yield SPEC.env_id
+    unregister()
+
+
+def unregister() -> None:
     del DATASETS[SPEC.name], ENVIRONMENTS[SPEC.env_id], gym.registry[SPEC.env_id]
-    canvit_gym.env._class_named.cache_clear()
+    canvit_gym.env._class_of.cache_clear()
 
 
 def test_an_id_of_ones_own(registered: str, two_class_probe: str) -> None:
@@ -115,7 +120,23 @@ def test_scenes_of_the_wrong_shape_or_dtype_are_refused(registered: str, two_cla
             batch = super().load(indices)
             return SceneBatch(images=batch.images.permute(0, 2, 3, 1), labels=batch.labels)
 
+    @dataclass(frozen=True)
+    class Labelled(Stripes):
+        labels: Any = None
+
+        def load(self, indices: NDArray[np.int64]) -> SceneBatch:
+            return SceneBatch(images=super().load(indices).images, labels=self.labels)
+
     for scenes, message in (
+        (Labelled(labels=torch.tensor([0, 2])), r"labels .* must be classes in \[0, 1\], got \[0, 2\]"),
+        (Labelled(labels=torch.tensor([-100, 1])), r"labels .* must be classes in \[0, 1\], got \[-100, 1\]"),
+        (Labelled(labels=torch.tensor([0, 1], dtype=torch.int32)), r"must be int64 of shape \[2\].*got torch.int32"),
+        (
+            Labelled(labels=torch.zeros(2, 64, 64, dtype=torch.uint8)),
+            r"128\] \(label maps\), got torch.uint8",
+        ),
+        (Labelled(labels=np.zeros(2)), r"\(label maps\), got float64 of \[2\]"),
+        (Labelled(labels=[0, 1]), r"\(label maps\), got \[0, 1\]"),
         (Floats(), r"images .* must be uint8 of shape \[2, 3, 128, 128\], got torch.float32"),
         (ChannelsLast(), r"images .* must be uint8 of shape \[2, 3, 128, 128\], got torch.uint8 of \[2, 128, 128, 3\]"),
     ):
@@ -134,6 +155,16 @@ def test_every_id_has_its_class(env_id: str) -> None:
 def test_no_class_without_a_data_set() -> None:
     with pytest.raises(AttributeError, match="no attribute 'CifarEnv'"):
         _ = canvit_gym.env.CifarEnv
+
+
+def test_asking_too_early_for_a_class_is_no_answer_for_later() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'StripesEnv'"):
+        _ = canvit_gym.env.StripesEnv
+    canvit_gym.register_dataset(SPEC)
+    try:
+        assert canvit_gym.env.StripesEnv.defaults == SPEC.kwargs
+    finally:
+        unregister()
 
 
 def test_numpy_numbers_are_plain_ones() -> None:

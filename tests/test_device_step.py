@@ -42,19 +42,19 @@ def made() -> Iterator[list[GlimpseVectorEnv]]:
 
 
 def rollout(
-    made: list[GlimpseVectorEnv], env_id: str, *, compile: bool, device: str = "cpu", **kwargs: Any
+    made: list[GlimpseVectorEnv], env_id: str, *, compile: bool, device: str = "cpu", num: int = NUM, **kwargs: Any
 ) -> list[Any]:
     """Observations, rewards and infos of steps in which environments stop early, end and begin again one by one."""
     settings = {**canvit_gym.ENVIRONMENTS[env_id], "num_scenes": 16, "budget": 3, "allow_stop": True, **kwargs}
-    envs = GlimpseVectorEnv(NUM, device=device, compile=compile, observations=KEYS, track_score=True, **settings)
+    envs = GlimpseVectorEnv(num, device=device, compile=compile, observations=KEYS, track_score=True, **settings)
     made.append(envs)
     rng, stop = np.random.default_rng(0), int(envs.single_action_space.n) - 1  # pyright: ignore[reportAttributeAccessIssue]
     observation, info = envs.reset(seed=0)
-    found: list[Any] = [(observation, np.zeros(NUM), info["loss"])]
+    found: list[Any] = [(observation, np.zeros(num), info["loss"])]
     for _ in range(8):
         if envs._ended.any() and kwargs.get("autoreset_mode") == "disabled":
             envs.reset(options={"reset_mask": envs._ended.copy()})
-        actions = np.where(rng.random(NUM) < 0.3, stop, rng.integers(stop, size=NUM))
+        actions = np.where(rng.random(num) < 0.3, stop, rng.integers(stop, size=num))
         observation, reward, _, _, info = envs.step(actions)
         found.append((observation, reward, info["loss"], info["score"]))
     return found
@@ -81,6 +81,11 @@ def test_rows_that_stop_end_and_begin_again(mode: str, in_place: bool, made: lis
     compiled_functions = made[-1].backbone.compiled.items()
     [function] = [f for key, f in compiled_functions if (key[1], key[-1]) == (made[-1].layout, in_place)]  # type: ignore[index]
     assert function.how == "compiled", "this was the eager step"
+    if not in_place:  # of two, either may step alone, in code for any number above one
+        eager, compiled = (
+            rollout(made, SEGMENTATION, compile=value, autoreset_mode=mode, num=2) for value in (False, True)
+        )
+        assert_alike(compiled, eager, tolerance=1e-4)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from canvit_pytorch.policies import PolicyName, make_policy
 from canvit_pytorch.preprocess import imagenet_normalize
 from datasets import classification_probe, segmentation_probe, tiny
 
+from canvit_gym import evaluation
 from canvit_gym.assembly import build_backbone, build_scenes, build_task
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import (
@@ -609,3 +610,16 @@ def test_scenes_of_another_size_are_told() -> None:
 def test_entropy_policy_says_that_it_needs_a_segmentation_probe() -> None:
     with pytest.raises(ValueError, match="choose another policy"):
         evaluate(PaperPolicy("entropy_coarse_to_fine", num_glimpses=5), config=CLASSIFICATION)
+
+
+def test_a_source_of_scenes_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One on disk lists all of its files."""
+    made: list[EnvConfig] = []
+
+    def counted(config: EnvConfig) -> Any:
+        made.append(config)
+        return build_scenes(config)
+
+    monkeypatch.setattr(evaluation, "build_scenes", counted)
+    evaluate(PaperPolicy("coarse_to_fine", num_glimpses=1), config=replace(CONFIG, num_scenes=4), num_glimpses=1)
+    assert len(made) == 1

@@ -59,7 +59,7 @@ def test_expected_scenes_are_loaded_once_by_the_thread() -> None:
     for indices in ([4], [9, 1, 5]):
         loaded = loader.load(np.array(indices))
         assert_same(loaded.batch, plain, indices)
-        assert_same(loaded.host, plain, indices)
+        assert_same(loaded.on_host(), plain, indices)
     assert source.loaded == [(False, [3, 1, 4]), (False, [5, 9])]
     assert_same(loader.load(np.array([1])).batch, plain, [1])  # handed out before: its memory is the caller's
     assert source.loaded[2:] == [(True, [1])]

@@ -61,6 +61,22 @@ def test_a_goal_can_be_set_and_one_that_is_not_there_is_refused(make_vec: MakeVe
             envs.reset(options={"scene": 3, "goal": cast(Any, bad)})
 
 
+def test_a_goal_alone_finds_scenes_that_hold_it(make_vec: MakeVec) -> None:
+    envs = make_vec(8, "CanViT/FashionSearch-v0")
+    for seed in range(3):
+        observation, info = envs.reset(seed=seed, options={"goal": 3})
+        assert info["goal"].tolist() == [3] * 8 and len(set(info["scene"].tolist())) > 1
+        again, info_again = envs.reset(seed=seed, options={"goal": 3})
+        assert info_again["scene"].tolist() == info["scene"].tolist()
+        assert np.array_equal(again["canvas"], observation["canvas"])
+    few = make_vec(1, "CanViT/FashionSearch-v0", num_scenes=1)
+    _, info = few.reset(seed=0)
+    held = {item.label for item in few.scenes.items(0)}  # pyright: ignore[reportAttributeAccessIssue]
+    missing = next(goal for goal in range(1, 11) if goal not in held)
+    with pytest.raises(ValueError, match=r"no scene of FashionScenes .* holds .*: ask for another goal"):
+        few.reset(options={"goal": missing})
+
+
 def test_the_score_is_the_iou_of_the_goal(reading: tuple[SearchTask, torch.Tensor, dict[str, torch.Tensor]]) -> None:
     task, logits, truth = reading
     read = F.interpolate(logits, size=(128, 128), mode="bilinear", align_corners=False).argmax(dim=1)

@@ -138,6 +138,10 @@ def test_the_shard_of_an_environment_is_set() -> None:
     with pytest.raises(ValueError, match=r"shard \(16, 17\) of 16 scenes is empty"):
         envs.shard = (16, 17)
     assert envs.shard == (1, 4) and envs.reset()[1]["scene"].tolist() == [9, 13]
+    assert envs.spec is not None
+    again = gym.make_vec(envs.spec).unwrapped
+    assert isinstance(again, GlimpseVectorEnv) and again.shard == (1, 4)
+    again.close()
     envs.close()
 
 

@@ -6,6 +6,7 @@ like any others and read nothing.
 
 import inspect
 import io
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from math import prod
@@ -23,10 +24,16 @@ LOADING_ERRORS = (AssertionError, AttributeError, KeyError, RuntimeError, Safete
 """What canvit-pytorch and its loaders raise for a file that is damaged or of another kind."""
 
 
+_quiet = threading.RLock()
+
+
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Loading leaves no trace: the Hub mixin prints a line per checkpoint, and initialization draws random numbers."""
-    with redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]), float32_by_default():
+    """Loading leaves no trace: the Hub mixin prints a line per checkpoint, and initialization draws random numbers.
+
+    One thread at a time, since stdout and generators are those of all threads.
+    """
+    with _quiet, redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]), float32_by_default():
         yield
 
 

@@ -35,6 +35,7 @@ from canvit_gym.atomic import write_bytes, write_json
 from canvit_gym.backbone.hub import asset_dir, find_repository, hub_root
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.config import EnvConfig
+from canvit_gym.dtypes import float32_by_default
 from canvit_gym.observations import ObservationLayout
 from canvit_gym.policies.distributions import ActionDistribution, most_likely
 from canvit_gym.policies.flops import probe_flops
@@ -495,6 +496,7 @@ def _released_directory(source: str | Path) -> Path | None:
     return below_root if below_root.is_dir() else find_repository("policy", name, (CONFIG, RELEASED_WEIGHTS))
 
 
+@float32_by_default()
 def make_network(record: PolicyRecord, config: EnvConfig) -> nn.Module:
     """An untrained network with the record's class and options, for the spaces of `config`.
 

@@ -2,10 +2,10 @@
 
 Copying the pixels of 64 scenes of 512 px takes a CPU about as long as five compiled steps of CanViT-B take a GPU. So a
 thread loads the scenes that come next while the current ones are stepped, and sends them to the GPU on a stream of its
-own. This holds the pixels and labels of up to as many further scenes as are expected, on both sides.
+own. Scenes are held in the batches in which they were announced, on both sides, until the last of a batch is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,10 +20,11 @@ from canvit_gym.scenes.source import SceneBatch, SceneSource, load_scenes, loads
 
 @dataclass(frozen=True)
 class LoadedScenes:
-    """Scenes on the host, and the same ones as they are used: on the device if they were sent in advance."""
+    """Scenes as they are used, on the device if they were sent in advance, and a function that picks them on the host:
+    a copy, which most have no use for."""
 
-    host: SceneBatch
     batch: SceneBatch
+    on_host: Callable[[], SceneBatch]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class SceneLoader:
         found = self._arrived(indices) if self._place else None
         if found is None:
             batch = load_scenes(self.scenes, indices)
-            return LoadedScenes(host=batch, batch=batch)
+            return LoadedScenes(batch=batch, on_host=lambda: batch)
         return found
 
     def close(self) -> None:
@@ -117,7 +118,8 @@ class SceneLoader:
                 for tensor in (sent.device.images, sent.device.labels):
                     tensor.record_stream(stream)  # its memory is not reused before this stream is done with it
         return LoadedScenes(
-            host=_picked([sent.host for sent in batches], rows), batch=_picked([sent.device for sent in batches], rows)
+            batch=_picked([sent.device for sent in batches], rows),
+            on_host=lambda: _picked([sent.host for sent in batches], rows),
         )
 
 

@@ -35,6 +35,8 @@ class SceneSampler:
     def __init__(self, *, num_scenes: int, shard: tuple[int, int], shuffle: bool) -> None:
         index, count = check_shard(shard)
         self._scenes = np.arange(index, num_scenes, count)
+        if not num_scenes:
+            raise ValueError("there are no scenes; choose another split or another root")
         if not len(self._scenes):
             raise ValueError(f"shard {shard} of {num_scenes} scenes is empty; use at most {num_scenes} shards")
         self._shuffle = shuffle

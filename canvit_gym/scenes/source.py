@@ -1,7 +1,7 @@
 """The interface of scenes: scenes by index, as uint8 tensors."""
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -99,9 +99,24 @@ def load_scenes(scenes: SceneSource, indices: NDArray[np.int64]) -> SceneBatch:
             f"images of {scenes.name} must be uint8 of shape {shape}, got {batch.images.dtype} of "
             f"{list(batch.images.shape)}: see canvit_gym.scenes.source.SceneBatch"
         )
-    if len(batch.labels) != num:
-        raise ValueError(f"{scenes.name} returned {len(batch.labels)} labels for {num} scenes")
+    _check_labels(batch.labels, scenes, num)
     return batch
+
+
+def _check_labels(labels: Any, scenes: SceneSource, num: int) -> None:
+    """Raise ValueError unless the labels [num] are classes, or label maps of the scenes' size."""
+    size, count = scenes.scene_size_px, len(scenes.classes)
+    if isinstance(labels, Tensor) and labels.dtype == torch.int64 and list(labels.shape) == [num]:
+        if bool(((labels < 0) | (labels >= count)).any()):
+            raise ValueError(
+                f"labels of {scenes.name} must be classes in [0, {count - 1}], got {labels.tolist()}: see its `classes`"
+            )
+    elif not (isinstance(labels, Tensor) and labels.dtype == torch.uint8 and list(labels.shape) == [num, size, size]):
+        got = f"{labels.dtype} of {list(labels.shape)}" if hasattr(labels, "dtype") else repr(labels)
+        raise ValueError(
+            f"labels of {scenes.name} must be int64 of shape {[num]} (classes) or uint8 of shape {[num, size, size]} "
+            f"(label maps), got {got}: see canvit_gym.scenes.source.SceneBatch"
+        )
 
 
 def loads_in_threads(scenes: SceneSource) -> bool:

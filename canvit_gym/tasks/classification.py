@@ -17,6 +17,7 @@ from canvit_gym.backbone.hub import WEIGHTS, Source, locate, mark_used
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.backbone.weights import LOADING_ERRORS, quiet_loading, require_finite
 from canvit_gym.config import EnvConfig
+from canvit_gym.dtypes import float32_by_default
 from canvit_gym.observations import predictive_uncertainty
 from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.source import SceneBatch
@@ -101,6 +102,7 @@ def _fused(probe: Source, checkpoint: Source, model: CanViTForPretraining) -> Ca
 
 
 @cache
+@float32_by_default()
 def _with_readout(probe: Source, model: CanViTForPretraining) -> CanViTForImageClassification:
     """canvit-pytorch's classifier with the probe's linear map after a LayerNorm without affine parameters."""
     tensors = load_file(probe.directory / WEIGHTS)
