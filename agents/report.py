@@ -62,10 +62,11 @@ What learned policies are worth on test scenes that no training, tuning or choic
 
     python -m agents.report --run-dir RUN_DIR
 
-from runs of `agents.train` and `agents.matrix`. A seed of PPO that was the best by validation is in the package:
-`load_policy("FashionStop-v0/ppo")`. Every number, the commands of all runs, where each was trained and evaluated, and
-the versions and the machine of one run of each algorithm are in the JSON files beside this page. The npz files hold
-what the payoffs are computed from, scene by scene, so that runs can be added (`agents.report`).
+from runs of `agents.train` and `agents.matrix`. The best seed of PPO by validation, of these runs or of an earlier set
+of five (its card says which), is in the package: `load_policy("FashionStop-v0/ppo")`. Every number, the commands of all
+runs, where newer ones were trained and evaluated, and the versions and the machine of one run of each algorithm are in
+the JSON files beside this page. The npz files hold what the payoffs of newer runs are computed from, scene by scene, so
+that seeds can be added to them (`agents.report`).
 
 - **Value**: what the environment pays, of the best policy of each run, with its most likely viewpoints (or *sampled*
   ones); the interquartile mean over seeds. 95% intervals resample seeds and scenes; differences are paired by scene.

@@ -146,7 +146,7 @@ Every argument is plain JSON, so `env.spec.to_json()` works.
 >>> envs.close()
 
 ## Version History
-- v0: first release.
+- v0: first release.$history
 """)
 
 
@@ -168,6 +168,7 @@ def page(spec: DatasetSpec) -> str:
     text = _TEMPLATE.substitute(
         id=spec.env_id,
         headline=own.headline,
+        history=own.history and f" {own.history}",
         scenes=dedent(own.scenes).strip(),
         example=example,
         arguments=arguments(spec),

@@ -67,6 +67,8 @@ class DatasetPage:
     """Keyword arguments of the examples."""
     arguments: Mapping[str, str] = field(default_factory=dict)
     """Keyword -> its meaning here, where EnvConfig's general description is not enough."""
+    history: str = ""
+    """What has changed in the environment since its first release."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +174,7 @@ _FOLDER_SPLITS = ("training", "validation", "test", "tuning")
 _OWN_PROBE = "`canvit-gym fit-probe` fits one on your own classes"
 
 
+_NEW_TRAINING_SCENES = "Since 0.2 its training scenes begin after those that nano was trained on."
 _KNOWN_TO_NANO = 24_576
 """Number of training scenes, of the flavours segmentation and classification, that nano may have learned from.
 
@@ -246,6 +249,7 @@ _BUILT_IN = (
             classes="eleven classes (background and ten garments)",
             example={"num_scenes": 16},
             arguments=_FASHION_COUNT,
+            history=_NEW_TRAINING_SCENES,
         ),
     ),
     DatasetSpec(
@@ -270,6 +274,7 @@ _BUILT_IN = (
             classes="one of ten classes",
             example={"num_scenes": 16},
             arguments=_FASHION_COUNT,
+            history=_NEW_TRAINING_SCENES,
         ),
     ),
     DatasetSpec(
