@@ -24,7 +24,7 @@ from canvit_gym.observations import ObservationLayout, Taken, to_uint8
 from canvit_gym.scenes.ahead import SceneLoader
 from canvit_gym.scenes.source import SceneBatch, SceneSource
 from canvit_gym.states import FixedStates, Rows, States, index_of
-from canvit_gym.tasks.goals import Goals, choose_goals, require_available, scene_uniforms
+from canvit_gym.tasks.goals import Goals, choose_goals, goal_uniforms, require_available
 from canvit_gym.tasks.metric import Metric
 from canvit_gym.tasks.pictures import TaskPicture
 from canvit_gym.tasks.task import Task, Truth
@@ -289,7 +289,7 @@ class EpisodeBatch:
         assert self.task.goals is not None
         available = self.task.goals.available(batch)
         if goal is None:
-            return choose_goals(available, scene_uniforms(scene) if uniform is None else uniform)
+            return choose_goals(available, goal_uniforms(scene) if uniform is None else uniform)
         require_available(goal, available, scene, self.task.goals.names)
         return goal
 

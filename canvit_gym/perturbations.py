@@ -27,7 +27,9 @@ from torch import Tensor
 
 from canvit_gym.checks import integer, is_number, number
 from canvit_gym.episodes import EpisodeBatch, Rows
+from canvit_gym.observations import to_uint8
 from canvit_gym.scenes.source import Item, LocatedSource, SceneBatch, SceneSource, load_scenes
+from canvit_gym.states import index_of
 from canvit_gym.vector_env import GlimpseVectorEnv
 from canvit_gym.viewpoints import clip_to_scene
 
@@ -434,7 +436,10 @@ class PerturbedEpisodes(EpisodeBatch):
         return np.all([perturbation.shows(scene, t) for perturbation in self.perturbations], axis=0)
 
     def _see_nothing(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:
-        """Count a glimpse, but leave states, readings and observations of what was seen as they are."""
+        """Count a glimpse that shows the mean colour, and leave states, readings and what is known as they are."""
+        if (last := self._kept.get("glimpse")) is not None:
+            with torch.inference_mode():
+                last[index_of(rows, last)] = to_uint8(torch.zeros(last.shape[1:], device=last.device))
         self.viewpoints[rows, self.glimpses[rows]] = viewpoints
         self.glimpses[rows] += 1
         curves = self.curves  # waits for the last reading

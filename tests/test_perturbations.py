@@ -134,12 +134,14 @@ def test_a_dropped_glimpse_leaves_everything_as_it_was(make_vec: MakeVec) -> Non
         lost = torch.from_numpy(dropped)
         assert torch.equal(inner.state.canvas[lost], canvas[lost])
         assert info["glimpses"].tolist() == [2] * NUM and (after["time"] < before["time"]).all()
-        for key in ("canvas", "uncertainty", "acuity", "glimpse"):
+        for key in ("canvas", "uncertainty", "acuity"):
             np.testing.assert_array_equal(after[key][dropped], before[key][dropped])
         np.testing.assert_array_equal(info["loss"][dropped], loss[dropped])
         assert (reward[dropped] == 0).all() and (reward[~dropped] != 0).all()
         assert not torch.equal(inner.state.canvas[~lost], canvas[~lost]) or dropped.all()
-        assert (inner.view(int(dropped.argmax())).glimpse == inner.view(int(dropped.argmax())).glimpse[0, 0]).all()
+        seen = inner.view(int(dropped.argmax())).glimpse
+        assert (seen == seen[0, 0]).all() and (after["glimpse"][dropped] == seen.transpose(2, 0, 1)).all()
+        assert (after["glimpse"][~dropped] != before["glimpse"][~dropped]).any() or dropped.all()
 
 
 def test_numpy_numbers_are_plain_ones() -> None:

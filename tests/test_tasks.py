@@ -24,7 +24,7 @@ from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.source import SceneBatch
 from canvit_gym.statistics import area_under_curve, bootstrap_interval
 from canvit_gym.tasks import TASKS, TaskSpec, metric_named
-from canvit_gym.tasks.goals import ClassGoals, choose_goals, scene_uniforms
+from canvit_gym.tasks.goals import ClassGoals, choose_goals, goal_uniforms
 from canvit_gym.tasks.metric import MeanMetric
 from canvit_gym.tasks.segmentation import SegmentationTask, segmentation_parts
 from canvit_gym.tasks.task import Truth, potential
@@ -182,7 +182,7 @@ def test_goals_are_drawn_evenly_among_those_there() -> None:
     drawn = choose_goals(available.repeat(1000, axis=0), np.tile(np.linspace(0, 1, 1000, endpoint=False), 2))
     assert np.bincount(drawn[:1000], minlength=4).tolist() == [0, 500, 0, 500]
     assert np.bincount(drawn[1000:], minlength=4).tolist() == [250] * 4
-    uniform = scene_uniforms(np.arange(10_000))
+    uniform = goal_uniforms(np.arange(10_000))
     assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.01
 
 

@@ -30,7 +30,7 @@ from canvit_gym.play.pictures import class_colours, numbers, picture_uri, seen_p
 from canvit_gym.play.recording import Played
 from canvit_gym.play.rivals import Rivals
 from canvit_gym.rendering import Frame
-from canvit_gym.tasks.goals import choose_goals, scene_uniforms
+from canvit_gym.tasks.goals import choose_goals, goal_uniforms
 
 STAGE_PX = 384
 """Side of the picture of what has been seen."""
@@ -175,7 +175,7 @@ class Game:
             return {}
         index = np.array([scene])
         available = envs.task.goals.available(envs.scenes.load(index))
-        return {"goal": int(choose_goals(available, scene_uniforms(index))[0])}
+        return {"goal": int(choose_goals(available, goal_uniforms(index))[0])}
 
     def _step(self, action: Any) -> Message:
         if self._ended:

@@ -80,9 +80,6 @@ class HasMemory(Protocol):
         ...
 
 
-PolicyNetwork = HasDistribution | HasValues
-
-
 def action_options(actions: Actions) -> dict[str, Any]:
     """The keyword arguments of a network that depend on the environment's actions."""
     if isinstance(actions, DiscreteActions):

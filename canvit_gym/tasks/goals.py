@@ -72,7 +72,7 @@ def choose_goals(available: NDArray[np.bool_], uniform: NDArray[np.float64]) -> 
     return (allowed.cumsum(axis=1) > place[:, None]).argmax(axis=1)
 
 
-def scene_uniforms(scene: NDArray[np.int64]) -> NDArray[np.float64]:
+def goal_uniforms(scene: NDArray[np.int64]) -> NDArray[np.float64]:
     """[n] numbers in [0, 1), a function of the scene's index alone: evaluations give every policy the same goals."""
     mixed = (scene.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # splitmix64
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
