@@ -16,10 +16,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.learner import State
@@ -67,9 +68,11 @@ def preserved_random_state() -> Iterator[None]:
         set_random_state(state)
 
 
-def begin_episodes(env: VecEnv) -> Any:
-    """Reset every environment for the next rollout. Returns its first observation."""
-    return env.reset()
+def begin_episodes(model: BaseAlgorithm, env: VecEnv, observation: Any = None) -> None:
+    """Begin the next rollout of a model of Stable-Baselines3 with new episodes, or with those that have just begun with
+    this observation."""
+    model._last_obs = cast(Any, env.reset()) if observation is None else observation
+    model._last_episode_starts = np.ones(env.num_envs, dtype=np.bool_)
 
 
 def capture_environments(env: GlimpseVecEnv) -> State:
@@ -100,7 +103,7 @@ def restore_environments(env: VecEnv, state: State) -> Any:
                 stacklevel=2,
             )
         inner.set_options([dict(zip(begun, values, strict=True)) for values in zip(*begun.values(), strict=True)])
-    observation = begin_episodes(env)
+    observation = env.reset()
     restore_native(inner.glimpse_envs, state)
     return observation
 

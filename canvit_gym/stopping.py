@@ -215,6 +215,18 @@ def stops_when_right(scene_score: NDArray[np.float64]) -> NDArray[np.int64]:
     return (scene_score > 0.5).argmax(axis=1) + 1
 
 
+def first_at_least(signal: NDArray[np.floating[Any]], threshold: float) -> NDArray[np.int64]:
+    """[N, T] a number after every glimpse -> [N] glimpses taken when it first reaches the threshold; T where it never
+    does.
+
+    >>> first_at_least(np.array([[0.2, 0.7, 0.9], [0.1, 0.2, 0.3]]), 0.6).tolist()
+    [2, 3]
+    """
+    enough = signal >= threshold
+    enough[:, -1] = True
+    return enough.argmax(axis=1) + 1
+
+
 def stopped_return(scene_score: NDArray[np.float64], glimpses: NDArray[np.int64], price: float) -> NDArray[np.float64]:
     """[N, T] scores of scenes, [N] glimpses at the stop -> [N] the score there minus what the glimpses cost."""
     return scene_score[np.arange(len(glimpses)), glimpses - 1] - cost_of_glimpses(glimpses, price)

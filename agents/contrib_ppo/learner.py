@@ -22,7 +22,7 @@ from agents.ppo.hyperparameters import Hyperparameters
 from agents.ppo.learner import PPOLearner
 from agents.ppo.model import make_training_env, ppo_arguments
 from agents.settings import Plan
-from agents.training_state import check_revisits, check_whole_episodes
+from agents.training_state import begin_episodes, check_revisits, check_whole_episodes
 from canvit_gym.assembly import build_actions
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.checks import integer
@@ -133,7 +133,7 @@ class _EncodedPPOLearner(PPOLearner):
         return self._network
 
     def begin(self, *, progress: bool) -> list[dict[str, float]]:
-        self._begin_episodes()
+        begin_episodes(self.model, self.env)
         return []
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any, cast
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -132,12 +131,8 @@ class OffPolicyLearner:
         self.model.set_logger(logger)
 
     def begin(self, *, progress: bool) -> list[dict[str, float]]:
-        self._begin_episodes()
+        begin_episodes(self.model, self.env)
         return []
-
-    def _begin_episodes(self, observation: Any = None) -> None:
-        self.model._last_obs = begin_episodes(self.env) if observation is None else observation
-        self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=np.bool_)
 
     def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
         ours = MonitorCallback(monitor, total=total, before_rollout=self._cut_episodes)
@@ -147,7 +142,7 @@ class OffPolicyLearner:
 
     def _cut_episodes(self) -> None:
         if not ends_with_rollouts(self.plan.env):  # they go on from their scenes nowhere else
-            self._begin_episodes()
+            begin_episodes(self.model, self.env)
 
     def capture(self) -> State:
         model = self.model
@@ -192,7 +187,7 @@ class OffPolicyLearner:
         self._restore_replay(state["replay"])
         if self._normalizer is not None:
             self._normalizer.load_state_dict(state["normalizer"])
-        self._begin_episodes(restore_environments(self.env, state))
+        begin_episodes(self.model, self.env, restore_environments(self.env, state))
         model.action_space.np_random.bit_generator.state = _parsed(state["action_space"])
         set_random_state(state["random"])
 

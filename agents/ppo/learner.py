@@ -4,7 +4,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from torch import nn
@@ -89,12 +88,8 @@ class PPOLearner:
             self.network, plan.env, detection_of(self.hyper), seed=plan.settings.seed, progress=progress
         )
         found += warmed_up(self.model, plan.env, self.hyper, seed=plan.settings.seed, progress=progress)
-        self._begin_episodes()
+        begin_episodes(self.model, self.env)
         return found
-
-    def _begin_episodes(self, observation: Any = None) -> None:
-        self.model._last_obs = begin_episodes(self.env) if observation is None else observation
-        self.model._last_episode_starts = np.ones(self.env.num_envs, dtype=np.bool_)
 
     def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
         ours = MonitorCallback(monitor, total=total)
@@ -122,7 +117,7 @@ class PPOLearner:
         if not ends_with_rollouts(
             self.plan.env
         ):  # cut episodes here, both in the run that continues and in a resumed one
-            self._begin_episodes()
+            begin_episodes(self.model, self.env)
         return state
 
     def restore(self, state: State) -> None:
@@ -134,7 +129,7 @@ class PPOLearner:
         model.ent_coef = state["ent_coef"]
         if isinstance(self.env, PerStepNormalize):
             self.env.load_state_dict(state["normalizer"])
-        self._begin_episodes(restore_environments(self.env, state))
+        begin_episodes(self.model, self.env, restore_environments(self.env, state))
         set_random_state(state["random"])
 
     def restore_network(self, state: State) -> None:

@@ -37,7 +37,6 @@ from agents.settings import Plan
 from agents.supervised import gradient_step, minibatches, rise_and_fall
 from agents.torch_learner import TorchLearner
 from agents.training_state import (
-    begin_episodes,
     capture_environments,
     ends_with_rollouts,
     glimpse_env,
@@ -147,7 +146,7 @@ class QRegression(TorchLearner[nn.Module]):
         return float(1 - F.mse_loss(predictions, targets) / targets.var().clamp(min=1e-9))
 
     def _begin_episodes(self, observation: Any = None) -> None:
-        self._observation = begin_episodes(self.env) if observation is None else observation
+        self._observation = cast(Any, self.env.reset()) if observation is None else observation
         self._depth[:] = 0
 
     def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:

@@ -44,7 +44,7 @@ from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, OverRuns, bootstrap_interval
-from canvit_gym.stopping import stopped_return
+from canvit_gym.stopping import first_at_least, stopped_return
 from experiments.studies.optimal_stopping import learn_when_to_stop, worth_of_stopping
 
 Floats = NDArray[np.float64]
@@ -86,9 +86,7 @@ class Looked:
 
     def stops(self, rule: str, threshold: float) -> NDArray[np.int64]:
         """[N]: the number of glimpses taken when the rule's signal first reaches the threshold."""
-        enough = self.signals[rule] >= threshold
-        enough[:, -1] = True
-        return enough.argmax(axis=1) + 1
+        return first_at_least(self.signals[rule], threshold)
 
 
 Signal = Callable[[EpisodeBatch], NDArray[Any]]

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.intervals import with_interval
 from agents.outcomes import evaluation_key
 from canvit_gym.atomic import replacing, write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
@@ -39,7 +40,7 @@ from canvit_gym.policies import make_policy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, bootstrap_interval
 from canvit_gym.stopping import confidence as confidence_now
-from canvit_gym.stopping import stopped_return, stops_when_right
+from canvit_gym.stopping import first_at_least, stopped_return, stops_when_right
 from canvit_gym.suite.payoff import payoff_of
 
 _NO_MAP = (
@@ -156,9 +157,7 @@ def look(spec: str, env: EnvConfig, directory: Path, *, confidence: bool) -> Loo
 def stops_at_confidence(found: Look, threshold: float) -> NDArray[np.int64]:
     """[N]: the number of glimpses taken when the confidence first reaches the threshold, or all of them."""
     assert found.confidence is not None
-    sure = found.confidence >= threshold
-    sure[:, -1] = True
-    return sure.argmax(axis=1) + 1
+    return first_at_least(found.confidence, threshold)
 
 
 def _return(found: Look, stops: NDArray[np.int64], price: float) -> NDArray[np.float64]:
@@ -251,12 +250,6 @@ def _stopping(who: Compared, tuning: EnvConfig, measured: EnvConfig, directory: 
     }
 
 
-def _with_interval(estimate: dict[str, float], *, signed: bool = False) -> str:
-    form = "{:+.1f}" if signed else "{:.1f}"
-    value, low, high = (form.format(100 * estimate[key]) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
 def passes(result: dict[str, Any]) -> bool:
     return result["headroom"]["low"] > 0
 
@@ -281,10 +274,10 @@ def page(result: dict[str, Any]) -> str:
     roles = {result["opponent"]: "best without labels", result["ceiling"]: "ceiling"}
     for name, row in sorted(result["policies"].items(), key=lambda item: -item[1]["value"]):
         shown = f", {row['glimpses']:.1f} glimpses" if "glimpses" in row else ""
-        lines.append(f"| {name} | {roles.get(name, '')} | {_with_interval(row)}{shown} |")
-    lines += ["", f"Headroom: {_with_interval(result['headroom'], signed=True)} points. Passes: {verdict(result)}."]
+        lines.append(f"| {name} | {roles.get(name, '')} | {with_interval(row, '{:.1f}', 100)}{shown} |")
+    lines += ["", f"Headroom: {with_interval(result['headroom'], '{:+.1f}', 100)} points. Passes: {verdict(result)}."]
     if "headroom_of_place" in result:
-        lead = _with_interval(result["headroom_of_place"], signed=True)
+        lead = with_interval(result["headroom_of_place"], "{:+.1f}", 100)
         lines.append(f"A locator that stops by its confidence: {lead} points.")
     for role, title in (("opponents", "without labels"), ("ceilings", "that are told where to look")):
         tried = result["on_training_scenes"][role]
@@ -313,7 +306,7 @@ def table(results: list[dict[str, Any]]) -> str:
         cells = (
             result["env"].rpartition("/")[2], str(result["budget"]), f"{result['metric']}, {result['pays']}", one,
             f"{100 * rows[one]['value']:.1f}", other, f"{100 * rows[other]['value']:.1f}",
-            _with_interval(result["headroom"], signed=True), verdict(result),
+            with_interval(result["headroom"], "{:+.1f}", 100), verdict(result),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
