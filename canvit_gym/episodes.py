@@ -448,23 +448,44 @@ class EpisodeBatch:
     def observe(self, rows: Rows | None = None) -> dict[str, Tensor]:
         """Fresh tensors of the observation's keys, [len(rows), ...] each, on the device."""
         rows = self.all_rows if rows is None else rows
-        dtype, device = getattr(torch, self.layout.dtype), self.backbone.device
+        sent = {
+            key: torch.from_numpy(value).to(self.backbone.device, non_blocking=True)
+            for key, value in self._known(rows).items()
+        }
+        values = sent | self._picked(rows)
+        return {key: values[key] for key in self.layout.keys}
+
+    @float32_by_default()
+    @torch.no_grad()
+    def begin_observation(self, rows: Rows | None = None) -> Callable[[], dict[str, NDArray[Any]]]:
+        """Begin to copy the observation to the host. The returned function waits for it, and returns fresh arrays of
+        its keys, [len(rows), ...] each. What the host knows does not go to the device for that."""
+        rows = self.all_rows if rows is None else rows
+        known, picked = self._known(rows), self._picked(rows)
+        arriving = begin_to_host(picked) if picked else dict
+
+        def wait() -> dict[str, NDArray[Any]]:
+            values = known | arriving()
+            return {key: values[key] for key in self.layout.keys}
+
+        return wait
+
+    def _known(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        """The observation's HostKeys."""
         goal = None if self.goal is None else cast(Goals, self.task.goals).encode(self.goal[rows])
         taken = Taken(self.glimpses[rows], self.viewpoints[rows], self.budget, goal)
+        return {name: key.read(taken).astype(self.layout.dtype) for name, key in self.layout.host_keys.items()}
+
+    def _picked(self, rows: Rows) -> dict[str, Tensor]:
+        """The observation's DeviceKeys: never aliases of what is kept, whose rows are updated in place."""
+        dtype = getattr(torch, self.layout.dtype)
 
         def picked(kept: Tensor) -> Tensor:
-            """Never an alias of what is kept, whose rows are updated in place."""
             value = kept if len(rows) == self.num else kept[index_of(rows, kept)]
             value = value.to(dtype) if value.is_floating_point() else value
             return value.clone() if value is kept else value
 
-        def sent(values: NDArray[np.float32]) -> Tensor:
-            return torch.from_numpy(values).to(device=device, dtype=dtype, non_blocking=True)
-
-        host = self.layout.host_keys
-        return {
-            key: sent(host[key].read(taken)) if key in host else picked(self._kept[key]) for key in self.layout.keys
-        }
+        return {name: picked(self._kept[name]) for name in self._device_step.keys}
 
     @float32_by_default()
     @_own_precision

@@ -24,7 +24,7 @@ from canvit_gym.assembly import (
 )
 from canvit_gym.checks import integer, optional
 from canvit_gym.config import EnvConfig, config_from_kwargs
-from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows, begin_to_host
+from canvit_gym.episodes import EpisodeBatch, EpisodeView, Rows
 from canvit_gym.pages import arguments
 from canvit_gym.registration import ENVIRONMENTS, require_own_dataset
 from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
@@ -577,10 +577,10 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     def _begin_observation(self, rows: Rows | None = None) -> Callable[[], Observation]:
         """Begin to compute and copy the observation; the returned function waits for it."""
-        observation = self.episodes.observe(rows)
         if self.on_device:
+            observation = self.episodes.observe(rows)
             return lambda: cast(Observation, observation)
-        return begin_to_host(observation)
+        return self.episodes.begin_observation(rows)
 
     def _infos(self, mask: NDArray[np.bool_], *, ended: NDArray[np.bool_] | None) -> Info:
         """Gymnasium's vector infos: arrays over environments, each with a mask `_key` of the environments that have

@@ -45,7 +45,7 @@ class SearchTask(SegmentationTask):
         """labels [n, H, W] uint8, shares [n, K, G, G], and the goal [n] int64."""
         assert goal is not None, "a search has a goal"
         truth = super().truth(scenes)
-        return truth | {"goal": torch.from_numpy(goal.copy()).to(self.backbone.device)}
+        return truth | {"goal": torch.from_numpy(goal.copy()).to(self.backbone.device, non_blocking=True)}
 
     @potential(
         "L",
