@@ -499,7 +499,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
                 raise ValueError(
                     f"options['reset_mask'] must be {self.num_envs} booleans, at least one true; "
-                    f"got {options['reset_mask']!r}"
+                    f"got {mask.dtype} of shape {mask.shape}: {options['reset_mask']}"
                 )
             rows = np.flatnonzero(mask)
             if not self._started and len(rows) < self.num_envs:

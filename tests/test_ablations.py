@@ -117,7 +117,7 @@ def test_runs_are_finished_once_and_reported(tmp_path: Path, monkeypatch: pytest
     assert str(tmp_path) not in json.dumps(result["config"])
 
     other = tiny(tmp_path, hyper=json.dumps(HYPER | {"n_epochs": 2}))
-    with pytest.raises(ValueError, match=r"other settings \(n_epochs\): delete it, or choose another --runs-dir"):
+    with pytest.raises(ValueError, match=r"other settings \(n_epochs\): delete it, or choose another directory"):
         ablate(other)
 
     path = trained[0] / "last" / "policy.json"

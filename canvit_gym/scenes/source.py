@@ -107,7 +107,7 @@ def _check_labels(labels: Any, scenes: SceneSource, num: int) -> None:
     """Raise ValueError unless the labels [num] are classes, or label maps of the scenes' size."""
     size, count = scenes.scene_size_px, len(scenes.classes)
     if isinstance(labels, Tensor) and labels.dtype == torch.int64 and list(labels.shape) == [num]:
-        if bool(((labels < 0) | (labels >= count)).any()):
+        if count and bool(((labels < 0) | (labels >= count)).any()):  # a source without classes has no labels either
             raise ValueError(
                 f"labels of {scenes.name} must be classes in [0, {count - 1}], got {labels.tolist()}: see its `classes`"
             )
