@@ -185,13 +185,6 @@ def _study(directory: Path, settings: dict[str, Any], *, first: dict[str, Any]) 
             f"the search in {directory} was begun with other {', '.join(changed)}: leave them as they were, or choose "
             "another --run-dir"
         )
-    for trial in study.get_trials(states=(TrialState.RUNNING,)):
-        if set(trial.params) == set(settings["space"]):
-            continue
-        # It ended while its values were suggested: another one counts in its place.
-        if trial.number == 0 and not study.get_trials(states=(TrialState.WAITING,)):
-            study.enqueue_trial(first)
-        study.tell(trial.number, state=TrialState.PRUNED)
     return study
 
 
@@ -204,7 +197,13 @@ def _run_trials(
     space: dict[str, Any],
 ) -> None:
     for trial in study.get_trials(states=(TrialState.RUNNING,)):  # its process ended before it was finished
-        _finish(config, study, trial.number, overrides(trial.params, space, entry), directory, settings)
+        if set(trial.params) == set(space):
+            _finish(config, study, trial.number, overrides(trial.params, space, entry), directory, settings)
+            continue
+        # Even while its values were suggested: another one counts in its place.
+        if trial.number == 0 and not study.get_trials(states=(TrialState.WAITING,)):
+            study.enqueue_trial(untuned(space, entry))
+        study.tell(trial.number, state=TrialState.PRUNED)
     while len(study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))) < config.trials:
         # A trial's values depend only on the trials before it, wherever the search was interrupted.
         study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))

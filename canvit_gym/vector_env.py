@@ -78,6 +78,14 @@ def plain_spec(spec: EnvSpec, config: EnvConfig, **others: Any) -> EnvSpec:
     return replace(spec, kwargs={name: plain.get(name, value) for name, value in spec.kwargs.items()})
 
 
+def _array(option: Any) -> NDArray[Any]:
+    """The value of a reset option, whose dtype and shape are yet to be checked. A ragged list is an empty array."""
+    try:
+        return np.asarray(option)
+    except ValueError:
+        return np.zeros(0)
+
+
 def with_shard(spec: EnvSpec, config: EnvConfig) -> EnvSpec:
     """The spec with the configuration's shard, of which environments may be given another one."""
     return replace(spec, kwargs={**spec.kwargs, "shard": config.to_json()["shard"]})
@@ -491,11 +499,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             raise ValueError(f"unknown reset option {', '.join(unknown)}; there are: {', '.join(_OPTIONS)}")
         rows = self.episodes.all_rows
         if "reset_mask" in options:
-            mask: NDArray[Any]
-            try:
-                mask = np.asarray(options["reset_mask"])
-            except ValueError:  # a ragged list, refused below
-                mask = np.zeros(0)
+            mask = _array(options["reset_mask"])
             if mask.dtype != np.bool_ or mask.shape != (self.num_envs,) or not mask.any():
                 raise ValueError(
                     f"options['reset_mask'] must be {self.num_envs} booleans, at least one true; "
@@ -516,10 +520,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             goal = checked_goals(options["goal"], num=self.num_envs, goals=self.task.goals)[rows]
         if "scene" not in options:
             return rows, None, goal
-        try:
-            scene = np.asarray(options["scene"])
-        except ValueError:  # a ragged list, refused below
-            scene = np.zeros(0)
+        scene = _array(options["scene"])
         if not np.issubdtype(scene.dtype, np.integer) or scene.shape not in ((), (self.num_envs,)):
             raise ValueError(
                 f"options['scene'] must be one scene index or {self.num_envs} of them, got {options['scene']!r}"
@@ -531,18 +532,21 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
 
     def _begin(self, rows: Rows, scene: NDArray[np.int64] | None = None, goal: NDArray[np.int64] | None = None) -> None:
         """Begin episodes in `rows`. Scenes and goals [len(rows)] that are not given are drawn."""
-        ahead = SCENES_AHEAD * self.num_envs
         if scene is None:
             scene = self._next_scenes(len(rows)) if goal is None else self._next_scenes_with(goal)
         elif isinstance(self.scenes, StreamedSource):
-            self.scenes.prefetch(np.concatenate([scene, self._sampler.drawn(ahead)]))
+            self.scenes.prefetch(np.concatenate([scene, self._sampler.drawn(self._ahead)]))
         uniform = None if self.task.goals is None or goal is not None else self.np_random.random(len(rows))
         self.episodes.reset_rows(rows, scene, read=self.config.first_glimpse is None, goal=goal, uniform=uniform)
         self.episodes.expect(self._sampler.drawn(self.num_envs))
 
+    @property
+    def _ahead(self) -> int:
+        """How many scenes are prefetched."""
+        return SCENES_AHEAD * self.num_envs
+
     def _next_scenes(self, count: int) -> NDArray[np.int64]:
-        ahead = SCENES_AHEAD * self.num_envs
-        return next_scenes(self._sampler, self.scenes, count=count, ahead=ahead, rng=self.np_random)
+        return next_scenes(self._sampler, self.scenes, count=count, ahead=self._ahead, rng=self.np_random)
 
     def _next_scenes_with(self, goal: NDArray[np.int64]) -> NDArray[np.int64]:
         """[n] the next scenes that hold the goals [n]; those between them are passed over.

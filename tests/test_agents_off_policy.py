@@ -231,8 +231,7 @@ def test_numbers_that_are_not_finite_end_a_run_and_its_last_checkpoint_is_kept(t
 
 
 @pytest.mark.parametrize(
-    ("algo", "option"),
-    [("sac", "use_sde"), ("tqc", "use_sde"), ("crossq", "optimize_memory_usage"), ("dqn", "n_steps")],
+    ("algo", "option"), [("sac", "use_sde"), ("tqc", "use_sde"), ("crossq", "optimize_memory_usage")]
 )
 def test_options_that_policies_or_states_do_not_cover_are_refused(tmp_path: Path, algo: str, option: str) -> None:
     config = tiny(tmp_path, algo)

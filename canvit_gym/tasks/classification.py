@@ -17,7 +17,6 @@ from canvit_gym.backbone.hub import WEIGHTS, Source, locate, mark_used
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.backbone.weights import LOADING_ERRORS, quiet_loading, require_finite
 from canvit_gym.config import EnvConfig
-from canvit_gym.dtypes import float32_by_default
 from canvit_gym.observations import predictive_uncertainty
 from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.source import SceneBatch
@@ -102,12 +101,12 @@ def _fused(probe: Source, checkpoint: Source, model: CanViTForPretraining) -> Ca
 
 
 @cache
-@float32_by_default()
 def _with_readout(probe: Source, model: CanViTForPretraining) -> CanViTForImageClassification:
     """canvit-pytorch's classifier with the probe's linear map after a LayerNorm without affine parameters."""
     tensors = load_file(probe.directory / WEIGHTS)
     weight, bias = (tensors[RECURRENT_CLS + key] for key in ("weight", "bias"))
-    fused = CanViTForImageClassification(canvit_config=model.canvit.config, n_classes=len(bias))
+    with quiet_loading():
+        fused = CanViTForImageClassification(canvit_config=model.canvit.config, n_classes=len(bias))
     with torch.no_grad():
         fused.readout.norm.weight.fill_(1)
         fused.readout.norm.bias.zero_()
