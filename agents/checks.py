@@ -24,6 +24,7 @@ OPTION_CHECKS: dict[str, Check] = {
     "inhibition": optional(finite(low=0)),
     "prior": optional(one_of(lambda: (*PRIORS, DETECTED))),
     "prior_weight": number,
+    "learned_stop": boolean,
     "distribution": one_of(lambda: CONTINUOUS_DISTRIBUTIONS),
     "log_std_init": number,
 }

@@ -20,6 +20,7 @@ HYPER = {
     "n_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 1, "total_timesteps": 32,
     "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1},
 }  # fmt: skip
+FEW_STATES = {"detection": {"states": 64, "epochs": 1}, "stopping": {"states": 64, "epochs": 1}}
 
 
 def test_thresholds_decide_when_episodes_stop() -> None:
@@ -39,7 +40,7 @@ def test_the_study_of_trained_policies(tmp_path: Path) -> None:
         matrix.main(
             matrix.MatrixConfig(
                 tmp_path, algos=(algo,), envs=(STOP,), seeds=(0,), total_timesteps=32, eval_scenes=4, test_scenes=4,
-                hyper=json.dumps(hyper | ({"warm_start": {"states": 0}} if algo == "ppo" else {})),
+                hyper=json.dumps(hyper | (FEW_STATES if algo == "ppo" else {})),
                 env_kwargs='{"num_scenes": 12, "device": "cpu"}', progress=False,
             )
         )  # fmt: skip

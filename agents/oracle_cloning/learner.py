@@ -52,7 +52,11 @@ class CloningHyperparameters:
         check_fields(self, integer(1), "total_timesteps", "n_envs", "round_states", "epochs")
         check_fields(self, integer(2), "candidates", "batch_size")
         check_fields(self, finite(above=0), "learning_rate")
-        check_fields(self, network_options(leave_out=("distribution", "log_std_init"), detector=False), "policy_kwargs")
+        check_fields(
+            self,
+            network_options(leave_out=("distribution", "log_std_init", "learned_stop"), detector=False),
+            "policy_kwargs",
+        )
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

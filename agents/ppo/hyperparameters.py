@@ -8,6 +8,7 @@ from agents.detection import Detection, check_detectable, detection_of, glimpses
 from agents.ppo.callbacks import EntropyFloor
 from agents.ppo.warm_start import WarmStart
 from agents.training_state import check_revisits, check_whole_episodes
+from agents.when_to_stop import Stopping, check_stops, stopping_of
 from canvit_gym.checks import boolean, finite, integer, one_of, optional
 from canvit_gym.config import EnvConfig
 
@@ -45,6 +46,7 @@ class Hyperparameters:
     compile_policy: bool | None = None
     """Whether to compile the policy network with torch.compile. None: only on a GPU."""
     detection: dict[str, Any] = field(default_factory=dict)
+    stopping: dict[str, Any] = field(default_factory=dict)
     warm_start: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -61,7 +63,13 @@ class Hyperparameters:
         check_fields(self, optional(one_of(lambda: ("per_step", "pooled"))), "normalize_reward")
         check_fields(self, options_of(Detection), "detection")
         detection_of(self)
+        check_fields(self, options_of(Stopping), "stopping")
         check_fields(self, options_of(WarmStart), "warm_start")
+        if stopping_of(self) is not None and self.warm_start.get("states"):
+            raise ValueError(
+                "a warm start scores a stop like a viewpoint, and learned_stop apart from viewpoints: set warm_start "
+                "states to 0, or policy_kwargs learned_stop to false"
+            )
         if self.entropy_floor is not None:
             if not isinstance(self.entropy_floor, dict) or set(self.entropy_floor) != set(ENTROPY_FLOOR):
                 raise ValueError(
@@ -84,10 +92,13 @@ class Hyperparameters:
 
     def glimpses(self, decisions: int) -> int:
         options = WarmStart(**self.warm_start)
-        return glimpses_of(detection_of(self)) + options.states * (options.candidates + 1) + decisions
+        stopping = stopping_of(self)
+        before = glimpses_of(detection_of(self)) + (0 if stopping is None else stopping.states)
+        return before + options.states * (options.candidates + 1) + decisions
 
     def check_fit(self, config: EnvConfig) -> None:
         """Raise ValueError if rollouts would end in the middle of episodes."""
         check_whole_episodes(config, self.n_steps)
         check_revisits(config, inhibition=self.policy_kwargs.get("inhibition"))
         check_detectable(config, detection_of(self))
+        check_stops(config, stopping_of(self))

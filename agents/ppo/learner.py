@@ -27,6 +27,7 @@ from agents.training_state import (
     restore_environments,
     set_random_state,
 )
+from agents.when_to_stop import learn_when_to_stop, stopping_of
 from canvit_gym.assembly import build_actions
 
 
@@ -83,11 +84,10 @@ class PPOLearner:
         self.model.set_logger(logger)
 
     def begin(self, *, progress: bool) -> list[dict[str, float]]:
-        plan = self.plan
-        found = learn_to_detect(
-            self.network, plan.env, detection_of(self.hyper), seed=plan.settings.seed, progress=progress
-        )
-        found += warmed_up(self.model, plan.env, self.hyper, seed=plan.settings.seed, progress=progress)
+        env, seed = self.plan.env, self.plan.settings.seed
+        found = learn_to_detect(self.network, env, detection_of(self.hyper), seed=seed, progress=progress)
+        found += learn_when_to_stop(self.network, env, stopping_of(self.hyper), seed=seed, progress=progress)
+        found += warmed_up(self.model, env, self.hyper, seed=seed, progress=progress)
         begin_episodes(self.model, self.env)
         return found
 

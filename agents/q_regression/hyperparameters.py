@@ -61,7 +61,7 @@ class QHyperparameters:
         check_fields(self, schedule, "learning_rate")
         check_fields(self, one_of(lambda: ("float16", "float32")), "rollout_tensors")
         check_fields(self, options_of(FromPool), "pool")
-        check_fields(self, network_options(leave_out=("distribution", "log_std_init")), "policy_kwargs")
+        check_fields(self, network_options(leave_out=("distribution", "log_std_init", "learned_stop")), "policy_kwargs")
         check_fields(self, options_of(Detection), "detection")
         detection_of(self)
 

@@ -29,6 +29,9 @@ TOLERANCE = 1e-3
 NEVER = -1e8
 """The logit of a masked action: finite, but its probability is 0."""
 
+STOP_WEIGHT = 4.0
+"""Of a learned worth of stopping, at first: one standard deviation above 0, a stop has a probability of 0.98."""
+
 
 def interpolation_matrix(centers: NDArray[np.float32], *, size: int) -> Tensor:
     """[A, size * size]: row a samples a flat map bilinearly at center a = (row, col) in [-1, 1]."""
@@ -70,6 +73,10 @@ class TableHead(nn.Module):
 
     `prior_size`: the side of the maps of a prior (canvit_gym.policies.prior) that is added to the scores, at first with
     `prior_weight`. None: no prior.
+
+    `learned_stop`: the logit of a stop is such that its score, plus what was learned of the worth of stopping
+    (canvit_gym.policies.when_to_stop), are the log odds of stopping against going on, however many viewpoints there
+    are and whatever their scores. Otherwise it is scored like a viewpoint.
     """
 
     order: Tensor | None
@@ -85,8 +92,10 @@ class TableHead(nn.Module):
         inhibition: float | None = None,
         prior_size: int | None = None,
         prior_weight: float = INITIAL_WEIGHT,
+        learned_stop: bool = False,
     ) -> None:
         super().__init__()
+        self.stop_weight = nn.Parameter(torch.tensor(STOP_WEIGHT)) if learned_stop else None
         self.prior = None if prior_size is None else WindowPrior(viewpoints, size=prior_size, weight=prior_weight)
         scales, first, group = np.unique(viewpoints[:, 2], return_index=True, return_inverse=True)
         # Scales in order of appearance: the tables of canvit_gym.actions then need no reordering.
@@ -128,7 +137,16 @@ class TableHead(nn.Module):
     def forward(self, features: Features) -> Tensor:
         """[B, A (+ 1)] logits, NEVER where masked."""
         logits, masked = self.unmasked(features), self.masked(features)
-        return logits if masked is None else logits.masked_fill(masked, NEVER)
+        if masked is not None:
+            logits = logits.masked_fill(masked, NEVER)
+        return logits if self.stop_weight is None else self._with_odds_of_stopping(logits, features)
+
+    def _with_odds_of_stopping(self, logits: Tensor, features: Features) -> Tensor:
+        """Logits whose last one has become that of a stop with the odds of its score and of what was learned."""
+        assert self.stop_weight is not None and features.stopping is not None
+        odds = logits[:, -1] + self.stop_weight * features.stopping
+        stop = logits[:, :-1].logsumexp(dim=1) + odds
+        return torch.cat([logits[:, :-1], stop[:, None]], dim=1)
 
     def unmasked(self, features: Features) -> Tensor:
         """[B, A (+ 1)]: the scores, with the prior if there is one."""

@@ -9,7 +9,7 @@ then PointerHead) and `mlp` (every map averaged over the scene, then a logit per
 where anything is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, signature
 from itertools import pairwise
 from typing import Any, Protocol, cast
@@ -39,6 +39,7 @@ from canvit_gym.policies.trunks import (
     ModulatedBlock,
     TokenTrunk,
 )
+from canvit_gym.policies.when_to_stop import check_stoppable
 
 NETWORKS: dict[str, tuple[type[MapTrunk], Callable[..., TableHead]]] = {
     "conv": (MapTrunk, ViewpointHead),
@@ -107,6 +108,7 @@ class ViewpointNetwork(nn.Module):
     whose window has been seen at their scale, `inhibition` to viewpoints within this distance of an earlier one (see
     canvit_gym.policies.heads.TableHead; it has no effect on continuous actions); `prior` (discrete actions) is one of
     canvit_gym.policies.prior.PRIORS or "detected", which the network starts from, with a weight of `prior_weight`;
+    with `learned_stop` it decides apart from its viewpoints whether to stop, and starts from what was learned of that;
     `distribution` (continuous actions) is "gaussian", "tanh_gaussian" or "beta".
 
     Raises:
@@ -134,6 +136,7 @@ class ViewpointNetwork(nn.Module):
         inhibition: float | None = None,
         prior: str | None = None,
         prior_weight: float = INITIAL_WEIGHT,
+        learned_stop: bool = False,
         distribution: str = "gaussian",
         log_std_init: float = 0.0,
     ) -> None:
@@ -149,6 +152,8 @@ class ViewpointNetwork(nn.Module):
             distribution=distribution,
         )
         _check_table(action_space, viewpoints, allow_stop)
+        if learned_stop:
+            check_stoppable(observation_space, allow_stop=allow_stop)
         self.distribution_name = distribution
         make_trunk, make_head = NETWORKS[network]
         self.features_extractor = trunk = make_trunk(
@@ -158,6 +163,7 @@ class ViewpointNetwork(nn.Module):
             blocks=blocks,
             separable=separable,
             prior=prior,
+            learned_stop=learned_stop,
         )
         self.value_net = ValueHead(channels=trunk.channels)
         if isinstance(action_space, spaces.Box):
@@ -180,12 +186,13 @@ class ViewpointNetwork(nn.Module):
                 inhibition=inhibition,
                 prior_size=acuity[-1] if acuity and prior is not None else None,
                 prior_weight=prior_weight,
+                learned_stop=learned_stop,
             )
         self._initialize()
 
     def _initialize(self) -> None:
         trunk = self.features_extractor
-        layers = [layer for name, layer in trunk.named_children() if name != "detector"]  # which is trained by itself
+        layers = [layer for layer in trunk.children() if layer not in trunk.learned_before]
         for module in (*layers, self.value_net, self.action_net):
             initialize(module, gain=2**0.5)
         for block in trunk.blocks:
@@ -263,6 +270,11 @@ def _check_table(actions: spaces.Space, viewpoints: NDArray[np.float32] | None, 
             )
 
 
+def _refuse_learned_stop(options: Mapping[str, Any]) -> None:
+    if options.get("learned_stop"):
+        raise ValueError("learned_stop gives a stop its odds, but this network gives it a value: leave it out")
+
+
 class ViewpointQNetwork(nn.Module):
     """The value of a glimpse at each viewpoint of a table: Q = V + A, where A has mean zero over the table.
 
@@ -279,6 +291,7 @@ class ViewpointQNetwork(nn.Module):
             raise ValueError(
                 f"a network of values needs a table of viewpoints (action grid or quadtree): {action_space}"
             )
+        _refuse_learned_stop(options)
         self.dueling = ViewpointNetwork(observation_space, action_space, **options)
 
     def q_values(self, observation: dict[str, Tensor]) -> Tensor:
@@ -327,6 +340,7 @@ class GainNetwork(nn.Module):
             raise ValueError(
                 f"gains need `uncertainty` among the observations, which are {list(observation_space.spaces)}: add it"
             )
+        _refuse_learned_stop(options)
         self.nats, self.price, self.confidence = float(np.log(num_classes)), price, confidence
         self.actor = ViewpointNetwork(observation_space, action_space, **options)
         self.shift = nn.Parameter(torch.tensor(-3.0))  # a glimpse removes a small part of the uncertainty

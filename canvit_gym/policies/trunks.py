@@ -4,7 +4,8 @@ Maps are [B, C, g, g], row 0 at the top of the scene. `canvas` passes through a 
 (`uncertainty`, `acuity`, ...) are folded to the canvas's size (space to depth, so nothing is averaged away), cell
 coordinates are added, and the vectors (`viewpoint`, `time`, `cls`, ...) modulate the features. If the `goal` is a class
 and the probe's `reading` is a map per class, the map of the goal's class is a further input. So is the map of a
-Detector, if the network has one.
+Detector, if the network has one. What was learned before the rest of a network, a Detector or WorthOfStopping, gets no
+gradient here.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from canvit_gym.policies.prior import DETECTED, amounts_of, reads_maps
+from canvit_gym.policies.when_to_stop import WorthOfStopping
 
 DEFAULT_GRID = 8
 """Side of the feature map if no `canvas` is observed."""
@@ -32,6 +34,7 @@ class Features(NamedTuple):
     acuity: Tensor | None = None  # [B, 1, m, m]; None if it is not observed
     gaze: Tensor | None = None  # [B, 3 * n]; None if it is not observed
     amounts: Tensor | None = None  # [B, m, m], which a prior sums over windows; None without one
+    stopping: Tensor | None = None  # [B], what WorthOfStopping predicts; None without it
 
 
 class ModulatedBlock(nn.Module):
@@ -81,7 +84,7 @@ class MapTrunk(nn.Module):
     """Observation Dict, any subset of keys -> Features with a map [B, channels, g, g]; g is the canvas's side.
 
     `prior`: which of canvit_gym.policies.prior.PRIORS gives the features' amounts, or "detected": a Detector gives
-    them, and its map is a further input. The detector only learns from labels: no gradient reaches it from here.
+    them, and its map is a further input. `learned_stop`: whether WorthOfStopping gives the features' `stopping`.
     """
 
     def __init__(
@@ -93,6 +96,7 @@ class MapTrunk(nn.Module):
         blocks: int = 3,
         separable: bool = False,
         prior: str | None = None,
+        learned_stop: bool = False,
     ) -> None:
         if "glimpse" in observation_space.spaces:
             raise ValueError(
@@ -108,6 +112,7 @@ class MapTrunk(nn.Module):
         self.vector_keys = [key for key, shape in shapes.items() if len(shape) == 1]
         self.reads_goal = "goal" in shapes and shapes["goal"] == shapes.get("reading", ())[:-2]
         self.detector = Detector(observation_space) if prior == DETECTED else None
+        self.when_to_stop = WorthOfStopping(shapes["reading"][0]) if learned_stop else None
         maps = [shapes[key] for key in self.map_keys] + ([(1, *shapes["reading"][1:])] if self.reads_goal else [])
         maps += [shapes["acuity"]] if self.detector is not None else []
         folded = sum(count * ((side // self.grid) ** 2 if self._folds(side) else 1) for count, side, _ in maps)
@@ -155,13 +160,30 @@ class MapTrunk(nn.Module):
         context = self.context(torch.cat([observations[key] for key in self.vector_keys] + [x.mean(dim=(2, 3))], dim=1))
         for block in self.blocks:
             x = block(x, context)
-        return Features(map=x, acuity=observations.get("acuity"), gaze=observations.get("gaze"), amounts=amounts)
+        return Features(
+            map=x,
+            acuity=observations.get("acuity"),
+            gaze=observations.get("gaze"),
+            amounts=amounts,
+            stopping=self._stopping(observations),
+        )
 
     def _amounts(self, observations: dict[str, Tensor]) -> Tensor | None:
         if self.detector is None:
             return None if self.prior is None else amounts_of(self.prior, observations)
         with torch.no_grad():
             return torch.sigmoid(self.detector(observations))
+
+    def _stopping(self, observations: dict[str, Tensor]) -> Tensor | None:
+        if self.when_to_stop is None:
+            return None
+        with torch.no_grad():
+            return self.when_to_stop(observations)
+
+    @property
+    def learned_before(self) -> list[nn.Module]:
+        """The parts that are trained by themselves, before the rest of a network."""
+        return [part for part in (self.detector, self.when_to_stop) if part is not None]
 
 
 class TokenTrunk(MapTrunk):

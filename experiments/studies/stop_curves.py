@@ -9,8 +9,8 @@ Every policy views every scene until the budget is spent. After each glimpse thr
   predicted gain. An episode stops when this exceeds a threshold, which is 0 as trained; another threshold corresponds
   to another price;
 - the confidence: the probability of the most likely class. An episode stops when this reaches a threshold;
-- by how much stopping pays more than going on, as learned from the readings of training scenes
-  (experiments.studies.optimal_stopping): how well one could stop at these viewpoints.
+- by how much stopping pays more than going on, as learned anew for these viewpoints from the readings of training
+  scenes (agents.when_to_stop). PPO's stop action begins with what is learned so for its first viewpoints.
 
 The hand-coded opponent of experiments.studies.suite_headroom has the last two. A curve covers all thresholds, on test
 scenes. A rule's value is reported at the threshold that pays best on validation scenes, chosen for each seed: the score
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Categorical
@@ -32,6 +33,7 @@ from agents.finished_runs import finished
 from agents.intervals import with_interval
 from agents.outcomes import evaluation_key, key_of
 from agents.run_directory import without_root
+from agents.when_to_stop import Episodes, Stopping, train_when_to_stop, worth_of_stopping
 from canvit_gym.atomic import replacing, write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
@@ -42,10 +44,10 @@ from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.policies.networks import HasDistribution, HasValues
 from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.policies.protocol import GlimpsePolicy
+from canvit_gym.policies.when_to_stop import WorthOfStopping
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.statistics import Mean, OverRuns, bootstrap_interval
 from canvit_gym.stopping import first_at_least, stopped_return
-from experiments.studies.optimal_stopping import learn_when_to_stop, worth_of_stopping
 
 Floats = NDArray[np.float64]
 
@@ -83,6 +85,10 @@ class Looked:
     """Rule -> its signal for stopping after each glimpse."""
     decisions: int | None = None
     """Number of decisions that a learned policy was trained for."""
+
+    @property
+    def episodes(self) -> Episodes:
+        return Episodes(torch.from_numpy(self.readings).float(), self.score)
 
     def stops(self, rule: str, threshold: float) -> NDArray[np.int64]:
         """[N]: the number of glimpses taken when the rule's signal first reaches the threshold."""
@@ -183,8 +189,10 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
 
 def learned(on_training: Looked, others: Sequence[Looked], *, price: float, seed: int) -> list[Looked]:
     """The others with the signal LEARNED, which is learned from the first."""
-    when = learn_when_to_stop(on_training.readings, on_training.score, price=price, seed=seed)
-    return [replace(one, signals={**one.signals, LEARNED: worth_of_stopping(when, one.readings)}) for one in others]
+    torch.manual_seed(seed)
+    network = WorthOfStopping(on_training.readings.shape[2])
+    train_when_to_stop(network, on_training.episodes, Stopping(), price=price)
+    return [replace(one, signals={**one.signals, LEARNED: worth_of_stopping(network, one.episodes)}) for one in others]
 
 
 def curve(looked: Looked, thresholds: Floats, rule: str) -> Floats:
