@@ -6,11 +6,11 @@
 Each run is a run of `agents.train`, in RUN_DIR/ALGO/ENVIRONMENT/seed-SEED. Finished runs are skipped, interrupted ones
 are resumed, and runs that another process is training are passed over; all must have the settings of this command. On
 many cores several --processes train more runs in the same time than one; on a single GPU they only take turns. The
-budget is the number of glimpses that PPO's entry for the environment takes, including those of its detector or warm
-start; algorithms that try more glimpses per decision make fewer decisions. If an algorithm does not fit an environment,
-or its numbers stop being finite, this is recorded and the others continue. The directory test/ of a run holds the
-evaluation of its best policy (by validation) on the whole test split, with its most likely viewpoints and, if the
-policy has probabilities, with sampled ones.
+budget is the number of glimpses that PPO's entry for the environment takes, including those that it takes before PPO
+learns; algorithms that try more glimpses per decision make fewer decisions. If an algorithm does not fit an
+environment, or its numbers stop being finite, this is recorded and the others continue. The directory test/ of a run
+holds the evaluation of its best policy (by validation) on the whole test split, with its most likely viewpoints and,
+if the policy has probabilities, with sampled ones.
 """
 
 import gc

@@ -80,9 +80,9 @@ that seeds can be added to them (`agents.report`).
   look or, where episodes can be stopped, when the reading is right. Where the way is short, the interval is wide.
 - **90%**: when validation first reached 90% of the run's final gain over random viewpoints, in decisions and in minutes
   of processor time, validations included; medians over seeds. Runs on a GPU do not count among the minutes.
-- **Glimpses**: those of training, with those that a detector learned from and those that a warm start or an oracle
-  tried with the labels at hand. On which environments a learner begins from a detector, a warm start or a hand-coded
-  prior is in `agents/hyperparameters/`, and in the JSON files.
+- **Glimpses**: those of training, with those that a detector or a stop learned from before, and those that a warm
+  start or an oracle tried with the labels at hand. On which environments a learner begins from a detector, a learned
+  stop, a warm start or a hand-coded prior is in `agents/hyperparameters/`, and in the JSON files.
 
 """
 
@@ -90,7 +90,8 @@ LEARNING = "learning.svg"
 CURVES = f"""![Validation payoff against glimpses of training, by environment and algorithm]({LEARNING})
 
 *Learning curves: what the environment pays on validation scenes; medians and ranges of the seeds. Curves begin after
-the glimpses that a detector or a warm start took. Each run counts with its best validation, not with its last.*"""
+the glimpses that were taken before: by a detector, a stop that is learned or a warm start. Each run counts with its
+best validation, not with its last.*"""
 
 
 @dataclass(frozen=True)
