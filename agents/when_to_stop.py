@@ -152,7 +152,7 @@ def train_when_to_stop(
             gradient_step(network, optimizer, F.mse_loss(worth, targets[rows]), title="the loss of when to stop")
         stops = worth_of_stopping(network, episodes)[:, :-1] >= 0
     with torch.no_grad():
-        network.spread.copy_(network.worth(states).std())
+        network.spread.copy_(network.worth(states).std().clamp(min=1e-3))  # where all states are alike
     network.zero_grad()
 
 
