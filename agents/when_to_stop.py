@@ -164,7 +164,9 @@ def worth_of_stopping(network: WorthOfStopping, episodes: Episodes) -> NDArray[n
 
 
 @torch.no_grad()
-def go_on(config: EnvConfig, network: ViewpointNetwork, *, states: int, seed: int, progress: bool = False) -> Episodes:
+def whole_episodes(
+    config: EnvConfig, network: ViewpointNetwork, *, states: int, seed: int, progress: bool = False
+) -> Episodes:
     """Episodes of at least this many states, of different scenes as long as there are enough, in which the policy takes
     its most likely viewpoints.
     """
@@ -232,7 +234,7 @@ def learn_when_to_stop(
     price = config.glimpse_cost
     with preserved_random_state():
         set_random_seed(FIRST_SEED + seed)
-        episodes = go_on(config, network, states=options.states, seed=FIRST_SEED + seed, progress=progress)
+        episodes = whole_episodes(config, network, states=options.states, seed=FIRST_SEED + seed, progress=progress)
         learned = num_to_learn_from(len(episodes))
         try:
             train_when_to_stop(learner, episodes.first(learned), options, price=price, progress=progress)

@@ -17,9 +17,9 @@ from agents.when_to_stop import (
     Episodes,
     Stopping,
     gained_by_stopping,
-    go_on,
     learn_when_to_stop,
     train_when_to_stop,
+    whole_episodes,
     worth_of_stopping,
 )
 from canvit_gym.actions import DiscreteActions
@@ -114,7 +114,7 @@ def test_repeatable() -> None:
 def test_states_are_those_that_the_environment_observes() -> None:
     network, envs = with_stop()
     envs.close()
-    found = go_on(config(), network, states=64, seed=0)
+    found = whole_episodes(config(), network, states=64, seed=0)
     assert found.reading.shape == (64, 9, 10) and found.score.shape == (64, 9)
     torch.testing.assert_close(found.reading.sum(dim=2), torch.ones(64, 9))
     assert set(np.unique(found.score)) == {0.0, 1.0}

@@ -22,8 +22,9 @@ def check_stoppable(observations: spaces.Dict, *, allow_stop: bool) -> None:
     """
     if not allow_stop:
         raise ValueError(
-            "learned_stop is about a stop action, which there is none of: make the environment with allow_stop=True, "
-            "or set policy_kwargs learned_stop to false"
+            "learned_stop is about the stop action of a table of viewpoints, which there is none of: make the "
+            "environment with allow_stop=True and action='grid' or 'quadtree', or set policy_kwargs learned_stop to "
+            "false"
         )
     shapes = {key: box.shape or () for key, box in observations.items()}
     if "time" not in shapes or len(shapes.get("reading", ())) != 1:
