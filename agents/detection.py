@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from agents.behaviours import random_viewpoints
-from agents.supervised import gradient_step, minibatches, num_to_learn_from, rise_and_fall
+from agents.supervised import Stage, gradient_step, minibatches, num_to_learn_from, rise_and_fall
 from agents.training_state import num_decisions, preserved_random_state
 from agents.tried import by_episode, compact, take
 from canvit_gym.actions import DiscreteActions
-from canvit_gym.checks import finite, integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.observations import finest_scale
 from canvit_gym.policies.prior import DETECTED
@@ -45,22 +44,15 @@ FIRST_SEED = 10_000
 
 
 @dataclass(frozen=True)
-class Detection:
+class Detection(Stage):
     """How many states a detector learns from, and how."""
 
+    hyperparameter = "detection"
     states: int = 16_384
     epochs: int = 6
     batch_size: int = 128
     learning_rate: float = 4e-3
-    """Its peak; see agents.supervised.rise_and_fall."""
     weight_decay: float = 0.1
-    """Of AdamW."""
-
-    def __post_init__(self) -> None:
-        for name, low in (("states", 1), ("epochs", 1), ("batch_size", 2)):
-            integer(low)(f"detection {name}", getattr(self, name))
-        finite(above=0)("detection learning_rate", self.learning_rate)
-        finite(low=0)("detection weight_decay", self.weight_decay)
 
 
 class HasDetection(Protocol):
@@ -90,11 +82,6 @@ def detection_of(hyper: HasDetection) -> Detection | None:
             f"detection {hyper.detection} without a detector: set policy_kwargs prior to {DETECTED!r}, or leave it out"
         )
     return None
-
-
-def glimpses_of(detection: Detection | None) -> int:
-    """The number of glimpses that its states take, if whole batches of episodes have as many."""
-    return 0 if detection is None else detection.states
 
 
 def check_detectable(config: EnvConfig, detection: Detection | None) -> None:

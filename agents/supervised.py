@@ -1,18 +1,47 @@
 """Supervised learning on states held in memory: what the learners of gains and the studies share."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from agents.finite import require_finite
+from canvit_gym.checks import finite, integer
 
 WARM_UP = 0.05
 """The share of the updates in which `rise_and_fall` rises: high rates fail from the first update on."""
 HELD_OUT = 1 / 16
 """The share of the episodes that predictions are tested on."""
 MAX_GRAD_NORM = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How a part of a network learns before the rest of it: from how many states, one glimpse each, and how."""
+
+    hyperparameter: ClassVar[str]
+    """The hyperparameter that these are the options of."""
+    states: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    """Its peak; see agents.supervised.rise_and_fall."""
+    weight_decay: float
+    """Of AdamW."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("states", 1), ("epochs", 1), ("batch_size", 2)):
+            integer(low)(f"{self.hyperparameter} {name}", getattr(self, name))
+        finite(above=0)(f"{self.hyperparameter} learning_rate", self.learning_rate)
+        finite(low=0)(f"{self.hyperparameter} weight_decay", self.weight_decay)
+
+
+def glimpses_of(stage: Stage | None) -> int:
+    """The number of glimpses that its states take, if whole batches of episodes have as many."""
+    return 0 if stage is None else stage.states
 
 
 def num_to_learn_from(episodes: int) -> int:

@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from agents.detection import NUM_ENVS
-from agents.supervised import gradient_step, minibatches, num_to_learn_from, rise_and_fall
+from agents.supervised import Stage, gradient_step, minibatches, num_to_learn_from, rise_and_fall
 from agents.training_state import num_decisions, preserved_random_state
-from canvit_gym.checks import finite, integer
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies.networks import ViewpointNetwork
-from canvit_gym.policies.when_to_stop import WorthOfStopping
+from canvit_gym.policies.when_to_stop import WorthOfStopping, require_stop_action
 from canvit_gym.stopping import first_at_least, stopped_return
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -37,22 +36,15 @@ FIRST_SEED = 20_000
 
 
 @dataclass(frozen=True)
-class Stopping:
-    """How many states are learned from, and how."""
+class Stopping(Stage):
+    """How many states it is learned from when to stop, and how."""
 
+    hyperparameter = "stopping"
     states: int = 32_768
     epochs: int = 10
     batch_size: int = 256
     learning_rate: float = 4e-3
-    """Its peak; see agents.supervised.rise_and_fall."""
     weight_decay: float = 0.1
-    """Of AdamW."""
-
-    def __post_init__(self) -> None:
-        for name, low in (("states", 1), ("epochs", 1), ("batch_size", 2)):
-            integer(low)(f"stopping {name}", getattr(self, name))
-        finite(above=0)("stopping learning_rate", self.learning_rate)
-        finite(low=0)("stopping weight_decay", self.weight_decay)
 
 
 class HasStopping(Protocol):
@@ -139,20 +131,20 @@ def train_when_to_stop(
     """
     states, (num, decisions) = episodes.states(), episodes.score[:, 1:].shape
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=options.weight_decay)
-    rate, stops = rise_and_fall(options.learning_rate), np.zeros((num, decisions), dtype=np.bool_)
+    rate, worth = rise_and_fall(options.learning_rate), np.full((num, decisions), -np.inf)
     for epoch in range(options.epochs):
-        gained = gained_by_stopping(episodes.score, stops, price=price)
+        gained = gained_by_stopping(episodes.score, worth >= 0, price=price)
         targets = torch.from_numpy(gained.reshape(-1)).to(states["time"])
         for rows in minibatches(
             len(targets), epochs=1, batch_size=options.batch_size, optimizer=optimizer,
             rate=lambda done, epoch=epoch: rate((epoch + done) / options.epochs),
             title=f"When to stop, epoch {epoch + 1} of {options.epochs}", progress=progress,
         ):  # fmt: skip
-            worth = network.worth({key: value[rows] for key, value in states.items()})
-            gradient_step(network, optimizer, F.mse_loss(worth, targets[rows]), title="the loss of when to stop")
-        stops = worth_of_stopping(network, episodes)[:, :-1] >= 0
-    with torch.no_grad():
-        network.spread.copy_(network.worth(states).std().clamp(min=1e-3))  # where all states are alike
+            predicted = network.worth({key: value[rows] for key, value in states.items()})
+            gradient_step(network, optimizer, F.mse_loss(predicted, targets[rows]), title="the loss of when to stop")
+        worth = worth_of_stopping(network, episodes)[:, :-1]
+    spread = torch.from_numpy(worth).float().std()
+    network.spread.copy_(spread.clamp(min=1e-3))  # where all states are alike
     network.zero_grad()
 
 
@@ -205,10 +197,7 @@ def check_stops(config: EnvConfig, stopping: Stopping | None) -> None:
     """Raise ValueError if the network is to learn when to stop, and this environment does not let it."""
     if stopping is None:
         return
-    if not config.allow_stop:
-        raise ValueError(
-            "learned_stop is about a stop action: use allow_stop=True, or set policy_kwargs learned_stop to false"
-        )
+    require_stop_action(config.allow_stop and config.action != "continuous")
     if config.first_glimpse is None:
         raise ValueError(
             "what a scene scores before its first glimpse is not known: use first_glimpse='full' or 'random', or set "

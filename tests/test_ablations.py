@@ -72,7 +72,8 @@ def test_observation_keys() -> None:
     assert without == ["uncertainty", "acuity", "viewpoint", "gaze", "time"]
     assert settings_of(config, "with cls")[0]["observations"][-1] == "cls"
     env_kwargs, hyper = settings_of(config, "without gaze")  # which inhibition of return reads
-    assert "gaze" not in env_kwargs["observations"] and hyper["policy_kwargs"]["inhibition"] is None
+    assert "gaze" not in env_kwargs["observations"]
+    assert hyper["policy_kwargs"] == {"prior": None, "learned_stop": False, "inhibition": None}
 
 
 def test_single_scenes_of_a_classification_are_told_by_their_cross_entropy(tmp_path: Path) -> None:

@@ -44,11 +44,11 @@ def config() -> EnvConfig:
     return replace(env_config(STOP, load_hyperparameters(STOP, {}).env_kwargs), num_scenes=64, device="cpu")
 
 
-def with_stop(**options: Any) -> tuple[ViewpointNetwork, GlimpseVectorEnv]:
+def with_stop() -> tuple[ViewpointNetwork, GlimpseVectorEnv]:
     envs = GlimpseVectorEnv(8, **vars(config()))
     assert isinstance(envs.actions, DiscreteActions)
     torch.manual_seed(0)
-    given = {**SMALL, "network": "window", "inhibition": 0.06, "learned_stop": True, **options}
+    given = {**SMALL, "network": "window", "inhibition": 0.06, "learned_stop": True}
     network = ViewpointNetwork(
         envs.single_observation_space, envs.single_action_space, **given, **action_options(envs.actions)  # type: ignore[arg-type]
     )  # fmt: skip
@@ -139,8 +139,7 @@ def test_the_odds_of_stopping_do_not_depend_on_viewpoints() -> None:
     before = network.distribution(given).probs  # type: ignore[attr-defined]
     torch.testing.assert_close(before[:, -1], expected)
     with torch.no_grad():
-        for layer in (head.score_maps,):  # type: ignore[union-attr]
-            layer.weight.mul_(1000)
+        head.score_maps.weight.mul_(1000)  # type: ignore[union-attr]
     after = network.distribution(given).probs  # type: ignore[attr-defined]
     torch.testing.assert_close(after[:, -1], expected)
     assert (after[:, :-1].amax(dim=1) > 2 * before[:, :-1].amax(dim=1)).all()

@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from agents.checks import check_fields, mapping, network_options, options_of, schedule
-from agents.detection import Detection, check_detectable, detection_of, glimpses_of
+from agents.detection import Detection, check_detectable, detection_of
 from agents.ppo.callbacks import EntropyFloor
 from agents.ppo.warm_start import WarmStart
+from agents.supervised import glimpses_of
 from agents.training_state import check_revisits, check_whole_episodes
 from agents.when_to_stop import Stopping, check_stops, stopping_of
 from canvit_gym.checks import boolean, finite, integer, one_of, optional
@@ -92,8 +93,7 @@ class Hyperparameters:
 
     def glimpses(self, decisions: int) -> int:
         options = WarmStart(**self.warm_start)
-        stopping = stopping_of(self)
-        before = glimpses_of(detection_of(self)) + (0 if stopping is None else stopping.states)
+        before = glimpses_of(detection_of(self)) + glimpses_of(stopping_of(self))
         return before + options.states * (options.candidates + 1) + decisions
 
     def check_fit(self, config: EnvConfig) -> None:

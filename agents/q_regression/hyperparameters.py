@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from agents.checks import check_fields, network_options, options_of, schedule
-from agents.detection import Detection, check_detectable, detection_of, glimpses_of
+from agents.detection import Detection, check_detectable, detection_of
+from agents.supervised import glimpses_of
 from agents.training_state import check_whole_episodes
 from agents.tried import require_table
 from canvit_gym.checks import finite, integer, one_of, optional

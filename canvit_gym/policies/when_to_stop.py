@@ -15,17 +15,22 @@ HIGHEST = 3
 _EPSILON = 1e-4
 
 
+def require_stop_action(there_is_one: bool) -> None:
+    """Raise ValueError if there is no stop action beside a table of viewpoints."""
+    if not there_is_one:
+        raise ValueError(
+            "learned_stop is about a stop action beside a table of viewpoints, which there is none of: make the "
+            "environment with allow_stop=True and action='grid' or 'quadtree', or set policy_kwargs learned_stop to "
+            "false"
+        )
+
+
 def check_stoppable(observations: spaces.Dict, *, allow_stop: bool) -> None:
     """
     Raises:
         ValueError: there is no stop action, or the observations do not hold what WorthOfStopping needs.
     """
-    if not allow_stop:
-        raise ValueError(
-            "learned_stop is about the stop action of a table of viewpoints, which there is none of: make the "
-            "environment with allow_stop=True and action='grid' or 'quadtree', or set policy_kwargs learned_stop to "
-            "false"
-        )
+    require_stop_action(allow_stop)
     shapes = {key: box.shape or () for key, box in observations.items()}
     if "time" not in shapes or len(shapes.get("reading", ())) != 1:
         raise ValueError(
