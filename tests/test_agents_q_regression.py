@@ -117,8 +117,10 @@ def test_it_finds_the_viewpoint_that_pays(tmp_path: Path, monkeypatch: pytest.Mo
     learner.close()
 
 
-def test_a_prior_gets_the_weight_that_predicts_the_first_rewards(tmp_path: Path) -> None:
+@pytest.mark.parametrize("initial", [2.0, 0.0])
+def test_a_prior_gets_the_weight_that_predicts_the_first_rewards(initial: float, tmp_path: Path) -> None:
     options = {"network": "conv", "channels": 8, "context_dim": 16, "blocks": 1, "prior": "uncertainty"}
+    options["prior_weight"] = initial
     learner = QRegression(prepare(tiny(tmp_path / "run", policy_kwargs=options)))
     learner.begin(progress=False)
     learner._collect(Silent())
@@ -129,7 +131,7 @@ def test_a_prior_gets_the_weight_that_predicts_the_first_rewards(tmp_path: Path)
     with torch.no_grad():
         features = network.features(batch.observation)
         assert features.amounts is not None and features.acuity is not None
-        worth = prior(features.amounts, features.acuity).gather(1, batch.actions[:, None])[:, 0] / prior.weight
+        worth = prior.worths(features.amounts, features.acuity).gather(1, batch.actions[:, None])[:, 0]
     learner.moments.mean[:], learner.moments.squares[:] = 0, learner.moments.count  # targets are the rewards
     for slope, weight in ((0.3, 0.3), (-0.3, LEAST_PRIOR_WEIGHT)):
         learner.replay._rewards[:ROLLOUT] = 0.1 + slope * worth

@@ -457,6 +457,14 @@ def test_what_the_hub_has_not(answering_hub: Callable[[str], None], error: str, 
         load_backbone("some/model", device="cpu", revision="v9")
 
 
+def test_a_default_device_that_is_not_the_cpu() -> None:
+    with (
+        torch.device("meta"),
+        pytest.raises(ValueError, match=r"default device of PyTorch is 'meta'.*device='cpu' instead"),
+    ):
+        GlimpseVectorEnv(1, device="cpu")
+
+
 def test_a_gpu_has_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is loaded once is kept by device: "cuda" is one of those with a number."""
     for name, value in (("is_available", True), ("device_count", 2), ("current_device", 1)):

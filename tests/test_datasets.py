@@ -135,6 +135,10 @@ def test_scenes_of_the_wrong_shape_or_dtype_are_refused(registered: str, two_cla
             Labelled(labels=torch.zeros(2, 64, 64, dtype=torch.uint8)),
             r"128\] \(label maps\), got torch.uint8",
         ),
+        (
+            Labelled(labels=torch.arange(128, dtype=torch.uint8).expand(2, 128, 128).remainder(3)),
+            r"label maps .* must hold classes in \[0, 1\], or 255 where there is none, got \[2\]",
+        ),
         (Labelled(labels=np.zeros(2)), r"\(label maps\), got float64 of \[2\]"),
         (Labelled(labels=[0, 1]), r"\(label maps\), got \[0, 1\]"),
         (Floats(), r"images .* must be uint8 of shape \[2, 3, 128, 128\], got torch.float32"),

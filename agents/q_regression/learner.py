@@ -210,7 +210,7 @@ class QRegression(TorchLearner[nn.Module]):
         batch = self.replay.take(torch.arange(len(self.replay)), device=self.device)
         features = network.features(batch.observation)
         assert features.amounts is not None and features.acuity is not None, "a prior needs its maps"
-        worths = prior(features.amounts, features.acuity) / prior.weight
+        worths = prior.worths(features.amounts, features.acuity)
         looked = batch.actions < worths.shape[1]  # not those that stopped
         worth = worths[looked].gather(1, batch.actions[looked, None].to(self.device))[:, 0].cpu()
         target = self._targets(batch.rewards[:, None], batch.depth)[looked, 0]

@@ -247,7 +247,17 @@ def _backbone(
 
 
 def resolve_device(device: str) -> torch.device:
-    """ "auto" is CUDA if available, else the CPU. GPUs get an index: "cuda" means the current one."""
+    """ "auto" is CUDA if available, else the CPU. GPUs get an index: "cuda" means the current one.
+
+    Raises:
+        ValueError: no such device, or a default device of PyTorch that is not the CPU.
+    """
+    default = torch.get_default_device()
+    if default.type != "cpu":
+        raise ValueError(
+            f"the default device of PyTorch is {str(default)!r}, but canvit_gym needs tensors on the host as well, "
+            f"and moves the others itself: call torch.set_default_device('cpu') and pass device={device!r} instead"
+        )
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

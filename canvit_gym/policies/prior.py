@@ -84,6 +84,10 @@ class WindowPrior(nn.Module):
         self.weight = nn.Parameter(torch.tensor(float(weight)))
 
     def forward(self, amounts: Tensor, acuity: Tensor) -> Tensor:
+        return self.weight * self.worths(amounts, acuity)
+
+    def worths(self, amounts: Tensor, acuity: Tensor) -> Tensor:
+        """[B, A]: the same without the weight."""
         worth = self.windows.added(amounts, finest_scale(acuity[:, 0].float()))
         worth = worth - worth.mean(dim=1, keepdim=True)
-        return self.weight * worth / (worth.square().mean(dim=1, keepdim=True).sqrt() + _EPSILON)
+        return worth / (worth.square().mean(dim=1, keepdim=True).sqrt() + _EPSILON)

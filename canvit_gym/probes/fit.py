@@ -47,6 +47,7 @@ from canvit_gym.policies import PaperPolicy
 from canvit_gym.probes.card import card
 from canvit_gym.probes.heads import ClassificationHead, Head, RecurrentClsHead, SegmentationHead
 from canvit_gym.provenance import plain, provenance, strip_record
+from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.source import SceneSource, StreamedSource
 from canvit_gym.seeding import seeded
 from canvit_gym.tasks import TASKS
@@ -202,7 +203,8 @@ def class_weights(scenes: SceneSource, *, balance: float) -> Tensor:
 
 def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: SceneSource) -> Head:
     dense = TASKS[task_kind(env.dataset)].kind.reads_canvas
-    favours_items = env.dataset == "fashion-segmentation" and config.class_balance is None
+    known = DATASETS[env.dataset].probe_fit
+    favours_items = known.items_on_background and config.class_balance is None
     if favours_items:
         weights = torch.full((len(scenes.classes),), config.item_weight)
         weights[0] = 1.0
@@ -214,7 +216,7 @@ def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: S
             return SegmentationHead(backbone, weights, bonus=config.item_bonus if favours_items else 0.0)
         if config.reads == "recurrent_cls":
             return RecurrentClsHead(backbone, weights)
-        return ClassificationHead(backbone, weights, reads_log_odds=env.dataset == "fashion-classification")
+        return ClassificationHead(backbone, weights, reads_log_odds=known.classes_in_teacher)
 
 
 @dataclass

@@ -89,7 +89,7 @@ class ClassificationHead:
             self.module.weight.zero_()
             self.module.bias.zero_()
             if reads_log_odds:
-                # Features 1..K of nano's teacher are the log-odds of the classes: start with these.
+                # Feature k is the log-odds of class k (feature 0 is not used): start with these.
                 self.module.weight[:, 1:] = torch.diag(self._std[1:])
                 self.module.bias.copy_(self._mean[1:])
 

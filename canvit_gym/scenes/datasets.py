@@ -108,6 +108,17 @@ class Skill:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeFit:
+    """What canvit_gym.probes.fit may assume of a data set; of most, nothing."""
+
+    items_on_background: bool = False
+    """Class 0 is a background that covers most of a scene: the other classes count more (item_weight, item_bonus)."""
+    classes_in_teacher: bool = False
+    """Features 1 to K of the teacher's CLS token are the log-odds of the K classes, as nano's teacher has them: the fit
+    begins there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
     """A data set and its environment id."""
 
@@ -125,6 +136,7 @@ class DatasetSpec:
     """Backbone -> the probe to use if `probe=` is not passed, or None if there is none."""
     probe_cure: str = ""
     """End of the error message when there is no default probe: " or use checkpoint='nano'"."""
+    probe_fit: ProbeFit = ProbeFit()
     env_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the id that differ from EnvConfig's defaults. JSON-able."""
     on_disk: OnDisk | None = None
@@ -229,6 +241,7 @@ _BUILT_IN = (
         make_scenes=_fashion("segmentation", first_of_training=_KNOWN_TO_NANO),
         default_probe=_nano_probe("nano-segmentation-probe"),
         probe_cure=_NANO_CURE,
+        probe_fit=ProbeFit(items_on_background=True),
         skill=Skill(
             name="coverage",
             opponents=(
@@ -260,6 +273,7 @@ _BUILT_IN = (
         make_scenes=_fashion("classification", first_of_training=_KNOWN_TO_NANO),
         default_probe=_nano_probe("nano-classification-probe"),
         probe_cure=_NANO_CURE,
+        probe_fit=ProbeFit(classes_in_teacher=True),
         skill=Skill(
             name="fine detail",
             opponents=("item_probability(scale=(0.34, 0.24))", "saliency(scale=0.3)", "coarse_to_fine"),

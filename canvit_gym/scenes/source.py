@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from canvit_pytorch.benchmarks.ade20k import IGNORE_LABEL
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -14,7 +15,7 @@ class SceneBatch:
     """Scenes and their truth, on the host. Fresh memory: the caller may keep or change it."""
 
     images: Tensor  # [n, 3, H, W] uint8 RGB
-    labels: Tensor  # segmentation: [n, H, W] uint8 class map; classification: [n] int64 class
+    labels: Tensor  # segmentation: [n, H, W] uint8 class map, 255 without one; classification: [n] int64 class
 
 
 class SceneSource(Protocol):
@@ -116,6 +117,11 @@ def _check_labels(labels: Any, scenes: SceneSource, num: int) -> None:
         raise ValueError(
             f"labels of {scenes.name} must be int64 of shape {[num]} (classes) or uint8 of shape {[num, size, size]} "
             f"(label maps), got {got}: see canvit_gym.scenes.source.SceneBatch"
+        )
+    elif num and int((labels + 1).amax()) > count:  # + 1: 255, which has no class, becomes 0
+        raise ValueError(
+            f"label maps of {scenes.name} must hold classes in [0, {count - 1}], or {IGNORE_LABEL} where there is "
+            f"none, got {sorted(set(labels.unique().tolist()) - set(range(count)) - {IGNORE_LABEL})}: see its `classes`"
         )
 
 
