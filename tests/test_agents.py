@@ -556,7 +556,7 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
 )
 def test_bad_hyperparameters_are_named(overrides: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        load_hyperparameters("CanViT/FashionSegmentation-v0", overrides)
+        load_hyperparameters("CanViT/FashionDistractors-v0", overrides)
 
 
 def test_every_option_of_a_network_has_a_check() -> None:
@@ -565,7 +565,7 @@ def test_every_option_of_a_network_has_a_check() -> None:
 
 
 def test_hyperparameters() -> None:
-    hyper = load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epochs": 7, "policy_kwargs": {"blocks": 1}})
+    hyper = load_hyperparameters("CanViT/FashionDistractors-v0", {"n_epochs": 7, "policy_kwargs": {"blocks": 1}})
     assert hyper.n_epochs == 7
     own = {
         "network": "window", "channels": 32, "context_dim": 64, "upsample": 2, "inhibition": 0.06, "prior": "detected",
@@ -573,14 +573,14 @@ def test_hyperparameters() -> None:
     assert hyper.policy_kwargs == own | {"blocks": 1}
     assert [schedule("x", "lin_2e-3")(p) for p in (1.0, 0.5, 0.0, -0.2)] == [2e-3, 1e-3, 0, 0]
     with pytest.raises(ValueError, match=r"unknown hyperparameter 'n_epoch'; there are: .*n_epochs"):
-        load_hyperparameters("CanViT/FashionSegmentation-v0", {"n_epoch": 7})
+        load_hyperparameters("CanViT/FashionDistractors-v0", {"n_epoch": 7})
     with pytest.raises(ValueError, match="batch_size must be at least 2 and divide"):
-        load_hyperparameters("CanViT/FashionSegmentation-v0", {"batch_size": 100})
+        load_hyperparameters("CanViT/FashionDistractors-v0", {"batch_size": 100})
     with pytest.raises(ValueError, match="unknown hyperparameter policy_kwargs width; there are: network, channels"):
-        load_hyperparameters("CanViT/FashionSegmentation-v0", {"policy_kwargs": {"width": 3}})
+        load_hyperparameters("CanViT/FashionDistractors-v0", {"policy_kwargs": {"width": 3}})
     with pytest.raises(ValueError, match="entropy_floor must be null or contain start"):
-        load_hyperparameters("CanViT/FashionSegmentation-v0", {"entropy_floor": {"begin": 3}})
-    assert load_hyperparameters("CanViT/FashionSegmentation-v0", {"entropy_floor": None}).entropy_floor is None
+        load_hyperparameters("CanViT/FashionDistractors-v0", {"entropy_floor": {"begin": 3}})
+    assert load_hyperparameters("CanViT/FashionDistractors-v0", {"entropy_floor": None}).entropy_floor is None
     with pytest.raises(ValueError, match="no entry for 'CanViT/Unknown-v0', which is not an environment"):
         load_hyperparameters("CanViT/Unknown-v0")
     with pytest.raises(ValueError, match=r'multiple of the 3 decisions.*"n_steps": 15'):
