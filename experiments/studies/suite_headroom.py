@@ -47,8 +47,15 @@ _NO_MAP = (
     "coarse_to_fine", "fine_to_coarse", "saliency(scale=0.5)", "saliency(scale=0.4)", "saliency(scale=0.3)",
     "saliency(scale=(0.4, 0.3))",
 )  # fmt: skip
-_ITEMS = tuple(f"item_probability(scale={scale})" for scale in ("(0.5, 0.25)", "0.4", "(0.34, 0.24)", "0.3"))
-_ENTROPY = tuple(f"entropy_greedy(scale={scale})" for scale in ("(0.5, 0.25)", "0.5", "0.4", "(0.34, 0.24)", "0.25"))
+_SCALES = (
+    "0.5", "0.4", "0.34", "0.3", "0.25", "(0.5, 0.3)", "(0.5, 0.25)", "(0.4, 0.3)", "(0.4, 0.24)", "(0.4, 0.17)",
+    "(0.34, 0.24)", "(0.34, 0.17)", "(0.34, 0.14)", "(0.3, 0.2)",
+)  # fmt: skip
+"""Of greedy windows: one, or a wide and a narrow one. A pair often beats both of its parts."""
+_ITEMS, _ENTROPY, _GOAL, _GOAL_ENTROPY = (
+    tuple(f"{policy}(scale={scale})" for scale in _SCALES)
+    for policy in ("item_probability", "entropy_greedy", "goal_probability", "goal_entropy")
+)
 _BOXES = tuple(
     f"box_locator(factor={factor}, jitter={jitter})"
     for factor, jitter in ((1.0, 0.0), (1.0, 0.2), (1.25, 0.2), (1.5, 0.2))
@@ -77,7 +84,8 @@ STUDIES: dict[str, Compared] = {
     "CanViT/FashionClassification-v0": Compared((*_NO_MAP, *_ITEMS), _BOXES),
     "CanViT/FashionSearch-v0": Compared(
         (
-            *(f"goal_{of}(scale={s})" for of in ("probability", "entropy") for s in ("0.34", "(0.34, 0.24)", "0.25")),
+            *_GOAL,
+            *_GOAL_ENTROPY,
             "item_probability(scale=(0.34, 0.24))",
             "coarse_to_fine",
             "saliency(scale=0.4)",
