@@ -59,8 +59,8 @@ class HasDetection(Protocol):
     """Hyperparameters of a learner whose network may have a detector."""
 
     @property
-    def detection(self) -> dict[str, Any]:
-        """Options of Detection."""
+    def detection(self) -> dict[str, Any] | None:
+        """Options of Detection. None: those of an entry do not count."""
         ...
 
     @property
@@ -76,10 +76,11 @@ def detection_of(hyper: HasDetection) -> Detection | None:
         ValueError: bad options, or options without a detector.
     """
     if hyper.policy_kwargs.get("prior") == DETECTED:
-        return Detection(**hyper.detection)
+        return Detection(**(hyper.detection or {}))
     if hyper.detection:
         raise ValueError(
-            f"detection {hyper.detection} without a detector: set policy_kwargs prior to {DETECTED!r}, or leave it out"
+            f"detection {hyper.detection} without a detector: set policy_kwargs prior to {DETECTED!r}, or detection to "
+            "null"
         )
     return None
 

@@ -51,8 +51,8 @@ class HasStopping(Protocol):
     """Hyperparameters of a learner whose network may have learned when to stop."""
 
     @property
-    def stopping(self) -> dict[str, Any]:
-        """Options of Stopping."""
+    def stopping(self) -> dict[str, Any] | None:
+        """Options of Stopping. None: those of an entry do not count."""
         ...
 
     @property
@@ -68,11 +68,11 @@ def stopping_of(hyper: HasStopping) -> Stopping | None:
         ValueError: bad options, or options of what is not learned.
     """
     if hyper.policy_kwargs.get("learned_stop"):
-        return Stopping(**hyper.stopping)
+        return Stopping(**(hyper.stopping or {}))
     if hyper.stopping:
         raise ValueError(
             f"stopping {hyper.stopping} of a stop that is not learned: set policy_kwargs learned_stop to true, or "
-            "leave it out"
+            "stopping to null"
         )
     return None
 

@@ -12,8 +12,11 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
 
-WINDOW_SCALES = (0.5, 0.34, 0.25, (0.5, 0.25), (0.34, 0.24))
-"""Scales that `window_variants` tries, alone and in pairs."""
+WINDOW_SCALES = (
+    0.5, 0.4, 0.34, 0.3, 0.25, (0.5, 0.3), (0.5, 0.25), (0.4, 0.3), (0.4, 0.24), (0.4, 0.17), (0.34, 0.24),
+    (0.34, 0.17), (0.34, 0.14), (0.3, 0.2),
+)  # fmt: skip
+"""Scales that `window_variants` tries: one, or a wide and a narrow one. A pair often beats both of its parts."""
 
 
 @dataclass(frozen=True)

@@ -202,6 +202,14 @@ def test_bad_options(hyper: dict[str, Any], message: str) -> None:
         load_hyperparameters(SEARCH, hyper)
 
 
+def test_an_entry_without_its_detector() -> None:
+    """The options of the entry have to be taken back as well."""
+    with pytest.raises(ValueError, match=r"detection \{'states': 9216\} without a detector: .*, or detection to null"):
+        load_hyperparameters("CanViT/FashionCrowd-v0", {"policy_kwargs": {"prior": "items"}})
+    hyper = load_hyperparameters("CanViT/FashionCrowd-v0", {"policy_kwargs": {"prior": "items"}, "detection": None})
+    assert hyper.glimpses(100) == 100
+
+
 def test_learners_that_train_none_refuse_it() -> None:
     with pytest.raises(ValueError, match="prior 'detected': this learner trains no detector"):
         load_hyperparameters(SEARCH, {"policy_kwargs": {"prior": "detected"}}, algo="oracle_cloning")

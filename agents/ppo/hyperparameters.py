@@ -46,8 +46,8 @@ class Hyperparameters:
     rollout_tensors: Literal["float16", "float32"] | None = "float16"
     compile_policy: bool | None = None
     """Whether to compile the policy network with torch.compile. None: only on a GPU."""
-    detection: dict[str, Any] = field(default_factory=dict)
-    stopping: dict[str, Any] = field(default_factory=dict)
+    detection: dict[str, Any] | None = None
+    stopping: dict[str, Any] | None = None
     warm_start: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,9 +62,9 @@ class Hyperparameters:
         check_fields(self, schedule, "learning_rate", "clip_range")
         check_fields(self, optional(one_of(lambda: ("float16", "float32"))), "rollout_tensors")
         check_fields(self, optional(one_of(lambda: ("per_step", "pooled"))), "normalize_reward")
-        check_fields(self, options_of(Detection), "detection")
+        check_fields(self, optional(options_of(Detection)), "detection")
         detection_of(self)
-        check_fields(self, options_of(Stopping), "stopping")
+        check_fields(self, optional(options_of(Stopping)), "stopping")
         check_fields(self, options_of(WarmStart), "warm_start")
         if stopping_of(self) is not None and self.warm_start.get("states"):
             raise ValueError(

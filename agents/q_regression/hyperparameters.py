@@ -49,7 +49,7 @@ class QHyperparameters:
     clip_reward: float | None
     policy_kwargs: dict[str, Any]
     rollout_tensors: Literal["float16", "float32"]
-    detection: dict[str, Any] = field(default_factory=dict)
+    detection: dict[str, Any] | None = None
     pool: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class QHyperparameters:
         check_fields(self, one_of(lambda: ("float16", "float32")), "rollout_tensors")
         check_fields(self, options_of(FromPool), "pool")
         check_fields(self, network_options(leave_out=("distribution", "log_std_init", "learned_stop")), "policy_kwargs")
-        check_fields(self, options_of(Detection), "detection")
+        check_fields(self, optional(options_of(Detection)), "detection")
         detection_of(self)
 
     def to_json(self) -> dict[str, Any]:

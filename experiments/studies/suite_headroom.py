@@ -42,18 +42,14 @@ from canvit_gym.statistics import Mean, bootstrap_interval
 from canvit_gym.stopping import confidence as confidence_now
 from canvit_gym.stopping import first_at_least, stopped_return, stops_when_right
 from canvit_gym.suite.payoff import payoff_of
+from canvit_gym.tuning import WINDOW_SCALES
 
 _NO_MAP = (
     "coarse_to_fine", "fine_to_coarse", "saliency(scale=0.5)", "saliency(scale=0.4)", "saliency(scale=0.3)",
     "saliency(scale=(0.4, 0.3))",
 )  # fmt: skip
-_SCALES = (
-    "0.5", "0.4", "0.34", "0.3", "0.25", "(0.5, 0.3)", "(0.5, 0.25)", "(0.4, 0.3)", "(0.4, 0.24)", "(0.4, 0.17)",
-    "(0.34, 0.24)", "(0.34, 0.17)", "(0.34, 0.14)", "(0.3, 0.2)",
-)  # fmt: skip
-"""Of greedy windows: one, or a wide and a narrow one. A pair often beats both of its parts."""
 _ITEMS, _ENTROPY, _GOAL, _GOAL_ENTROPY = (
-    tuple(f"{policy}(scale={scale})" for scale in _SCALES)
+    tuple(f"{policy}(scale={scale!r})" for scale in WINDOW_SCALES)
     for policy in ("item_probability", "entropy_greedy", "goal_probability", "goal_entropy")
 )
 _BOXES = tuple(
