@@ -10,7 +10,8 @@ says.
 Beside the JSON file, ENVIRONMENT.npz holds what the payoff of every run is computed from, scene by scene. With it,
 earlier runs whose directories are gone still count: those of other algorithms and seeds stay in the report, and new
 runs are compared with them on the same scenes. Runs of another recipe are not averaged: --drop leaves out the earlier
-ones. Environments without runs in RUN_DIR stay as they are.
+ones. Environments without runs in RUN_DIR stay as they are, unless --again names them: after a change of the suite's
+opponents.
 
 Each run counts with its best policy by validation and with what its environment pays (canvit_gym.suite.payoff). An
 algorithm's value is the interquartile mean over its runs. A 95% interval resamples runs and test scenes
@@ -104,6 +105,9 @@ class ReportConfig:
     drop: tuple[str, ...] = ()
     """Algorithms (directories in RUN_DIR) whose earlier runs in the output are left out, on environments with runs in
     RUN_DIR."""
+    again: tuple[str, ...] = ()
+    """Ids of environments whose earlier runs in the output are compared with the suite's present opponent and ceiling,
+    even without new runs in RUN_DIR."""
 
 
 def skill_of(env_id: str) -> Skill | None:
@@ -385,7 +389,7 @@ def shown(
 
 def main(config: ReportConfig) -> None:
     config = replace(config, run_dir=config.run_dir.expanduser())
-    env_ids = sorted({run["env"] for _, run in finished(config.run_dir)})
+    env_ids = sorted({run["env"] for _, run in finished(config.run_dir)} | set(config.again))
     if not env_ids:
         raise FileNotFoundError(
             f"{config.run_dir} holds no finished run: train with python -m agents.matrix, or with "
@@ -397,8 +401,13 @@ def main(config: ReportConfig) -> None:
             f"{config.run_dir} only holds runs of {', '.join(env_ids)}, which the suite has no opponent and no ceiling "
             "for: compare them with canvit-gym benchmark --learned"
         )
-    for env_id, runs in find_runs(config.run_dir, config.test_scenes, left_out=left_out).items():
-        write_environment(env_id, runs, config)
+    for env_id in config.again:
+        if not (numbers := config.output_dir / f"{env_id.rpartition('/')[2]}.json").is_file():
+            raise FileNotFoundError(f"--again {env_id}: there is no {numbers} with earlier runs")
+    runs = find_runs(config.run_dir, config.test_scenes, left_out=left_out)
+    for env_id in env_ids:
+        if env_id not in left_out:
+            write_environment(env_id, runs.get(env_id, {}), config)
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(config.output_dir.glob("*-v*.json"))]
     write_text(config.output_dir / "README.md", page(results, left_out=left_out))
     write_text(config.output_dir / LEARNING, learning_curves(results, ranked(results)))

@@ -30,6 +30,7 @@ from agents.train import train
 from canvit_gym.command_line import env_config
 from canvit_gym.policies.learned import load_policy, shipped_policies
 from canvit_gym.provenance import provenance
+from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.statistics import area_under_curve
 from canvit_gym.stopping import WHEN_RIGHT, at_confidence, named, stops_when_right
 from canvit_gym.suite.payoff import payoff_of, stacked
@@ -306,6 +307,30 @@ def test_earlier_runs_stay_in_the_report_without_their_directories(trained: Path
         reported(second, "pooled")
     dropped = reported(second, "pooled", drop=("q_regression",))
     assert [run["seed"] for run in dropped["algorithms"]["q_regression"]["runs"]] == [0]
+
+
+def test_earlier_runs_are_compared_again_with_another_opponent(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if they had been reported now, without their directories."""
+
+    def reported(root: Path, out: str, **options: Any) -> dict[str, Any]:
+        report.main(ReportConfig(root, output_dir=tmp_path / out, test_scenes=TEST_SCENES, **options))
+        return json.loads((tmp_path / out / "FashionClassification-v0.json").read_text())
+
+    before = reported(trained, "again")
+    spec = DATASETS["fashion-classification"]
+    assert spec.skill is not None
+    skill = replace(spec.skill, opponents=("center", *spec.skill.opponents))
+    monkeypatch.setitem(DATASETS, spec.name, replace(spec, skill=skill))
+    with pytest.raises(FileNotFoundError, match="holds no finished run"):
+        reported(tmp_path / "none", "again")
+    again = reported(tmp_path / "none", "again", again=("CanViT/FashionClassification-v0",))
+    assert again["opponent"]["name"] == "center" != before["opponent"]["name"]
+    now = reported(trained, "now")
+    assert again["algorithms"] == now["algorithms"] != before["algorithms"]
+    with pytest.raises(FileNotFoundError, match=r"--again CanViT/FashionOdd-v0: there is no .*FashionOdd-v0\.json"):
+        reported(trained, "again", again=("CanViT/FashionOdd-v0",))
 
 
 def test_earlier_runs_of_other_scenes_are_refused(trained: Path, tmp_path: Path) -> None:
