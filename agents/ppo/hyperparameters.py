@@ -46,8 +46,8 @@ class Hyperparameters:
     rollout_tensors: Literal["float16", "float32"] | None = "float16"
     compile_policy: bool | None = None
     """Whether to compile the policy network with torch.compile. None: only on a GPU."""
-    detection: dict[str, Any] | None = None
-    stopping: dict[str, Any] | None = None
+    detection: dict[str, Any] | None = field(default_factory=dict)
+    stopping: dict[str, Any] | None = field(default_factory=dict)
     warm_start: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ class QHyperparameters:
     clip_reward: float | None
     policy_kwargs: dict[str, Any]
     rollout_tensors: Literal["float16", "float32"]
-    detection: dict[str, Any] | None = None
+    detection: dict[str, Any] | None = field(default_factory=dict)
     pool: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
