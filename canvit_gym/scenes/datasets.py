@@ -245,12 +245,12 @@ _BUILT_IN = (
         skill=Skill(
             name="coverage",
             opponents=(
-                "item_probability(scale=0.3)",
-                "entropy_greedy(scale=(0.5, 0.25))",
-                "saliency(scale=0.5)",
+                "item_probability(scale=(0.4, 0.3))",
+                "entropy_greedy(scale=(0.4, 0.3))",
+                "saliency(scale=0.4)",
                 "coarse_to_fine",
             ),
-            ceiling="box_locator(factor=1.25, jitter=0.2)",
+            ceiling="box_locator(factor=1.0, jitter=0.2)",
         ),
         page=DatasetPage(
             headline="Segment the garments in a scene.",
@@ -307,8 +307,8 @@ _BUILT_IN = (
         skill=Skill(
             name="search for a goal",
             opponents=(
-                "goal_probability(scale=(0.34, 0.24))",
-                "goal_entropy(scale=(0.34, 0.24))",
+                "goal_probability(scale=(0.4, 0.17))",
+                "goal_entropy(scale=(0.4, 0.17))",
                 "item_probability(scale=(0.34, 0.24))",
                 "saliency(scale=0.4)",
                 "coarse_to_fine",
@@ -341,12 +341,12 @@ _BUILT_IN = (
         skill=Skill(
             name="long horizon",
             opponents=(
-                "item_probability(scale=(0.34, 0.24))",
-                "entropy_greedy(scale=0.18)",
+                "item_probability(scale=(0.34, 0.14))",
+                "entropy_greedy(scale=(0.34, 0.14))",
                 "saliency(scale=0.3)",
                 "coarse_to_fine",
             ),
-            ceiling="box_locator(factor=1.0, jitter=0.2)",
+            ceiling="box_locator(factor=0.8, jitter=0.2)",
         ),
         page=DatasetPage(
             headline="Segment many small garments in dense clutter, in a long episode.",
@@ -372,12 +372,12 @@ _BUILT_IN = (
         skill=Skill(
             name="ignoring what stays uncertain",
             opponents=(
+                "item_probability(scale=(0.5, 0.3))",
                 "entropy_greedy(scale=0.4)",
-                "item_probability(scale=0.4)",
                 "saliency(scale=0.5)",
                 "coarse_to_fine",
             ),
-            ceiling="box_locator(factor=1.0, jitter=0.2)",
+            ceiling="box_locator(factor=1.25, jitter=0.2)",
         ),
         page=DatasetPage(
             headline="Segment the few whole garments, and ignore look-alikes that stay uncertain in every glimpse.",
@@ -404,12 +404,12 @@ _BUILT_IN = (
         skill=Skill(
             name="comparing across glimpses",
             opponents=(
-                "item_probability(scale=0.3)",
+                "item_probability(scale=0.34)",
                 "fine_to_coarse",
-                "saliency(scale=(0.4, 0.3))",
+                "saliency(scale=0.5)",
                 "coarse_to_fine",
             ),
-            ceiling="box_locator(factor=1.5, jitter=0.2)",
+            ceiling="box_locator(factor=1.0, jitter=0.2)",
         ),
         page=DatasetPage(
             headline="Find the class that occurs twice, which no single glimpse can tell.",
@@ -464,8 +464,8 @@ _BUILT_IN = (
         env_defaults={"budget": 9, "allow_stop": True, "glimpse_cost": 0.02, "reward": "soft_score_gain"},
         skill=Skill(
             name="when to stop",
-            opponents=("item_probability(scale=(0.34, 0.24))", "saliency(scale=0.4)", "coarse_to_fine"),
-            ceiling="item_probability(scale=(0.34, 0.24))",
+            opponents=("item_probability(scale=(0.4, 0.24))", "saliency(scale=0.4)", "coarse_to_fine"),
+            ceiling="item_probability(scale=(0.4, 0.24))",
             stop_confidence=0.8,
             ceiling_stops_when_right=True,
             locator="box_locator(factor=1.0, jitter=0.2)",
