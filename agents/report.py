@@ -104,7 +104,7 @@ class ReportConfig:
     """None: all."""
     drop: tuple[str, ...] = ()
     """Algorithms (directories in RUN_DIR) whose earlier runs in the output are left out, on environments with runs in
-    RUN_DIR."""
+    RUN_DIR or named by --again."""
     again: tuple[str, ...] = ()
     """Ids of environments whose earlier runs in the output are compared with the suite's present opponent and ceiling,
     even without new runs in RUN_DIR."""
