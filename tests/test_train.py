@@ -36,6 +36,7 @@ from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_through
 
 ENV_KWARGS: dict[str, Any] = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 4}
 HYPER: dict[str, Any] = {
+    "ent_coef": 0.003, "entropy_floor": {"start": 0.7, "end": 0.2, "low": 1e-4, "high": 0.05, "rate": 1.1},
     "n_envs": 4, "n_steps": 4, "batch_size": 8, "n_epochs": 2,
     "policy_kwargs": {"channels": 8, "context_dim": 16, "blocks": 1, "prior": None},
 }  # fmt: skip

@@ -118,7 +118,7 @@ def _check_labels(labels: Any, scenes: SceneSource, num: int) -> None:
             f"labels of {scenes.name} must be int64 of shape {[num]} (classes) or uint8 of shape {[num, size, size]} "
             f"(label maps), got {got}: see canvit_gym.scenes.source.SceneBatch"
         )
-    elif num and int((labels + 1).amax()) > count:  # + 1: 255, which has no class, becomes 0
+    elif count and num and int((labels + 1).amax()) > count:  # + 1: 255, which has no class, becomes 0
         raise ValueError(
             f"label maps of {scenes.name} must hold classes in [0, {count - 1}], or {IGNORE_LABEL} where there is "
             f"none, got {sorted(set(labels.unique().tolist()) - set(range(count)) - {IGNORE_LABEL})}: see its `classes`"
