@@ -277,6 +277,12 @@ def test_runs_that_differ_are_not_averaged(trained: Path, tmp_path: Path) -> Non
         report.main(ReportConfig(tmp_path))
 
 
+def reported(root: Path, out: Path, **options: Any) -> dict[str, Any]:
+    """The numbers of a report of the runs in `root` on FashionClassification."""
+    report.main(ReportConfig(root, output_dir=out, test_scenes=TEST_SCENES, **options))
+    return json.loads((out / "FashionClassification-v0.json").read_text())
+
+
 def test_earlier_runs_stay_in_the_report_without_their_directories(trained: Path, tmp_path: Path) -> None:
     """As if all had been reported at once; a new run replaces an earlier one of its seed."""
 
@@ -285,27 +291,23 @@ def test_earlier_runs_stay_in_the_report_without_their_directories(trained: Path
             shutil.copytree(trained / each, tmp_path / name / each)
         return tmp_path / name
 
-    def reported(root: Path, out: str, **options: Any) -> dict[str, Any]:
-        report.main(ReportConfig(root, output_dir=tmp_path / out, test_scenes=TEST_SCENES, **options))
-        return json.loads((tmp_path / out / "FashionClassification-v0.json").read_text())
-
     ppo, values = "ppo/FashionClassification-v0/seed-", "q_regression/FashionClassification-v0/seed-"
-    whole = reported(trained, "whole")
+    whole = reported(trained, tmp_path / "whole")
     for name in ("first", "second"):
         shutil.copytree(trained / "hand_coded", tmp_path / name / "hand_coded")
-    reported(runs("first", f"{ppo}0", f"{ppo}1", f"{values}1"), "pooled")
+    reported(runs("first", f"{ppo}0", f"{ppo}1", f"{values}1"), tmp_path / "pooled")
     second = runs("second", f"{values}0", f"{values}1")
-    in_two = reported(second, "pooled")
+    in_two = reported(second, tmp_path / "pooled")
     assert in_two["algorithms"] == whole["algorithms"]
     assert in_two["algorithms"]["q_regression"]["better_than_ppo"] is not None
-    assert reported(second, "pooled", drop=("ppo",))["algorithms"].keys() == {"q_regression"}
+    assert reported(second, tmp_path / "pooled", drop=("ppo",))["algorithms"].keys() == {"q_regression"}
 
     config = second / f"{values}0" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"eval_every": 16}))
     shutil.rmtree(second / f"{values}1")
     with pytest.raises(ValueError, match=r"runs of q_regression in .*differ in eval_every: .*--drop q_regression"):
-        reported(second, "pooled")
-    dropped = reported(second, "pooled", drop=("q_regression",))
+        reported(second, tmp_path / "pooled")
+    dropped = reported(second, tmp_path / "pooled", drop=("q_regression",))
     assert [run["seed"] for run in dropped["algorithms"]["q_regression"]["runs"]] == [0]
 
 
@@ -314,23 +316,19 @@ def test_earlier_runs_are_compared_again_with_another_opponent(
 ) -> None:
     """As if they had been reported now, without their directories."""
 
-    def reported(root: Path, out: str, **options: Any) -> dict[str, Any]:
-        report.main(ReportConfig(root, output_dir=tmp_path / out, test_scenes=TEST_SCENES, **options))
-        return json.loads((tmp_path / out / "FashionClassification-v0.json").read_text())
-
-    before = reported(trained, "again")
+    before = reported(trained, tmp_path / "again")
     spec = DATASETS["fashion-classification"]
     assert spec.skill is not None
     skill = replace(spec.skill, opponents=("center", *spec.skill.opponents))
     monkeypatch.setitem(DATASETS, spec.name, replace(spec, skill=skill))
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
-        reported(tmp_path / "none", "again")
-    again = reported(tmp_path / "none", "again", again=("CanViT/FashionClassification-v0",))
+        reported(tmp_path / "none", tmp_path / "again")
+    again = reported(tmp_path / "none", tmp_path / "again", again=("CanViT/FashionClassification-v0",))
     assert again["opponent"]["name"] == "center" != before["opponent"]["name"]
-    now = reported(trained, "now")
+    now = reported(trained, tmp_path / "now")
     assert again["algorithms"] == now["algorithms"] != before["algorithms"]
     with pytest.raises(FileNotFoundError, match=r"--again CanViT/FashionOdd-v0: there is no .*FashionOdd-v0\.json"):
-        reported(trained, "again", again=("CanViT/FashionOdd-v0",))
+        reported(trained, tmp_path / "again", again=("CanViT/FashionOdd-v0",))
 
 
 def test_earlier_runs_of_other_scenes_are_refused(trained: Path, tmp_path: Path) -> None:
