@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.algorithms import find_algorithm
 from agents.matrix import tested
 from agents.run_directory import CONFIG, RESULT
+from agents.train_once import settings
 from canvit_gym.evaluation import Evaluation
 
 log = logging.getLogger(__name__)
-
-SETTINGS = ("algo", "env_kwargs", "total_timesteps", "eval_every", "eval_scenes")
-"""What runs that are averaged have in common, besides their hyperparameters. How often they were validated is part of
-it: each run counts with the best policy that was validated."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +41,14 @@ def find_runs(
     left_out: ids of environments to leave out.
 
     Raises:
-        ValueError: runs of one algorithm differ in more than their seed.
+        ValueError: runs of one algorithm differ in more than their seed, or were never validated.
     """
     found: dict[str, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for directory, config in finished(root, algo=algo, name=name):
         if config["env"] in left_out:
             continue
+        if not config["eval_every"]:
+            raise ValueError(f"{directory} was trained without validation (eval_every=0): it has no best policy")
         log.info("%s", directory)
         run = Run(
             directory=directory,
@@ -75,7 +73,7 @@ def find_runs(
 def require_alike(configs: Mapping[str, dict[str, Any]], *, cure: str) -> None:
     """
     Args:
-        configs: where a run is -> its configuration: SETTINGS and "hyperparameters".
+        configs: where a run is -> its configuration: SETTINGS (agents.train_once) and "hyperparameters".
         cure: what to do otherwise, for the error message.
 
     Raises:
@@ -89,10 +87,3 @@ def require_alike(configs: Mapping[str, dict[str, Any]], *, cure: str) -> None:
                     f"{first} and {where} differ in {key}: {value!r} and {own[key]!r}. Runs that are averaged must be "
                     f"alike but for their seeds; {cure}"
                 )
-
-
-def settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What runs that are averaged have in common. A hyperparameter that is newer than a run had the value that is now
-    its default."""
-    hyperparameters = find_algorithm(config["algo"]).hyperparameters(**config["hyperparameters"]).to_json()
-    return {key: config[key] for key in SETTINGS} | {"hyperparameters": hyperparameters}

@@ -31,7 +31,7 @@ from agents.run_directory import CONFIG, FAILED, claimed
 from agents.settings import TrainConfig
 from agents.train_once import complete, require_same_run
 from canvit_gym.atomic import write_json
-from canvit_gym.checks import integer
+from canvit_gym.checks import integer, optional
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation
@@ -79,6 +79,7 @@ class MatrixConfig:
 
     def __post_init__(self) -> None:
         integer(1)("processes", self.processes)
+        optional(integer(1))("eval_every", self.eval_every)  # the policy that is tested is the best validated one
 
 
 def run_directory(root: Path, algo: str, env_id: str, seed: int) -> Path:

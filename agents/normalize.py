@@ -81,11 +81,10 @@ class PerStepNormalize(VecEnvWrapper):
         return clipped(centered / deviation, self.clip).astype(np.float32)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("count", "mean", "squares")}
+        return self._moments.state_dict()
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        for name, value in state.items():
-            setattr(self._moments, name, value.numpy().astype(getattr(self._moments, name).dtype))
+        self._moments.load_state_dict(state)
 
 
 def normalized_rewards(

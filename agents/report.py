@@ -73,20 +73,22 @@ that seeds can be added to them (`agents.report`).
   ones); the interquartile mean over seeds. 95% intervals resample seeds and scenes; differences are paired by scene.
   The best policy has the lowest validation loss after the last glimpse (where only the order counts, the smallest area
   under its curve; where episodes can be stopped, the largest soft score minus the price).
-- **Best hand-coded**: the best on training scenes of all that were tried (`experiments.studies.suite_headroom`). On
-  test scenes another may score more.
+- **Best hand-coded**: the best on training scenes of all that were tried (`experiments.studies.suite_headroom`); on
+  Classification one that is better on validation scenes. On test scenes another may score more.
 - **Better than**: the probability that a run is better than the best hand-coded policy without labels, or than a run of
   PPO, on the same scenes.
 - **Share**: how much of the way from that hand-coded policy to the ceiling the policy goes. A ceiling knows where to
   look or, where episodes can be stopped, when the reading is right. Where the way is short, the interval is wide.
-- **90%**: when validation first reached 90% of the run's final gain over random viewpoints, in decisions and in minutes
-  of processor time, validations included; medians over seeds. Runs on a GPU do not count among the minutes.
+- **90%**: when validation first reached 90% of the run's largest gain over random viewpoints, in decisions and in
+  minutes of processor time, validations included; medians over seeds. Runs on a GPU do not count among the minutes.
 - **Glimpses**: those of training, with those that a detector or a stop learned from before, and those that a warm
   start or an oracle tried with the labels at hand. On which environments a learner begins from a detector, a learned
   stop, a warm start or a hand-coded prior is in `agents/hyperparameters/`, and in the JSON files.
 
 """
 
+ROUNDING = 1e-3
+"""By how much a score (a fraction) may differ on another machine, where sums are rounded otherwise."""
 LEARNING = "learning.svg"
 CURVES = f"""![Validation payoff against glimpses of training, by environment and algorithm]({LEARNING})
 
@@ -141,7 +143,7 @@ def write_environment(env_id: str, runs: dict[str, list[Run]], config: ReportCon
     failed = _failed(config.run_dir, name)
 
     numbers, counts = config.output_dir / f"{name}.json", config.output_dir / f"{name}.npz"
-    scenes, as_before = model_and_scenes(env), {}
+    scenes, as_before, before = model_and_scenes(env), {}, {}
     if numbers.is_file():
         before = json.loads(numbers.read_text(encoding="utf-8"))
         entries = {algo: entry for algo, entry in before["algorithms"].items() if algo not in config.drop}
@@ -152,6 +154,8 @@ def write_environment(env_id: str, runs: dict[str, list[Run]], config: ReportCon
         new = pooled(new, earlier, where=numbers)
         failed = {algo: why for algo, why in before["failed"].items() if algo not in (*new, *config.drop)} | failed
     result = of_environment(env_id, env, new, hand_coded) | {"random_on_validation": start, "failed": failed}
+    if as_before:
+        _require_same_values(before, result, cure=f"pass --drop {' '.join(as_before)} to leave the earlier runs out")
     for algo, entry in as_before.items():
         than_ppo = None if DEFAULT in new else entry["better_than_ppo"]  # PPO's runs may be others by now
         result["algorithms"][algo] = entry | {"better_than_ppo": than_ppo}
@@ -187,6 +191,17 @@ def _require_comparable(
             f"the earlier runs on {before['env']} were compared with {' and '.join(compared)}, the new ones with "
             f"{' and '.join(ends)}: {cure}"
         )
+
+
+def _require_same_values(before: dict[str, Any], now: dict[str, Any], *, cure: str) -> None:
+    """Raise ValueError if opponent or ceiling score other than before: the checkpoint or the scenes have changed."""
+    for end in ("opponent", "ceiling"):
+        then, today = before[end]["value"]["value"], now[end]["value"]["value"]
+        if abs(then - today) > ROUNDING:
+            raise ValueError(
+                f"the {end} of the earlier runs on {before['env']} scored {100 * then:.2f}, now it scores "
+                f"{100 * today:.2f}: {cure}"
+            )
 
 
 def of_environment(

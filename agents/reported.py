@@ -14,9 +14,10 @@ import numpy as np
 
 from agents.algorithms import find_algorithm
 from agents.clock import read_times
-from agents.finished_runs import SETTINGS, Run, require_alike
+from agents.finished_runs import Run, require_alike
 from agents.outcomes import DETERMINISTIC, pays_of_curve
 from agents.run_directory import CLOCK, PROVENANCE, without_root
+from agents.train_once import SETTINGS
 from canvit_gym.arrays import read_arrays, write_arrays
 from canvit_gym.config import EnvConfig, override
 from canvit_gym.policies.learned import load_record
@@ -24,7 +25,7 @@ from canvit_gym.suite.payoff import payoff_of
 from canvit_gym.tasks.metric import Counts
 
 REACHED = 0.9
-"""The share of its final gain over random viewpoints after which an algorithm counts as having learned."""
+"""The share of its largest gain over random viewpoints after which an algorithm counts as having learned."""
 FORMAT = 1
 RECIPE = ("algo", "title", "decisions", "glimpses", "env_kwargs", "hyper", "hyperparameters", "settings", "provenance")
 
@@ -121,7 +122,7 @@ def _run(env: EnvConfig, run: Run, start: float, root: Path) -> dict[str, Any]:
 
 
 def learning(env: EnvConfig, run: Run, start: float) -> dict[str, Any]:
-    """When validation first reached REACHED of the run's final gain over `start`; None if there was no gain."""
+    """When validation first reached REACHED of the run's largest gain over `start`; None if there was no gain."""
     evaluations = run.result["evaluations"]
     values = [pays_of_curve(env, entry) for entry in evaluations]
     decisions = [entry["num_timesteps"] for entry in evaluations]

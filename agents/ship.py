@@ -47,10 +47,7 @@ def best_run(runs: list[Run]) -> Run:
 
     def validated(run: Run) -> float:
         policy = load_policy(run.directory / "best")
-        validation = policy.record.training["validation"]
-        if validation is None:
-            raise ValueError(f"{run.directory} was trained without validation (eval_every=0): it has no best policy")
-        return merit(validation, policy.record.env)
+        return merit(policy.record.training["validation"], policy.record.env)
 
     return max(runs, key=validated)
 

@@ -68,8 +68,9 @@ class TriedViewpoints:
         return dict(vars(self))
 
     @classmethod
-    def from_state_dict(cls, state: dict[str, Any]) -> "TriedViewpoints":
-        return cls(**state)
+    def from_state_dict(cls, state: dict[str, Any], *, device: torch.device) -> "TriedViewpoints":
+        """device: that of observations; everything else is on the host."""
+        return cls(**{**state, "observations": {key: value.to(device) for key, value in state["observations"].items()}})
 
 
 def require_table(config: EnvConfig, candidates: int) -> None:

@@ -1,9 +1,12 @@
 """Running count, mean and variance of numbers in groups, for example rewards by the step of the episode."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 class RunningMoments:
@@ -17,6 +20,13 @@ class RunningMoments:
         self.count = np.zeros(num_groups, dtype=np.int64)
         self.mean = np.zeros(num_groups)
         self.squares = np.zeros(num_groups)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in ("count", "mean", "squares")}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value.numpy().astype(getattr(self, name).dtype))
 
     @property
     def var(self) -> NDArray[np.float64]:

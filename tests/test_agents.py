@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from agents.algorithms import load_hyperparameters
+from agents.algorithms import ALGORITHMS, load_hyperparameters
 from agents.checks import ENCODER_CHECKS, OPTION_CHECKS, schedule
 from agents.normalize import PerStepNormalize
 from agents.ppo.algorithm import GlimpsePPO
@@ -557,6 +557,12 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
 def test_bad_hyperparameters_are_named(overrides: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         load_hyperparameters("CanViT/FashionDistractors-v0", overrides)
+
+
+@pytest.mark.parametrize("algo", sorted(ALGORITHMS))
+def test_arguments_of_environments_are_a_mapping(algo: str) -> None:
+    with pytest.raises(ValueError, match="env_kwargs must be an object of options, got None"):
+        load_hyperparameters("CanViT/FashionDistractors-v0", {"env_kwargs": None}, algo=algo)
 
 
 def test_every_option_of_a_network_has_a_check() -> None:

@@ -273,6 +273,9 @@ def test_runs_that_differ_are_not_averaged(trained: Path, tmp_path: Path) -> Non
         check({"eval_every": 7})
     newer = {key: value for key, value in other["hyperparameters"].items() if key != "compile_policy"}
     check({"hyperparameters": newer})
+    check({"hyperparameters": other["hyperparameters"] | {"total_timesteps": 1}})  # of the entry, not of the run
+    with pytest.raises(ValueError, match=r"eval_every must be an integer >= 1, got 0"):
+        MatrixConfig(tmp_path, eval_every=0)
     with pytest.raises(FileNotFoundError, match="holds no finished run"):
         report.main(ReportConfig(tmp_path))
 
@@ -363,6 +366,10 @@ def test_earlier_runs_without_counts_stay_as_they_were(trained: Path, tmp_path: 
     whole = numbers.read_text()
     numbers.write_text(whole.replace("item_probability(scale=(0.34, 0.24))", "saliency(scale=0.3)"))
     with pytest.raises(ValueError, match=r"were compared with saliency\(scale=0.3\) and .*--drop q_regression"):
+        report.main(config)
+    opponent = json.loads(whole)["opponent"]["value"]["value"]
+    numbers.write_text(whole.replace(f'"value": {opponent}', f'"value": {opponent - 0.05}'))
+    with pytest.raises(ValueError, match=rf"opponent .* scored {100 * opponent - 5:.2f}, now .*--drop q_regression"):
         report.main(config)
     numbers.write_text(whole)
     report.main(config)

@@ -17,6 +17,7 @@ from agents.q_regression.replay import Replay
 from agents.settings import TrainConfig, prepare
 from agents.train import train
 from agents.training_state import load_state
+from agents.tried import TriedViewpoints
 from canvit_gym.actions import DiscreteActions, grid_viewpoints
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.heads import TableHead
@@ -83,8 +84,22 @@ def test_the_replay_keeps_the_last_rollouts() -> None:
     assert sorted(taken.actions.tolist()) == list(range(2, 10))
     assert torch.equal(taken.observation["time"][:, 0], taken.rewards)
     other = Replay(num_rollouts=2, rows=4)
-    other.load_state_dict(replay.state_dict())
+    other.load_state_dict(replay.state_dict(), device=torch.device("cpu"))
     assert torch.equal(other.take(torch.arange(8), device=torch.device("cpu")).actions, taken.actions)
+
+
+def test_what_is_kept_returns_to_its_device() -> None:
+    """Saved states are read on the host."""
+    state = {"at": 1, "full": False, "observation": {"time": torch.zeros(4, 1)}}
+    state |= {name: torch.zeros(4) for name in ("actions", "depth", "rewards")}
+    replay, meta = Replay(num_rollouts=1, rows=4), torch.device("meta")
+    replay.load_state_dict(state, device=meta)
+    kept = replay.state_dict()
+    assert kept["observation"]["time"].device == meta and kept["rewards"].device == torch.device("cpu")
+    numbers = torch.zeros(4, 2)
+    tried = TriedViewpoints({"time": torch.zeros(4, 1)}, chosen=numbers.long(), gains=numbers, rewards=numbers)
+    restored = TriedViewpoints.from_state_dict(tried.state_dict(), device=meta)
+    assert restored.observations["time"].device == meta and restored.gains is numbers
 
 
 class Silent(Monitoring):

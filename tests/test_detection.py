@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from agents import detection
 from agents.algorithms import load_hyperparameters
 from agents.detection import Detection, covered, interest, labelled_interest, learn_to_detect, look_around
+from agents.matrix import EMBEDDED
+from agents.ppo.hyperparameters import REWARDS_ALONE
 from agents.settings import TrainConfig
 from agents.train import train
 from canvit_gym.actions import DiscreteActions
@@ -208,6 +210,8 @@ def test_an_entry_without_its_detector() -> None:
         load_hyperparameters("CanViT/FashionCrowd-v0", {"policy_kwargs": {"prior": "items"}})
     hyper = load_hyperparameters("CanViT/FashionCrowd-v0", {"policy_kwargs": {"prior": "items"}, "detection": None})
     assert hyper.glimpses(100) == 100
+    for env_id in EMBEDDED:
+        assert load_hyperparameters(env_id, REWARDS_ALONE).glimpses(100) == 100
 
 
 def test_learners_that_train_none_refuse_it() -> None:

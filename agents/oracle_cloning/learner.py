@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import set_random_seed
 
 from agents.algorithms import Algorithm
 from agents.behaviours import look_anywhere, sample_network
-from agents.checks import check_fields, network_options
+from agents.checks import check_fields, mapping, network_options
 from agents.learner import Monitoring, State
 from agents.ppo.warm_start import WarmStart, explained_share, learn
 from agents.settings import Plan
@@ -49,6 +49,7 @@ class CloningHyperparameters:
     policy_kwargs: dict[str, Any]
 
     def __post_init__(self) -> None:
+        check_fields(self, mapping, "env_kwargs")
         check_fields(self, integer(1), "total_timesteps", "n_envs", "round_states", "epochs")
         check_fields(self, integer(2), "candidates", "batch_size")
         check_fields(self, finite(above=0), "learning_rate")
@@ -145,7 +146,8 @@ class OracleCloning(TorchLearner[ViewpointNetwork]):
 
     def restore(self, state: State) -> None:
         super().restore(state)
-        self._tried = TriedViewpoints.from_state_dict(state["tried"]) if state["tried"] else None
+        if state["tried"]:
+            self._tried = TriedViewpoints.from_state_dict(state["tried"], device=self.envs.backbone.device)
         self._rng.bit_generator.state = ast.literal_eval(state["candidates"])
         self.envs.reset(seed=0)
         restore_native(self.envs, state)

@@ -15,7 +15,8 @@ from canvit_gym.config import EnvConfig
 
 ENTROPY_FLOOR = ("start", "end", "low", "high", "rate")
 REWARDS_ALONE: dict[str, Any] = {
-    "policy_kwargs": {"prior": None, "learned_stop": False}, "warm_start": {"states": 0}, "learning_rate": "lin_1.0e-3",
+    "policy_kwargs": {"prior": None, "learned_stop": False}, "detection": None, "stopping": None,
+    "warm_start": {"states": 0}, "learning_rate": "lin_1.0e-3",
 }  # fmt: skip
 """Overrides of the entries of embedded environments for PPO that learns from its rewards and nothing else."""
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from agents.checks import check_fields, network_options, options_of, schedule
+from agents.checks import check_fields, mapping, network_options, options_of, schedule
 from agents.detection import Detection, check_detectable, detection_of
 from agents.supervised import glimpses_of
 from agents.training_state import check_whole_episodes
@@ -53,6 +53,7 @@ class QHyperparameters:
     pool: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_fields(self, mapping, "env_kwargs")
         check_fields(
             self, integer(1), "total_timesteps", "n_envs", "n_steps", "replay_rollouts", "batch_size", "n_epochs"
         )

@@ -269,9 +269,7 @@ class QRegression(TorchLearner[nn.Module]):
 
     def capture(self) -> State:
         return super().capture() | {
-            "moments": {
-                name: torch.from_numpy(getattr(self.moments, name).copy()) for name in ("count", "mean", "squares")
-            },
+            "moments": self.moments.state_dict(),
             "replay": {} if self.captures_every_update else self.replay.state_dict(),
             "random": random_state(),
             **capture_environments(glimpse_env(self.env)),
@@ -279,10 +277,9 @@ class QRegression(TorchLearner[nn.Module]):
 
     def restore(self, state: State) -> None:
         super().restore(state)
-        for name, value in state["moments"].items():
-            setattr(self.moments, name, value.numpy().copy())
+        self.moments.load_state_dict(state["moments"])
         if state["replay"]:
-            self.replay.load_state_dict(state["replay"])
+            self.replay.load_state_dict(state["replay"], device=self.device)
         self._begin_episodes(restore_environments(self.env, state))
         set_random_state(state["random"])
 

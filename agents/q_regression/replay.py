@@ -64,8 +64,9 @@ class Replay:
             **{name: getattr(self, f"_{name}").clone() for name in ("actions", "depth", "rewards")},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, device: torch.device) -> None:
+        """device: that of observations."""
         self._at, self._full = state["at"], state["full"]
-        self._observation = {key: value.clone() for key, value in state["observation"].items()}
+        self._observation = {key: value.to(device, copy=True) for key, value in state["observation"].items()}
         for name in ("actions", "depth", "rewards"):
             setattr(self, f"_{name}", state[name].clone())

@@ -94,7 +94,7 @@ class Skill:
     name: str
     """In a few words: "coverage"."""
     opponents: tuple[str, ...]
-    """Hand-coded policies that use no labels, the best one on training scenes first."""
+    """Hand-coded policies that use no labels, the best one first."""
     ceiling: str
     """The policy that is told where to look, or when to stop."""
     baseline: str = "random"

@@ -33,7 +33,7 @@ def _throughput_hyperparameters(
     """The file's hyperparameters with overrides, `num_envs` scenes and the environment's keyword arguments."""
     overrides = overrides or {}
     alone = {"prior": None, **overrides.get("policy_kwargs", {})}  # none has a detector, whose passes would come on top
-    hyper = load_hyperparameters(env_id, {**overrides, "policy_kwargs": alone})
+    hyper = load_hyperparameters(env_id, {**overrides, "policy_kwargs": alone, "detection": None})
     return replace(
         hyper,
         n_envs=num_envs,
