@@ -104,7 +104,7 @@ def page(results: list[dict[str, Any]]) -> str:
         "",
         "Windows of several tables, taken greedily by what a detector predicts, on validation scenes; scores in %, of",
         "the mean over the detectors' seeds, with 95% intervals that resample seeds and scenes. In bold: what the",
-        "entries of `agents/hyperparameters/ppo.yml` have. Nats: the detector's cross-entropy. Written by",
+        "entries of `agents/hyperparameters/ppo.yml` had when measured. Nats: the detector's cross-entropy. Written by",
         "",
         "    python -m experiments.studies.windows",
         "",
