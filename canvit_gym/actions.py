@@ -209,7 +209,7 @@ class DiscreteActions:
 
 
 def grid_viewpoints(*, scales: tuple[float, ...], centers: int) -> NDArray[np.float32]:
-    """[len(scales) * centers * centers, 3]: for every scale, row-major centers spread evenly over the safe box.
+    """[at most len(scales) * centers * centers, 3]: for every scale, row-major centers spread evenly over the safe box.
 
     With one center per axis it is the middle of the scene. At scale 1 all centers are.
     """

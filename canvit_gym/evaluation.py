@@ -424,7 +424,7 @@ def _roll_out(
                 episodes.expect(order[done : done + len(chosen)])
             if not (labelled := _labelled(episodes)).all():
                 left_out = chosen[~labelled].tolist()
-                warnings.warn(f"scenes {left_out} have no label and are left out", RuntimeWarning, stacklevel=3)
+                warnings.warn(f"scenes {left_out} have no label and are left out", RuntimeWarning, stacklevel=5)
                 bar.update(len(left_out))
                 if not len(chosen := chosen[labelled]):
                     continue

@@ -403,8 +403,9 @@ class PerturbedEpisodes(EpisodeBatch):
             potentials=episodes.measured,
         )
 
-    def reset_rows(self, rows: Rows, scene: NDArray[np.int64], **options: Any) -> None:
-        super().reset_rows(rows, scene, **options)
+    def reset_rows(self, rows: Rows, scene: NDArray[np.int64], *, read: bool, **options: Any) -> None:
+        hides_first = not self._shown(scene, np.zeros_like(scene)).all()  # else readings would be the last scene's
+        super().reset_rows(rows, scene, read=read or hides_first, **options)
         self.targets[rows] = 0
 
     def step_rows(self, rows: Rows, viewpoints: NDArray[np.float32]) -> None:

@@ -44,7 +44,7 @@ def _area(step: Paid) -> NDArray[np.floating]:
     """The trapezoid that a glimpse adds to the area under the curve over glimpses 1 to budget; a stop adds the rest."""
     spans = max(step.budget - 1, 1)
     if step.budget == 1:  # a curve of one glimpse: its value
-        return step.after * np.ones_like(step.glimpses)
+        return np.where(step.glimpses > 0, step.after, 0)
     added = np.where(step.stopped | (step.glimpses < 2), 0, (step.before + step.after) / 2)
     rest = np.where(step.ended, step.budget - step.glimpses, 0) * step.after
     return np.where(step.glimpses > 0, added + rest, 0) / spans

@@ -124,6 +124,7 @@ class GlimpseVecEnv(VecEnv):
         self.tensors: TensorPrecision | None = tensors
         inner.on_device = tensors is not None
         super().__init__(envs.num_envs, envs.single_observation_space, envs.single_action_space)
+        self.metadata = {**inner.metadata, **self.metadata}  # with the frames per second of videos
 
     def reset(self) -> Observation:  # type: ignore[override]
         """New scenes everywhere, with the seed and options set by seed() and set_options()."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from canvit_gym.assembly import build_actions
+from canvit_gym.assembly import build_actions, task_kind
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
@@ -20,6 +20,7 @@ from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.seen import window
 from canvit_gym.policies.streams import scene_uniforms
 from canvit_gym.rewards import REWARDS
+from canvit_gym.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def at_confidence(threshold: float) -> str:
     >>> at_confidence(0.6)
     'at confidence 0.6'
     """
-    return f"{AT_CONFIDENCE}{threshold:g}"
+    return AT_CONFIDENCE + repr(float(threshold)).removesuffix(".0")
 
 
 def named(policy: str, stop: str | None) -> str:
@@ -186,11 +187,25 @@ def _rule_named(name: str, policy: GlimpsePolicy, config: EnvConfig, *, seed: in
         return own_stop(policy, config)
     if name == AT_RANDOM:
         return at_random(seed)
-    try:
-        return confident(float(name.removeprefix(AT_CONFIDENCE)))
-    except ValueError:
+    if (threshold := _threshold(name)) is None:
         known = f"{WHEN_RIGHT!r}, {OWN_ACTION!r}, {AT_RANDOM!r} or {at_confidence(0.5)!r}"
-        raise ValueError(f"unknown way to stop {name!r}; choose {known}") from None
+        raise ValueError(f"unknown way to stop {name!r}; choose {known}")
+    if TASKS[task_kind(config.dataset)].kind.reading_shape != "[B, K]":
+        raise ValueError(
+            f"only classifications have a confidence to stop at, not {config.dataset!r}: choose another way"
+        )
+    return confident(threshold)
+
+
+def _threshold(name: object) -> float | None:
+    """That of a name as `at_confidence` gives; None for other names."""
+    if not isinstance(name, str) or not name.startswith(AT_CONFIDENCE):
+        return None
+    try:
+        threshold = float(name.removeprefix(AT_CONFIDENCE))
+    except ValueError:
+        return None
+    return None if np.isnan(threshold) else threshold
 
 
 def stops(policy: LearnedPolicy, config: EnvConfig, *, seed: int = 0) -> Stops:

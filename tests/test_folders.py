@@ -492,6 +492,13 @@ class TestBadLayouts:
                 shutil.rmtree(folder / "train" / name)
             scenes_of("image-folder", folder)
 
+    def test_a_split_may_have_images_of_one_class(self, folder: Path) -> None:
+        for name in ("ring", "square"):
+            shutil.rmtree(folder / "test" / name)
+        scenes = scenes_of("image-folder", folder, split="test")
+        assert scenes.classes == scenes_of("image-folder", folder).classes
+        assert set(scenes.load(np.arange(len(scenes))).labels.tolist()) == {scenes.classes.index("disc")}
+
     def test_a_hash_split_without_images(self, tmp_path: Path) -> None:
         root = write_image_folder(tmp_path / "few", splits=(), per_class=1)
         empty = next(split for split in ("validation", "test", "training") if self._none(root, split))

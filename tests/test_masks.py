@@ -125,6 +125,8 @@ def test_other_values(root: Path) -> None:
     assert suggested(str(caught.value)) == dict.fromkeys(["0", "9", "100", "200"], "CLASS")
     typed = {"0": "ground", "9": None, "100": "disc", "200": "square"}
     assert torch.equal(labels_of(root, mask_values=typed), expected)
+    with pytest.raises(ValueError, match="mask_values names the value of '0100' twice"):
+        scenes_of(root, mask_values={**typed, "0100": "ground"})
     with pytest.raises(ValueError, match="9 is not in mask_values"):
         scenes_of(root, mask_values={"0": "ground", "100": "disc", "200": "square"})
 

@@ -335,3 +335,18 @@ def test_perturbations_come_back_from_records() -> None:
 def test_the_table_tells_every_perturbation() -> None:
     table = perturbations_table()
     assert all(f"| `{name}` | `{type(one).__name__}` |" in table for name, one in PERTURBATIONS.items())
+
+
+class Blindfold(DroppedGlimpses):
+    """Hides every glimpse of scenes from the third on, the first one too."""
+
+    def shows(self, scene: NDArray[np.int64], t: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return scene < 2
+
+
+def test_nothing_of_the_last_scene_is_left_where_the_first_glimpse_is_hidden() -> None:
+    hidden = evaluation(Blindfold(), batch_size=2)
+    first, *later = hidden.loss.reshape(-1, 2, 3)
+    assert (first[:, 0] != first[:, 2]).all()
+    assert all((loss == loss[:, :1]).all() for loss in later)
+    assert not np.isin(np.stack(later), first).any()

@@ -178,6 +178,15 @@ def test_a_stop_still_pays_the_final_score(make_vec: MakeVec) -> None:
     np.testing.assert_allclose(rewards, info["score"], atol=1e-7)
 
 
+@pytest.mark.parametrize("budget", [1, 2])
+def test_an_area_without_a_glimpse_pays_nothing(budget: int) -> None:
+    paid = step_reward(
+        "score_area", np.array([0.5]), np.array([0.5]), ended=np.array([True]), stopped=np.array([True]),
+        glimpses=np.array([0]), budget=budget,
+    )  # fmt: skip
+    assert paid.tolist() == [0]
+
+
 def test_a_solved_scene_does_not_divide_by_zero() -> None:
     pair = (np.zeros(1, dtype=np.float32), np.full(1, 0.01, dtype=np.float32))
     reward = step_reward("relative_loss_reduction", *pair)

@@ -118,6 +118,12 @@ def test_wrappers_of_sb3() -> None:
     assert len(episodes) == 2 * NUM
 
 
+def test_videos_have_the_speed_of_the_environment() -> None:
+    envs = make_sb3_env("CanViT/FashionSegmentation-v0", 2, num_scenes=4, render_mode="rgb_array")
+    assert envs.metadata["render_fps"] == envs.glimpse_envs.metadata["render_fps"] == 2
+    envs.close()
+
+
 def test_attributes_methods_and_options() -> None:
     envs = adapter()
     assert envs.get_attr("action_space") == [envs.action_space] * NUM

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
@@ -187,6 +187,15 @@ def test_ways_to_stop() -> None:
     assert evaluate_with_stops(policy, stop=AT_RANDOM, config=env, max_scenes=2).stops is not None
     with pytest.raises(ValueError, match=r"unknown way to stop 'when left'; choose .* or 'at confidence 0.5'"):
         evaluate_with_stops(policy, stop="when left", config=env)
+    for nonsense in ("0.5", "at confidence nan", "at confidence high", 0.5):
+        with pytest.raises(ValueError, match="unknown way to stop"):
+            evaluate_with_stops(policy, stop=cast(str, nonsense), config=env)
+    dense = env_config("CanViT/FashionSegmentation-v0", {"split": "test", "num_scenes": 4, "device": "cpu"})
+    with pytest.raises(
+        ValueError, match="only classifications have a confidence to stop at, not 'fashion-segmentation'"
+    ):
+        evaluate_with_stops(policy, stop=at_confidence(0.5), config=dense)
+    assert at_confidence(0.9999999) == "at confidence 0.9999999"
     with pytest.raises(TypeError, match="only learned policies stop 'by its own action', not 'random'"):
         evaluate_with_stops(policy, stop=OWN_ACTION, config=env)
 

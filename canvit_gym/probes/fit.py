@@ -48,7 +48,7 @@ from canvit_gym.probes.card import card
 from canvit_gym.probes.heads import ClassificationHead, Head, RecurrentClsHead, SegmentationHead
 from canvit_gym.provenance import plain, provenance, strip_record
 from canvit_gym.scenes.datasets import DATASETS
-from canvit_gym.scenes.source import SceneSource, StreamedSource
+from canvit_gym.scenes.source import SceneSource, StreamedSource, load_scenes
 from canvit_gym.seeding import seeded
 from canvit_gym.tasks import TASKS
 from canvit_gym.tasks.task import TRAINING_RECORD
@@ -149,11 +149,11 @@ class Rollouts:
                     chosen = chosen[self.scenes.readable(chosen)]
                 if not len(chosen):
                     continue
-                loaded = self.scenes.load(chosen)
+                loaded = load_scenes(self.scenes, chosen)
                 if i + 1 < len(batches):
                     self.scenes.prefetch(batches[i + 1])
             else:
-                loaded = self.scenes.load(chosen)
+                loaded = load_scenes(self.scenes, chosen)
             images = imagenet_normalize(loaded.images.to(self.backbone.device).float() / 255)
             features = self._features(images, first + i)
             yield features, self.head.target(loaded.labels), len(chosen)
@@ -192,7 +192,7 @@ def class_weights(scenes: SceneSource, *, balance: float) -> Tensor:
         if isinstance(scenes, StreamedSource) and scenes.skips_unreadable:
             batch = batch[scenes.readable(batch)]
         if len(batch):
-            counts += np.bincount(scenes.load(batch).labels.numpy().ravel(), minlength=len(counts))
+            counts += np.bincount(load_scenes(scenes, batch).labels.numpy().ravel(), minlength=len(counts))
         if isinstance(scenes, StreamedSource) and i + 1 < len(batches):
             scenes.prefetch(batches[i + 1])
     counts = counts[: len(scenes.classes)]  # without pixels that have no label
@@ -203,6 +203,11 @@ def class_weights(scenes: SceneSource, *, balance: float) -> Tensor:
 
 def make_head(config: ProbeConfig, env: EnvConfig, backbone: Backbone, scenes: SceneSource) -> Head:
     dense = TASKS[task_kind(env.dataset)].kind.reads_canvas
+    if not dense and backbone.is_finetuned:
+        raise ValueError(
+            f"checkpoint {backbone.name!r} is fine-tuned and holds its own classifier, beside which no probe can be "
+            "used: fit the probe on a pretrained checkpoint, such as 'flagship'"
+        )
     known = DATASETS[env.dataset].probe_fit
     favours_items = known.items_on_background and config.class_balance is None
     if favours_items:

@@ -250,6 +250,8 @@ def read_mask_values(given: Mapping[str, str | None], classes: tuple[str, ...]) 
             raise ValueError(f"mask_values has the key {key!r}, but keys are all values or all colours: {example}")
         if name is not None and name not in classes:
             raise ValueError(f"mask_values names {name!r}, but the classes are {', '.join(classes)}")
+        if value in meaning:
+            raise ValueError(f"mask_values names the value of {key!r} twice: leave one of the two out")
         meaning[value] = IGNORE_LABEL if name is None else classes.index(name)
     if lacking := [name for k, name in enumerate(classes) if k not in meaning.values()]:
         raise ValueError(

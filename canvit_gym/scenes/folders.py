@@ -109,7 +109,7 @@ def image_folder_files(root: Path, split: str) -> SceneFiles:
         _warn_of_untrained(whole)
         return chosen
     folder, train = _chosen_split(root, splits, split), splits.get("training", root)
-    classes, folders = _class_folders(train), _class_folders(folder)
+    classes, folders = _class_folders(train), _class_folders(folder, at_least=1)
     if foreign := sorted(set(folders) - set(classes)):
         raise ValueError(
             f"{folder} has the class {', '.join(foreign[:5])}, which {train} does not have: "
@@ -123,7 +123,7 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if not is_hidden(entry.name) and entry.is_dir())
 
 
-def _class_folders(folder: Path) -> dict[str, str]:
+def _class_folders(folder: Path, *, at_least: int = 2) -> dict[str, str]:
     """Class -> name of its folder, which may have another Unicode form; sorted by class."""
     classes: dict[str, str] = {}
     for entry in _folders(folder):
@@ -138,9 +138,10 @@ def _class_folders(folder: Path) -> dict[str, str]:
                 f"the name of the folder {printable(entry)} is not UTF-8 and cannot be a class name: rename it"
             ) from error
         classes[name] = entry.name
-    if len(classes) < 2:
+    if len(classes) < at_least:
         found = f"only the folder {next(iter(classes))!r}" if classes else "no folder"
-        raise ValueError(f"{folder} has {found}, but at least two classes are needed: {IMAGE_FOLDER_LAYOUT}")
+        needed = "two classes are" if at_least == 2 else "one class is"
+        raise ValueError(f"{folder} has {found}, but at least {needed} needed: {IMAGE_FOLDER_LAYOUT}")
     return dict(sorted(classes.items()))
 
 
