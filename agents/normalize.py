@@ -45,21 +45,8 @@ class PerStepNormalize(VecEnvWrapper):
     ) -> None:
         super().__init__(venv)
         self.center, self.clip, self.epsilon = center, clip, epsilon
-        self._moments = RunningMoments(num_decisions)
+        self.moments = RunningMoments(num_decisions)
         self._decision = np.zeros(self.num_envs, dtype=np.int64)
-
-    @property
-    def count(self) -> NDArray[np.int64]:
-        return self._moments.count
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        return self._moments.mean
-
-    @property
-    def squares(self) -> NDArray[np.float64]:
-        """Sums of squared deviations from the mean."""
-        return self._moments.squares
 
     def reset(self) -> VecEnvObs:
         self._decision[:] = 0
@@ -68,23 +55,23 @@ class PerStepNormalize(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         observation, rewards, dones, infos = self.venv.step_wait()
         require_finite({"the environment's reward": rewards})
-        decision = np.minimum(self._decision, len(self.count) - 1)
-        self._moments.update(decision, rewards)
+        decision = np.minimum(self._decision, len(self.moments.count) - 1)
+        self.moments.update(decision, rewards)
         normalized = self.normalize(rewards, decision)
         self._decision = np.where(dones, 0, self._decision + 1)
         return observation, normalized, dones, infos
 
     def normalize(self, rewards: NDArray[np.float32], decision: NDArray[np.int64]) -> NDArray[np.float32]:
         """Standardize [N] rewards of decisions [N] by the statistics so far."""
-        deviation = np.sqrt(self._moments.var + self.epsilon)[decision]
-        centered = rewards - self.mean[decision] if self.center else rewards
+        deviation = np.sqrt(self.moments.var + self.epsilon)[decision]
+        centered = rewards - self.moments.mean[decision] if self.center else rewards
         return clipped(centered / deviation, self.clip).astype(np.float32)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        return self._moments.state_dict()
+        return self.moments.state_dict()
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        self._moments.load_state_dict(state)
+        self.moments.load_state_dict(state)
 
 
 def normalized_rewards(

@@ -376,8 +376,8 @@ def test_rewards_are_standardized_per_decision() -> None:
         env = PerStepNormalize(TwoStep(64), num_decisions=2, center=center)
         env.reset()
         rewards = np.stack([env.step(np.zeros(64, dtype=int))[1] for _ in range(100)])[20:]
-        np.testing.assert_allclose(env.mean, [10, 0], atol=0.3)
-        np.testing.assert_allclose(np.sqrt(env.squares / env.count), [1, 5], rtol=0.05)
+        np.testing.assert_allclose(env.moments.mean, [10, 0], atol=0.3)
+        np.testing.assert_allclose(np.sqrt(env.moments.squares / env.moments.count), [1, 5], rtol=0.05)
         for decision, mean in ((0, 0 if center else 5), (1, 0)):  # 10 deviations are clipped to 5
             assert rewards[decision::2].mean() == pytest.approx(mean, abs=0.1)
         assert rewards[1::2].std() == pytest.approx(1, rel=0.1)
@@ -387,7 +387,7 @@ def test_rewards_are_standardized_per_decision() -> None:
         np.testing.assert_allclose(env.normalize(*huge), 1e3 / 5, rtol=0.1)
         other = PerStepNormalize(TwoStep(2), num_decisions=2)
         other.load_state_dict(env.state_dict())
-        np.testing.assert_array_equal(other.mean, env.mean)
+        np.testing.assert_array_equal(other.moments.mean, env.moments.mean)
 
 
 def test_entropy_is_one_for_uniform_distributions() -> None:
