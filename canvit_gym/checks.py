@@ -7,6 +7,7 @@ are taken as what they are and end up in a spec as JSON.
 import math
 import operator
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,18 @@ Check = Callable[[str, Any], Any]
 def is_number(value: object) -> bool:
     """Whether a value is a real number and no boolean."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def expanded(name: str, value: str | Path) -> Path:
+    """The path, with "~" expanded.
+
+    Raises:
+        FileNotFoundError: it begins with "~", but the user has no home directory, as in some containers.
+    """
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"{name}={str(value)!r}: there is no home directory; use a path without ~") from error
 
 
 def integer(low: int) -> Check:

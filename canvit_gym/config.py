@@ -282,11 +282,14 @@ class ObservationConfig:
             without_goal = tuple(key for key in given if key != "goal") if name == "observations" else given
             not_passed = (value, defaults[name], _unchecked(name, own.get(name, defaults[name])))
             if given not in not_passed and without_goal not in not_passed:
-                raise ValueError(
-                    f"observation_preset={self.observation_preset!r} sets {name}, but {name}={given!r} was passed as "
-                    "well: pass only one of the two"
-                )
+                raise _passed_beside_preset(self.observation_preset, name, given)
             object.__setattr__(self, name, value)
+
+
+def _passed_beside_preset(preset: str, name: str, given: object) -> ValueError:
+    return ValueError(
+        f"observation_preset={preset!r} sets {name}, but {name}={given!r} was passed as well: pass only one of the two"
+    )
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -363,6 +366,7 @@ def config_from_kwargs(kwargs: dict[str, Any]) -> EnvConfig:
 
     Raises:
         TypeError: an unknown keyword; the message lists the known ones.
+        ValueError: a bad value, or one beside an observation_preset that sets another.
     """
     known = [f.name for f in fields(EnvConfig)]
     if unknown := sorted(set(kwargs) - set(known) - set(RETIRED_KEYWORDS)):
@@ -374,4 +378,10 @@ def config_from_kwargs(kwargs: dict[str, Any]) -> EnvConfig:
     for name, (default, why) in RETIRED_KEYWORDS.items():
         if kwargs.get(name, default) != default:
             warnings.warn(f"{name}={kwargs[name]!r} has no effect any more: {why}", DeprecationWarning, stacklevel=3)
-    return EnvConfig(**{name: value for name, value in kwargs.items() if name in known})
+    config = EnvConfig(**{name: value for name, value in kwargs.items() if name in known})
+    if (preset := config.observation_preset) is not None:
+        own = DATASETS[config.dataset].env_defaults
+        for name in PRESETS[preset]:  # here, unlike in EnvConfig, a field's default can be told from what was passed
+            if name not in own and _unchecked(name, kwargs.get(name, getattr(config, name))) != getattr(config, name):
+                raise _passed_beside_preset(preset, name, kwargs[name])
+    return config

@@ -14,8 +14,8 @@ choose another viewpoint.
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -52,7 +52,7 @@ from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.seen import Seen, window
 from canvit_gym.scenes.files import ScenesOnDisk, spread
 from canvit_gym.scenes.sampler import batches_ahead
-from canvit_gym.scenes.source import SceneSource, StreamedSource
+from canvit_gym.scenes.source import SceneSource, closing_sources
 from canvit_gym.seeding import seeded
 from canvit_gym.statistics import Mean, Statistic, area_under_curve
 from canvit_gym.tasks import metric_named
@@ -305,23 +305,24 @@ def evaluate(
     _require_parts(policy, config)
     perturbations = checked_perturbations(perturbations)
     scenes = build_scenes(config)
-    if not len(scenes):
-        raise ValueError(f"{scenes.name} has no scenes; choose another split or another root")
-    order = _order(scenes, config, max_scenes)
-    if not len(order):
-        raise ValueError(f"shard {config.shard} of {len(scenes)} scenes is empty; use at most {len(scenes)} shards")
-    return _roll_out(
-        policy,
-        config=config,
-        scenes=scenes,
-        order=order,
-        num_glimpses=config.budget if num_glimpses is None else num_glimpses,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
-        on_glimpse=on_glimpse,
-        perturbations=perturbations,
-    )
+    with closing_sources(scenes):
+        if not len(scenes):
+            raise ValueError(f"{scenes.name} has no scenes; choose another split or another root")
+        order = _order(scenes, config, max_scenes)
+        if not len(order):
+            raise ValueError(f"shard {config.shard} of {len(scenes)} scenes is empty; use at most {len(scenes)} shards")
+        return _roll_out(
+            policy,
+            config=config,
+            scenes=scenes,
+            order=order,
+            num_glimpses=config.budget if num_glimpses is None else num_glimpses,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+            on_glimpse=on_glimpse,
+            perturbations=perturbations,
+        )
 
 
 def evaluated_scenes(config: EnvConfig, *, max_scenes: int | None = None) -> NDArray[np.int64]:
@@ -334,11 +335,8 @@ def evaluated_scenes(config: EnvConfig, *, max_scenes: int | None = None) -> NDA
     [1, 3, 5]
     """
     scenes = build_scenes(config)
-    try:
+    with closing_sources(scenes):
         return _order(scenes, config, max_scenes)
-    finally:
-        if isinstance(scenes, StreamedSource):
-            scenes.close()
 
 
 def _order(scenes: SceneSource, config: EnvConfig, max_scenes: int | None) -> NDArray[np.int64]:
@@ -392,6 +390,7 @@ def _roll_out(
 
     make_episodes = partial(PerturbedEpisodes, perturbations=perturbations) if perturbations else EpisodeBatch
     batches_of: dict[int, EpisodeBatch] = {}
+    used = ExitStack()
 
     def begun(chosen: NDArray[np.int64]) -> EpisodeBatch:
         """Episodes on the chosen scenes. Batches of one size are reused, with everything recorded for them. The few of
@@ -409,6 +408,7 @@ def _roll_out(
                 counted=True,
                 compiles=not batches_of or not stays_in_place(backbone.device),
             )
+            used.callback(batches_of[num].close)
         episodes = batches_of[num]
         episodes.reset_rows(episodes.all_rows, chosen, read=bool(wanted))
         return episodes
@@ -416,8 +416,8 @@ def _roll_out(
     flops = np.zeros(num_glimpses)
     parts: list[tuple[tuple[NDArray[Any], ...], dict[str, NDArray[Any]]]] = []
     bar = tqdm(total=len(order), desc=progress, unit="scene", disable=None if progress else True)
-    with bar, _batches(scenes, order, batch_size) as batches, seeded(seed, backbone.device):
-        for chosen in batches:
+    with used, bar, seeded(seed, backbone.device):
+        for chosen in batches_ahead(scenes, order, batch_size=batch_size):
             episodes = begun(chosen)
             done = int(np.searchsorted(order, chosen[-1], side="right"))  # with those that were left out
             if done + len(chosen) <= len(order):  # a smaller batch has episodes of its own
@@ -443,8 +443,6 @@ def _roll_out(
             loss = episodes.curves["loss"][:, 1:].copy()
             parts.append(((chosen, episodes.viewpoints.copy(), loss, *goals), counter.counts()))
             bar.update(len(chosen))
-    for episodes in batches_of.values():
-        episodes.close()
     if not parts:
         raise ValueError(
             f"none of the {len(order)} scenes of {scenes.name} could be read and has a label; see the warnings"
@@ -488,16 +486,6 @@ def _labelled(episodes: EpisodeBatch) -> NDArray[np.bool_]:
 @cache
 def _versions() -> dict[str, str]:
     return {name: package_version(name) for name in _PACKAGES}
-
-
-@contextmanager
-def _batches(scenes: SceneSource, order: NDArray[np.int64], batch_size: int) -> Iterator[Iterator[NDArray[np.int64]]]:
-    """Batches of `order`; the source's workers prepare each while the previous one is evaluated."""
-    try:
-        yield batches_ahead(scenes, order, batch_size=batch_size)
-    finally:
-        if isinstance(scenes, StreamedSource):
-            scenes.close()
 
 
 def _viewpoints(policy: GlimpsePolicy, t: int, seen: Seen) -> NDArray[np.float32]:
@@ -546,8 +534,6 @@ def record_views(
     """
     _require_parts(policy, config)
     scenes, rows = build_scenes(config), np.asarray(rows)
-    if not np.issubdtype(rows.dtype, np.integer) or rows.ndim != 1 or ((rows < 0) | (rows >= len(scenes))).any():
-        raise ValueError(f"rows must be indices of scenes, [n] integers in [0, {len(scenes) - 1}], got {rows.tolist()}")
     views: list[list[EpisodeView]] = [[] for _ in rows]
 
     def keep(t: int, episodes: EpisodeBatch) -> None:
@@ -555,15 +541,20 @@ def record_views(
             if row := np.flatnonzero(episodes.scene == scene).tolist():
                 views[i].append(episodes.view(row[0]))
 
-    _roll_out(
-        policy,
-        config=config,
-        scenes=scenes,
-        order=np.unique(rows),
-        num_glimpses=config.budget if num_glimpses is None else num_glimpses,
-        batch_size=64,
-        seed=seed,
-        progress=None,
-        on_glimpse=keep,
-    )
+    with closing_sources(scenes):
+        if not np.issubdtype(rows.dtype, np.integer) or rows.ndim != 1 or ((rows < 0) | (rows >= len(scenes))).any():
+            raise ValueError(
+                f"rows must be indices of scenes, [n] integers in [0, {len(scenes) - 1}], got {rows.tolist()}"
+            )
+        _roll_out(
+            policy,
+            config=config,
+            scenes=scenes,
+            order=np.unique(rows),
+            num_glimpses=config.budget if num_glimpses is None else num_glimpses,
+            batch_size=64,
+            seed=seed,
+            progress=None,
+            on_glimpse=keep,
+        )
     return views

@@ -30,7 +30,7 @@ from canvit_gym.registration import ENVIRONMENTS, require_own_dataset
 from canvit_gym.rendering import Window, canvas_colours, display_exists, draw_frame, tile_frames
 from canvit_gym.rewards import REWARDS, step_reward
 from canvit_gym.scenes.sampler import SceneSampler, next_scenes
-from canvit_gym.scenes.source import StreamedSource, load_scenes
+from canvit_gym.scenes.source import StreamedSource, close_source, load_scenes
 from canvit_gym.seeding import seeded
 from canvit_gym.sharding import warn_in_worker
 from canvit_gym.tasks.goals import Goals, checked_goals
@@ -462,8 +462,8 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
             window.close()
         if (episodes := parts.pop("episodes", None)) is not None:
             episodes.close()
-        if isinstance(scenes := parts.get("scenes"), StreamedSource):
-            scenes.close()
+        if (scenes := parts.get("scenes")) is not None:
+            close_source(scenes)
 
     def _require_open(self) -> None:
         if self.closed:

@@ -340,6 +340,9 @@ def test_a_probe_for_a_fine_tuned_checkpoint(hub_root: Path) -> None:
         ({"classes": ["a", "c", "b"]}, "its class 1 is 'c', that of the scenes 'b'"),
         ({"checkpoint_sha256": "0" * 64}, "was fitted on another checkpoint .*000000000000.* 'nano'"),
         ({"canvas_grid": 32}, "canvas grid of 32, but this one is 16. Use canvas_grid=32"),
+        ({"classes": ["a", "b"]}, "training.json names 2 classes, but probe .* distinguishes 3. Put the intact file"),
+        ({"classes": 3}, "training.json: 'classes' is 3, as canvit_gym.probes.fit never writes it. Put the intact"),
+        ({"checkpoint_sha256": 0}, "training.json: 'checkpoint_sha256' is 0, as .* never writes it"),
     ],
 )
 def test_a_probe_that_says_it_is_for_something_else(tmp_path: Path, record: dict[str, Any], message: str) -> None:

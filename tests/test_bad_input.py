@@ -12,6 +12,7 @@ import pytest
 import torch
 from canvit_pytorch import SegmentationProbe
 from conftest import ENV_IDS, SMALL
+from datasets import tiny
 from safetensors.torch import load_file, save_file
 
 from canvit_gym.actions import ContinuousActions, DiscreteActions, grid_viewpoints
@@ -185,6 +186,21 @@ CONSTRUCTOR: dict[str, Case] = {
         "'/no/such' is neither .* existing dir",
     ),
     "probe path": (lambda: make(probe="/no/such"), FileNotFoundError, "'/no/such' is neither"),
+    "probe of nobody": (
+        lambda: make(probe="~no-such-user/x"),
+        FileNotFoundError,
+        "probe='~no-such-user/x': there is no home directory",
+    ),
+    "checkpoint of nobody": (
+        lambda: make(checkpoint="~no-such-user/x"),
+        FileNotFoundError,
+        "checkpoint='~no-such-user/x': there is no home directory; use a path without ~",
+    ),
+    "cache of nobody": (
+        lambda: gym.make_vec("CanViT/ImageFolder-v0", root=str(tiny("image-folder")), cache="~no-such-user/x"),
+        FileNotFoundError,
+        "cache='~no-such-user/x': there is no home directory",
+    ),
     "autoreset_mode": (
         lambda: make(autoreset_mode="always"),
         ValueError,

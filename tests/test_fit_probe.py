@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from canvit_pytorch import CanViTForImageClassification, RecurrentState
-from datasets import FOLDER_CLASSES, SEGMENTATION_CLASSES, tiny
+from datasets import FOLDER_CLASSES, SEGMENTATION_CLASSES, tiny, write_image_folder
 from safetensors.torch import load_file
 
 from canvit_gym.backbone.load import Backbone, load_backbone
@@ -142,6 +142,16 @@ def test_a_fit_ends_where_it_gets_no_better(tmp_path: Path) -> None:
 def test_a_fit_that_diverges_says_so(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match=r"Use a smaller --peak-lr than 1e\+30"):
         fit.main(tiny_fit(SEGMENTATION, tmp_path, peak_lr=1e30))
+
+
+@pytest.mark.filterwarnings("ignore:scene .* is left out")
+def test_no_validation_scene_that_can_be_read(tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path / "damaged")
+    for path in (root / "val").glob("*/*"):
+        path.write_bytes(b"")
+    config = tiny_fit(CLASSIFICATION, tmp_path / "probe", root=root, env_kwargs='{"workers": 0, "unreadable": "skip"}')
+    with pytest.raises(ValueError, match=r"none of the \d+ validation scenes of .* can be read"):
+        fit.main(config)
 
 
 def test_pixels_without_a_label_do_not_count() -> None:

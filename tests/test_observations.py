@@ -438,6 +438,12 @@ class TestCompact:
         with pytest.raises(ValueError, match="unknown observation_preset 'tiny'; choose one of compact"):
             EnvConfig(observation_preset="tiny")
 
+    @pytest.mark.parametrize("passed", [{"observation_dtype": "float32"}, {"observations": list(DEFAULT_KEYS)}])
+    def test_even_if_it_is_the_default(self, passed: dict[str, Any]) -> None:
+        """Whoever passes it wants it."""
+        with pytest.raises(ValueError, match=f"'compact' sets {next(iter(passed))}, but .* was passed as well"):
+            gym.make(ENV_IDS[0], num_scenes=4, device="cpu", observation_preset="compact", **passed)
+
     def test_a_task_without_uncertainty_says_so(self, make_vec: MakeVec) -> None:
         """Not that the id's own observations were passed as well."""
         told = (

@@ -19,13 +19,18 @@ import torch
 from conftest import heed_interrupts, small
 from datasets import FOLDER_CLASSES, classification_probe, tiny, write_image_folder, write_segmentation_folder
 
+from canvit_gym import config_for, evaluation
 from canvit_gym.assembly import build_scenes
 from canvit_gym.config import EnvConfig
+from canvit_gym.episodes import EpisodeBatch
+from canvit_gym.evaluation import evaluate
+from canvit_gym.policies.paper import PaperPolicy
 from canvit_gym.scenes.cache import CachedFileScenes
 from canvit_gym.scenes.decoding import CroppedImage, SqueezedMask
 from canvit_gym.scenes.files import FileScenes, SceneFiles
 from canvit_gym.scenes.folders import image_folder_files, segmentation_folder_files
 from canvit_gym.scenes.sampler import SceneSampler, batches_ahead, next_scenes
+from canvit_gym.scenes.source import SceneSource
 from canvit_gym.scenes.workers import automatic_workers
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -154,6 +159,30 @@ class TestWorkers:
         assert kept.tb is not None
         assert ids and not any(alive(process_id) for process_id in ids)
         GlimpseVectorEnv.__new__(GlimpseVectorEnv).close()  # as Gymnasium 1.2.2 does when an object is forgotten
+
+    @pytest.mark.parametrize("fails", ["before", "during"])
+    def test_an_evaluation_that_fails_leaves_no_process(self, fails: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be it for its arguments, or at a glimpse."""
+        ids: list[int] = []
+
+        def building(config: EnvConfig) -> SceneSource:
+            source = build_scenes(config)
+            assert isinstance(source, FileScenes)
+            source.prefetch(np.arange(2))
+            assert source._pool is not None
+            ids.extend(source._pool.process_ids)
+            return source
+
+        def fail(t: int, episodes: EpisodeBatch) -> None:
+            raise InterruptedError(t)
+
+        monkeypatch.setattr(evaluation, "build_scenes", building)
+        config = config_for(SEGMENTATION, **{**small(SEGMENTATION), "workers": 1})
+        options: dict[str, Any] = {"batch_size": 0} if fails == "before" else {"on_glimpse": fail}
+        with pytest.raises((ValueError, InterruptedError)) as kept:
+            evaluate(PaperPolicy("coarse_to_fine", num_glimpses=2), config=config, num_glimpses=2, **options)
+        assert kept.type is (ValueError if fails == "before" else InterruptedError)
+        assert ids and not any(alive(process_id) for process_id in ids)
 
     def test_forgetting_a_source_ends_its_workers(self, files: SceneFiles) -> None:
         source = FileScenes(files, CroppedImage(SIZE_PX), workers=1)

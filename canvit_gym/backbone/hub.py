@@ -30,6 +30,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from canvit_gym.checks import expanded
+
 Kind = Literal["checkpoint", "probe", "policy"]
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -181,11 +183,11 @@ def locate(kind: Kind, name: str, *, files: tuple[str, ...], revision: str | Non
             raise FileNotFoundError(f"$CANVIT_HUB_ROOT={hub_root()} is not a directory{here}. Unset it to use the Hub.")
         else:
             repo = f"{hub_root()}/{released}"
-    elif (directory := Path(name).expanduser()).is_dir() or (
+    elif (directory := expanded(kind, name)).is_dir() or (
         name.count("/") == 1 and (directory := Path(hub_root()) / name).is_dir()
     ):
         pass
-    elif Path(name).expanduser().is_absolute() or name.startswith(".") or name.count("/") != 1:
+    elif expanded(kind, name).is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise FileNotFoundError(
             f"{kind} {name!r} is neither 'nano', 'flagship' or another released name, nor an existing directory, nor "
             f"a Hub id 'org/name'. {_names_help()}."

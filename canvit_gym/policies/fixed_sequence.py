@@ -35,7 +35,7 @@ from canvit_gym.policies.spec import Context
 from canvit_gym.policies.table import fixed_table, takes_first_glimpse
 from canvit_gym.scenes.prepared import cache_dir
 from canvit_gym.scenes.sampler import batches_ahead
-from canvit_gym.scenes.source import StreamedSource
+from canvit_gym.scenes.source import closing_sources
 from canvit_gym.tasks.task import Task
 from canvit_gym.viewpoints import FULL_SCENE
 
@@ -299,19 +299,18 @@ def training_episodes(
     # Only the loss of these episodes is needed.
     layout = build_layout(training.with_observations(("time",)), backbone, task)
     batches = []
-    for chosen in batches_ahead(scenes, np.arange(len(scenes)), batch_size=BATCH_SIZE):
-        episodes = EpisodeBatch(
-            num=len(chosen),
-            backbone=backbone,
-            task=task,
-            layout=layout,
-            scenes=scenes,
-            budget=num_glimpses,
-        )
-        episodes.reset_rows(episodes.all_rows, chosen, read=False)
-        batches.append(episodes)
-    if isinstance(scenes, StreamedSource):
-        scenes.close()
+    with closing_sources(scenes):
+        for chosen in batches_ahead(scenes, np.arange(len(scenes)), batch_size=BATCH_SIZE):
+            episodes = EpisodeBatch(
+                num=len(chosen),
+                backbone=backbone,
+                task=task,
+                layout=layout,
+                scenes=scenes,
+                budget=num_glimpses,
+            )
+            episodes.reset_rows(episodes.all_rows, chosen, read=False)
+            batches.append(episodes)
     if not batches:
         raise ValueError(f"{scenes.name}: no training scene to search on; choose another root")
     nothing = FixedSequence(

@@ -48,7 +48,7 @@ from canvit_gym.probes.card import card
 from canvit_gym.probes.heads import ClassificationHead, Head, RecurrentClsHead, SegmentationHead
 from canvit_gym.provenance import plain, provenance, strip_record
 from canvit_gym.scenes.datasets import DATASETS
-from canvit_gym.scenes.source import SceneSource, StreamedSource, load_scenes
+from canvit_gym.scenes.source import SceneSource, StreamedSource, closing_sources, load_scenes
 from canvit_gym.seeding import seeded
 from canvit_gym.tasks import TASKS
 from canvit_gym.tasks.task import TRAINING_RECORD
@@ -144,16 +144,14 @@ class Rollouts:
         """(features [T * B, ...], target [B, ...], B) for each batch; batch i is rollout number `first` + i of the
         seed."""
         for i, chosen in enumerate(batches):
-            if isinstance(self.scenes, StreamedSource):
-                if self.scenes.skips_unreadable:
-                    chosen = chosen[self.scenes.readable(chosen)]
-                if not len(chosen):
-                    continue
-                loaded = load_scenes(self.scenes, chosen)
-                if i + 1 < len(batches):
-                    self.scenes.prefetch(batches[i + 1])
-            else:
-                loaded = load_scenes(self.scenes, chosen)
+            streamed = self.scenes if isinstance(self.scenes, StreamedSource) else None
+            if streamed is not None and streamed.skips_unreadable:
+                chosen = chosen[streamed.readable(chosen)]
+            if not len(chosen):
+                continue
+            loaded = load_scenes(self.scenes, chosen)
+            if streamed is not None and i + 1 < len(batches):
+                streamed.prefetch(batches[i + 1])
             images = imagenet_normalize(loaded.images.to(self.backbone.device).float() / 255)
             features = self._features(images, first + i)
             yield features, self.head.target(loaded.labels), len(chosen)
@@ -277,6 +275,8 @@ def fit(
         module.eval()
         with torch.no_grad():
             losses = [(head.loss(features, target).item(), count) for features, target, count in validations(held_out)]
+        if not losses:
+            raise ValueError(f"none of the {len(chosen)} validation scenes of {validation.name} can be read")
         values, counts = zip(*losses, strict=True)
         return float(np.average(values, weights=counts))
 
@@ -370,16 +370,17 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
         "scenes": {"training": training.fingerprint, "validation": validation.fingerprint},
     }
     state_file = directory / STATE
-    progress = fit(
-        head,
-        backbone,
-        config,
-        training=training,
-        validation=validation,
-        state_file=state_file,
-        settings=settings,
-        name=f"{task_kind(env.dataset)} probe",
-    )
+    with closing_sources(training, validation):
+        progress = fit(
+            head,
+            backbone,
+            config,
+            training=training,
+            validation=validation,
+            state_file=state_file,
+            settings=settings,
+            name=f"{task_kind(env.dataset)} probe",
+        )
     head.save(directory)
     record: dict[str, Any] = dict(
         **settings,
@@ -397,9 +398,6 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
     )
     record = strip_record(record)
     _write_record(directory, record)
-    for source in (training, validation):
-        if isinstance(source, StreamedSource):
-            source.close()
     measured = measure(replace(held_out, probe=str(directory)), config, num_scenes=len(validation))
     record["metrics"] = {
         "policy": "coarse_to_fine",

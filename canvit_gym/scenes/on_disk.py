@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from canvit_gym.checks import expanded
 from canvit_gym.scenes.cache import CachedFileScenes
 from canvit_gym.scenes.datasets import DATASETS, SceneRequest
 from canvit_gym.scenes.decoding import CroppedImage, Decoder, MaskValues, SqueezedADE20K, SqueezedMask, read_mask_values
@@ -76,7 +77,7 @@ def file_scenes(
         "pin_memory": request.pin_memory,
     }
     if request.cache:
-        directory = cache_dir() if request.cache is True else Path(request.cache).expanduser()
+        directory = cache_dir() if request.cache is True else expanded("cache", request.cache)
         return CachedFileScenes(files, decoder, directory=directory, **common)
     return FileScenes(files, decoder, **common)
 
@@ -93,10 +94,7 @@ def dataset_root(dataset: str, root: str | None) -> Path:
         variable = f" or set ${where.variable}" if where.variable else ""
         raise ValueError(f"{dataset} needs its directory: pass root=directory{variable}. Expected: {where.layout}")
     source = "root" if root is not None else f"${where.variable}"
-    try:
-        path = Path(given).expanduser()
-    except RuntimeError as error:  # a container's user without a home directory
-        raise FileNotFoundError(f"{source}={given!r}: there is no home directory; use a path without ~") from error
+    path = expanded(source, given)
     if not path.is_dir():
         here = "" if path.is_absolute() else f" (relative to {Path.cwd()})"
         raise FileNotFoundError(f"{source}={given!r} is not a directory{here}. Expected: {where.layout}")

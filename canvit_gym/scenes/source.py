@@ -1,5 +1,7 @@
 """The interface of scenes: scenes by index, as uint8 tensors."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -84,6 +86,21 @@ class StreamedSource(Protocol):
     def close(self) -> None:
         """End the worker processes, if any. Scenes can still be loaded."""
         ...
+
+
+def close_source(source: SceneSource) -> None:
+    """End the worker processes of the source, if it has any."""
+    if isinstance(source, StreamedSource):
+        source.close()
+
+
+@contextmanager
+def closing_sources(*sources: SceneSource) -> Iterator[None]:
+    """Close the sources at the end, also after an error."""
+    with ExitStack() as stack:
+        for source in sources:
+            stack.callback(close_source, source)
+        yield
 
 
 def load_scenes(scenes: SceneSource, indices: NDArray[np.int64]) -> SceneBatch:

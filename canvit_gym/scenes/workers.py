@@ -126,16 +126,18 @@ class DecodingPool:
         inherited = [fd for worker in self._workers for fd in worker.descriptors_there]
         paths = [path or os.getcwd() for path in sys.path]
         arguments = [",".join(str(fd) for fd in worker.descriptors_there) for worker in self._workers]
-        program = subprocess.Popen(
-            [sys.executable, "-m", "canvit_gym.scenes.worker", *arguments],
-            stdin=subprocess.PIPE,
-            pass_fds=inherited,
-            # One thread each: the parallelism is in the processes.
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # Ctrl-C is for this process, which then ends its workers
-        )
-        for descriptor in inherited:
-            os.close(descriptor)
+        try:
+            program = subprocess.Popen(
+                [sys.executable, "-m", "canvit_gym.scenes.worker", *arguments],
+                stdin=subprocess.PIPE,
+                pass_fds=inherited,
+                # One thread each: the parallelism is in the processes.
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+                start_new_session=True,  # Ctrl-C is for this process, which then ends its workers
+            )
+        finally:
+            for descriptor in inherited:
+                os.close(descriptor)
         assert program.stdin is not None
         with contextlib.suppress(BrokenPipeError), program.stdin as stdin:
             pickle.dump(decoder, stdin)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Collection
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +19,7 @@ from canvit_gym.backbone.canvas import normalized_canvas
 from canvit_gym.backbone.hub import CONFIG, PROBES, WEIGHTS, Source, asset_dir, locate, mark_used
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.backbone.weights import LOADING_ERRORS, load_weights
+from canvit_gym.checks import expanded
 from canvit_gym.config import EnvConfig
 from canvit_gym.confusion import QuadLabels, count_confusion, count_on_device
 from canvit_gym.observations import predictive_uncertainty
@@ -65,7 +65,7 @@ def load_probe(name: str, backbone: Backbone, *, classes: tuple[str, ...]) -> tu
 
 def _holds_classifier(name: str) -> bool:
     """Whether the weights under this name on this machine are those of a linear classifier."""
-    directory = shipped if (shipped := asset_dir(name)).is_dir() else Path(name).expanduser()
+    directory = shipped if (shipped := asset_dir(name)).is_dir() else expanded("probe", name)
     try:
         with safe_open(directory / WEIGHTS, framework="pt") as file:
             return set(file.keys()) == {"weight", "bias"}

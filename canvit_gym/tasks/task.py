@@ -207,7 +207,8 @@ class Task(ABC):
 TRAINING_RECORD = "training.json"
 """A file next to a probe's weights that records how it was fitted (written by canvit_gym.probes.fit)."""
 
-
+_RECORDED: dict[str, type] = {"classes": list, "checkpoint_sha256": str, "canvas_grid": int}
+"""What check_probe reads in a probe's record."""
 _REFIT = "Put the intact file in its place, remove it, or fit the probe again (canvit-gym fit-probe)."
 
 
@@ -226,7 +227,12 @@ def check_probe(what: str, directory: Path, *, backbone: Backbone, num_classes: 
         raise ValueError(f"{path} is not JSON: {error}. {_REFIT}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path} must hold a JSON object, as canvit_gym.probes.fit writes it. {_REFIT}")
-    if (fitted := record.get("classes")) is not None and tuple(fitted) != classes:
+    for name, kind in _RECORDED.items():
+        if not isinstance(value := record.get(name), kind | None):
+            raise ValueError(f"{path}: {name!r} is {value!r}, as canvit_gym.probes.fit never writes it. {_REFIT}")
+    if (fitted := record.get("classes")) is not None and len(fitted) != num_classes:
+        raise ValueError(f"{path} names {len(fitted)} classes, but {what} distinguishes {num_classes}. {_REFIT}")
+    if fitted is not None and tuple(fitted) != classes:
         at = next(i for i, (one, other) in enumerate(zip(fitted, classes, strict=True)) if one != other)
         raise ValueError(
             f"{what} was fitted on other classes: its class {at} is {fitted[at]!r}, that of the scenes "
