@@ -38,7 +38,7 @@ from canvit_gym.evaluation import Evaluation
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.policies.policy_record import as_trained, has_another_table
 from canvit_gym.provenance import provenance
-from canvit_gym.scenes.datasets import suite_ids
+from canvit_gym.scenes.datasets import suite_ids, without_namespace
 from canvit_gym.scenes.workers import cpu_cores
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class MatrixConfig:
 
 
 def run_directory(root: Path, algo: str, env_id: str, seed: int) -> Path:
-    return root / algo / env_id.rpartition("/")[2] / f"seed-{seed}"
+    return root / algo / without_namespace(env_id) / f"seed-{seed}"
 
 
 def decisions(algo: str, env_id: str, overrides: dict[str, Any]) -> int:

@@ -44,7 +44,7 @@ from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation
 from canvit_gym.provenance import provenance
-from canvit_gym.scenes.datasets import DATASETS, Skill
+from canvit_gym.scenes.datasets import DATASETS, Skill, without_namespace
 from canvit_gym.statistics import Estimate, OverRuns, bootstrap_interval, run_improvement_interval
 from canvit_gym.stopping import named
 from canvit_gym.suite.payoff import payoff_of, stacked
@@ -134,7 +134,7 @@ def write_environment(env_id: str, runs: dict[str, list[Run]], config: ReportCon
     Raises:
         ValueError: the output has earlier runs that these cannot be pooled with.
     """
-    name, skill = env_id.rpartition("/")[2], skill_of(env_id)
+    name, skill = without_namespace(env_id), skill_of(env_id)
     assert skill is not None, env_id
     env = replace(env_config(env_id, {}), split="test", num_scenes=config.test_scenes)
     hand_coded = partial(of_hand_coded, directory=config.run_dir / HAND_CODED / name)

@@ -22,6 +22,7 @@ from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.command_line import run_command
 from canvit_gym.policies.learned import RECORD, SHIPPED, WEIGHTS, load_policy
 from canvit_gym.publish import CARD, policy_card
+from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.suite.payoff import payoff_of
 
 SHIPPED_POLICIES = asset_dir(SHIPPED)
@@ -59,7 +60,7 @@ def ship(config: ShipConfig) -> Path:
         FileNotFoundError: there is no finished run.
         ValueError: shipped policies would take more than MOST_MIB.
     """
-    root, name = config.run_dir.expanduser(), config.env.rpartition("/")[2]
+    root, name = config.run_dir.expanduser(), without_namespace(config.env)
     runs = find_runs(root, config.test_scenes, algo=config.algo, name=name).get(config.env, {}).get(config.algo, [])
     if not runs:
         raise FileNotFoundError(f"{root / config.algo / name} holds no finished run of {config.env}")

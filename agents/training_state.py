@@ -9,6 +9,7 @@ are cut: the order of scenes and the random generator are recorded, and then all
 that continues and in one that resumes.
 """
 
+import ast
 import io
 import json
 import random
@@ -56,6 +57,15 @@ def set_random_state(state: State) -> None:
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, words, next_gauss = state["python"]
     random.setstate((version, tuple(words), next_gauss))
+
+
+def generator_state(generator: np.random.Generator) -> str:
+    """Its state as text, since its integers have more than 64 bits."""
+    return json.dumps(generator.bit_generator.state)
+
+
+def set_generator_state(generator: np.random.Generator, state: str) -> None:
+    generator.bit_generator.state = ast.literal_eval(state)  # reads JSON, and what earlier versions wrote with str()
 
 
 @contextmanager

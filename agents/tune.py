@@ -38,6 +38,7 @@ from agents.train import train
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, json_object, run_command
 from canvit_gym.provenance import provenance
+from canvit_gym.scenes.datasets import without_namespace
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def tune(config: TuneConfig, algo: str, env_id: str) -> Path:
         BlockingIOError: another process runs them.
         ValueError: unknown algorithm or environment, or a search that was begun with other settings.
     """
-    directory = config.run_dir.expanduser() / algo / env_id.rpartition("/")[2]
+    directory = config.run_dir.expanduser() / algo / without_namespace(env_id)
     fixed = json_object(config.hyper, option="--hyper")
     hyper = load_hyperparameters(env_id, fixed, algo=algo)
     entry, space = hyper.to_json(), search_space(algo)
@@ -323,7 +324,7 @@ def page(results: list[dict[str, Any]]) -> str:
         differs = {name: value for name, value in best["hyper"].items() if value != first.get(name)}
         values = ("failed" if trial["value"] is None else f"{100 * trial['value']:.1f}" for trial in result["trials"])
         cells = (
-            result["algo"], result["env"].rpartition("/")[2],
+            result["algo"], without_namespace(result["env"]),
             f"{result['total_timesteps']:,}, {result['eval_scenes'] or 'all'}", ", ".join(values),
             f"`{json.dumps(differs)}`" if differs else "nothing",
         )  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from agents.off_policy.learner import OffPolicyLearner
 from agents.settings import TrainConfig, prepare
 from agents.train import train
 from agents.train_once import require_same_run
-from agents.training_state import glimpse_env, load_state
+from agents.training_state import generator_state, glimpse_env, load_state, set_generator_state
 from canvit_gym.benchmark.runner import BenchmarkConfig, plan
 from canvit_gym.evaluation import evaluate
 from canvit_gym.observations import COMPACT_KEYS
@@ -73,6 +74,15 @@ def test_every_algorithm_has_its_entries(algo: str) -> None:
             assert type(hyper)(**json.loads(json.dumps(hyper.to_json()))) == hyper, algorithm.title
 
 
+@pytest.mark.parametrize("written", [generator_state, lambda generator: str(generator.bit_generator.state)])
+def test_the_state_of_a_generator(written: Callable[[np.random.Generator], str]) -> None:
+    """As it is written, and as earlier versions wrote it."""
+    one, other = np.random.default_rng(3), np.random.default_rng(4)
+    one.random(5)
+    set_generator_state(other, written(one))
+    np.testing.assert_array_equal(one.random(7), other.random(7))
+
+
 def test_a_preset_replaces_the_observations_of_the_hyperparameters(tmp_path: Path) -> None:
     config = TrainConfig(tmp_path, algo="dqn", env="CanViT/FashionClassification-v0")
     plan = prepare(replace(config, env_kwargs='{"observation_preset": "compact"}'))
@@ -115,6 +125,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path, monkeypatch: pytest.Monkey
 WITHOUT_SB3 = """
 import json, sys
 sys.modules["stable_baselines3"] = sys.modules["sb3_contrib"] = None
+from collections.abc import Callable
 from dataclasses import replace
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import load_policy

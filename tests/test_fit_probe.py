@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from canvit_gym.backbone.load import Backbone, load_backbone
 from canvit_gym.probes import fit
-from canvit_gym.probes.fit import ProbeConfig, class_weights, fit_env, spread_scenes, training_scenes
+from canvit_gym.probes.fit import ProbeConfig, class_weights, fit_env, training_scenes
 from canvit_gym.probes.heads import ClassificationHead, SegmentationHead
 from canvit_gym.scenes.files import FileScenes
 from canvit_gym.scenes.prepared import FashionScenes
@@ -204,7 +204,6 @@ def test_training_passes_hold_each_scene_once() -> None:
     steps = np.concatenate([training_scenes(step, num_scenes=7, batch_size=3, seed=0) for step in range(7)])
     assert all(sorted(part) == list(range(7)) for part in steps.reshape(3, 7))
     assert not np.array_equal(steps[:7], steps[7:14])
-    assert spread_scenes(100, 5).tolist() == [10, 30, 50, 70, 90] and spread_scenes(3, 5).tolist() == [0, 1, 2]
 
 
 def test_what_a_fit_is_told_wrong(tmp_path: Path) -> None:

@@ -370,6 +370,7 @@ class TestSplits:
             for count in range(1, total + 1):
                 chosen = spread(count, total)
                 assert len(set(chosen.tolist())) == count and chosen.min() >= 0 and chosen.max() < total
+            assert spread(total + 2, total).tolist() == list(range(total))
 
 
 @pytest.mark.parametrize("spelling", ["absolute", "relative", "."])

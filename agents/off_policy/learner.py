@@ -1,6 +1,5 @@
 """DQN and SAC of Stable-Baselines3, and the base of related learners in sb3-contrib."""
 
-import ast
 import copy
 from collections.abc import Callable, Sequence
 from inspect import signature
@@ -30,9 +29,11 @@ from agents.training_state import (
     begin_episodes,
     capture_environments,
     ends_with_rollouts,
+    generator_state,
     glimpse_env,
     random_state,
     restore_environments,
+    set_generator_state,
     set_random_state,
 )
 from canvit_gym.backbone.load import resolve_device
@@ -153,7 +154,7 @@ class OffPolicyLearner:
             "variables": {name: recursive_getattr(model, name).detach().clone() for name in variables},
             "replay": self._replay_state(),
             "normalizer": {} if self._normalizer is None else self._normalizer.state_dict(),
-            "action_space": str(model.action_space.np_random.bit_generator.state),
+            "action_space": generator_state(model.action_space.np_random),
             "random": random_state(),
             **capture_environments(glimpse_env(self.env)),
         }
@@ -188,7 +189,7 @@ class OffPolicyLearner:
         if self._normalizer is not None:
             self._normalizer.load_state_dict(state["normalizer"])
         begin_episodes(self.model, self.env, restore_environments(self.env, state))
-        model.action_space.np_random.bit_generator.state = _parsed(state["action_space"])
+        set_generator_state(model.action_space.np_random, state["action_space"])
         set_random_state(state["random"])
 
     def _restore_replay(self, state: State) -> None:
@@ -210,10 +211,6 @@ def _check_options(options: dict[str, Any], model_class: Callable[..., OffPolicy
     known = [name for name in signature(model_class).parameters if name not in left_out]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"unknown hyperparameter options {', '.join(unknown)}; there are: {', '.join(known)}")
-
-
-def _parsed(generator: str) -> Any:
-    return ast.literal_eval(generator)
 
 
 def share_values(network: EncodedValues, policy: Any) -> None:

@@ -7,7 +7,6 @@ network learns from all states so far (Ross et al. 2011, DAgger). This is a chea
 not use labels. Here a decision is a state in which the oracle is used; it costs candidates + 1 forward passes.
 """
 
-import ast
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,7 +23,15 @@ from agents.learner import Monitoring, State
 from agents.ppo.warm_start import WarmStart, explained_share, learn
 from agents.settings import Plan
 from agents.torch_learner import TorchLearner
-from agents.training_state import capture_native, check_revisits, random_state, restore_native, set_random_state
+from agents.training_state import (
+    capture_native,
+    check_revisits,
+    generator_state,
+    random_state,
+    restore_native,
+    set_generator_state,
+    set_random_state,
+)
 from agents.tried import TriedViewpoints, collect, require_table
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.backbone.load import resolve_device
@@ -139,7 +146,7 @@ class OracleCloning(TorchLearner[ViewpointNetwork]):
         tried = self._tried
         return super().capture() | {
             "tried": {} if tried is None else tried.state_dict(),
-            "candidates": str(self._rng.bit_generator.state),
+            "candidates": generator_state(self._rng),
             "random": random_state(),
             **capture_native(self.envs),
         }
@@ -148,7 +155,7 @@ class OracleCloning(TorchLearner[ViewpointNetwork]):
         super().restore(state)
         if state["tried"]:
             self._tried = TriedViewpoints.from_state_dict(state["tried"], device=self.envs.backbone.device)
-        self._rng.bit_generator.state = ast.literal_eval(state["candidates"])
+        set_generator_state(self._rng, state["candidates"])
         self.envs.reset(seed=0)
         restore_native(self.envs, state)
         set_random_state(state["random"])

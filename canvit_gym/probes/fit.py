@@ -48,6 +48,7 @@ from canvit_gym.probes.card import card
 from canvit_gym.probes.heads import ClassificationHead, Head, RecurrentClsHead, SegmentationHead
 from canvit_gym.provenance import plain, provenance, strip_record
 from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.scenes.files import spread
 from canvit_gym.scenes.source import SceneSource, StreamedSource, closing_sources, load_scenes
 from canvit_gym.seeding import seeded
 from canvit_gym.tasks import TASKS
@@ -124,12 +125,6 @@ def training_scenes(step: int, *, num_scenes: int, batch_size: int, seed: int) -
     return np.concatenate(parts)
 
 
-def spread_scenes(num_scenes: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of the scenes, evenly spread."""
-    count = min(num_scenes, most)
-    return (2 * np.arange(count) + 1) * num_scenes // (2 * count)
-
-
 @dataclass(frozen=True)
 class Rollouts:
     """The states of a head's frozen backbone along random viewpoints, one rollout per batch of scenes."""
@@ -184,7 +179,7 @@ def class_weights(scenes: SceneSource, *, balance: float) -> Tensor:
     if balance == 0:
         return torch.ones(len(scenes.classes))
     counts = np.zeros(max(256, len(scenes.classes)))
-    chosen = spread_scenes(len(scenes), FREQUENCY_SCENES)
+    chosen = spread(FREQUENCY_SCENES, len(scenes))
     batches = np.array_split(chosen, -(-len(chosen) // 64))
     for i, batch in enumerate(tqdm(batches, desc="class frequencies", mininterval=5)):
         if isinstance(scenes, StreamedSource) and scenes.skips_unreadable:
@@ -266,7 +261,7 @@ def fit(
             part.load_state_dict(state[key])
         progress = Progress(**state["progress"])
         log.info("%s: resuming at step %d", name, progress.step)
-    chosen = spread_scenes(len(validation), config.validation_scenes)
+    chosen = spread(config.validation_scenes, len(validation))
     held_out = np.array_split(chosen, -(-len(chosen) // config.batch_size))
     rollouts = Rollouts(backbone, head, training, config.num_glimpses, config.seed)
     validations = Rollouts(backbone, head, validation, config.num_glimpses, config.seed)

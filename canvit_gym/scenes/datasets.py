@@ -162,9 +162,14 @@ class DatasetSpec:
         return getattr(import_module(module), function)(request)
 
 
+def without_namespace(env_id: str) -> str:
+    """The id without Gymnasium's namespace: "FashionSegmentation-v0" of "CanViT/FashionSegmentation-v0"."""
+    return env_id.rpartition("/")[2]
+
+
 def env_name(env_id: str) -> str:
     """The name in an id: "FashionSegmentation" of "CanViT/FashionSegmentation-v0"."""
-    return env_id.rpartition("/")[2].partition("-")[0]
+    return without_namespace(env_id).partition("-")[0]
 
 
 ADE20K_LAYOUT = (

@@ -130,11 +130,13 @@ def _chosen(paths: FilePaths, indices: NDArray[np.int64]) -> FilePaths:
 
 
 def spread(count: int, total: int) -> NDArray[np.int64]:
-    """`count` of `total` indices, evenly spread: files are often sorted by class, so the first ones would be alike.
+    """At most `count` of `total` indices, evenly spread: files are often sorted by class, so the first ones would be
+    alike.
 
     >>> spread(3, 9).tolist()
     [1, 4, 7]
     """
+    count = min(count, total)
     return (2 * np.arange(count) + 1) * total // (2 * count)
 
 

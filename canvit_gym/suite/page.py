@@ -9,6 +9,7 @@ from canvit_gym.benchmark.report import figure_html, html_document, origin_rows,
 from canvit_gym.benchmark.tables import Table
 from canvit_gym.benchmark.words import interval_text, listed, number
 from canvit_gym.escaping import html, markdown, markdown_code
+from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.suite.radar import radar_figure
 from canvit_gym.tasks import metric_named
 
@@ -18,10 +19,6 @@ MARKDOWN, HTML, RADAR = "suite.md", "suite.html", "radar.svg"
 Numbers = dict[str, Any]
 _TRANSFER = "transfer"
 _ROLES = {"baseline": "baseline", "opponent": "hand-coded", "ceiling": "ceiling", "trained": "trained here"}
-
-
-def _short(env_id: str) -> str:
-    return env_id.rpartition("/")[2]
 
 
 def _share_text(share: dict[str, Any] | None, *, interval: bool = True) -> str:
@@ -110,7 +107,7 @@ def transfer_table(numbers: Numbers) -> Table | None:
     if not found:
         return None
     return Table(
-        header=("policy", *map(_short, environments)),
+        header=("policy", *map(without_namespace, environments)),
         rows=[(source, *(of_policy.get(env_id, "") for env_id in environments)) for source, of_policy in found.items()],
         note="What each environment pays, in %, and after the semicolon the share of the way from its baseline to its "
         "ceiling.",
@@ -122,14 +119,14 @@ def misfit_lines(numbers: Numbers) -> list[str]:
     by_reason: dict[tuple[str, str], list[str]] = {}
     for env_id, environment in numbers["environments"].items():
         for source, reason in environment["misfits"].items():
-            by_reason.setdefault((source, reason), []).append(_short(env_id))
+            by_reason.setdefault((source, reason), []).append(without_namespace(env_id))
     return [f"{source} does not fit {listed(envs)}: {reason}." for (source, reason), envs in by_reason.items()]
 
 
 def notes(numbers: Numbers) -> list[str]:
     """What a reader must know before the tables."""
     without = [
-        _short(env_id)
+        without_namespace(env_id)
         for env_id, environment in numbers["environments"].items()
         if all(p["share"] is None for p in environment["policies"].values())
     ]
@@ -175,7 +172,7 @@ def html_page(results: Numbers, radar: str | None) -> str:
         parts.append(figure_html(radar.encode(), "svg+xml", alt=_radar_alt(results), caption=_RADAR_CAPTION))
     perturbations = list(results["perturbations"])
     for env_id, environment in results["environments"].items():
-        parts.append(f"<h2>{html(_short(env_id))}: {html(environment['skill'])}</h2>")
+        parts.append(f"<h2>{html(without_namespace(env_id))}: {html(environment['skill'])}</h2>")
         parts.append(environment_table(environment).html())
         if (robustness := robustness_table(environment, perturbations)) is not None:
             parts += ["<h3>Under perturbations</h3>", robustness.html()]
@@ -208,7 +205,7 @@ def markdown_page(results: Numbers, *, has_radar: bool) -> str:
         parts += [f"![{markdown(_radar_alt(results))}]({RADAR})", _RADAR_CAPTION]
     perturbations = list(results["perturbations"])
     for env_id, environment in results["environments"].items():
-        parts.append(f"## {markdown(_short(env_id))}: {markdown(environment['skill'])}")
+        parts.append(f"## {markdown(without_namespace(env_id))}: {markdown(environment['skill'])}")
         parts.append(environment_table(environment).markdown())
         if (robustness := robustness_table(environment, perturbations)) is not None:
             parts += ["### Under perturbations", robustness.markdown()]

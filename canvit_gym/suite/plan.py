@@ -27,7 +27,7 @@ from canvit_gym.policies.policy_record import (
     reads_probe,
     used_layout,
 )
-from canvit_gym.scenes.datasets import DATASETS, Skill, suite_ids
+from canvit_gym.scenes.datasets import DATASETS, Skill, suite_ids, without_namespace
 from canvit_gym.stopping import AT_RANDOM, OWN_ACTION, WHEN_RIGHT, at_confidence, named
 
 HAND_CODED, TRAINED = "hand-coded", "trained"
@@ -276,7 +276,7 @@ def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: 
             }
         )
         under = "" if perturbation is None else f"-{perturbation}"
-        short = env_id.rpartition("/")[2]
+        short = without_namespace(env_id)
         return Job(
             path=wanted.output / RECORDS / short / f"{slug(label)}-{role}-seed{seed}{under}-{key[:12]}.npz",
             label=f"{short}, {label}, seed {seed}" + ("" if perturbation is None else f", {perturbation}"),

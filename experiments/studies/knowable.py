@@ -44,7 +44,7 @@ from canvit_gym.policies.protocol import GlimpsePolicy, PolicyInfo
 from canvit_gym.policies.seen import Seen, SeenWithTruth, with_truth
 from canvit_gym.policies.trunks import Detector
 from canvit_gym.provenance import plain, provenance
-from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.scenes.datasets import DATASETS, without_namespace
 from canvit_gym.statistics import bootstrap_interval, paired_difference
 from canvit_gym.suite.payoff import payoff_of
 from canvit_gym.vector_env import GlimpseVectorEnv
@@ -199,7 +199,7 @@ def page(results: list[dict[str, Any]]) -> str:
     for result in results:
         entropies, scores, differences = result["cross_entropy"], result["scores"], result["differences"]
         cells = (
-            result["env"].rpartition("/")[2], f"{result['num_scenes']:,}",
+            without_namespace(result["env"]), f"{result['num_scenes']:,}",
             ", ".join(f"{entropies[name]:.4f}" for name in ("reading", "detector", "least")),
             *(with_interval(scores[name], "{:.1f}", 100) for name in scores),
             *(
@@ -213,7 +213,7 @@ def page(results: list[dict[str, Any]]) -> str:
 
 def main(config: KnowableConfig) -> None:
     for env_id in config.envs:
-        write_result(config.results_dir, env_id.rpartition("/")[2], study(config, env_id), page=page)
+        write_result(config.results_dir, without_namespace(env_id), study(config, env_id), page=page)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.when_to_stop import WorthOfStopping
 from canvit_gym.provenance import plain, provenance
+from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.statistics import Mean, OverRuns, bootstrap_interval
 from canvit_gym.stopping import first_at_least, stopped_return
 
@@ -163,7 +164,7 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
     """Name of a policy -> its runs, on the scenes of a split."""
     counts = {"training": config.training_scenes, "validation": config.validation_scenes, "test": config.test_scenes}
     env = replace(env_config(config.env, {}), split=split, num_scenes=counts[split])
-    name = config.env.rpartition("/")[2]
+    name = without_namespace(config.env)
     kept = config.run_dir.expanduser() / "stop_curves" / name
     found: dict[str, list[Looked]] = {}
     for algo in config.algos:
@@ -314,7 +315,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 def main(config: StopCurvesConfig) -> None:
     result = plain(study(config))
-    path = config.results_dir / config.env.rpartition("/")[2]
+    path = config.results_dir / without_namespace(config.env)
     write_json(path.with_suffix(".json"), result)
     plot(result, path.with_suffix(".png"))
     write_text(path.with_suffix(".md"), page(result, path.name))

@@ -38,6 +38,7 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.provenance import plain, provenance
+from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.statistics import Mean, bootstrap_interval
 from canvit_gym.stopping import confidence as confidence_now
 from canvit_gym.stopping import first_at_least, stopped_return, stops_when_right
@@ -176,7 +177,7 @@ def study(env_id: str, config: SuiteHeadroomConfig) -> dict[str, Any]:
     """The results of one environment as JSON values; scores are fractions."""
     who = STUDIES[env_id]
     env = env_config(env_id, {"device": "cpu", **who.kwargs})
-    directory = config.run_dir / env_id.rpartition("/")[2]
+    directory = config.run_dir / without_namespace(env_id)
     tuning = replace(env, split="training", num_scenes=config.tuning_scenes)
     measured = replace(env, split="validation", num_scenes=config.num_scenes)
     compare = _stopping if env.allow_stop else _comparison
@@ -308,7 +309,7 @@ def table(results: list[dict[str, Any]]) -> str:
         rows = result["policies"]
         one, other = result["opponent"], result["ceiling"]
         cells = (
-            result["env"].rpartition("/")[2], str(result["budget"]), f"{result['metric']}, {result['pays']}", one,
+            without_namespace(result["env"]), str(result["budget"]), f"{result['metric']}, {result['pays']}", one,
             f"{100 * rows[one]['value']:.1f}", other, f"{100 * rows[other]['value']:.1f}",
             with_interval(result["headroom"], "{:+.1f}", 100), verdict(result),
         )  # fmt: skip
@@ -321,7 +322,7 @@ def main(config: SuiteHeadroomConfig) -> None:
         raise ValueError(f"no study of {', '.join(unknown)}; there are: {', '.join(STUDIES)}")
     for env_id in config.envs:
         result = study(env_id, config)
-        name = env_id.rpartition("/")[2]
+        name = without_namespace(env_id)
         write_json(config.results_dir / f"{name}.json", plain(result))
         write_text(config.results_dir / f"{name}.md", page(result))
         print(page(result), flush=True)

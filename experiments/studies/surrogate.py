@@ -30,6 +30,7 @@ from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
 from canvit_gym.policies.learned import LearnedPolicy, load_policy, load_record
 from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.provenance import provenance
+from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.statistics import Mean, OverRuns, Statistic, Together, Transformed, bootstrap_interval
 
 BEGUN, ENDED = "warm_start", "last"
@@ -95,7 +96,7 @@ def study(config: SurrogateConfig, env_id: str) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is no run with a warm start.
     """
-    root, name = config.run_dir.expanduser(), env_id.rpartition("/")[2]
+    root, name = config.run_dir.expanduser(), without_namespace(env_id)
     runs = [run for run, _ in finished(root, algo=config.algo, name=name) if (run / BEGUN).is_dir()]
     if not runs:
         raise FileNotFoundError(f"{root / config.algo / name} holds no finished run with a warm start")
@@ -147,7 +148,7 @@ def page(results: list[dict[str, Any]]) -> str:
             form, factor = ("{:.4f}", 1) if measure == "loss" else ("{:.2f}", 100)
             signed = form.replace(":", ":+")
             cells = (
-                result["env"].rpartition("/")[2], result["reward"],
+                without_namespace(result["env"]), result["reward"],
                 f"{len(result['decisions'])}, {result['decisions'][0]:,}", measure,
                 with_interval(row[BEGUN], form, factor), with_interval(row[ENDED], form, factor),
                 with_interval(row["difference"], signed, factor),
@@ -159,7 +160,7 @@ def page(results: list[dict[str, Any]]) -> str:
 
 def main(config: SurrogateConfig) -> None:
     for env_id in config.envs:
-        write_result(config.results_dir, env_id.rpartition("/")[2], study(config, env_id), page=page)
+        write_result(config.results_dir, without_namespace(env_id), study(config, env_id), page=page)
     print((config.results_dir / "README.md").read_text(encoding="utf-8"))
 
 

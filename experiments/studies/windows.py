@@ -24,6 +24,7 @@ from canvit_gym.command_line import env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.provenance import plain, provenance
+from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.statistics import bootstrap_interval, paired_difference
 from canvit_gym.suite.payoff import payoff_of
 from experiments.studies.knowable import DetectedWindows, spaces_of, trained_detector
@@ -116,7 +117,7 @@ def page(results: list[dict[str, Any]]) -> str:
             scales = ", ".join(f"{scale:g}" for scale in row["scales"])
             first = row is result["tables"][0]
             cells = (
-                result["env"].rpartition("/")[2] if first else "",
+                without_namespace(result["env"]) if first else "",
                 f"{result['num_scenes']:,}" if first else "",
                 result["metric"] if first else "",
                 f"**{scales}**" if row["scales"] == result["chosen"] else scales,
@@ -131,7 +132,7 @@ def page(results: list[dict[str, Any]]) -> str:
 
 def main(config: WindowsConfig) -> None:
     for env_id in config.envs:
-        write_result(config.results_dir, env_id.rpartition("/")[2], study(config, env_id), page=page)
+        write_result(config.results_dir, without_namespace(env_id), study(config, env_id), page=page)
 
 
 if __name__ == "__main__":
