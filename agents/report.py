@@ -37,13 +37,12 @@ from agents.intervals import with_interval
 from agents.learning_curves import learning_curves, short_name
 from agents.outcomes import DETERMINISTIC, SAMPLED, model_and_scenes, of_hand_coded
 from agents.reported import Reported, load_reported, of_runs, pooled, save_counts
-from agents.run_directory import FAILED, RESULT, without_root
+from agents.run_directory import FAILED, RESULT, provenance_of_runs
 from canvit_gym.atomic import write_json, write_text
 from canvit_gym.benchmark.comparison import share_of_lead
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation
-from canvit_gym.provenance import provenance
 from canvit_gym.scenes.datasets import DATASETS, Skill, without_namespace
 from canvit_gym.statistics import Estimate, OverRuns, bootstrap_interval, run_improvement_interval
 from canvit_gym.stopping import named
@@ -159,8 +158,7 @@ def write_environment(env_id: str, runs: dict[str, list[Run]], config: ReportCon
     for algo, entry in as_before.items():
         than_ppo = None if DEFAULT in new else entry["better_than_ppo"]  # PPO's runs may be others by now
         result["algorithms"][algo] = entry | {"better_than_ppo": than_ppo}
-    origin = provenance()
-    result["provenance"] = origin | {"command": without_root(origin["command"], config.run_dir)}
+    result["provenance"] = provenance_of_runs(config.run_dir)
     save_counts(counts, new, scenes=scenes)
     write_json(numbers, result)
 

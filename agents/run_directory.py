@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from canvit_gym.atomic import write_json
+from canvit_gym.provenance import provenance
 
 CONFIG, STATE, RESULT, PROVENANCE = "config.json", "training_state.pt", "result.json", "provenance.json"
 CLOCK, FAILED = "clock.json", "failed.json"
@@ -89,3 +91,9 @@ def without_root(command: str, root: Path) -> str:
         return word
 
     return shlex.join(map(shared, shlex.split(command)))
+
+
+def provenance_of_runs(root: Path) -> dict[str, Any]:
+    """canvit_gym.provenance of a result that was made from the runs in `root`, for others."""
+    origin = provenance()
+    return origin | {"command": without_root(origin["command"], root)}

@@ -32,7 +32,7 @@ from torch.distributions import Categorical
 from agents.finished_runs import finished
 from agents.intervals import with_interval
 from agents.outcomes import evaluation_key, key_of
-from agents.run_directory import without_root
+from agents.run_directory import provenance_of_runs
 from agents.when_to_stop import Episodes, Stopping, train_when_to_stop, worth_of_stopping
 from canvit_gym.atomic import replacing, write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
@@ -45,7 +45,7 @@ from canvit_gym.policies.networks import HasDistribution, HasValues
 from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.policies.protocol import GlimpsePolicy
 from canvit_gym.policies.when_to_stop import WorthOfStopping
-from canvit_gym.provenance import plain, provenance
+from canvit_gym.provenance import plain
 from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.statistics import Mean, OverRuns, bootstrap_interval
 from canvit_gym.stopping import first_at_least, stopped_return
@@ -244,7 +244,6 @@ def study(config: StopCurvesConfig) -> dict[str, Any]:
                 row["return_as_trained"] = bootstrap_interval(OverRuns(as_trained_returns)).at(0)
                 row["glimpses_as_trained"] = float(np.mean([one.stops(rule, 0.0).mean() for one in runs]))
             rows.append(row)
-    origin = provenance()
     reference = returns[f"{list(test)[-1]}, {SURE}"]
     for row, value in zip(rows, returns.values(), strict=True):
         row["minus_hand_coded"] = bootstrap_interval(value, reference, of=np.subtract).at(0)
@@ -253,7 +252,7 @@ def study(config: StopCurvesConfig) -> dict[str, Any]:
         "price": price,
         "test_scenes": reference.num_scenes,
         "rules": rows,
-        "provenance": {**origin, "command": without_root(origin["command"], config.run_dir.expanduser())},
+        "provenance": provenance_of_runs(config.run_dir.expanduser()),
     }
 
 

@@ -21,7 +21,7 @@ from agents.finished_runs import finished
 from agents.intervals import with_interval
 from agents.outcomes import evaluation_key, key_of
 from agents.results import write_result
-from agents.run_directory import without_root
+from agents.run_directory import provenance_of_runs
 from canvit_gym.atomic import replacing
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
@@ -29,7 +29,6 @@ from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
 from canvit_gym.policies.learned import LearnedPolicy, load_policy, load_record
 from canvit_gym.policies.policy_record import as_trained
-from canvit_gym.provenance import provenance
 from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.statistics import Mean, OverRuns, Statistic, Together, Transformed, bootstrap_interval
 
@@ -110,7 +109,7 @@ def study(config: SurrogateConfig, env_id: str) -> dict[str, Any]:
             key = evaluation_key(own, key_of(policy, own))
             of_runs.append(measured(policy, own, path=root / "surrogate" / name / f"{run.name}-{when}-{key}.npz"))
         decisions.append(load_record(run / ENDED).training["num_timesteps"])
-    rows, origin = {}, provenance()
+    rows = {}
     for measure in MEASURES:
         begun, ended = ([one.statistic(measure) for one in found[when]] for when in (BEGUN, ENDED))
         pairs = [Together(pair) for pair in zip(ended, begun, strict=True)]
@@ -125,7 +124,7 @@ def study(config: SurrogateConfig, env_id: str) -> dict[str, Any]:
         "decisions": decisions,
         "num_scenes": len(found[BEGUN][0].soft),
         "measures": rows,
-        "provenance": {**origin, "command": without_root(origin["command"], root)},
+        "provenance": provenance_of_runs(root),
     }
 
 
