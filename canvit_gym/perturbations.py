@@ -79,7 +79,10 @@ class Perturbation:
 
     def record(self) -> dict[str, Any]:
         """JSON values."""
-        return {"name": self.name, **asdict(self)}
+        fields = asdict(self).items()
+        return {"name": self.name} | {
+            key: value.item() if isinstance(value, np.generic) else value for key, value in fields
+        }
 
     def draws(self, scene: int, t: int = 0) -> np.random.Generator:
         """Random numbers of this kind of perturbation for glimpse t of a scene."""
@@ -476,6 +479,7 @@ class Perturb(VectorWrapper):
         Raises:
             TypeError: not a vector environment of this package, or something that is no perturbation.
             ValueError: no perturbation, or an unknown name.
+            RuntimeError: the environment is closed.
         """
         inner = env.unwrapped if isinstance(env, VectorEnv) else env
         if not isinstance(inner, GlimpseVectorEnv):
@@ -485,6 +489,8 @@ class Perturb(VectorWrapper):
             )
         if not perturbations:
             raise ValueError(f"name at least one perturbation; there are: {', '.join(PERTURBATIONS)}")
+        if inner.closed:
+            raise RuntimeError("this environment is closed; make a new one")
         super().__init__(env)
         self.perturbations = checked_perturbations(perturbations)
         inner.replace_episodes(PerturbedEpisodes.instead_of(inner.episodes, self.perturbations))

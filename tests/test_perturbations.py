@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
@@ -306,6 +306,10 @@ def test_bad_input_is_refused(make_vec: MakeVec, make_one: Callable[..., gym.Env
         Perturb(make_vec(2), 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="name at least one perturbation"):
         Perturb(make_vec(2))
+    closed = make_vec(2)
+    closed.close()
+    with pytest.raises(RuntimeError, match="closed; make a new one"):
+        Perturb(closed, "noisy")
     for wrong in (make_one(), gym.make_vec("CartPole-v1", num_envs=2)):
         with pytest.raises(TypeError, match="vector_entry_point"):
             Perturb(wrong, "noisy")  # type: ignore[arg-type]
@@ -330,6 +334,19 @@ def test_perturbations_come_back_from_records() -> None:
         perturbation_from_record({"name": "fog", "seed": 0})
     with pytest.raises(ValueError, match="use the version that wrote the record"):
         perturbation_from_record({"name": "brightness", "seed": 0, "gamma": 2})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fog(Perturbation):
+    """Of a user, who does not convert NumPy's numbers."""
+
+    name = "fog"
+    density: float = 0.0
+
+
+def test_numbers_of_numpy_become_json() -> None:
+    fog = Fog(density=np.float32(0.5))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(fog.record())) == {"name": "fog", "seed": 0, "density": 0.5}
 
 
 def test_the_table_tells_every_perturbation() -> None:

@@ -21,6 +21,8 @@ def card(record: dict[str, Any]) -> str:
         return f"| {name} | " + " | ".join(f"{value:.{digits}f}" for value in values) + " |"
 
     keywords = f"checkpoint={checkpoint['name']!r}, probe=<this directory>"
+    if checkpoint["revision"]:
+        keywords += f", revision={checkpoint['revision']!r}"
     if config.get("canvas_grid"):
         keywords += f", canvas_grid={config['canvas_grid']}"
     if config.get("scene_size_px"):
