@@ -139,9 +139,11 @@ class Monitor:
         return replace(self.record, training=training)
 
     def _evaluate(self) -> None:
-        """Evaluate the most likely viewpoints on every validation scene. Saves the policy if it is the best so far."""
+        """Evaluate the most likely viewpoints on the scenes to choose by. Saves the policy if it is the best so far."""
         network = self.learner.network.eval()
-        validation = replace(self.env, split="validation", num_scenes=self.settings.eval_scenes, shard=(0, 1))
+        validation = replace(
+            self.env, split=self.env.choosing_split, num_scenes=self.settings.eval_scenes, shard=(0, 1)
+        )
         learned = LearnedPolicy(network, self.record)
         with preserved_random_state():
             found = stops(learned, validation) if self.env.allow_stop else None

@@ -41,8 +41,8 @@ class TrainConfig:
     """Number of training states for a warm start before PPO, in which viewpoints are tried with the labels
     (agents.ppo.warm_start). None: as in agents/hyperparameters/ALGO.yml."""
     eval_every: int | None = None
-    """Decisions between evaluations on validation scenes. There is also one after a warm start, and one at the end.
-    0: never. None: 20,000."""
+    """Decisions between evaluations on validation scenes, or on held-out training scenes if `tuning_scenes` is among
+    --env-kwargs. There is also one after a warm start, and one at the end. 0: never. None: 20,000."""
     eval_scenes: int | None = None
     """Number of validation scenes to evaluate on. None: all."""
     headroom_scenes: int | None = None

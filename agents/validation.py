@@ -55,7 +55,7 @@ def headroom(config: EnvConfig, num_scenes: int, *, path: Path) -> Headroom:
     written."""
     discrete = isinstance(build_actions(config), DiscreteActions)
     oracle = "greedy_oracle(candidates='actions')" if discrete else "greedy_oracle"
-    validation = replace(config, split="validation", shard=(0, 1))
+    validation = replace(config, split=config.choosing_split, shard=(0, 1))
     scenes = evaluated_scenes(validation, max_scenes=num_scenes).tolist()
     if path.exists():
         known = Headroom(**json.loads(path.read_text(encoding="utf-8")))

@@ -105,8 +105,8 @@ class SceneConfig:
     tuning_scenes: int = option(
         0,
         integer(0),
-        'number of training scenes, evenly spread, that are held out of the training split as the split "tuning", for '
-        "choosing hyperparameters",
+        'number of training scenes, evenly spread, that are held out of the training split as the split "tuning", to '
+        "choose policies, probes and hyperparameters by",
         on_disk=True,
     )
     workers: int | None = option(
@@ -139,6 +139,11 @@ class SceneConfig:
         "Default: masks contain class indices, and 255 for ignored pixels",
         on_disk=True,
     )
+
+    @property
+    def choosing_split(self) -> str:
+        """The split to choose by: "tuning" if training scenes are held out for it, else "validation"."""
+        return "tuning" if self.tuning_scenes else "validation"
 
     def _check_scenes(self) -> None:
         check_scene_arguments(
@@ -253,14 +258,17 @@ class ObservationConfig:
     observations: tuple[ObservationKey, ...] = option(
         DEFAULT_KEYS, _keys, "the keys of the Dict: see Observation Space"
     )
-    canvas_size: int = option(8, integer(1), 'side of "canvas" in cells, pooled from the canvas')
+    canvas_size: int = option(8, integer(1), 'side g of "canvas" and "sketch" in cells, pooled from the canvas')
     map_size: int | None = option(
-        None, optional(integer(1)), 'side of "uncertainty" and "acuity" in cells; None: that of the canvas'
+        None,
+        optional(integer(1)),
+        'side m of "uncertainty", "acuity" and the maps of "reading" in cells; None: that of the canvas',
     )
     observation_preset: str | None = option(
         None,
         optional(one_of(lambda: PRESETS)),
-        'sets all of the above: "compact" takes less than 2 kB per step; None: no preset',
+        "sets observations, canvas_size, map_size and observation_dtype, which are left out then: "
+        '"compact" takes less than 2 kB per step; None: no preset',
     )
     observation_dtype: FloatDtype = option(
         "float32", one_of(lambda: get_args(FloatDtype)), '"float32" or "float16": the dtype of every key except pixels'

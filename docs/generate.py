@@ -24,6 +24,9 @@ from canvit_gym.suite.plan import skills_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
+DEFAULT_WINDOWS = """\
+Where `scale` and `centers` are `None`, windows have the environment's `grid_scales` and `grid_centers`; with
+`revisit=False` they are its viewpoints."""
 ANIMATED_SCENES = 2
 PANEL_PX = 128
 
@@ -81,7 +84,7 @@ def main() -> None:
         with mkdocs_gen_files.open(page, "w") as file:
             file.write((trained / source).read_text(encoding="utf-8"))
     with mkdocs_gen_files.open("policies.md", "w") as file:
-        file.write(f"# Hand-coded policies\n\n{policies_table()}\n")
+        file.write(f"# Hand-coded policies\n\n{DEFAULT_WINDOWS}\n\n{policies_table()}\n")
     suite = (ROOT / "docs" / "suite.md").read_text(encoding="utf-8")
     for marker, text in (("skills", skills_table()), ("perturbations", perturbations_table())):
         assert f"<!-- {marker} -->" in suite, marker

@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -289,6 +291,37 @@ def test_an_interrupted_suite_goes_on_in_other_processes(
     assert {path: path.stat().st_mtime_ns for path in done} == kept
     one, other = (found["environments"][CLASSIFICATION]["policies"] for found in (read(small), results))
     assert one["saliency(scale=0.4)"]["score"] == other["saliency(scale=0.4)"]["score"]
+
+
+OWN_MODULE = """
+from dataclasses import dataclass, replace
+import canvit_gym
+from canvit_gym.perturbations import PERTURBATIONS, Brightness
+from canvit_gym.scenes.datasets import DATASETS, Skill
+
+class Dusk(Brightness):
+    name = "dusk"
+
+skill = Skill(name="mine", opponents=("saliency(scale=0.4)",), ceiling="box_locator(factor=1.0, jitter=0.2)")
+spec = replace(DATASETS["fashion-classification"], name="garments", env_id="Mine/Garments-v0", skill=skill)
+canvit_gym.register_dataset(spec)
+PERTURBATIONS["dusk"] = Dusk(factor=0.2)
+"""
+
+
+def test_an_environment_and_a_perturbation_of_a_module_that_is_named(tmp_path: Path) -> None:
+    """Also in the processes that evaluate."""
+    (tmp_path / "mine.py").write_text(OWN_MODULE, encoding="utf-8")
+    command = [
+        sys.executable, "-m", "canvit_gym.cli", "suite", "--output", "suite", "--envs", "mine:Mine/Garments-v0",
+        "--policies", "hand-coded", "--perturbations", "dusk", "--num-scenes", "4", "--perturbed-scenes", "2",
+        "--seeds", "1", "--workers", "1", "--device", "cpu", "--no-progress",
+    ]  # fmt: skip
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    found = json.loads((tmp_path / "suite" / RESULTS).read_text(encoding="utf-8"))["environments"]
+    assert list(found) == ["Mine/Garments-v0"]
+    opponent = found["Mine/Garments-v0"]["policies"]["saliency(scale=0.4)"]
+    assert list(opponent["perturbed"]) == ["dusk"]
 
 
 Change = Callable[[SuiteConfig], SuiteConfig]

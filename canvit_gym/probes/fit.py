@@ -349,7 +349,7 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
             f"the task {task_kind(env.dataset)} of {env_id} is read without a probe: there is nothing to fit"
         )
     directory = output_directory(directory, option="--output-dir")
-    held_out = replace(env, split="tuning" if env.tuning_scenes else "validation", num_scenes=None)
+    held_out = replace(env, split=env.choosing_split, num_scenes=None)
     backbone, training, validation = build_backbone(env), build_scenes(env), build_scenes(held_out)
     if training.scene_size_px != backbone.scene_size_px:
         raise ValueError(

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from canvit_gym.atomic import write_json
 from canvit_gym.backbone.load import resolve_device
 from canvit_gym.benchmark.records import check_identity
-from canvit_gym.command_line import GOES_ON, PROGRAM, output_directory, run_command
+from canvit_gym.command_line import GOES_ON, PROGRAM, bare_env_id, output_directory, run_command
 from canvit_gym.escaping import visible
 from canvit_gym.perturbations import PERTURBATIONS
 from canvit_gym.provenance import provenance
@@ -38,7 +38,8 @@ class SuiteConfig:
     output: Path
     """Directory of the records and the report."""
     envs: tuple[str, ...] | None = None
-    """Environment ids. None: all of the suite."""
+    """Environment ids. None: all of the suite. A module that registers one of your own, or perturbations, can be named
+    before an id: my_module:Mine/Id-v0."""
     policies: tuple[str, ...] = (HAND_CODED, TRAINED)
     """"hand-coded" (the opponents of each environment), "trained" (all that this package ships), and by name: a
     hand-coded policy with arguments where it takes some, a shipped policy such as FashionSearch-v0/ppo, or the
@@ -70,12 +71,14 @@ def wanted_of(config: SuiteConfig) -> Wanted:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if config.workers is not None and config.workers < 0:
         raise ValueError(f"--workers must be at least 0, got {config.workers}")
+    own = [env_id for env_id in config.envs or () if ":" in env_id]
+    ids = suite_ids() if config.envs is None else [bare_env_id(e) if e in own else e for e in config.envs]
     perturbations = {"all": tuple(PERTURBATIONS), "none": ()}.get(" ".join(config.perturbations), config.perturbations)
     if mixed := {"all", "none"} & set(perturbations):
         raise ValueError(f"--perturbations takes {mixed.pop()!r} alone, or names: {', '.join(PERTURBATIONS)}")
     wanted = Wanted(
         output=config.output,
-        envs=_once(suite_ids() if config.envs is None else config.envs, option="--envs"),
+        envs=_once(ids, option="--envs"),
         policies=_once(config.policies, option="--policies"),
         perturbations=_once(perturbations, option="--perturbations"),
         split=config.split,
@@ -83,6 +86,7 @@ def wanted_of(config: SuiteConfig) -> Wanted:
         perturbed_scenes=min(config.perturbed_scenes, config.num_scenes),
         seeds=config.seeds,
         device=config.device,
+        modules=tuple(dict.fromkeys(env_id.rpartition(":")[0] for env_id in own)),
     )
     check_names(wanted)
     return wanted
@@ -120,7 +124,13 @@ def run_suite(config: SuiteConfig) -> Path:
         for part in plan.parts
     ]
     write_json(output / MANIFEST, {"identity": shared, "plan": described, "provenance": origin})
-    do_missing(plan.jobs, batch_size=config.batch_size, workers=config.workers, progress=config.progress)
+    do_missing(
+        plan.jobs,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        progress=config.progress,
+        modules=wanted.modules,
+    )
     results = {**numbers_of(plan), "identity": shared, "provenance": provenance()}
     write_json(output / RESULTS, results)
     report = write_pages(results, output)

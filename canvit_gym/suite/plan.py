@@ -141,6 +141,8 @@ class Wanted:
     perturbed_scenes: int
     seeds: int
     device: str
+    modules: tuple[str, ...] = ()
+    """Modules that register environments or perturbations among these; worker processes import them too."""
 
 
 def stop_rules(skill: Skill, *, allow_stop: bool) -> dict[Role, str | None]:
@@ -161,7 +163,7 @@ def skills_table() -> str:
         stops = stop_rules(skill, allow_stop=ENVIRONMENTS[env_id].get("allow_stop", EnvConfig.allow_stop))
         baseline, ceiling = named(skill.baseline, stops["baseline"]), named(skill.ceiling, stops["ceiling"])
         opponents = "; ".join(f"`{named(spec, stops['opponent'])}`" for spec in skill.opponents)
-        lines.append(f"| {env_id.rpartition('/')[2]} | {skill.name} | `{baseline}` | `{ceiling}` | {opponents} |")
+        lines.append(f"| {without_namespace(env_id)} | {skill.name} | `{baseline}` | `{ceiling}` | {opponents} |")
     return "\n".join(lines)
 
 

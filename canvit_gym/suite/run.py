@@ -1,11 +1,13 @@
 """Runs a suite's plan: every evaluation once, in several processes, each saved as soon as it is done."""
 
+import importlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -47,10 +49,13 @@ def do(job: Job, *, batch_size: int) -> Evaluation:
     return found
 
 
-def do_missing(jobs: list[Job], *, batch_size: int, workers: int | None, progress: bool) -> None:
+def do_missing(
+    jobs: list[Job], *, batch_size: int, workers: int | None, progress: bool, modules: Sequence[str] = ()
+) -> None:
     """Run every job that has no file yet. After Ctrl-C those under way are finished and saved.
 
     workers: processes; 0 evaluates in this one; None: as many as there are CPU cores, or 0 on a GPU.
+    modules: what they import first.
 
     Raises:
         OSError: a worker was killed.
@@ -62,11 +67,11 @@ def do_missing(jobs: list[Job], *, batch_size: int, workers: int | None, progres
         return
     if workers is None:
         workers = _automatic_workers(missing[0].config)
-    run = _in_turn if workers == 0 else _in_processes
+    run = _in_turn if workers == 0 else partial(_in_processes, workers=workers, modules=modules)
     glimpses = sum(job.num_glimpses for job in missing)
     with tqdm(total=glimpses, unit="glimpse", disable=None if progress else True, smoothing=0.02) as bar:
         began = time.monotonic()
-        for place, (job, paid) in enumerate(run(missing, batch_size=batch_size, workers=workers)):
+        for place, (job, paid) in enumerate(run(missing, batch_size=batch_size)):
             bar.update(job.num_glimpses)
             if progress:
                 minutes = (time.monotonic() - began) / 60
@@ -89,16 +94,20 @@ def _do_and_summarize(job: Job, batch_size: int) -> str:
     return summary(do(job, batch_size=batch_size), job.config)
 
 
-def _in_turn(jobs: list[Job], *, batch_size: int, workers: int) -> Iterator[tuple[Job, str]]:
+def _in_turn(jobs: list[Job], *, batch_size: int) -> Iterator[tuple[Job, str]]:
     for job in jobs:
         yield job, _do_and_summarize(job, batch_size)
 
 
-def _in_processes(jobs: list[Job], *, batch_size: int, workers: int) -> Iterator[tuple[Job, str]]:
+def _in_processes(
+    jobs: list[Job], *, batch_size: int, workers: int, modules: Sequence[str]
+) -> Iterator[tuple[Job, str]]:
     """Yields jobs in the order in which they are done."""
     threads = max(1, torch.get_num_threads() // workers)
     # Spawned: processes forked from one that has computed with several threads cannot use more than one.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads,))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=_begin, initargs=(threads, modules)
+    )
     running: dict[Future[str], Job] = {}
     left = iter(jobs)
     try:
@@ -118,7 +127,9 @@ def _in_processes(jobs: list[Job], *, batch_size: int, workers: int) -> Iterator
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(threads: int) -> None:
+def _begin(threads: int, modules: Sequence[str]) -> None:
     """In a worker: ignore Ctrl-C, which the parent handles by letting evaluations under way finish."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
+    for module in modules:
+        importlib.import_module(module)
