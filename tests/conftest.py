@@ -2,8 +2,10 @@
 beside each other do not wait for its cores), and small environments."""
 
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,30 @@ from canvit_gym.config import EnvConfig
 from canvit_gym.vector_env import GlimpseVectorEnv
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("CANVIT_GYM_CACHE", str(Path(__file__).parents[1] / ".cache"))  # not the user's own
+OWN_CACHE = str(Path(__file__).parents[1] / ".cache")
+os.environ.setdefault("CANVIT_GYM_CACHE", OWN_CACHE)  # not the user's own
 
 ALL_ENV_IDS = list(canvit_gym.ENVIRONMENTS)
 ENV_IDS = [env_id for env_id in ALL_ENV_IDS if "Fashion" in env_id]
 """Those whose scenes ship with the package: what does not depend on the data set is tested on them."""
+TASK_IDS = [f"CanViT/Fashion{name}-v0" for name in ("Segmentation", "Classification", "Search")]
+"""One id per task: `small` leaves the others of a task little but their pixels."""
+
+
+def each_id_with(*variants: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """(id, one of each of the variants): all of them for one id per task, and for the other ids the first ones."""
+    firsts = tuple(options[0] for options in variants)
+    return [case for case in product(ENV_IDS, *variants) if case[0] in TASK_IDS or case[1:] == firsts]
+
 
 SMALL: dict[str, Any] = {"num_scenes": 16, "device": "cpu", "budget": 5}
 """Sixteen scenes are prepared in a few hundredths of a second; budgets of ids differ, tests count on this one."""
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Search fixed sequences anew, in case the search has changed: what is kept is named after all but its code."""
+    if not hasattr(session.config, "workerinput") and os.environ["CANVIT_GYM_CACHE"] == OWN_CACHE:
+        shutil.rmtree(Path(OWN_CACHE) / "fixed_sequences", ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -230,6 +230,23 @@ def test_runs_outside_of_the_suite_are_left_out(trained: Path, tmp_path: Path, m
     assert f"Left out, being outside of the suite: {outside}." in (tmp_path / "out" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"eval_every": 0, "seed": 7}, "seed-7 was trained without validation .eval_every=0.: it has no best policy"),
+        ({}, r"ppo on CanViT/FashionClassification-v0 has seeds \[0, 0\]: every seed may be there once"),
+    ],
+)
+def test_runs_that_cannot_be_reported(trained: Path, tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    of_ppo = tmp_path / "ppo" / "FashionClassification-v0"
+    for name in ("seed-0", "seed-7"):
+        shutil.copytree(trained / "ppo" / "FashionClassification-v0" / "seed-0", of_ppo / name)
+    path = of_ppo / "seed-7" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    with pytest.raises(ValueError, match=told):
+        find_runs(tmp_path, TEST_SCENES)
+
+
 @pytest.mark.parametrize("path", sorted(report.TRAINED.glob("*-v*.json")), ids=lambda path: path.stem)
 def test_policies_are_compared_with_those_of_the_suite(path: Path) -> None:
     result = json.loads(path.read_text(encoding="utf-8"))

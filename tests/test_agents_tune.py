@@ -100,7 +100,7 @@ def test_a_trial_that_ended_while_values_were_suggested_does_not_count(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"env_kwargs": '{"reward": "gold"}'}, "reward"),
+        ({"env_kwargs": '{"reward": "gold"}'}, "unknown reward 'gold'"),
         ({"eval_scenes": 0}, "eval_scenes must be an integer >= 1, got 0"),
         ({"total_timesteps": 0}, "total_timesteps must be an integer >= 1, got 0"),
     ],

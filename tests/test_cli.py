@@ -147,7 +147,8 @@ def test_an_output_that_cannot_be_written_is_an_error_in_a_line_before_any_work(
 ) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.touch()
-    monkeypatch.setattr("canvit_gym.evaluation.evaluate", lambda *a, **k: pytest.fail("evaluated"))
+    for work in ("benchmark.single.evaluate", "benchmark.runner.evaluate", "probes.fit.run_episode"):
+        monkeypatch.setattr(f"canvit_gym.{work}", lambda *a, **k: pytest.fail("worked"))
     with pytest.raises(SystemExit, match=r"^error: .*/file\b") as end:
         cli.main([*arguments, str(in_the_way / "inside")])
     assert "\n" not in str(end.value)

@@ -51,7 +51,8 @@ def test_the_gaze_is_drawn_before_and_after_training(run_dir: Path) -> None:
 
 def test_policy_is_kept(run_dir: Path) -> None:
     config = replace(load_record(run_dir / "best").env, split="test", num_scenes=16)
-    assert load_policy(run_dir / "best", config=config) is not None
+    record = load_policy(run_dir / "best", config=config).record
+    assert record.env_id == demo.ENV_ID and record.training["num_timesteps"] == 1024  # one update
 
 
 def test_options_are_checked_before_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
+from canvit_gym.scenes.prepared import DEFAULT_NUM_SCENES
 from experiments.studies import knowable
 from experiments.studies.knowable import KnowableConfig, ReadWindows
 
@@ -36,7 +37,8 @@ def test_windows_by_the_reading_are_the_hand_coded_policy() -> None:
 
 
 @pytest.mark.parametrize("env_id", [SEARCH, ODD])
-def test_the_study(tmp_path: Path, env_id: str) -> None:
+def test_the_study(tmp_path: Path, env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEFAULT_NUM_SCENES, "training", 1024)
     config = KnowableConfig(
         envs=(env_id,), detection=Detection(states=768, epochs=4, batch_size=32), num_scenes=24, results_dir=tmp_path,
         progress=False,

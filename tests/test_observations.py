@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from canvit_pytorch import Viewpoint, sample_at_viewpoint
-from conftest import ENV_IDS
+from conftest import ENV_IDS, each_id_with
 from datasets import classification_probe
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,7 +47,7 @@ from canvit_gym.viewpoints import to_viewpoint
 
 MakeVec = Callable[..., GlimpseVectorEnv]
 KEYS: tuple[ObservationKey, ...] = tuple(key for key in OBSERVATIONS if key != "goal")
-SUBSETS = [(key,) for key in KEYS] + [DEFAULT_KEYS, KEYS, ("cls", "time"), ("canvas", "glimpse")]
+SUBSETS = [KEYS, DEFAULT_KEYS, *((key,) for key in KEYS), ("cls", "time"), ("canvas", "glimpse")]
 
 
 def trajectory(envs: GlimpseVectorEnv, *, seed: int = 0, steps: int = 6) -> list[dict[str, np.ndarray]]:
@@ -56,9 +56,7 @@ def trajectory(envs: GlimpseVectorEnv, *, seed: int = 0, steps: int = 6) -> list
     return observations + [envs.step(envs.action_space.sample())[0] for _ in range(steps)]
 
 
-@pytest.mark.parametrize("dtype", get_args(FloatDtype))
-@pytest.mark.parametrize("keys", SUBSETS, ids="+".join)
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize(("env_id", "keys", "dtype"), each_id_with(SUBSETS, get_args(FloatDtype)))
 def test_any_subset_lies_in_its_space(
     make_vec: MakeVec, env_id: str, keys: tuple[ObservationKey, ...], dtype: str
 ) -> None:
@@ -336,8 +334,7 @@ def count_measures(kind: type[Task], monkeypatch: pytest.MonkeyPatch) -> dict[st
     return counts
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
-@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize(("env_id", "reward"), each_id_with(list(REWARDS)))
 def test_nothing_is_measured_that_nobody_asked_for(
     make_vec: MakeVec, env_id: str, reward: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from canvit_pytorch import RecurrentState, Viewpoint
 from canvit_pytorch.episode import run_episode
 from canvit_pytorch.policies import FixedSequence, PolicyName, make_policy
 from canvit_pytorch.preprocess import imagenet_normalize
-from conftest import ENV_IDS
+from conftest import ENV_IDS, each_id_with
 from numpy.typing import NDArray
 
 from canvit_gym.tasks.classification import ClassificationTask
@@ -76,8 +76,7 @@ def rollout(envs: GlimpseVectorEnv, seed: int) -> tuple[NDArray[np.int64], NDArr
     return scenes, np.stack(viewpoints), states
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
-@pytest.mark.parametrize("actions", ACTIONS, ids=lambda kwargs: "-".join(str(v) for v in kwargs.values()))
+@pytest.mark.parametrize(("env_id", "actions"), each_id_with(ACTIONS))
 def test_states_are_run_episodes(make_vec: MakeVec, env_id: str, actions: dict[str, Any]) -> None:
     envs = make_vec(NUM_ENVS, env_id, budget=BUDGET, autoreset_mode="disabled", **actions)
     scenes, viewpoints, states = rollout(envs, seed=1)

@@ -198,7 +198,7 @@ def test_a_trained_policy_is_a_rival_with_its_own_observations(tmp_path: Path) -
     assert rivals.ceiling(3) == oracle["curve"][-1]
     assert all(v in trained.grid_scales for _, _, v in learned["viewpoints"][1:])
     with pytest.raises(FileNotFoundError, match="no directory"):
-        make_rivals(("no/where",), env.envs.config)
+        make_rivals(("no/such/place",), env.envs.config)
 
 
 def test_policies_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -413,7 +413,8 @@ def test_there_is_an_end_to_tabs(client: TestClient, monkeypatch: pytest.MonkeyP
 # The command line
 
 
-def test_what_a_user_can_mend_is_one_line(tmp_path: Any) -> None:
+def test_what_a_user_can_mend_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ADE20K_ROOT", raising=False)
     taken = listen("127.0.0.1", 0)
     port = str(taken.getsockname()[1])
     wrong = [
@@ -421,7 +422,7 @@ def test_what_a_user_can_mend_is_one_line(tmp_path: Any) -> None:
         (["--port", "70000"], "must lie in"),
         (["--host", "no.such.host.invalid"], "is no address of this machine"),
         (["--env", "CanViT/Nothing-v0"], "unknown environment"),
-        (["--env", "CanViT/ADE20K-v0", "--split", "validation"], "root"),
+        (["--env", "CanViT/ADE20K-v0", "--split", "validation"], "pass root=directory"),
         (["--policies", "nobody"], "unknown policy"),
         (["--env-kwargs", "{"], "JSON object"),
         (["--budget", "1"], "budget"),

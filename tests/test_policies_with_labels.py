@@ -26,7 +26,6 @@ from canvit_gym.policies import (
     search_fixed_sequence,
 )
 from canvit_gym.policies.sequences import CycledViewpoints
-from canvit_gym.scenes.prepared import cache_dir
 
 CONFIG = EnvConfig(split="validation", num_scenes=6, device="cpu")
 CLASSIFICATION = replace(CONFIG, dataset="fashion-classification")
@@ -231,10 +230,7 @@ def test_a_sequence_on_disk_is_checked_against_its_environment(tmp_path: Path) -
 
 
 def test_a_search_by_name_is_kept_and_extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scenes = cache_dir()
     monkeypatch.setenv("CANVIT_GYM_CACHE", str(tmp_path))
-    for file in scenes.glob("fashion-*segmentation-*.bin"):
-        (tmp_path / file.name).symlink_to(file.resolve())
     spec = "best_fixed_sequence(num_scenes=2)"
     short = make_policy(spec, config=CONFIG, num_glimpses=2)
     (stored,) = (tmp_path / "fixed_sequences").iterdir()

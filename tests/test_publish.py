@@ -1,14 +1,17 @@
 """Policies, probes and checkpoints go to the Hub and come back: a local directory stands for it."""
 
+import hashlib
 import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from untrained import save_untrained
 
+from canvit_gym import publish
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.config import EnvConfig
 from canvit_gym.escaping import markdown_code
@@ -76,6 +79,9 @@ def test_probes_and_checkpoints_come_back(hub: Path) -> None:
         device="cpu",
     )
     envs.reset(seed=0)
+    for kind, name in (("checkpoint", "nano"), ("probe", "nano-segmentation-probe")):
+        weights = (asset_dir(name) / "model.safetensors").read_bytes()
+        assert envs.provenance[kind]["sha256"] == hashlib.sha256(weights).hexdigest()
     envs.close()
 
 
@@ -127,3 +133,32 @@ def test_what_is_no_policy_is_refused(hub: Path, tmp_path: Path) -> None:
         policy_directory("somebody/half")
     with pytest.raises(FileNotFoundError, match="no shipped policy of that name"):
         policy_directory("FashionNothing-v0/ppo")
+
+
+class _Recorder:
+    """In place of the Hub's API."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+    def __call__(self) -> "_Recorder":
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: self.calls.append((name, args, kwargs))
+
+
+def test_what_is_uploaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights as they are; record and card only as they were written for others."""
+    monkeypatch.delenv("CANVIT_HUB_ROOT", raising=False)
+    hub = _Recorder()
+    monkeypatch.setattr(publish, "HfApi", hub)
+    directory = save_untrained(tmp_path / "run", EnvConfig(num_scenes=8, device="cpu"))
+    push_policy(directory, "somebody/looks-well", private=True)
+    (begun, where, options), *uploads, (last, _, folder) = hub.calls
+    assert (begun, where, options) == ("create_repo", ("somebody/looks-well",), {"private": True, "exist_ok": True})
+    assert {call[0] for call in uploads} == {"upload_file"} and last == "upload_folder"
+    written = {options["path_in_repo"]: options["path_or_fileobj"].decode() for _, _, options in uploads}
+    assert sorted(written) == ["README.md", "policy.json"]
+    assert str(tmp_path) not in "".join(written.values())
+    assert folder["folder_path"] == directory and folder["allow_patterns"] == ["policy.safetensors"]

@@ -14,7 +14,7 @@ from unittest.mock import MagicMock
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import ENV_IDS, small
+from conftest import each_id_with, small
 from PIL import Image, ImageDraw
 
 from canvit_gym.benchmark.gaze_picture import draw_gaze
@@ -68,8 +68,7 @@ def view_of(*, dense: bool, taken: int = 2, budget: int = 5, seed: int = 0) -> E
     )
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
-@pytest.mark.parametrize("action", ["grid", "continuous", "quadtree"])
+@pytest.mark.parametrize(("env_id", "action"), each_id_with(["grid", "continuous", "quadtree"]))
 def test_single_frames_follow_the_glimpses(env_id: str, action: str) -> None:
     env = gym.make(env_id, **{**small(env_id), "action": action, "render_mode": "rgb_array", **KWARGS})
     env.reset(seed=0)
@@ -86,8 +85,7 @@ def test_single_frames_follow_the_glimpses(env_id: str, action: str) -> None:
     env.close()
 
 
-@pytest.mark.parametrize("env_id", ENV_IDS)
-@pytest.mark.parametrize("action", ["grid", "continuous", "quadtree"])
+@pytest.mark.parametrize(("env_id", "action"), each_id_with(["grid", "continuous", "quadtree"]))
 def test_vector_frames_are_those_of_single_environments(env_id: str, action: str) -> None:
     kwargs = {**small(env_id), "action": action, "render_mode": "rgb_array", "first_glimpse": None, **KWARGS}
     envs = gym.make_vec(env_id, 2, **kwargs)

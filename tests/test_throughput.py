@@ -325,7 +325,7 @@ def _measured(*_: Any, **__: Any) -> Any:
         ({"repeats": 0}, "repeats must be an integer >= 1, got 0"),
         ({"rounds": 0}, "rounds must be an integer >= 1, got 0"),
         ({"threads": 0}, "threads must be an integer >= 1, got 0"),
-        ({"device": "gpu"}, "device"),
+        ({"device": "gpu"}, "'gpu'.*'cpu'"),
         ({"output": Path("/dev/null/cpu.json")}, "--output /dev/null cannot be written to"),
     ],
 )

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import ENV_IDS, SMALL
+from conftest import ENV_IDS, SMALL, each_id_with
 from gymnasium.vector import AutoresetMode
 
 from canvit_gym.backbone.load import Backbone
@@ -20,9 +20,7 @@ STOP = 21  # of the default quadtree's 21 tiles
 STOPPING: dict[str, Any] = {"action": "quadtree", "allow_stop": True}
 
 
-@pytest.mark.parametrize("first_glimpse", ["full", "random", None])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("env_id", ENV_IDS)
+@pytest.mark.parametrize(("env_id", "mode", "first_glimpse"), each_id_with(MODES, ["full", "random", None]))
 def test_our_checker_passes(make_vec: MakeVec, env_id: str, mode: str, first_glimpse: str | None) -> None:
     """With few actions, so that random ones stop often and the scenes end at different times."""
     kwargs: dict[str, Any] = {"budget": 4, "quadtree_levels": 0, **STOPPING}

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from agents.detection import Detection
+from canvit_gym.scenes.prepared import DEFAULT_NUM_SCENES
 from experiments.studies import windows
 from experiments.studies.windows import SCALES, WindowsConfig
 
 ODD = "CanViT/FashionOdd-v0"
 
 
-def test_the_study(tmp_path: Path) -> None:
+def test_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DEFAULT_NUM_SCENES, "training", 1024)
     config = WindowsConfig(
         envs=(ODD,), seeds=(0, 1), detection=Detection(states=256, epochs=1), num_scenes=24, results_dir=tmp_path,
         progress=False,
