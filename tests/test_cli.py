@@ -154,6 +154,21 @@ def test_an_output_that_cannot_be_written_is_an_error_in_a_line_before_any_work(
     assert "\n" not in str(end.value)
 
 
+@pytest.mark.parametrize(
+    "command",
+    [("evaluate", "--policy=center", "--split=validation"), ("benchmark", "--split=validation"), ("fit-probe",)],
+    ids=lambda c: c[0],
+)
+def test_missing_data_is_told_before_a_checkpoint_is_asked_for(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ADE20K_ROOT", raising=False)
+    monkeypatch.setattr("canvit_gym.backbone.load.locate", lambda *a, **k: pytest.fail("located"))
+    output = "--output-dir" if command == ("fit-probe",) else "--output"
+    with pytest.raises(SystemExit, match=r"^error: ade20k needs its directory: pass root=directory"):
+        cli.main([*command, "--env", "CanViT/ADE20K-v0", output, str(tmp_path / "out")])
+
+
 def test_an_evaluation_is_no_directory(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^error: --output .* is a directory: name a file in it, such as .*x\.npz"):
         cli.main(["evaluate", *SMALL, "--policy", "center", "--output", str(tmp_path)])

@@ -159,7 +159,7 @@ class Plan:
 
 def identity(config: EnvConfig, env_id: str) -> dict[str, Any]:
     """What all records of a directory share, as JSON values without this machine's directories."""
-    backbone, scenes = build_backbone(config), build_scenes(config)
+    scenes, backbone = build_scenes(config), build_backbone(config)  # a wrong root is told before any download
     task = build_task(config, backbone, scenes.classes)
     values = {name: value for name, value in config.to_json().items() if name not in NOT_IDENTIFYING}
     values["root"] = Path(config.root).name if config.root else None

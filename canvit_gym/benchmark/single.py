@@ -18,6 +18,8 @@ from canvit_gym.benchmark.options import EvaluationOptions
 from canvit_gym.benchmark.runner import evaluable
 from canvit_gym.command_line import PROGRAM, output_directory, run_command
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
+from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.scenes.on_disk import dataset_root
 from canvit_gym.statistics import Statistic, bootstrap_interval
 
 
@@ -64,6 +66,8 @@ def main(config: EvaluateConfig) -> Evaluation:
         output_directory(output.parent, option="--output")
         if output.is_dir():
             raise IsADirectoryError(f"--output {output} is a directory: name a file in it, such as {output / 'x.npz'}")
+    if DATASETS[env.dataset].on_disk is not None:
+        dataset_root(env.dataset, env.root)  # a wrong root is told before policies ask for a checkpoint
     policy = evaluable(config.policy, env, deterministic=not config.sampled, progress=config.progress)
     evaluation = evaluate(
         policy.policy,

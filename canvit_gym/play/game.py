@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from canvit_gym.actions import DiscreteActions
-from canvit_gym.assembly import build_backbone, build_scenes, build_task
+from canvit_gym.assembly import task_kind
 from canvit_gym.command_line import env_config
 from canvit_gym.env import GlimpseEnv
 from canvit_gym.play.messages import (
@@ -30,6 +30,7 @@ from canvit_gym.play.pictures import class_colours, numbers, picture_uri, seen_p
 from canvit_gym.play.recording import Played
 from canvit_gym.play.rivals import Rivals
 from canvit_gym.rendering import Frame
+from canvit_gym.tasks import TASKS
 from canvit_gym.tasks.goals import choose_goals, goal_uniforms
 
 STAGE_PX = 384
@@ -43,8 +44,8 @@ def make_game_env(env_id: str, **kwargs: Any) -> GlimpseEnv:
         ValueError, TypeError: an unknown environment or keyword, or an invalid value. OSError: no data.
     """
     config = env_config(env_id, kwargs)
-    task = build_task(config, build_backbone(config), build_scenes(config).classes)
-    shown = ("glimpse",) if task.uncertainty_shape(1) is None else ("glimpse", "uncertainty")
+    kind = TASKS[task_kind(config.dataset)].kind
+    shown = ("glimpse",) if kind.uncertainty_shape(1) is None else ("glimpse", "uncertainty")
     keys = tuple(dict.fromkeys((*config.observations, *shown)))
     # All fields, since an observation_preset, which sets the observations, cannot be passed along with them.
     config = replace(config.with_observations(keys), track_score=True)

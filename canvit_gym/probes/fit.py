@@ -350,7 +350,8 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
         )
     directory = output_directory(directory, option="--output-dir")
     held_out = replace(env, split=env.choosing_split, num_scenes=None)
-    backbone, training, validation = build_backbone(env), build_scenes(env), build_scenes(held_out)
+    training, validation = build_scenes(env), build_scenes(held_out)  # a wrong root is told before any download
+    backbone = build_backbone(env)
     if training.scene_size_px != backbone.scene_size_px:
         raise ValueError(
             f"the scenes of {env_id} have {training.scene_size_px} px, but checkpoint {backbone.name!r} expects "
