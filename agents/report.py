@@ -289,7 +289,7 @@ def summary(results: list[dict[str, Any]]) -> list[str]:
         name, best = max(tried.items(), key=lambda item: item[1]["value"]["value"])
         lead = _bold_if_clear(shown(best["minus_opponent"], signed=True), best)
         lines.append(
-            f"| {result['env'].rpartition('/')[2]} | {_titled(name, best)} ({len(best['runs'])}) | "
+            f"| {without_namespace(result['env'])} | {_titled(name, best)} ({len(best['runs'])}) | "
             f"{lead} | {shown(best['share_of_headroom'], digits=0)}% |"
         )
     return [*lines, "", "In bold: the interval is clear of zero."]
@@ -340,7 +340,7 @@ def _lead(entry: dict[str, Any] | None) -> str:
 def section(result: dict[str, Any]) -> list[str]:
     opponent, ceiling = result["opponent"], result["ceiling"]
     lines = [
-        f"## {result['env'].rpartition('/')[2]}",
+        f"## {without_namespace(result['env'])}",
         "",
         f"{result['test_scenes']:,} test scenes, {result['budget']} glimpses; {result['metric']} in %, "
         f"{result['pays']}. Best hand-coded without labels: {opponent['name']}, {shown(opponent['value'])}. "
@@ -415,7 +415,7 @@ def main(config: ReportConfig) -> None:
             "for: compare them with canvit-gym benchmark --learned"
         )
     for env_id in config.again:
-        if not (numbers := config.output_dir / f"{env_id.rpartition('/')[2]}.json").is_file():
+        if not (numbers := config.output_dir / f"{without_namespace(env_id)}.json").is_file():
             raise FileNotFoundError(f"--again {env_id}: there is no {numbers} with earlier runs")
     runs = find_runs(config.run_dir, config.test_scenes, left_out=left_out)
     for env_id in env_ids:

@@ -300,7 +300,7 @@ def _publish(trials: Path, results_dir: Path, *, run_dir: Path) -> None:
     result = json.loads(trials.read_text(encoding="utf-8"))
     origin = result["provenance"]
     result["provenance"] = {**origin, "command": without_root(origin["command"], run_dir)}
-    write_result(results_dir, f"{result['algo']}-{result['env'].rpartition('/')[2]}", result, page=page)
+    write_result(results_dir, f"{result['algo']}-{without_namespace(result['env'])}", result, page=page)
 
 
 def page(results: list[dict[str, Any]]) -> str:

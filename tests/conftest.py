@@ -1,6 +1,7 @@
 """Shared by all tests: one CPU thread, also in child processes (results do not depend on the machine's cores, and tests
 beside each other do not wait for its cores), and small environments."""
 
+import json
 import os
 import shutil
 import signal
@@ -58,6 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def heed_interrupts() -> None:
     """For a child process (`preexec_fn`): a shell's background jobs, and so their children, ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change entries of the object in a file."""
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def assert_same_policies(one: Path, other: Path, *, names: tuple[str, ...] = ("last", "best")) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import edit_json
 from stable_baselines3.common.buffers import DictReplayBuffer
 from test_train import tiny
 
@@ -241,8 +242,7 @@ def test_runs_that_cannot_be_reported(trained: Path, tmp_path: Path, changes: di
     of_ppo = tmp_path / "ppo" / "FashionClassification-v0"
     for name in ("seed-0", "seed-7"):
         shutil.copytree(trained / "ppo" / "FashionClassification-v0" / "seed-0", of_ppo / name)
-    path = of_ppo / "seed-7" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+    edit_json(of_ppo / "seed-7" / "config.json", **changes)
     with pytest.raises(ValueError, match=told):
         find_runs(tmp_path, TEST_SCENES)
 
@@ -322,8 +322,7 @@ def test_earlier_runs_stay_in_the_report_without_their_directories(trained: Path
     assert in_two["algorithms"]["q_regression"]["better_than_ppo"] is not None
     assert reported(second, tmp_path / "pooled", drop=("ppo",))["algorithms"].keys() == {"q_regression"}
 
-    config = second / f"{values}0" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"eval_every": 16}))
+    edit_json(second / f"{values}0" / "config.json", eval_every=16)
     shutil.rmtree(second / f"{values}1")
     with pytest.raises(ValueError, match=r"runs of q_regression in .*differ in eval_every: .*--drop q_regression"):
         reported(second, tmp_path / "pooled")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from canvit_pytorch import SegmentationProbe
-from conftest import ENV_IDS, SMALL
+from conftest import ENV_IDS, SMALL, edit_json
 from datasets import tiny
 from safetensors.torch import load_file, save_file
 
@@ -374,6 +374,10 @@ def test_bad_input_is_named_and_cured(name: str) -> None:
         call()
 
 
+def test_the_table_is_long_enough() -> None:
+    assert len(TABLE) >= 40
+
+
 @pytest.mark.parametrize("env_id", ENV_IDS)
 def test_gym_make_passes_the_message_on(env_id: str) -> None:
     with pytest.raises(ValueError, match="unknown split 'train' of fashion"):
@@ -400,11 +404,6 @@ def copied(tmp_path: Path) -> Callable[[str], Path]:
     return copy
 
 
-def edit_config(directory: Path, **values: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_a_checkpoint_that_lacks_a_file(copied: Callable[[str], Path], file: str) -> None:
     directory = copied("nano")
@@ -416,7 +415,7 @@ def test_a_checkpoint_that_lacks_a_file(copied: Callable[[str], Path], file: str
 def test_a_checkpoint_whose_weights_do_not_fit_its_config(copied: Callable[[str], Path]) -> None:
     directory = copied("nano")
     config = json.loads((directory / "config.json").read_text())
-    edit_config(directory, teacher_dim=config["teacher_dim"] + 1)
+    edit_json(directory / "config.json", teacher_dim=config["teacher_dim"] + 1)
     with pytest.raises(ValueError, match=rf"(?s){directory}.*is not a CanViTForPretraining.*another checkpoint"):
         make(checkpoint=str(directory))
 
@@ -443,7 +442,7 @@ def test_weights_cut_short(copied: Callable[[str], Path], name: str) -> None:
 def test_a_checkpoint_of_another_architecture(copied: Callable[[str], Path]) -> None:
     directory = copied("nano")
     config = json.loads((directory / "config.json").read_text())
-    edit_config(directory, canvit_config={**config["canvit_config"], "backbone_name": "vit_unheard_of"})
+    edit_json(directory / "config.json", canvit_config={**config["canvit_config"], "backbone_name": "vit_unheard_of"})
     with pytest.raises(ValueError, match=rf"(?s){directory}.*vit_unheard_of"):
         make(checkpoint=str(directory))
 

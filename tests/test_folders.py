@@ -371,6 +371,7 @@ class TestSplits:
                 chosen = spread(count, total)
                 assert len(set(chosen.tolist())) == count and chosen.min() >= 0 and chosen.max() < total
             assert spread(total + 2, total).tolist() == list(range(total))
+        assert spread(5, 100).tolist() == [10, 30, 50, 70, 90] and spread(5, 3).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("spelling", ["absolute", "relative", "."])

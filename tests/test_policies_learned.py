@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import edit_json
 from safetensors.torch import load_file, save_file
 from untrained import save_untrained
 
@@ -135,11 +136,6 @@ def test_another_environment_is_refused(tmp_path: Path) -> None:
         evaluate(policy, config=replace(CONFIG, canvas_size=4))
 
 
-def _edit_record(directory: Path, **changes: Any) -> None:
-    path = directory / "policy.json"
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
-
-
 def test_weights_that_are_no_policy(tmp_path: Path) -> None:
     """Not finite, of another training, or of a network of another version."""
     directory = save_untrained(tmp_path / "diverged", CONFIG)
@@ -149,10 +145,10 @@ def test_weights_that_are_no_policy(tmp_path: Path) -> None:
     save_file(weights, directory / "policy.safetensors")
     with pytest.raises(ValueError, match=r"their sha256 is .*Copy the two files together"):
         load_policy(directory, config=CONFIG)
-    _edit_record(directory, weights_sha256=None)
+    edit_json(directory / "policy.json", weights_sha256=None)
     with pytest.raises(ValueError, match=f"{name} holds a number that is not finite.*train the policy again"):
         load_policy(directory, config=CONFIG)
-    _edit_record(directory, network_class="Oracle")
+    edit_json(directory / "policy.json", network_class="Oracle")
     with pytest.raises(ValueError, match=r"a Oracle, which this version of canvit_gym does not know; .*Update"):
         load_policy(directory, config=CONFIG)
 

@@ -215,7 +215,6 @@ def test_true_labels_at_canvas_resolution_reach_the_ceiling() -> None:
 
 def test_generating_keeps_up() -> None:
     """About 800 scenes a second on one core; a tenth of that means that something is badly wrong."""
-    generate_scene("segmentation", "training", 0)  # reads the sprites
     start = time.process_time()
     for index in range(40):
         generate_scene("segmentation", "training", index)

@@ -49,7 +49,7 @@ from canvit_gym.probes.heads import ClassificationHead, Head, RecurrentClsHead, 
 from canvit_gym.provenance import plain, provenance, strip_record
 from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.files import spread
-from canvit_gym.scenes.source import SceneSource, StreamedSource, closing_sources, load_scenes
+from canvit_gym.scenes.source import SceneBatch, SceneSource, StreamedSource, closing_sources, load_scenes
 from canvit_gym.seeding import seeded
 from canvit_gym.tasks import TASKS
 from canvit_gym.tasks.task import TRAINING_RECORD
@@ -125,6 +125,20 @@ def training_scenes(step: int, *, num_scenes: int, batch_size: int, seed: int) -
     return np.concatenate(parts)
 
 
+def _loaded(scenes: SceneSource, batches: list[NDArray[np.int64]]) -> Iterator[tuple[int, SceneBatch]]:
+    """(number, scenes) of each batch, without scenes that are left out as unreadable; the next batch is prefetched."""
+    streamed = scenes if isinstance(scenes, StreamedSource) else None
+    for i, chosen in enumerate(batches):
+        if streamed is not None and streamed.skips_unreadable:
+            chosen = chosen[streamed.readable(chosen)]
+        if not len(chosen):
+            continue
+        loaded = load_scenes(scenes, chosen)
+        if streamed is not None and i + 1 < len(batches):
+            streamed.prefetch(batches[i + 1])
+        yield i, loaded
+
+
 @dataclass(frozen=True)
 class Rollouts:
     """The states of a head's frozen backbone along random viewpoints, one rollout per batch of scenes."""
@@ -138,18 +152,10 @@ class Rollouts:
     def __call__(self, batches: list[NDArray[np.int64]], *, first: int = 0) -> Iterator[tuple[Tensor, Tensor, int]]:
         """(features [T * B, ...], target [B, ...], B) for each batch; batch i is rollout number `first` + i of the
         seed."""
-        for i, chosen in enumerate(batches):
-            streamed = self.scenes if isinstance(self.scenes, StreamedSource) else None
-            if streamed is not None and streamed.skips_unreadable:
-                chosen = chosen[streamed.readable(chosen)]
-            if not len(chosen):
-                continue
-            loaded = load_scenes(self.scenes, chosen)
-            if streamed is not None and i + 1 < len(batches):
-                streamed.prefetch(batches[i + 1])
-            images = imagenet_normalize(loaded.images.to(self.backbone.device).float() / 255)
+        for i, batch in _loaded(self.scenes, batches):
+            images = imagenet_normalize(batch.images.to(self.backbone.device).float() / 255)
             features = self._features(images, first + i)
-            yield features, self.head.target(loaded.labels), len(chosen)
+            yield features, self.head.target(batch.labels), len(batch.labels)
 
     @torch.no_grad()
     def _features(self, images: Tensor, number: int) -> Tensor:
@@ -181,13 +187,9 @@ def class_weights(scenes: SceneSource, *, balance: float) -> Tensor:
     counts = np.zeros(max(256, len(scenes.classes)))
     chosen = spread(FREQUENCY_SCENES, len(scenes))
     batches = np.array_split(chosen, -(-len(chosen) // 64))
-    for i, batch in enumerate(tqdm(batches, desc="class frequencies", mininterval=5)):
-        if isinstance(scenes, StreamedSource) and scenes.skips_unreadable:
-            batch = batch[scenes.readable(batch)]
-        if len(batch):
-            counts += np.bincount(load_scenes(scenes, batch).labels.numpy().ravel(), minlength=len(counts))
-        if isinstance(scenes, StreamedSource) and i + 1 < len(batches):
-            scenes.prefetch(batches[i + 1])
+    loaded = _loaded(scenes, batches)
+    for _, batch in tqdm(loaded, total=len(batches), desc="class frequencies", mininterval=5):
+        counts += np.bincount(batch.labels.numpy().ravel(), minlength=len(counts))
     counts = counts[: len(scenes.classes)]  # without pixels that have no label
     frequency = (counts + 1) / (counts + 1).sum()
     weights = np.clip((frequency * len(frequency)) ** -balance, *WEIGHT_RANGE)
@@ -357,7 +359,6 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
             f"the scenes of {env_id} have {training.scene_size_px} px, but checkpoint {backbone.name!r} expects "
             f"{backbone.scene_size_px}: pass --scene-size-px {training.scene_size_px}"
         )
-    head = make_head(config, env, backbone, training)
     shown = plain(asdict(config)) | {"checkpoint": backbone.source.record["name"]}
     settings = {
         "config": shown,
@@ -367,6 +368,7 @@ def fit_env(config: ProbeConfig, env_id: str, directory: Path) -> Path:
     }
     state_file = directory / STATE
     with closing_sources(training, validation):
+        head = make_head(config, env, backbone, training)
         progress = fit(
             head,
             backbone,

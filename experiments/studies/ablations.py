@@ -38,6 +38,7 @@ from canvit_gym.config import override
 from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_statistic
 from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import plain, provenance
+from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.statistics import InterquartileMean, bootstrap_interval, paired_difference
 from canvit_gym.tasks import is_compared_by_score
 from experiments.throughput.ppo import learn_rollouts, ppo_for_throughput
@@ -206,7 +207,7 @@ def chosen_variants(config: AblationConfig) -> list[str]:
 
 def runs_of(config: AblationConfig) -> list[Run]:
     """The runs, seed by seed, so that an interrupted study has the same number of seeds for every variant."""
-    where = config.runs_dir / config.env.split("/")[-1] / f"{config.decisions}x{config.num_scenes}"
+    where = config.runs_dir / without_namespace(config.env) / f"{config.decisions}x{config.num_scenes}"
     runs = []
     for seed in range(config.seeds):
         for name in chosen_variants(config):
@@ -399,7 +400,7 @@ def ablate(config: AblationConfig) -> bool:
 
 def report_path(config: AblationConfig) -> Path:
     """The path of the report without its suffix."""
-    return config.results_dir / config.env.split("/")[-1]
+    return config.results_dir / without_namespace(config.env)
 
 
 def write_report(config: AblationConfig) -> None:

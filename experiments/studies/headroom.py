@@ -44,6 +44,7 @@ from canvit_gym.policies import GlimpsePolicy, GreedyOracle, Jittered, jittered_
 from canvit_gym.policies.label_split import Half, HalfLoss
 from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import plain, provenance
+from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.statistics import InterquartileMean, Mean, OfFirst, Statistic, Together, bootstrap_interval
 from canvit_gym.tasks import is_compared_by_score
 from canvit_gym.tuning import tune
@@ -397,7 +398,7 @@ def _cell(estimate: dict[str, float] | None, form: str, factor: float = 1) -> st
 
 def main(config: HeadroomConfig) -> None:
     result = study(config)
-    path = config.results_dir / config.env.split("/")[-1]
+    path = config.results_dir / without_namespace(config.env)
     write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
     write_text(path.with_suffix(".md"), page(result))
     print(page(result))

@@ -27,6 +27,7 @@ from canvit_gym.atomic import write_text
 from canvit_gym.command_line import GOES_ON, json_object, run_command
 from canvit_gym.policies.learned import load_policy
 from canvit_gym.provenance import plain, provenance
+from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.statistics import Mean, Statistic, Together, bootstrap_interval
 from canvit_gym.stopping import Stops, stops
 
@@ -50,7 +51,7 @@ class StoppingConfig:
 
 def run_one(config: StoppingConfig, cost: float, seed: int) -> Stops | None:
     """Train the agent unless that is done, then evaluate it. Returns None after Ctrl-C."""
-    where = config.runs_dir / config.env.split("/")[-1] / str(config.decisions) / f"cost{cost:g}" / f"seed{seed}"
+    where = config.runs_dir / without_namespace(config.env) / str(config.decisions) / f"cost{cost:g}" / f"seed{seed}"
     stop = {"allow_stop": cost > 0, "glimpse_cost": cost}
     env_kwargs = json_object(config.env_kwargs, option="--env-kwargs") | stop
     run = TrainConfig(
@@ -188,7 +189,7 @@ def write_report(config: StoppingConfig, found: dict[float, list[Stops]]) -> Non
     entries = [entry(cost, seed, one) for cost, of_cost in found.items() for seed, one in enumerate(of_cost)]
     origin, seeds, metric = provenance(), len(next(iter(found.values()))), entries[0]["metric"]
     result = {"config": plain(asdict(config)), "runs": entries, "curve": rows, "provenance": origin}
-    path = config.results_dir / config.env.split("/")[-1]
+    path = config.results_dir / without_namespace(config.env)
     write_text(path.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
     write_text(
         path.with_suffix(".md"),
@@ -204,7 +205,7 @@ def write_report(config: StoppingConfig, found: dict[float, list[Stops]]) -> Non
 def main(config: StoppingConfig) -> None:
     if not study(config):
         raise KeyboardInterrupt
-    print((config.results_dir / config.env.split("/")[-1]).with_suffix(".md").read_text(encoding="utf-8"))
+    print((config.results_dir / without_namespace(config.env)).with_suffix(".md").read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
