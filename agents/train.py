@@ -90,10 +90,14 @@ def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
         network_class=learner.network_class,
     )
     warm_start: list[dict[str, float]] = []
-    if state is None:
-        warm_start = learner.begin(progress=plan.progress)
-    else:
-        learner.restore(state)
+    try:
+        if state is None:
+            warm_start = learner.begin(progress=plan.progress)
+        else:
+            learner.restore(state)
+    except BaseException:  # agents.matrix goes on with other runs
+        learner.close()
+        raise
     # Only now, so that after a failed start or an interrupted warm start the same command can begin again.
     _begin_run_dir(run_dir, settings, record.provenance)
     logger = _logger(run_dir, purge_from=None if state is None else learner.num_timesteps + 1)

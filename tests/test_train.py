@@ -21,6 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.algorithms import ALGORITHMS
+from agents.ppo.learner import PPOLearner
 from agents.run_directory import claimed
 from agents.settings import TrainConfig
 from agents.train import main, train
@@ -383,6 +384,24 @@ def test_ctrl_c_while_a_run_begins(
         patch.setattr("agents.ppo.learner.make_model", interrupt)
         with pytest.raises(KeyboardInterrupt):  # nothing is there yet: the same command begins again
             main(replace(config, run_dir=tmp_path / "another"))
+
+
+def test_environments_are_closed_if_a_run_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[PPOLearner] = []
+    close = PPOLearner.close
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise FloatingPointError("the detector's loss is not finite")
+
+    def note(learner: PPOLearner) -> None:
+        closed.append(learner)
+        close(learner)
+
+    monkeypatch.setattr(PPOLearner, "begin", fail)
+    monkeypatch.setattr(PPOLearner, "close", note)
+    with pytest.raises(FloatingPointError, match="detector"):
+        train(tiny(tmp_path / "run"))
+    assert len(closed) == 1
 
 
 def test_ctrl_c_in_the_last_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
