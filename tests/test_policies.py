@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from canvit_pytorch.policies import PolicyName
+from canvit_pytorch.policies import POLICIES, PolicyName
 from canvit_pytorch.policies import make_policy as make_paper_policy
 from numpy.typing import NDArray
 
@@ -34,6 +34,7 @@ from canvit_gym.policies import (
     supported_tasks,
     window,
 )
+from canvit_gym.policies.draws import DRAWS, draw
 from canvit_gym.policies.saliency import spectral_residual
 from canvit_gym.policies.windows import Windows
 from canvit_gym.scenes.source import LocatedSource
@@ -141,6 +142,26 @@ def test_scene_streams_are_canvit_pytorchs_policies_too() -> None:
     quadrants = sorted(map(tuple, quadtree_viewpoints(levels=1)[1:].tolist()))
     assert all(sorted(map(tuple, row.tolist())) == quadrants for row in viewpoints[:, 1:5])
     assert len({row.tobytes() for row in viewpoints[:, 1:5]}) > 4
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("num_glimpses", [1, 2, 5, 6, 22])
+def test_scene_streams_are_those_of_a_policy_per_scene(name: PolicyName, num_glimpses: int) -> None:
+    """To the bit, with a level that is cut short, one that is whole, and the scene alone."""
+    seeds, state = [3, 2**62 + 1, 0], build_backbone(CONFIG).init_state(1)
+    theirs = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        policy = make_paper_policy(
+            name, batch_size=1, device=torch.device("cpu"), num_glimpses=num_glimpses, canvas_grid_size=16
+        )
+        steps = [policy.step(t, state) for t in range(num_glimpses)]
+        theirs.append(torch.stack([torch.cat([v.centers[0], v.scales]) for v in steps]))
+    assert np.array_equal(draw(name, seeds, num_glimpses=num_glimpses), torch.stack(theirs).numpy())
+
+
+def test_every_random_policy_can_be_drawn() -> None:
+    assert set(DRAWS) == {name for name, spec in POLICIES.items() if not spec.deterministic}
 
 
 def test_scene_streams_are_cheap() -> None:

@@ -1,19 +1,18 @@
-"""The six policies of the CanViT paper, through canvit-pytorch's own make_policy."""
+"""The six policies of the CanViT paper, canvit-pytorch's own."""
 
 from typing import Literal, get_args
 
 import numpy as np
-import torch
-from canvit_pytorch.policies import POLICIES, FixedSequence, Policy, PolicyName, make_policy
+from canvit_pytorch.policies import POLICIES, Policy, PolicyName, make_policy
 from numpy.typing import NDArray
 
 from canvit_gym.checks import integer
+from canvit_gym.policies.draws import draw
 from canvit_gym.policies.flops import probe_flops
 from canvit_gym.policies.protocol import PolicyInfo, check_supported
 from canvit_gym.policies.seen import Seen
 from canvit_gym.policies.spec import Context
 from canvit_gym.policies.streams import scene_seeds
-from canvit_gym.seeding import seeded
 from canvit_gym.viewpoints import to_rows
 
 RandomStream = Literal["scene", "batch"]
@@ -22,8 +21,8 @@ RandomStream = Literal["scene", "batch"]
 class PaperPolicy:
     """One of canvit-pytorch's policies, unchanged.
 
-    random_stream: where the random policies draw from. "scene" makes one policy of batch size one per scene, seeded
-    for that scene, so that viewpoints depend only on (seed, scene). "batch" makes one policy for the whole
+    random_stream: where the random policies draw from. With "scene", the viewpoints of a scene are those of a policy of
+    batch size one, seeded for that scene, so they depend only on (seed, scene). "batch" makes one policy for the whole
     batch and draws from PyTorch's global generator, exactly as canvit-pytorch's own evaluation does; viewpoints
     then depend on the batch size.
     """
@@ -50,9 +49,10 @@ class PaperPolicy:
             )
         self._policy, self._table = None, None
         if self._per_scene:
-            self._table = self._drawn_per_scene(seen, seed)
+            # On the CPU, so that all devices agree: the whole sequence is drawn before anything is seen.
+            self._table = draw(self._name, scene_seeds(seed, seen.scene), num_glimpses=self._num_glimpses)
         else:
-            self._policy = self._made(seen, batch_size=seen.num, device=seen.device)
+            self._policy = self._made(seen)
 
     def viewpoints(self, t: int, seen: Seen) -> NDArray[np.float32]:
         if self._table is not None:
@@ -63,21 +63,11 @@ class PaperPolicy:
     def flops_per_decision(self, seen: Seen) -> int:
         return probe_flops(seen) if self.info.needs_segmentation_probe else 0
 
-    def _drawn_per_scene(self, seen: Seen, seed: int) -> NDArray[np.float32]:
-        """Random policies draw the whole sequence before they see anything: on the CPU, so that all devices agree."""
-        cpu, sequences = torch.device("cpu"), []
-        for scene_seed in scene_seeds(seed, seen.scene):
-            with seeded(scene_seed, cpu):
-                policy = self._made(seen, batch_size=1, device=cpu)
-            assert isinstance(policy, FixedSequence), policy
-            sequences.append(torch.cat([v for p in policy.viewpoints for v in (p.centers[0], p.scales)]))
-        return torch.stack(sequences).view(seen.num, self._num_glimpses, 3).numpy()
-
-    def _made(self, seen: Seen, *, batch_size: int, device: torch.device) -> Policy:
+    def _made(self, seen: Seen) -> Policy:
         return make_policy(
             self._name,
-            batch_size=batch_size,
-            device=device,
+            batch_size=seen.num,
+            device=seen.device,
             num_glimpses=self._num_glimpses,
             canvas_grid_size=seen.canvas_grid,
             canvas_logits=seen.task.canvas_logits if self.info.needs_segmentation_probe else None,
