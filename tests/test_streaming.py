@@ -488,6 +488,16 @@ class TestCache:
         assert torch.equal(source.load(np.arange(3)).images, before.images)
         source.close()
 
+    @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the operating system takes no hints")
+    def test_a_record_is_hinted_at_once(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        hinted: list[int] = []
+        monkeypatch.setattr(os, "posix_fadvise", lambda file, offset, size, advice: hinted.append(offset // size))
+        source = self.cached(root)
+        source.prefetch(np.array([2, 0, 2]))
+        source.prefetch(np.array([0, 4, 6]))
+        source._hints.submit(int).result(timeout=30)  # hints are given in order
+        assert hinted == [2, 0, 4, 6]
+
     def test_classes_need_no_map(self, tmp_path: Path, files: SceneFiles, streamed: Any) -> None:
         source = CachedFileScenes(files, CroppedImage(SIZE_PX), directory=tmp_path)
         one, other = source.load(np.arange(12)), streamed(files, workers=0).load(np.arange(12))

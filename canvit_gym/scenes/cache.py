@@ -19,7 +19,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import RawIOBase
 from pathlib import Path
@@ -71,6 +71,7 @@ class CachedFileScenes(ScenesOnDisk):
         stamps = self._after_records(self._file, np.dtype(np.uint64), self._stamps_at)
         checksums = self._after_records(self._file, CHECKSUM, self._checksums_at)
         self._scenes = Records(self._file, self.path, record=self._record, count=len(files), checksums=checksums)
+        self._hints = ThreadPoolExecutor(1, "scene-hints") if hasattr(os, "posix_fadvise") else None
         self._hinted: dict[int, None] = {}
         lacking = np.flatnonzero((stamps & READABLE) == 0)
         self.unreadable: dict[int, str] = {int(i): f"cannot read {printable(files.images[i])}" for i in lacking}
@@ -92,12 +93,16 @@ class CachedFileScenes(ScenesOnDisk):
 
     def prefetch(self, indices: NDArray[np.int64]) -> None:
         """Ask the operating system to read these records from disk, where it supports this."""
-        if hasattr(os, "posix_fadvise") and not self._file.closed:
-            size, wanted = self._record.itemsize, dict.fromkeys(indices.tolist())
-            for index in wanted:
-                if index not in self._hinted:  # hints overlap, and each one is a call into the system
-                    os.posix_fadvise(self._file.fileno(), index * size, size, os.POSIX_FADV_WILLNEED)
-            self._hinted = wanted
+        # In a thread: for records that are in memory, a hint takes the system as long as for others.
+        if self._hints is not None:
+            self._hints.submit(self._hint, dict.fromkeys(indices.tolist()))
+
+    def _hint(self, wanted: dict[int, None]) -> None:
+        size = self._record.itemsize
+        for index in wanted:
+            if index not in self._hinted:  # hints overlap, and each one is a call into the system
+                os.posix_fadvise(self._file.fileno(), index * size, size, os.POSIX_FADV_WILLNEED)
+        self._hinted = wanted
 
     def readable(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """See StreamedSource."""
@@ -105,6 +110,9 @@ class CachedFileScenes(ScenesOnDisk):
 
     def close(self) -> None:
         """Close the file. Scenes can still be loaded, from the memory map."""
+        if self._hints is not None:
+            self._hints.shutdown(cancel_futures=True)
+            self._hints = None
         self._file.close()  # the memory map stays
 
     @property

@@ -4,7 +4,9 @@ A full or failing disk, a power cut or an interrupted copy can leave pages of ze
 check takes well under a tenth of a millisecond for 64 KiB, once per scene and process.
 """
 
+import os
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +26,12 @@ def checksum(record: bytes | memoryview) -> int:
     return zlib.crc32(record)
 
 
+@cache
+def _checked(file: tuple[int, ...], count: int) -> NDArray[np.bool_]:
+    """[count]: whether each record of this file was compared with its checksum; shared by all who read the file."""
+    return np.zeros(count, dtype=np.bool_)
+
+
 class Records:
     """The first `count` records of an open file, read only. The file may be closed, and deleted, meanwhile."""
 
@@ -35,7 +43,8 @@ class Records:
         self._values = np.memmap(file, dtype=record, mode="c", shape=(count,))
         self._bytes = self._values.view(np.uint8).reshape(count, record.itemsize)
         self._checksums = checksums
-        self._checked = np.zeros(count, dtype=np.bool_)
+        stat = os.fstat(file.fileno())
+        self._checked = _checked((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns), count)
 
     def __getitem__(self, field: str) -> NDArray[np.uint8]:
         """[count, ...] of every record. Only for indices that `check` has been called with."""

@@ -21,7 +21,7 @@ from canvit_gym.backbone.load import Backbone
 from canvit_gym.backbone.weights import LOADING_ERRORS, load_weights
 from canvit_gym.checks import expanded
 from canvit_gym.config import EnvConfig
-from canvit_gym.confusion import QuadLabels, count_confusion, count_on_device
+from canvit_gym.confusion import QuadLabels, count_confusion
 from canvit_gym.observations import predictive_uncertainty
 from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.source import SceneBatch
@@ -253,18 +253,32 @@ def cells_of_pixels(size_px: int, grid: int) -> Tensor:
     return (2 * torch.arange(size_px) + 1) * grid // (2 * size_px)
 
 
+@cache
+def pixels_of_cells(size_px: int, grid: int, device: torch.device) -> Tensor:
+    """[G, G]: the number of pixels in each cell, at least 1. Not to be changed, as all calls share it."""
+    with torch.inference_mode(False):
+        along = torch.bincount(cells_of_pixels(size_px, grid), minlength=grid)
+        return (along[:, None] * along).clamp(min=1).to(device)
+
+
+@cache
+def cell_of_pixel(size_px: int, grid: int, device: torch.device) -> Tensor:
+    """[size_px, size_px] int64: the cell of each pixel, counted by rows. Not to be changed, as all calls share it."""
+    with torch.inference_mode(False):
+        along = cells_of_pixels(size_px, grid)
+        return (along[:, None] * grid + along).to(device)
+
+
 def class_shares(labels: Tensor, *, num_classes: int, grid: int) -> Tensor:
     """[n, H, W] uint8 maps -> [n, K, G, G]: the share of each cell that each class covers, on the labels' device."""
     count = class_counts_on_host if labels.device.type == "cpu" else class_counts_on_device
-    rows = torch.bincount(cells_of_pixels(labels.shape[-1], grid), minlength=grid)  # pixels of a cell along one axis
-    pixels = (rows[:, None] * rows).clamp(min=1).to(labels.device, non_blocking=True)
-    return count(labels, num_classes=num_classes, grid=grid) / pixels
+    counts = count(labels, num_classes=num_classes, grid=grid)
+    return counts / pixels_of_cells(labels.shape[-1], grid, labels.device)
 
 
 def class_counts_on_host(labels: Tensor, *, num_classes: int, grid: int) -> Tensor:
     """[n, H, W] uint8 maps -> [n, K, G, G] float32: pixels of each class in each cell. Other labels are left out."""
-    along = cells_of_pixels(labels.shape[-1], grid).numpy()
-    index = (along[:, None] * grid + along) * 256
+    index = cell_of_pixel(labels.shape[-1], grid, labels.device).numpy() * 256
     counts = np.empty((len(labels), num_classes, grid, grid), dtype=np.float32)
     for scene, labelled in enumerate(labels.numpy()):
         found = np.bincount((index + labelled).ravel(), minlength=256 * grid**2)
@@ -274,10 +288,10 @@ def class_counts_on_host(labels: Tensor, *, num_classes: int, grid: int) -> Tens
 
 def class_counts_on_device(labels: Tensor, *, num_classes: int, grid: int) -> Tensor:
     """Like class_counts_on_host, but on the labels' device and without a synchronization."""
-    n, size, _ = labels.shape
-    along = cells_of_pixels(size, grid).to(labels.device, non_blocking=True)
-    scene = torch.arange(n, device=labels.device).view(n, 1, 1)
-    index = labels.clamp(max=num_classes).long()  # labels of no class share one row, dropped below
-    index += (num_classes + 1) * (scene * grid**2 + along[:, None] * grid + along)
-    counts = count_on_device(index, n * grid**2 * (num_classes + 1))
-    return counts.view(n, grid, grid, num_classes + 1)[..., :num_classes].permute(0, 3, 1, 2).float()
+    num, size, _ = labels.shape
+    # Labels of no class share one map, dropped below. Cells innermost, so that neighbours add to different counters.
+    index = torch.add(cell_of_pixel(size, grid, labels.device), labels.clamp(max=num_classes), alpha=grid**2)
+    counts = torch.zeros(num, (num_classes + 1) * grid**2, dtype=torch.int32, device=labels.device)
+    ones = torch.ones((), dtype=torch.int32, device=labels.device).expand(num, size**2)
+    counts.scatter_add_(1, index.flatten(1), ones)
+    return counts.view(num, num_classes + 1, grid, grid)[:, :num_classes].float()
