@@ -34,8 +34,6 @@ MOST_SECONDS = {"cpu": 60, "cuda": 60}
 MAX_STATIC_SIZES = 3
 """On a GPU, how many numbers of scenes are compiled for as constants; later ones run code for any number."""
 MAX_GRAPHS = 4
-WARM_UP_CALLS = 3
-"""Calls before recording."""
 
 
 class Ran(NamedTuple):
@@ -143,13 +141,12 @@ class RecordedGraph:
     def __init__(self, function: Function, inputs: tuple[Tensor, ...]) -> None:
         device = inputs[0].device
         self.inputs = inputs  # kept, so that their memory is not freed
-        # Libraries allocate their workspaces in the first calls, which must not happen while recording. PyTorch needs a
-        # stream other than the default one.
+        # Libraries allocate their workspaces in the first call on a stream, which must not happen while recording.
+        # PyTorch needs a stream other than the default one.
         side = side_streams(device).recording
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
-            for _ in range(WARM_UP_CALLS):
-                function(*inputs)
+            function(*inputs)
         torch.cuda.current_stream(device).wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may keep using the GPU meanwhile, such as one that pins scenes.
