@@ -14,6 +14,7 @@ CanViT-B with random weights, 64 scenes of 512 px a batch, a canvas of 32 x 32 c
 - ppo: rollouts and updates, glimpses/s, and the shares of the time in steps and in the update;
 - evaluation: exact evaluation of 256 scenes at 21 glimpses against the loop, in turns;
 - kernels: the GPU time of one compiled step by kind of kernel, against floors: FLOPs over rate, bytes over bandwidth;
+- episode: the time of an episode of the vector env, begun anew, beside the GPU time of all that it runs, by kind;
 - memory: the memory of a scene, measured as the difference of peaks at two numbers of scenes;
 - canvas 64: the loops with a canvas of 64 x 64 cells;
 - agreement: the error of compiled bfloat16 states against eager float32, beside that of canvit-pytorch's own bfloat16.
@@ -176,24 +177,25 @@ def in_turns(setting: Setting, jobs: dict[str, Job]) -> dict[str, dict[str, Any]
     ran: dict[str, Counter[Any]] = {name: Counter() for name in jobs}
     rates: dict[str, list[float]] = {name: [] for name in jobs}
 
-    def counted(name: str, act: Callable[[], Any]) -> Any:
+    def rate_of(name: str, run: Run) -> float:
+        """Glimpses per second. Asking what ran is not timed: only the loop would hide it behind work in the queue."""
         before = ran_of(jobs[name])
-        result = act()
+        synchronize(setting.device)
+        began = time.perf_counter()
+        glimpses = run()
+        synchronize(setting.device)
+        seconds = time.perf_counter() - began
         ran[name] += ran_of(jobs[name]) - before
-        return result
+        return glimpses / seconds
 
     runs: dict[str, Run] = {}
     for name, job in jobs.items():
         runs[name] = CONTESTANTS[job.contestant](job)
         for _ in range(2):  # compiles, then records
-            counted(name, runs[name])
+            rate_of(name, runs[name])
     for _ in range(setting.config.repeats):
         for name, run in runs.items():
-            synchronize(setting.device)
-            began = time.perf_counter()
-            glimpses = counted(name, run)
-            synchronize(setting.device)
-            rates[name].append(glimpses / (time.perf_counter() - began))
+            rates[name].append(rate_of(name, run))
     found = {}
     for name, job in jobs.items():
         ways = ran_as_json(ran[name])
@@ -282,7 +284,8 @@ def ppo_end_to_end(setting: Setting, *, rollouts: int = 3) -> dict[str, Any]:
 
 
 def synchronizations(job: Job) -> list[str] | None:
-    """PyTorch's warnings about synchronizing operations in four steps whose observations stay on the device.
+    """PyTorch's warnings about synchronizing operations from one step of an episode to that of the next one, with
+    observations that stay on the device.
 
     The wait for the rewards uses an event and is not among them. None without a GPU.
     """
@@ -298,7 +301,7 @@ def synchronizations(job: Job) -> list[str] | None:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            for _ in range(4):
+            for _ in range(job.budget + 1):  # one of them begins the next episodes
                 envs.step(envs.action_space.sample())
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -332,14 +335,51 @@ def kernel_times(setting: Setting) -> dict[str, Any]:
     step = one_step(backbone, job.num_envs)
     for _ in range(2):
         step()
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    synchronize(device)
-    with profile(activities=activities) as profiler:
-        step()
-        synchronize(device)
+    times = device_times(step, device)
     ways = ran_as_json(ran_of(job) - before)
     if instead := fallback(job, ways):
         setting.fallbacks.append(f"kernels: {instead}")
+    floors = step_floors(backbone, setting.chip, num_scenes=job.num_envs)
+    return {"label": label("a step", job, ways), "floors": floors, **times}
+
+
+def episode_times(setting: Setting) -> dict[str, Any]:
+    """Milliseconds of an episode of the vector env and of the step that begins the next one, in all and on the device.
+
+    Where the sum on the device is the smaller one by far, the device waits for the host.
+    """
+    job = replace(setting.compiled, contestant="vector env")
+    before = ran_of(job)
+    envs = GlimpseVectorEnv(job.num_envs, **vars(job.config()))
+    envs.reset(seed=0)
+    envs.action_space.seed(0)
+
+    def episode() -> None:
+        for _ in range(job.budget + 1):
+            envs.step(envs.action_space.sample())
+
+    for _ in range(2):
+        episode()
+    synchronize(setting.device)
+    began = time.perf_counter()
+    episode()
+    synchronize(setting.device)
+    seconds = time.perf_counter() - began
+    times = device_times(episode, setting.device)
+    envs.close()
+    ways = ran_as_json(ran_of(job) - before)
+    if instead := fallback(job, ways):
+        setting.fallbacks.append(f"an episode: {instead}")
+    return {"label": label("an episode of the vector env", job, ways), "milliseconds_in_all": 1e3 * seconds, **times}
+
+
+def device_times(act: Callable[[], Any], device: torch.device) -> dict[str, Any]:
+    """Milliseconds of what `act` runs on the device: in sum, by kind, and the largest."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+    synchronize(device)
+    with profile(activities=activities) as profiler:
+        act()
+        synchronize(device)
 
     def milliseconds(event: Any) -> float:
         return (event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total) / 1e3
@@ -354,10 +394,8 @@ def kernel_times(setting: Setting) -> dict[str, Any]:
         by_kind[kind_of(event.key)] += milliseconds(event)  # type: ignore[assignment]
     largest = sorted(events, key=milliseconds, reverse=True)[:12]
     return {
-        "label": label("a step", job, ways),
         "milliseconds": sum(by_kind.values()),
         "by_kind": dict(by_kind),
-        "floors": step_floors(backbone, setting.chip, num_scenes=job.num_envs),
         "largest": [
             {"kernel": event.key[:90], "calls": event.count, "milliseconds": milliseconds(event)} for event in largest
         ],
@@ -471,7 +509,7 @@ def format_rows(found: dict[str, Any]) -> list[str]:
 def format_environment(found: dict[str, Any]) -> list[str]:
     lines = format_rows(found)
     if (waits := found["synchronizations"]) is not None:
-        lines += ["", f"Synchronizations in four steps beside the wait for rewards: {len(waits)}.", *waits]
+        lines += ["", f"Synchronizations in an episode beside the wait for rewards: {len(waits)}.", *waits]
     return lines
 
 
@@ -486,10 +524,24 @@ def format_ppo(found: dict[str, Any]) -> list[str]:
 
 def format_kernels(found: dict[str, Any]) -> list[str]:
     floors = found["floors"]
-    kinds = sorted(found["by_kind"].items(), key=lambda item: -item[1])
     return [
         f"{found['label'].capitalize()} takes {found['milliseconds']:.2f} ms of kernels. Floors: all FLOPs "
         f"{floors['flops_ms']:.2f} ms, the canvas's passes over memory {floors['canvas_bytes_ms']:.2f} ms.",
+        *format_device_times(found),
+    ]
+
+
+def format_episode(found: dict[str, Any]) -> list[str]:
+    return [
+        f"{found['label'].capitalize()}, with the step that begins the next one, takes "
+        f"{found['milliseconds_in_all']:.2f} ms, and what it runs on the device {found['milliseconds']:.2f} ms.",
+        *format_device_times(found),
+    ]
+
+
+def format_device_times(found: dict[str, Any]) -> list[str]:
+    kinds = sorted(found["by_kind"].items(), key=lambda item: -item[1])
+    return [
         "",
         "| kind of kernel | ms |",
         "| --- | --- |",
@@ -553,6 +605,7 @@ SECTIONS: dict[str, tuple[Callable[[Setting], Any], Callable[[Any], list[str]]]]
     "ppo": (ppo_end_to_end, format_ppo),
     "evaluation": (compare_evaluation, format_rows),
     "kernels": (kernel_times, format_kernels),
+    "episode": (episode_times, format_episode),
     "memory": (memory_per_scene, format_memory),
     "canvas 64": (compare_canvas_64, format_rows),
     "agreement": (agreement, format_agreement),
