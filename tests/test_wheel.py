@@ -121,6 +121,7 @@ def test_the_wheel_holds_the_library_and_the_sdist_the_clone(built: tuple[Path, 
     assert {
         "README.md", "LICENSE", "Makefile", "constraints.txt", "mkdocs.yml", "docs/index.md", "agents/train.py",
         "experiments/demo.py", "tests/test_wheel.py", "experiments/results/demo/gaze.png",
+        "agents/trained/FashionStop-v0.json",
     } <= inside  # fmt: skip
     assert not [name for name in inside if name.startswith(("runs/", ".venv", ".cache"))]
     assert sdist.stat().st_size < 30e6 and wheel.stat().st_size < 20e6
