@@ -272,9 +272,9 @@ def test_a_large_folder_is_listed_in_no_time(tmp_path: Path) -> None:
         (tmp_path / "pets" / name).mkdir(parents=True)
         for k in range(5000):
             (tmp_path / "pets" / name / f"{k}.jpg").touch()
-    start = time.process_time()
+    start = time.perf_counter()
     files = image_folder_files(tmp_path / "pets", "training")
     files.stamps()
     assert len(files.content_sha256) == 64
-    assert time.process_time() - start < 3
+    assert time.perf_counter() - start < 3
     assert len(list_images(tmp_path / "pets")) == 10_000 and 7800 < len(files) < 8200

@@ -64,11 +64,11 @@ def spoil(directory: Path, value: float) -> None:
 )
 def test_sizes_of_a_checkpoint(nano: Path, where: str, value: int, told: str) -> None:
     declare(nano, where, value)
-    start = time.process_time()
+    start = time.perf_counter()
     with pytest.raises(ValueError, match=told) as caught:
         load_backbone(str(nano), device="cpu")
     assert str(nano) in str(caught.value)
-    assert time.process_time() - start < 10, "nothing of that size was made"
+    assert time.perf_counter() - start < 10, "nothing of that size was made"
 
 
 @pytest.mark.parametrize(("where", "value"), [("embed_dim", 10**9), ("num_classes", 10**9), ("num_classes", 300)])
