@@ -74,16 +74,15 @@ def _pixels_of_labels(labels: Tensor) -> Tensor:
         scene = torch.arange(num, dtype=torch.int32).unsqueeze(1) * 256
         return torch.bincount((labels.flatten(1).int() + scene).flatten(), minlength=num * 256).view(num, 256)
     # By lines first: a GPU is slow where many threads add to one number, and bincount waits for the largest index.
-    lines = torch.arange(num * size, device=labels.device).unsqueeze(1) * 256
-    return count_on_device(labels.flatten(0, 1) + lines, num * size * 256).view(num, size, 256).sum(dim=1)
+    return count_on_device(labels.flatten(0, 1).long(), 256).view(num, size, 256).sum(dim=1)
 
 
 def count_on_device(index: Tensor, bins: int) -> Tensor:
-    """int64 of any shape, each in [0, bins) -> [bins] int32: how often each occurs. Unlike bincount it does not wait
-    for the device."""
-    counts = torch.zeros(bins, dtype=torch.int32, device=index.device)
-    ones = torch.ones((), dtype=torch.int32, device=index.device).expand(index.numel())
-    return counts.scatter_add_(0, index.flatten(), ones)
+    """[n, m] int64, each in [0, bins) -> [n, bins] int32: how often each occurs in its row. Unlike bincount it does not
+    wait for the device."""
+    counts = torch.zeros(len(index), bins, dtype=torch.int32, device=index.device)
+    ones = torch.ones((), dtype=torch.int32, device=index.device).expand(index.shape)
+    return counts.scatter_add_(1, index, ones)
 
 
 def count_confusion(logits: Tensor, truth: QuadLabels, *, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:

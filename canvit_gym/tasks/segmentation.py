@@ -21,7 +21,7 @@ from canvit_gym.backbone.load import Backbone
 from canvit_gym.backbone.weights import LOADING_ERRORS, load_weights
 from canvit_gym.checks import expanded
 from canvit_gym.config import EnvConfig
-from canvit_gym.confusion import QuadLabels, count_confusion
+from canvit_gym.confusion import QuadLabels, count_confusion, count_on_device
 from canvit_gym.observations import predictive_uncertainty
 from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.source import SceneBatch
@@ -291,7 +291,5 @@ def class_counts_on_device(labels: Tensor, *, num_classes: int, grid: int) -> Te
     num, size, _ = labels.shape
     # Labels of no class share one map, dropped below. Cells innermost, so that neighbours add to different counters.
     index = torch.add(cell_of_pixel(size, grid, labels.device), labels.clamp(max=num_classes), alpha=grid**2)
-    counts = torch.zeros(num, (num_classes + 1) * grid**2, dtype=torch.int32, device=labels.device)
-    ones = torch.ones((), dtype=torch.int32, device=labels.device).expand(num, size**2)
-    counts.scatter_add_(1, index.flatten(1), ones)
+    counts = count_on_device(index.flatten(1), (num_classes + 1) * grid**2)
     return counts.view(num, num_classes + 1, grid, grid)[:, :num_classes].float()
