@@ -69,8 +69,9 @@ def _count_quad(
         near = 1 - far
         best = tl.full((side, side), -float("inf"), tl.float32)
         chosen = tl.full((side, side), -1, tl.int32)
-        one = tl.min(tl.where(is_candidate, classes, width), axis=0)  # the candidates, in ascending order
-        for _ in range(how_many):
+        one = tl.full((), -1, tl.int32)
+        for _ in range(how_many):  # the candidates, in ascending order
+            one = tl.min(tl.where(is_candidate & (classes > one), classes, width), axis=0)
             at = first + one * grid * grid
             a, b = tl.load(at + top * grid + left), tl.load(at + top * grid + right)
             c, d = tl.load(at + bottom * grid + left), tl.load(at + bottom * grid + right)
@@ -78,16 +79,15 @@ def _count_quad(
             value = near[:, None] * upper[None, :] + far[:, None] * lower[None, :]
             chosen = tl.where(value > best, one, chosen)  # the first of a tie wins
             best = tl.maximum(value, best)
-            one = tl.min(tl.where(is_candidate & (classes > one), classes, width), axis=0)
-        one = tl.min(tl.where(is_candidate, classes, width), axis=0)
+        one = tl.full((), -1, tl.int32)
         for _ in range(how_many):
+            one = tl.min(tl.where(is_candidate & (classes > one), classes, width), axis=0)
             won = (chosen == one) & is_labelled
             total = tl.sum(tl.sum(won.to(tl.int32), axis=1), axis=0)
             if total > 0:
                 hits = tl.sum(tl.sum((won & (label == one)).to(tl.int32), axis=1), axis=0)
                 tl.atomic_add(predicted + scene * num_classes + one, total)
                 tl.atomic_add(intersection + scene * num_classes + one, hits)
-            one = tl.min(tl.where(is_candidate & (classes > one), classes, width), axis=0)
 
 
 def count_quads(logits: Tensor, labels: Tensor, *, rounding: float) -> tuple[Tensor, Tensor]:
