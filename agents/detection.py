@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from agents.behaviours import random_viewpoints
 from agents.supervised import Stage, gradient_step, minibatches, num_to_learn_from, rise_and_fall
-from agents.training_state import num_decisions, preserved_random_state
+from agents.training_state import preserved_random_state
 from agents.tried import by_episode, compact, take
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.config import EnvConfig
@@ -243,7 +243,7 @@ def learn_to_detect(
         set_random_seed(FIRST_SEED + seed)
         states = look_around(config, states=options.states, seed=FIRST_SEED + seed, progress=progress)
         try:
-            found = train_detector(detector, states, options, decisions=num_decisions(config), progress=progress)
+            found = train_detector(detector, states, options, decisions=config.num_decisions, progress=progress)
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"the detector's training stopped: {error}. A smaller learning_rate of detection may help."

@@ -13,7 +13,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from agents.finite import require_finite
-from agents.training_state import num_decisions
 from canvit_gym.config import EnvConfig
 from canvit_gym.running_moments import RunningMoments
 
@@ -85,4 +84,4 @@ def normalized_rewards(
         return env
     if how == "pooled":
         return PerStepNormalize(env, num_decisions=1, center=False, clip=clip)
-    return PerStepNormalize(env, num_decisions=num_decisions(config), center=not config.allow_stop, clip=clip)
+    return PerStepNormalize(env, num_decisions=config.num_decisions, center=not config.allow_stop, clip=clip)

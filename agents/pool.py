@@ -34,7 +34,7 @@ from tqdm import tqdm
 from agents.algorithms import DEFAULT, load_hyperparameters
 from agents.behaviours import follow_policy, look_anywhere, mixture, take_best
 from agents.supervised import num_to_learn_from
-from agents.training_state import num_decisions, preserved_random_state
+from agents.training_state import preserved_random_state
 from agents.tried import TriedViewpoints, collect, require_table
 from canvit_gym.atomic import replacing, write_json
 from canvit_gym.checks import integer
@@ -92,7 +92,7 @@ def load_pool(config: EnvConfig, *, states: int, candidates: int, progress: bool
     with preserved_random_state():  # a run that makes the pool must equal one that finds it
         paths = _make_missing_blocks(config, states=states, candidates=candidates, progress=progress)
     blocks = [_load(path) for path in paths]
-    decisions = num_decisions(config)
+    decisions = config.num_decisions
     surplus = sum(map(len, blocks)) - math.ceil(states / decisions) * decisions
     blocks[-1] = blocks[-1].first(len(blocks[-1]) - surplus)
     return blocks[0].and_then(*blocks[1:])
@@ -103,7 +103,7 @@ def _make_missing_blocks(config: EnvConfig, *, states: int, candidates: int, pro
     envs = GlimpseVectorEnv(NUM_ENVS, autoreset_mode="disabled", **vars(config))
     try:
         directory = _directory(envs, candidates)
-        of_block = BLOCK_EPISODES * num_decisions(config)
+        of_block = BLOCK_EPISODES * config.num_decisions
         paths = [directory / f"block-{index:05d}.safetensors" for index in range(math.ceil(states / of_block))]
         with FileLock(directory / "pool.lock"):
             missing = [index for index, path in enumerate(paths) if not path.exists()]
@@ -177,7 +177,7 @@ def _make_block(
         parts = [follow_policy(policy, envs), *parts]
     scenes = _readable(envs.episodes.scenes, _scenes_of_block(envs, index).reshape(-1, envs.num_envs))
     return collect(
-        envs, candidates=candidates, states=BLOCK_EPISODES * num_decisions(envs.config), rng=rng,
+        envs, candidates=candidates, states=BLOCK_EPISODES * envs.config.num_decisions, rng=rng,
         behaviour=mixture(parts, SHARES[len(parts)], rng), advance=advance, scenes=scenes,
     )  # fmt: skip
 

@@ -142,11 +142,6 @@ def glimpse_env(env: VecEnv) -> GlimpseVecEnv:
     return inner
 
 
-def num_decisions(config: EnvConfig) -> int:
-    """The number of decisions in an episode without an early stop."""
-    return config.budget - (config.first_glimpse is not None)
-
-
 def ends_with_rollouts(config: EnvConfig) -> bool:
     """Whether every episode ends with a rollout of whole episodes, and the next one only depends on its scene."""
     return not config.allow_stop and config.first_glimpse != "random"
@@ -157,19 +152,19 @@ def check_revisits(config: EnvConfig, *, inhibition: float | None = None) -> Non
 
     inhibition: that of the network, which masks the viewpoints in `gaze`.
     """
-    masked = inhibition is not None and "gaze" in config.observations and num_decisions(config) <= GAZE_LENGTH
+    masked = inhibition is not None and "gaze" in config.observations and config.num_decisions <= GAZE_LENGTH
     if not config.revisit and not masked:
         raise ValueError(
             "with revisit=False the environment does not allow viewpoints twice, but this learner does not mask them: "
             "use --algo maskable_ppo or q_regression, or ppo with policy_kwargs inhibition 0.0, 'gaze' among the "
-            f"observations and a budget of at most {GAZE_LENGTH} decisions (got {num_decisions(config)})"
+            f"observations and a budget of at most {GAZE_LENGTH} decisions (got {config.num_decisions})"
         )
 
 
 def check_whole_episodes(config: EnvConfig, n_steps: int, *, name: str = "n_steps") -> None:
     """Raise ValueError if rollouts of `n_steps` would end in the middle of episodes although they could be whole, or if
     they are too short for any episode to end in, where episodes begin anew with every rollout."""
-    decisions = num_decisions(config)
+    decisions = config.num_decisions
     if not ends_with_rollouts(config) and n_steps < decisions:
         raise ValueError(
             f"{name} must be at least the {decisions} decisions of an episode (budget {config.budget}), since every "

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from agents.detection import NUM_ENVS
 from agents.supervised import Stage, gradient_step, minibatches, num_to_learn_from, rise_and_fall
-from agents.training_state import num_decisions, preserved_random_state
+from agents.training_state import preserved_random_state
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies.networks import ViewpointNetwork
 from canvit_gym.policies.when_to_stop import WorthOfStopping, require_stop_action
@@ -164,7 +164,7 @@ def whole_episodes(
     """
     envs = GlimpseVectorEnv(NUM_ENVS, autoreset_mode="disabled", **vars(config))
     try:
-        decisions, batches = num_decisions(config), list[Episodes]()
+        decisions, batches = config.num_decisions, list[Episodes]()
         envs.reset(seed=seed)
         with tqdm(total=states, desc="Episodes", unit="state", disable=None if progress else True) as bar:
             while sum(map(len, batches)) * decisions < states:
@@ -236,7 +236,7 @@ def learn_when_to_stop(
     goes_on = np.full_like(stops, held_out.score.shape[1])
     return [
         {
-            "states": float(len(episodes) * num_decisions(config)),
+            "states": float(len(episodes) * config.num_decisions),
             "stopping_pays": float(stopped_return(held_out.score, stops, price).mean()),
             "going_on_pays": float(stopped_return(held_out.score, goes_on, price).mean()),
             "glimpses": float(stops.mean()),

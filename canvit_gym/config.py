@@ -330,6 +330,11 @@ class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, Mo
         if not self.revisit:
             self._check_table()
 
+    @property
+    def num_decisions(self) -> int:
+        """The number of decisions in an episode without an early stop: of its glimpses that are not given."""
+        return self.budget - (self.first_glimpse is not None)
+
     def _check_table(self) -> None:
         """Without revisit there must be a table with enough viewpoints for an episode."""
         actions = make_actions(self.action, **self.action_parameters)
@@ -338,15 +343,14 @@ class EnvConfig(ObservationConfig, RewardConfig, ActionConfig, EpisodeConfig, Mo
                 f"revisit=False needs a table of viewpoints, but the actions are {self.action!r}: use action='grid' or "
                 "'quadtree'"
             )
-        given = 0 if self.first_glimpse is None else 1  # glimpses that the agent does not choose
         left = len(actions.viewpoints)
         if self.first_glimpse not in (None, "random"):
             first = first_viewpoints(self.first_glimpse, 1)
             left = int(actions.allowed(first[:, None], np.array([1])).sum())
-        if self.budget - given > left:
+        if self.num_decisions > left:
             raise ValueError(
-                f"budget={self.budget} asks for {self.budget - given} viewpoints, but with revisit=False there are "
-                f"only {left}: use a budget of at most {left + given}"
+                f"budget={self.budget} asks for {self.num_decisions} viewpoints, but with revisit=False there are only "
+                f"{left}: use a budget of at most {left + self.budget - self.num_decisions}"
             )
 
     def with_observations(self, keys: tuple[str, ...]) -> Self:

@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 from agents.algorithms import find_algorithm, load_hyperparameters
 from agents.settings import TrainConfig, prepare
 from agents.train import train
+from canvit_gym.command_line import env_config
 from canvit_gym.evaluation import evaluate
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
+from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.stopping import stops
 
 ALGOS = ("maskable_ppo", "recurrent_ppo")
@@ -77,6 +79,18 @@ def test_masks_are_kept_where_every_tile_is_taken(tmp_path: Path) -> None:
     assert sorted(taken) == list(range(9))
     with pytest.raises(ValueError, match=r"action_masks must be \[1, 9\].*got \(1, 4\)"):
         policy.predict(observation, action_masks=np.ones(4, dtype=bool))
+
+
+def test_what_was_forbidden_in_training_stays_so(tmp_path: Path) -> None:
+    """The registered environment allows returns; a policy that was trained without them takes none there."""
+    run = train(tiny(tmp_path, "maskable_ppo", updates=1, revisit=False, grid_centers=2, grid_scales=[0.5]))
+    policy = load_policy(run.last_policy_dir)
+    registered = env_config(policy.record.env_id, ENV)
+    own = as_trained(registered, policy.record)
+    assert registered.revisit and not own.revisit and not as_trained(replace(own, revisit=True), policy.record).revisit
+    assert not as_trained(own, replace(policy.record, env=replace(policy.record.env, revisit=True))).revisit
+    chosen = evaluate(policy, config=replace(own, budget=5)).viewpoints[:, 1:]  # the first glimpse is given
+    assert all(len(np.unique(scene, axis=0)) == 4 for scene in chosen)
 
 
 def test_the_plain_network_is_what_sb3_contrib_learned(tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ from agents.training_state import (
     capture_environments,
     ends_with_rollouts,
     glimpse_env,
-    num_decisions,
     random_state,
     restore_environments,
     set_random_state,
@@ -81,7 +80,7 @@ class QRegression(TorchLearner[nn.Module]):
         ).to(device)
         self._rate = schedule("learning_rate", hyper.learning_rate)
         self.optimizer = torch.optim.Adam(self._network.parameters(), lr=self._rate(1.0), eps=1e-5)
-        self.moments = RunningMoments(num_decisions(plan.env))
+        self.moments = RunningMoments(plan.env.num_decisions)
         self.replay = Replay(num_rollouts=hyper.replay_rollouts, rows=hyper.n_steps * hyper.n_envs)
         self._returns: deque[float] = deque(maxlen=EPISODES_SHOWN)
         self._loss: float | None = None

@@ -151,12 +151,16 @@ def require_same(trained: Inputs, found: Inputs, *, who: str, learning: bool = F
 
 TRAINED_WITH = (
     "observations", "canvas_size", "map_size", "observation_dtype", "action", "min_scale", "grid_scales",
-    "grid_centers", "quadtree_levels", "allow_stop", "first_glimpse",
+    "grid_centers", "quadtree_levels", "allow_stop", "revisit", "first_glimpse",
 )  # fmt: skip
 """Fields that a learned policy takes from its own record: what it sees and does."""
 
 
 def as_trained(env: EnvConfig, record: PolicyRecord) -> EnvConfig:
-    """The environment with the observations and actions that a policy was trained with."""
+    """The environment with the observations and actions that a policy was trained with.
+
+    If the environment allows each viewpoint only once, it still does.
+    """
     fields = {name: getattr(record.env, name) for name in TRAINED_WITH}
+    fields["revisit"] &= env.revisit
     return replace(env, **fields, observation_preset=None)  # all of whose fields are given

@@ -99,6 +99,8 @@ class Skill:
     """The policy that is told where to look, or when to stop."""
     baseline: str = "random"
     """The policy without any skill."""
+    early_counts: bool = False
+    """Whether it pays to know more after each glimpse, not only after the last one: see canvit_gym.suite.payoff."""
     stop_confidence: float | None = None
     """Where episodes can be stopped: opponents stop as soon as a reading is as confident as this."""
     ceiling_stops_when_right: bool = False
@@ -444,6 +446,7 @@ _BUILT_IN = (
             opponents=("item_probability", "entropy_greedy", "raster_order", "center_out", "dependency_rank"),
             ceiling="window_locator",
             baseline="random_order",
+            early_counts=True,
         ),
         page=DatasetPage(
             headline="Look at sixteen tiles, each at most once: only their order counts.",

@@ -1,7 +1,7 @@
 """The payoff of an environment of the suite: one number of an evaluation.
 
-The score after the last glimpse; if only the order matters (revisit=False), the area under the score's curve; if
-glimpses have a price (allow_stop=True), the score when episodes stop minus the price of the glimpses taken.
+The score after the last glimpse; if it pays to know more early (as in FashionOrder-v0), the area under the score's
+curve; if glimpses have a price (allow_stop=True), the score when episodes stop minus the price of the glimpses taken.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, require_same_scenes
+from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.statistics import Mean, Statistic, Transformed, area_under_curve
 from canvit_gym.stopping import stopped_return
 from canvit_gym.tasks import metric_named
@@ -56,7 +57,8 @@ def payoff_of(env: EnvConfig) -> Payoff:
             of_counts=lambda _, counts: Mean(counts["return"][..., None]),
             of_curve=_last,
         )
-    if not env.revisit:
+    skill = DATASETS[env.dataset].skill
+    if skill is not None and skill.early_counts:
         return Payoff(
             "area under the score's curve",
             counts=lambda one: one.counts,

@@ -29,7 +29,6 @@ from agents.algorithms import load_hyperparameters
 from agents.detection import Detection, States, cross_entropy, interest, look_around, num_learned, train_detector
 from agents.intervals import with_interval
 from agents.results import write_result
-from agents.training_state import num_decisions
 from agents.tried import by_episode
 from canvit_gym.actions import DiscreteActions
 from canvit_gym.backbone.load import resolve_device
@@ -124,14 +123,14 @@ def trained_detector(
     """(a new detector trained on the states, what train_detector returns). seed: of its weights and minibatches."""
     torch.manual_seed(seed)
     detector = Detector(space).to(resolve_device(env.device))
-    return detector, train_detector(detector, states, options, decisions=num_decisions(env), progress=progress)
+    return detector, train_detector(detector, states, options, decisions=env.num_decisions, progress=progress)
 
 
 def study(config: KnowableConfig, env_id: str) -> dict[str, Any]:
     """The results of one environment as JSON values."""
     env = env_config(env_id, load_hyperparameters(env_id, {}).env_kwargs)
     space, table = spaces_of(env)
-    decisions = num_decisions(env)
+    decisions = env.num_decisions
     reader = reading_windows(space, table)
     reads: list[dict[str, Tensor]] = []
 

@@ -11,10 +11,10 @@ Every candidate is tried on --tuning-scenes training scenes, and the best oppone
 These two, and policies for reference, are then evaluated on --num-scenes validation scenes. Headroom is the difference
 there, with a 95% interval over scenes. An environment passes if the interval is above zero; the aim is 5 points.
 
-What pays depends on the environment: the score after the last glimpse; if only the order counts (revisit=False), the
-area under its curve; if glimpses have a price (allow_stop=True), the score where the episode stops minus the price of
-the glimpses taken. In the last case a policy stops as soon as its confidence reaches a threshold, which is tuned on the
-training scenes. The ceiling stops as soon as the reading is right, or immediately if it never is.
+What pays depends on the environment: the score after the last glimpse; if it pays to know more early, the area under
+its curve; if glimpses have a price (allow_stop=True), the score where the episode stops minus the price of the glimpses
+taken. In the last case a policy stops as soon as its confidence reaches a threshold, which is tuned on the training
+scenes. The ceiling stops as soon as the reading is right, or immediately if it never is.
 
 Evaluations are kept in --run-dir, so that an interrupted study can continue. The results are one JSON and one Markdown
 file per environment, and a table of all of them.
