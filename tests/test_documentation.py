@@ -1,8 +1,9 @@
 """The Python blocks of the documentation run, page by page, as a reader would paste them."""
 
+import multiprocessing
 import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,15 +14,27 @@ from canvit_gym.policies import Seen, SeenWithTruth
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if "```python\n" in path.read_text(encoding="utf-8")]
 BLOCK = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+READERS = multiprocessing.get_context("forkserver")
+"""Each process is a fresh one, but for the imports."""
+READERS.set_forkserver_preload(["canvit_gym.policies", "canvit_gym.sb3", "sb3_contrib"])
+
+
+def read(program: Path, errors: Path) -> None:
+    """Run a program in its directory, with what it says of errors in a file."""
+    os.chdir(program.parent)
+    with errors.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+        runpy.run_path(str(program), run_name="__main__")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_examples_of_a_page_run(page: Path, tmp_path: Path) -> None:
-    program = "\n".join(BLOCK.findall(page.read_text(encoding="utf-8")))
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    program, errors = tmp_path / "page.py", tmp_path / "errors.txt"
+    program.write_text("\n".join(BLOCK.findall(page.read_text(encoding="utf-8"))), encoding="utf-8")
+    reader = READERS.Process(target=read, args=(program, errors))
+    reader.start()
+    reader.join()
+    assert reader.exitcode == 0, errors.read_text(encoding="utf-8")
 
 
 def test_the_page_of_policies_names_all_that_they_see() -> None:
