@@ -9,11 +9,12 @@ import pytest
 from canvit_gym.command_line import env_config
 from canvit_gym.evaluation import Evaluation
 from canvit_gym.stopping import stopped_return, stops_when_right
-from experiments.studies import suite_headroom
+from experiments.studies import kept, suite_headroom
 from experiments.studies.suite_headroom import (
+    CONFIDENCE,
     Compared,
     SuiteHeadroomConfig,
-    look,
+    look_of,
     main,
     stops_at_confidence,
     study,
@@ -48,7 +49,7 @@ def test_a_study_goes_on_from_what_is_kept(few: SuiteHeadroomConfig, monkeypatch
     def fails(*args: object, **kwargs: object) -> Evaluation:
         raise AssertionError("evaluated again")
 
-    monkeypatch.setattr(suite_headroom, "evaluate", fails)
+    monkeypatch.setattr(kept, "evaluate", fails)
     main(few)
     assert page.read_text() == first
 
@@ -61,16 +62,16 @@ def test_an_unknown_environment_is_refused(few: SuiteHeadroomConfig) -> None:
 def test_evaluations_of_other_environments_are_not_read(tmp_path: Path) -> None:
     env = env_config("CanViT/FashionSegmentation-v0", {"device": "cpu", "split": "test", "num_scenes": 4})
     for one in (env, replace(env, budget=env.budget + 1), replace(env, dataset="fashion-crowd")):
-        found = look("coarse_to_fine", one, tmp_path, confidence=False).evaluation
+        found = look_of("coarse_to_fine", one, tmp_path, confidence=False).evaluation
         assert found.loss.shape[1] == one.budget and found.record["config"]["dataset"] == one.dataset
 
 
 def test_stopping(tmp_path: Path) -> None:
     env = env_config("CanViT/FashionClassification-v0", {"device": "cpu", "split": "test", "num_scenes": 8})
-    found = look("coarse_to_fine", env, tmp_path, confidence=True)
-    again = look("coarse_to_fine", env, tmp_path, confidence=True)
-    assert found.confidence is not None and again.confidence is not None
-    assert np.array_equal(found.confidence, again.confidence) and found.confidence.shape == (8, env.budget)
+    found = look_of("coarse_to_fine", env, tmp_path, confidence=True)
+    again = look_of("coarse_to_fine", env, tmp_path, confidence=True)
+    confidence = found.signals[CONFIDENCE]
+    assert np.array_equal(confidence, again.signals[CONFIDENCE]) and confidence.shape == (8, env.budget)
     assert (stops_at_confidence(found, 0.0) == 1).all() and (stops_at_confidence(found, 1.1) == env.budget).all()
     right = found.evaluation.scene_score()
     stops = stops_when_right(right)

@@ -18,7 +18,7 @@ at the stop minus the price of the glimpses after the first, with 95% intervals 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -34,11 +34,10 @@ from agents.intervals import with_interval
 from agents.outcomes import evaluation_key, key_of
 from agents.run_directory import provenance_of_runs
 from agents.when_to_stop import Episodes, Stopping, train_when_to_stop, worth_of_stopping
-from canvit_gym.atomic import replacing, write_json, write_text
+from canvit_gym.atomic import write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
-from canvit_gym.evaluation import evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.policies.learned import LearnedPolicy, load_policy
 from canvit_gym.policies.networks import HasDistribution, HasValues
@@ -49,6 +48,7 @@ from canvit_gym.provenance import plain
 from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.statistics import Mean, OverRuns, bootstrap_interval
 from canvit_gym.stopping import first_at_least, stopped_return
+from experiments.studies.kept import Signal, look
 
 Floats = NDArray[np.float64]
 
@@ -56,6 +56,7 @@ QUANTILES = np.linspace(0, 1, 41)
 """Quantiles of a signal on validation scenes; their values are the thresholds of a curve."""
 AT_GLIMPSES = (1.5, 2.0, 3.0, 4.0)
 """Mean numbers of glimpses at which the table shows the curves."""
+READINGS = "readings"
 OWN, SURE, LEARNED = "stop action", "confidence", "learned from readings"
 
 
@@ -96,9 +97,6 @@ class Looked:
         return first_at_least(self.signals[rule], threshold)
 
 
-Signal = Callable[[EpisodeBatch], NDArray[Any]]
-
-
 def read(episodes: EpisodeBatch) -> NDArray[Any]:
     """[B, K]"""
     assert episodes.logits is not None
@@ -131,33 +129,12 @@ def _preference(policy: LearnedPolicy, observation: dict[str, Tensor]) -> Tensor
     return values[:, -1] - values[:, :-1].amax(dim=1)
 
 
-def look(policy: GlimpsePolicy, env: EnvConfig, signals: dict[str, Signal], *, path: Path) -> Looked:
-    """Evaluate the policy, or read its evaluation from `path` if there is one. Its confidence is always a signal."""
-    if path.is_file():
-        with np.load(path) as kept:
-            arrays = {name: kept[name] for name in kept.files}
-        return _looked(arrays)
-    measured = {"readings": read, **signals}
-    noted: dict[str, list[list[NDArray[Any]]]] = {name: [[] for _ in range(env.budget)] for name in measured}
-
-    def note(t: int, episodes: EpisodeBatch) -> None:
-        for name, of in measured.items():
-            noted[name][t].append(of(episodes))
-
-    found = evaluate(policy, config=env, on_glimpse=note, progress=f"{path.stem}, {env.split}")
-    values = {
-        name: np.stack([np.concatenate(parts) for parts in of_glimpses], axis=1).astype(np.float64)
-        for name, of_glimpses in noted.items()
-    }
-    values["score"] = found.scene_score().astype(np.float64)
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez_compressed(file, **cast(dict[str, Any], values))
-    return _looked(values)
-
-
-def _looked(arrays: dict[str, Floats]) -> Looked:
-    signals = {name: array for name, array in arrays.items() if name not in ("score", "readings")}
-    return Looked(arrays["score"], arrays["readings"], {**signals, SURE: arrays["readings"].max(axis=2)})
+def measured(policy: GlimpsePolicy, env: EnvConfig, signals: dict[str, Signal], *, path: Path) -> Looked:
+    """The policy with its signals, and its confidence as another one; kept in `path`."""
+    found = look(lambda: policy, env, path=path, signals={READINGS: read, **signals})
+    values = {name: of.astype(np.float64) for name, of in found.signals.items()}
+    readings = values.pop(READINGS)
+    return Looked(found.evaluation.scene_score().astype(np.float64), readings, {**values, SURE: readings.max(axis=2)})
 
 
 def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
@@ -178,13 +155,13 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
             own = as_trained(env, policy.record)
             key = evaluation_key(own, key_of(policy, own))
             path = kept / f"{algo}-{run.name}-{split}-{key}.npz"
-            looked = look(policy, own, {OWN: rather_stops(policy)}, path=path)
+            looked = measured(policy, own, {OWN: rather_stops(policy)}, path=path)
             found.setdefault(algo, []).append(replace(looked, decisions=policy.record.training["num_timesteps"]))
     chosen = json.loads((config.headroom_dir / f"{name}.json").read_text(encoding="utf-8"))
     spec = chosen["opponent"].split(", stops at")[0]
     policy = make_policy(spec, config=env, num_glimpses=env.budget)
     path = kept / f"hand-coded-{split}-{evaluation_key(env, {'policy': spec})}.npz"
-    found[spec] = [look(policy, env, {}, path=path)]
+    found[spec] = [measured(policy, env, {}, path=path)]
     return found
 
 

@@ -31,11 +31,9 @@ from numpy.typing import NDArray
 
 from agents.intervals import with_interval
 from agents.outcomes import evaluation_key
-from canvit_gym.atomic import replacing, write_json, write_text
+from canvit_gym.atomic import write_json, write_text
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
-from canvit_gym.episodes import EpisodeBatch
-from canvit_gym.evaluation import Evaluation, evaluate
 from canvit_gym.policies import make_policy
 from canvit_gym.provenance import plain, provenance
 from canvit_gym.scenes.datasets import without_namespace
@@ -44,6 +42,7 @@ from canvit_gym.stopping import confidence as confidence_now
 from canvit_gym.stopping import first_at_least, stopped_return, stops_when_right
 from canvit_gym.suite.payoff import payoff_of
 from canvit_gym.tuning import WINDOW_SCALES
+from experiments.studies.kept import Look, look
 
 _NO_MAP = (
     "coarse_to_fine", "fine_to_coarse", "saliency(scale=0.5)", "saliency(scale=0.4)", "saliency(scale=0.3)",
@@ -58,6 +57,7 @@ _BOXES = tuple(
     for factor, jitter in ((1.0, 0.0), (1.0, 0.2), (1.25, 0.2), (1.5, 0.2))
 )
 _WINDOWS = ("window_locator(scale=(0.5, 0.4, 0.3))", "window_locator(scale=0.4)", "window_locator(scale=(0.34, 0.24))")
+CONFIDENCE = "confidence"
 CONFIDENCES = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.1)
 """Candidate thresholds for stopping. At 0 an episode ends after its first glimpse; above 1 it never ends early."""
 
@@ -127,42 +127,23 @@ class SuiteHeadroomConfig:
     results_dir: Path = Path("experiments/results/suite_headroom")
 
 
-@dataclass(frozen=True)
-class Look:
-    """A policy on N scenes, and the confidence [N, T] of its readings: the probability of the most likely class."""
+def look_of(spec: str, env: EnvConfig, directory: Path, *, confidence: bool) -> Look:
+    """The policy on the environment's scenes; kept in `directory`.
 
-    evaluation: Evaluation
-    confidence: NDArray[np.float32] | None
-
-
-def look(spec: str, env: EnvConfig, directory: Path, *, confidence: bool) -> Look:
-    """Evaluate the policy, or read its evaluation from `directory` if there is one."""
+    confidence: also measure that of every reading: the probability of the most likely class, [N, T].
+    """
     slug = re.sub(r"[^\w.]+", "-", spec).strip("-")
-    path = directory / f"{slug}-{env.split}-{evaluation_key(env, {'policy': spec})}.npz"
-    kept = path.with_suffix(".confidence.npy")
-    if path.is_file() and (kept.is_file() or not confidence):
-        return Look(Evaluation.load(path), np.load(kept) if confidence else None)
-    confidences: list[list[NDArray[np.float32]]] = [[] for _ in range(env.budget)]
-
-    def measure(t: int, episodes: EpisodeBatch) -> None:
-        if confidence:
-            confidences[t].append(confidence_now(episodes))
-
-    policy = make_policy(spec, config=env, num_glimpses=env.budget)
-    found = evaluate(policy, config=env, progress=f"{spec}, {env.split}", on_glimpse=measure)
-    directory.mkdir(parents=True, exist_ok=True)
-    values = np.stack([np.concatenate(parts) for parts in confidences], axis=1) if confidence else None
-    if values is not None:
-        with replacing(kept) as partial, partial.open("wb") as file:
-            np.save(file, values)
-    found.save(path)
-    return Look(found, values)
+    return look(
+        lambda: make_policy(spec, config=env, num_glimpses=env.budget),
+        env,
+        path=directory / f"{slug}-{env.split}-{evaluation_key(env, {'policy': spec})}.npz",
+        signals={CONFIDENCE: confidence_now} if confidence else {},
+    )
 
 
 def stops_at_confidence(found: Look, threshold: float) -> NDArray[np.int64]:
     """[N]: the number of glimpses taken when the confidence first reaches the threshold, or all of them."""
-    assert found.confidence is not None
-    return first_at_least(found.confidence, threshold)
+    return first_at_least(found.signals[CONFIDENCE], threshold)
 
 
 def _return(found: Look, stops: NDArray[np.int64], price: float) -> NDArray[np.float64]:
@@ -195,11 +176,11 @@ def study(env_id: str, config: SuiteHeadroomConfig) -> dict[str, Any]:
 def _comparison(who: Compared, tuning: EnvConfig, measured: EnvConfig, directory: Path) -> dict[str, Any]:
     payoff = payoff_of(tuning)
     tried = {
-        role: {spec: payoff.value(look(spec, tuning, directory, confidence=False).evaluation) for spec in specs}
+        role: {spec: payoff.value(look_of(spec, tuning, directory, confidence=False).evaluation) for spec in specs}
         for role, specs in (("opponents", who.opponents), ("ceilings", who.ceilings))
     }
     chosen = {role: best(values) for role, values in tried.items()}
-    looks = {spec: look(spec, measured, directory, confidence=False) for spec in {*chosen.values(), *who.reference}}
+    looks = {spec: look_of(spec, measured, directory, confidence=False) for spec in {*chosen.values(), *who.reference}}
     paid = {spec: payoff.statistic([found.evaluation]) for spec, found in looks.items()}
     rows = {spec: bootstrap_interval(statistic).at(-1) for spec, statistic in paid.items()}
     pair = [paid[chosen[role]] for role in ("ceilings", "opponents")]
@@ -220,7 +201,7 @@ def _stopping(who: Compared, tuning: EnvConfig, measured: EnvConfig, directory: 
 
     def tuned(spec: str) -> tuple[float, float]:
         """The (return, threshold) of the best threshold on the training scenes."""
-        found = look(spec, tuning, directory, confidence=True)
+        found = look_of(spec, tuning, directory, confidence=True)
         returns = [(float(_return(found, stops_at_confidence(found, c), price).mean()), c) for c in CONFIDENCES]
         return max(returns)
 
@@ -231,7 +212,7 @@ def _stopping(who: Compared, tuning: EnvConfig, measured: EnvConfig, directory: 
     opponent, locator = (max(tried[role], key=lambda s, r=role: tried[r][s]) for role in ("opponents", "ceilings"))
     values, glimpses = {}, {}
     for spec, role in ((opponent, "opponents"), (locator, "ceilings")):
-        found = look(spec, measured, directory, confidence=True)
+        found = look_of(spec, measured, directory, confidence=True)
         stops = stops_at_confidence(found, tried[role][spec][1])
         name = f"{spec}, stops at confidence {tried[role][spec][1]:g}"
         values[name], glimpses[name] = _return(found, stops, price), float(stops.mean())

@@ -22,18 +22,18 @@ from agents.intervals import with_interval
 from agents.outcomes import evaluation_key, key_of
 from agents.results import write_result
 from agents.run_directory import provenance_of_runs
-from canvit_gym.atomic import replacing
 from canvit_gym.command_line import GOES_ON, env_config, run_command
-from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
-from canvit_gym.evaluation import Evaluation, evaluate, score_statistic
-from canvit_gym.policies.learned import LearnedPolicy, load_policy, load_record
+from canvit_gym.evaluation import score_statistic
+from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.policies.policy_record import as_trained
 from canvit_gym.scenes.datasets import without_namespace
 from canvit_gym.statistics import Mean, OverRuns, Statistic, Together, Transformed, bootstrap_interval
+from experiments.studies.kept import Look, look
 
 BEGUN, ENDED = "warm_start", "last"
 """Directories of a run's policies."""
+SOFT = "soft_score"
 MEASURES = ("soft score", "scenes' own scores", "data set's score", "loss")
 
 
@@ -49,44 +49,24 @@ class SurrogateConfig:
     results_dir: Path = Path("experiments/results/surrogate")
 
 
-@dataclass(frozen=True)
-class Measured:
-    evaluation: Evaluation
-    soft: NDArray[np.float32]  # [N] after the last glimpse
-
-    def statistic(self, measure: str) -> Statistic:
-        """The statistic [R, 1] of one of MEASURES, for one run."""
-        found = self.evaluation
-        match measure:
-            case "soft score":
-                return Mean(self.soft[None, :, None])
-            case "scenes' own scores":
-                return Mean(found.scene_score()[None, :, -1:])
-            case "data set's score":
-                return Transformed(score_statistic((found,)), lambda curves: curves[:, -1:])
-            case _:
-                return Mean(found.loss[None, :, -1:])
+def statistic(found: Look, measure: str) -> Statistic:
+    """The statistic [R, 1] of one of MEASURES, for one run after its last glimpse."""
+    match measure:
+        case "soft score":
+            return Mean(found.signals[SOFT][None, :, -1:])
+        case "scenes' own scores":
+            return Mean(found.evaluation.scene_score()[None, :, -1:])
+        case "data set's score":
+            return Transformed(score_statistic((found.evaluation,)), lambda curves: curves[:, -1:])
+        case _:
+            return Mean(found.evaluation.loss[None, :, -1:])
 
 
-def measured(policy: LearnedPolicy, env: EnvConfig, *, path: Path) -> Measured:
-    """Evaluate the policy, or read its evaluation from `path` if there is one."""
-    beside = path.with_suffix(".soft.npy")
-    if path.is_file() and beside.is_file():
-        return Measured(Evaluation.load(path), np.load(beside))
-    soft: list[NDArray[np.float32]] = []
-
-    def note(t: int, episodes: EpisodeBatch) -> None:
-        if t == env.budget - 1:
-            assert episodes.logits is not None
-            potential = episodes.task.potentials["soft_score"]
-            soft.append(potential.measure(episodes.logits, episodes.truth).float().cpu().numpy())
-
-    found = evaluate(policy, config=env, on_glimpse=note, progress=path.stem)
-    values = np.concatenate(soft)
-    with replacing(beside) as partial, partial.open("wb") as file:
-        np.save(file, values)
-    found.save(path)
-    return Measured(found, values)
+def soft_score(episodes: EpisodeBatch) -> NDArray[np.float32]:
+    """[B]"""
+    assert episodes.logits is not None
+    potential = episodes.task.potentials[SOFT]
+    return potential.measure(episodes.logits, episodes.truth).float().cpu().numpy()
 
 
 def study(config: SurrogateConfig, env_id: str) -> dict[str, Any]:
@@ -100,18 +80,19 @@ def study(config: SurrogateConfig, env_id: str) -> dict[str, Any]:
     if not runs:
         raise FileNotFoundError(f"{root / config.algo / name} holds no finished run with a warm start")
     env = replace(env_config(env_id, {}), split="validation", num_scenes=config.num_scenes)
-    found: dict[str, list[Measured]] = {BEGUN: [], ENDED: []}
+    found: dict[str, list[Look]] = {BEGUN: [], ENDED: []}
     decisions = []
     for run in runs:
         for when, of_runs in found.items():
             policy = load_policy(run / when)
             own = as_trained(env, policy.record)
             key = evaluation_key(own, key_of(policy, own))
-            of_runs.append(measured(policy, own, path=root / "surrogate" / name / f"{run.name}-{when}-{key}.npz"))
+            path = root / "surrogate" / name / f"{run.name}-{when}-{key}.npz"
+            of_runs.append(look(lambda policy=policy: policy, own, path=path, signals={SOFT: soft_score}))
         decisions.append(load_record(run / ENDED).training["num_timesteps"])
     rows = {}
     for measure in MEASURES:
-        begun, ended = ([one.statistic(measure) for one in found[when]] for when in (BEGUN, ENDED))
+        begun, ended = ([statistic(one, measure) for one in found[when]] for when in (BEGUN, ENDED))
         pairs = [Together(pair) for pair in zip(ended, begun, strict=True)]
         difference = OverRuns([Transformed(pair, lambda values: values[:, :1] - values[:, 1:]) for pair in pairs])
         estimates = {BEGUN: OverRuns(begun), ENDED: OverRuns(ended), "difference": difference}
@@ -122,7 +103,7 @@ def study(config: SurrogateConfig, env_id: str) -> dict[str, Any]:
         "algo": config.algo,
         "reward": load_record(runs[0] / ENDED).env.reward,
         "decisions": decisions,
-        "num_scenes": len(found[BEGUN][0].soft),
+        "num_scenes": len(found[BEGUN][0].evaluation.scene),
         "measures": rows,
         "provenance": provenance_of_runs(root),
     }
