@@ -85,8 +85,15 @@ def begin_episodes(model: BaseAlgorithm, env: VecEnv, observation: Any = None) -
     model._last_episode_starts = np.ones(env.num_envs, dtype=np.bool_)
 
 
+def cut_episodes(model: BaseAlgorithm, env: VecEnv, config: EnvConfig) -> None:
+    """Call before every rollout: begin it with new episodes, unless all have ended with the last one. Restored
+    environments go on from the order of their scenes, not within an episode."""
+    if not ends_with_rollouts(config):
+        begin_episodes(model, env)
+
+
 def capture_environments(env: GlimpseVecEnv) -> State:
-    """The state of the environments. Reset them after capturing, unless their episodes end with rollouts."""
+    """The state of the environments, between two rollouts."""
     envs = env.glimpse_envs
     whole = ends_with_rollouts(envs.config)
     if whole:

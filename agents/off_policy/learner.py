@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from inspect import signature
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from agents.settings import Plan
 from agents.training_state import (
     begin_episodes,
     capture_environments,
-    ends_with_rollouts,
+    cut_episodes,
     generator_state,
     glimpse_env,
     random_state,
@@ -136,14 +137,11 @@ class OffPolicyLearner:
         return []
 
     def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
-        ours = MonitorCallback(monitor, total=total, before_rollout=self._cut_episodes)
+        cut = partial(cut_episodes, self.model, self.env, self.plan.env)
+        ours = MonitorCallback(monitor, total=total, before_rollout=cut)
         remaining = total - self.model.num_timesteps
         self.model.learn(remaining, callback=[ours, *callbacks], reset_num_timesteps=False)
         return ours.reached
-
-    def _cut_episodes(self) -> None:
-        if not ends_with_rollouts(self.plan.env):  # they go on from their scenes nowhere else
-            begin_episodes(self.model, self.env)
 
     def capture(self) -> State:
         model = self.model

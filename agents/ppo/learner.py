@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -21,7 +22,7 @@ from agents.settings import Plan
 from agents.training_state import (
     begin_episodes,
     capture_environments,
-    ends_with_rollouts,
+    cut_episodes,
     glimpse_env,
     random_state,
     restore_environments,
@@ -92,7 +93,8 @@ class PPOLearner:
         return found
 
     def learn(self, total: int, monitor: Monitoring, *, callbacks: Sequence[BaseCallback] = ()) -> bool:
-        ours = MonitorCallback(monitor, total=total)
+        cut = partial(cut_episodes, self.model, self.env, self.plan.env)
+        ours = MonitorCallback(monitor, total=total, before_rollout=cut)
         learning: list[BaseCallback] = [ours, self._statistics]
         if self.hyper.entropy_floor is not None:
             learning.append(EntropyFloor(**self.hyper.entropy_floor))
@@ -104,7 +106,7 @@ class PPOLearner:
     def capture(self) -> State:
         model = self.model
         normalizer = self.env if isinstance(self.env, PerStepNormalize) else None
-        state: State = {
+        return {
             "num_timesteps": model.num_timesteps,
             "n_updates": model._n_updates,
             "policy": {k: v.detach().clone() for k, v in model.policy.state_dict().items()},
@@ -114,11 +116,6 @@ class PPOLearner:
             "random": random_state(),
             **capture_environments(glimpse_env(self.env)),
         }
-        if not ends_with_rollouts(
-            self.plan.env
-        ):  # cut episodes here, both in the run that continues and in a resumed one
-            begin_episodes(self.model, self.env)
-        return state
 
     def restore(self, state: State) -> None:
         model = self.model
