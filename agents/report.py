@@ -70,19 +70,22 @@ that seeds can be added to them (`agents.report`).
 
 - **Value**: what the environment pays, of the best policy of each run, with its most likely viewpoints (or *sampled*
   ones); the interquartile mean over seeds. 95% intervals resample seeds and scenes; differences are paired by scene.
-  The best policy has the lowest validation loss after the last glimpse (where only the order counts, the smallest area
-  under its curve; where episodes can be stopped, the largest soft score minus the price).
+  The best policy has the lowest validation loss after the last glimpse (on FashionOrder, where the area under the
+  score's curve pays, the smallest area under the loss's; where episodes can be stopped, the largest soft score minus
+  the price).
 - **Best hand-coded**: the best on training scenes of all that were tried (`experiments.studies.suite_headroom`); on
   Classification one that is better on validation scenes. On test scenes another may score more.
 - **Better than**: the probability that a run is better than the best hand-coded policy without labels, or than a run of
-  PPO, on the same scenes.
+  PPO, on the same scenes. Empty for runs that were never compared with the present ones of PPO.
 - **Share**: how much of the way from that hand-coded policy to the ceiling the policy goes. A ceiling knows where to
-  look or, where episodes can be stopped, when the reading is right. Where the way is short, the interval is wide.
+  look or, where episodes can be stopped, when the reading is right. Where the way is short, the interval is wide, and
+  has no end (∞) if the ceiling is not ahead in some resample.
 - **90%**: when validation first reached 90% of the run's largest gain over random viewpoints, in decisions and in
   minutes of processor time, validations included; medians over seeds. Runs on a GPU do not count among the minutes.
 - **Glimpses**: those of training, with those that a detector or a stop learned from before, and those that a warm
   start or an oracle tried with the labels at hand. On which environments a learner begins from a detector, a learned
-  stop, a warm start or a hand-coded prior is in `agents/hyperparameters/`, and in the JSON files.
+  stop, a warm start or a hand-coded prior is in `agents/hyperparameters/`, and in the JSON files. Where an entry has
+  changed since, the JSON file has what a run used.
 
 """
 
@@ -367,7 +370,10 @@ def section(result: dict[str, Any]) -> list[str]:
             f"{entry['glimpses']:,}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [f"\n{name}: {error}" for name, error in result["failed"].items()]
+    if result["failed"]:
+        lines += ["", "Not trained here, with the reason:", ""]
+    for reason in dict.fromkeys(result["failed"].values()):
+        lines.append(f"- {', '.join(name for name, why in result['failed'].items() if why == reason)}: {reason}")
     values = "; ".join(
         f"{_titled(name, entry)} " + ", ".join(f"{100 * run['values']['deterministic']:.1f}" for run in entry["runs"])
         for name, entry in result["algorithms"].items()

@@ -163,7 +163,7 @@ def check_revisits(config: EnvConfig, *, inhibition: float | None = None) -> Non
     if not config.revisit and not masked:
         raise ValueError(
             "with revisit=False the environment does not allow viewpoints twice, but this learner does not mask them: "
-            "use --algo maskable_ppo or q_regression, or ppo with policy_kwargs inhibition 0.0, 'gaze' among the "
+            "use --algo maskable_ppo, q_regression or dime, or ppo with policy_kwargs inhibition 0.0, 'gaze' among the "
             f"observations and a budget of at most {GAZE_LENGTH} decisions (got {config.num_decisions})"
         )
 

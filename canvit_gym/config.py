@@ -179,7 +179,7 @@ class ModelConfig:
         False,
         boolean,
         "whether to compile steps with torch.compile, and to use CUDA graphs on a GPU. The first step of a process "
-        "then takes about half a minute longer; on a CPU a C++ compiler is needed",
+        "then takes 3 to 30 s longer, on slow machines up to a minute; on a CPU a C++ compiler is needed",
     )
 
 

@@ -289,8 +289,8 @@ def load_backbone(
 
     revision: a branch, tag or commit of a Hub repository. canvas_grid, scene_size_px: None for the sizes of
     pretraining; a glimpse keeps its size in pixels in any case. compile: run steps through torch.compile, which
-    compiles at the first one (about half a minute). On a CPU this process keeps the memory it frees: see
-    canvit_gym.backbone.memory. Processes forked from it use one thread: see canvit_gym.backbone.forks.
+    compiles at the first one (for 3 to 30 s, on slow machines up to a minute). On a CPU this process keeps the memory
+    it frees: see canvit_gym.backbone.memory. Processes forked from it use one thread: see canvit_gym.backbone.forks.
 
     Raises:
         FileNotFoundError: no such checkpoint, or a directory without config.json or model.safetensors.
