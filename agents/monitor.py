@@ -187,10 +187,9 @@ class Monitor:
     def _show_gaze(self, policy: LearnedPolicy, validation: EnvConfig, result: Evaluation) -> None:
         if not self.settings.gaze_scenes:
             return
-        count = min(self.settings.gaze_scenes, len(result.scene))
         pictures = {
             "fixations": fixation_picture(result.viewpoints),
-            "gaze": gaze_strips(policy, validation, num_scenes=count),
+            "gaze": gaze_strips(policy, validation, scenes=result.scene[: self.settings.gaze_scenes]),
         }
         for name, picture in pictures.items():
             self.logger.record(

@@ -308,10 +308,9 @@ def page(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Searches of hyperparameters",
         "",
-        "What the environment pays each trial's best policy on validation scenes, in %. The first trial is the entry of",
-        "`agents/hyperparameters/` as it was then, before it was tuned. Spaces, the hyperparameters of every trial and the",
-        "revision are in the JSON files.",
-        "Written by",
+        "What the environment pays each trial's best policy on validation scenes, in %. The first trial is the entry",
+        "of `agents/hyperparameters/` as it was then, before it was tuned. Spaces, the hyperparameters of every trial",
+        "and the revision are in the JSON files. Written by",
         "",
         "    python -m agents.tune --algos ALGO --envs ENVIRONMENT --run-dir RUN_DIR --results-dir RESULTS_DIR",
         "",

@@ -89,8 +89,8 @@ def fixation_picture(viewpoints: NDArray[np.float32]) -> Frame:
     return tile_frames(frames, columns=len(frames))
 
 
-def gaze_strips(policy: GlimpsePolicy, config: EnvConfig, *, num_scenes: int) -> Frame:
-    """The first scenes of the config's split, a row each: the gaze, the reading after every glimpse, and the truth."""
-    views = record_views(policy, config=config, rows=np.arange(num_scenes))
+def gaze_strips(policy: GlimpsePolicy, config: EnvConfig, *, scenes: NDArray[np.int64]) -> Frame:
+    """Scenes of the config's split, a row each: the gaze, the reading after every glimpse, and the truth."""
+    views = record_views(policy, config=config, rows=scenes)
     strips = [np.asarray(scene_strip(scene, num_readings=len(scene)).convert("RGB")) for scene in views]
     return np.concatenate(strips)

@@ -151,6 +151,12 @@ class ContinuousActions:
         return np.clip(np.concatenate([center, zoom, *stop], axis=1), -1, 1).astype(np.float32)
 
 
+def squared_distances(viewpoints: NDArray[np.floating[Any]], table: NDArray[np.float32]) -> NDArray[np.floating[Any]]:
+    """[N, A] between viewpoints [N, 3] and the rows of a table [A, 3], in (row, col, log scale)."""
+    wanted, places = (np.concatenate([v[:, :2], np.log(v[:, 2:])], axis=1) for v in (viewpoints, table))
+    return ((wanted[:, None] - places) ** 2).sum(axis=2)
+
+
 @dataclass(frozen=True)
 class DiscreteActions:
     """Discrete(n): action i is row i of a table of viewpoints. With allow_stop, action n - 1 ends the episode.
@@ -184,11 +190,12 @@ class DiscreteActions:
         viewpoints[stop] = (0, 0, 1)
         return viewpoints, stop
 
-    def encode(self, viewpoints: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-        """Nearest in (row, col, log scale)."""
-        viewpoints = checked_viewpoints(viewpoints)
-        table, wanted = (np.concatenate([v[:, :2], np.log(v[:, 2:])], axis=1) for v in (self.viewpoints, viewpoints))
-        return ((wanted[:, None] - table) ** 2).sum(axis=2).argmin(axis=1)
+    def encode(
+        self, viewpoints: NDArray[np.floating[Any]], *, allowed: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64]:
+        """The nearest of those allowed [N, A] (None: all), see `squared_distances`."""
+        distances = squared_distances(checked_viewpoints(viewpoints), self.viewpoints)
+        return (distances if allowed is None else np.where(allowed, distances, np.inf)).argmin(axis=1)
 
     def allowed(self, viewpoints: NDArray[np.float32], taken: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[N, A]: which rows of the table may be looked at next, given the episodes' viewpoints [N, T, 3], of which the

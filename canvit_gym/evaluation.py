@@ -391,13 +391,17 @@ def _roll_out(
     make_episodes = partial(PerturbedEpisodes, perturbations=perturbations) if perturbations else EpisodeBatch
     batches_of: dict[int, EpisodeBatch] = {}
     used = ExitStack()
+    used.callback(lambda: [batch.close() for batch in batches_of.values()])
 
     def begun(chosen: NDArray[np.int64]) -> EpisodeBatch:
-        """Episodes on the chosen scenes. Batches of one size are reused, with everything recorded for them. The few of
-        another size (the last one, or without unlabeled scenes) are not worth compiling where that depends on the size.
+        """Episodes on the chosen scenes. Batches of the first size are reused, with everything recorded for them. Those
+        of another size (the last one, or without unlabeled scenes) are not worth compiling where that depends on the
+        size, nor keeping: there may be as many sizes as scenes in a batch.
         """
         num = len(chosen)
         if num not in batches_of:
+            for other in list(batches_of)[1:]:
+                batches_of.pop(other).close()
             batches_of[num] = make_episodes(
                 num=num,
                 backbone=backbone,
@@ -408,7 +412,6 @@ def _roll_out(
                 counted=True,
                 compiles=not batches_of or not stays_in_place(backbone.device),
             )
-            used.callback(batches_of[num].close)
         episodes = batches_of[num]
         episodes.reset_rows(episodes.all_rows, chosen, read=bool(wanted))
         return episodes
@@ -530,7 +533,7 @@ def record_views(
     """Views of the scenes `rows` of the split after every glimpse, for pictures: [len(rows)][T].
 
     Raises:
-        ValueError: an index out of range, or as in `evaluate`.
+        ValueError: an index out of range, a scene that has no label or cannot be read, or as in `evaluate`.
     """
     _require_parts(policy, config)
     scenes, rows = build_scenes(config), np.asarray(rows)
@@ -557,4 +560,6 @@ def record_views(
             progress=None,
             on_glimpse=keep,
         )
+    if without := [int(scene) for scene, seen in zip(rows, views, strict=True) if not seen]:
+        raise ValueError(f"scenes {without} have no label or cannot be read: choose others, or repair them")
     return views

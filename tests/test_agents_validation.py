@@ -1,6 +1,7 @@
 """The scenes that policies are chosen by, and the headroom that trainings are held against."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,25 @@ def test_headroom_is_measured_on_scenes_of_the_evaluation(tmp_path: Path) -> Non
     share = found.share(floor)
     leads = np.array(found.ceiling) > np.array(found.floor)
     assert (share[leads] == 0).all() and np.isnan(share[~leads]).all()
+
+
+def test_pictures_are_of_scenes_that_can_be_read(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(tiny("image-folder"), root)
+    min((root / "val").rglob("*.*")).write_bytes(b"rubbish")
+    env_kwargs = {
+        "root": str(root), "probe": str(classification_probe(3)), "workers": 0, "device": "cpu", "budget": 2,
+        "unreadable": "skip",
+    }  # fmt: skip
+    hyper = {"n_envs": 2, "n_steps": 1, "batch_size": 2, "warm_start": {"states": 0}}
+    with pytest.warns(RuntimeWarning, match="left out"):
+        result = train(
+            TrainConfig(
+                tmp_path / "run", env="CanViT/ImageFolder-v0", env_kwargs=json.dumps(env_kwargs),
+                hyper=json.dumps(hyper), total_timesteps=2, gaze_scenes=2, progress=False,
+            )
+        )  # fmt: skip
+    assert len(result.evaluations) == 1
 
 
 @pytest.mark.parametrize(("tuning_scenes", "split"), [(0, "validation"), (3, "tuning")])

@@ -23,6 +23,7 @@ from datasets import classification_probe, segmentation_probe, tiny
 from canvit_gym import evaluation
 from canvit_gym.assembly import build_backbone, build_scenes, build_task
 from canvit_gym.config import EnvConfig
+from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import (
     Evaluation,
     evaluate,
@@ -315,9 +316,35 @@ def test_scenes_without_any_label_are_left_out(monkeypatch: pytest.MonkeyPatch) 
     rest = np.flatnonzero(~np.isin(whole.scene, empty))
     assert partly.scene.tolist() == whole.scene[rest].tolist()
     np.testing.assert_allclose(partly.loss, whole.loss[rest], atol=1e-5)
+    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match=r"scenes \[2\] have no label or cannot be read"):
+        record_views(Fixed(), config=CONFIG, rows=np.array([2, 3]), num_glimpses=1)
     empty.extend(range(20))
     with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="could be read and has a label"):
         evaluate(Fixed(), config=CONFIG, num_glimpses=2)
+
+
+def test_batches_of_many_sizes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scenes without a label can leave batches of every size; each holds images and canvases."""
+    now_open: set[int] = set()
+    most = 0
+
+    class Counted(EpisodeBatch):
+        def __init__(self, **arguments: Any) -> None:
+            nonlocal most
+            super().__init__(**arguments)
+            now_open.add(id(self))
+            most = max(most, len(now_open))
+
+        def close(self) -> None:
+            super().close()
+            now_open.discard(id(self))
+
+    monkeypatch.setattr(evaluation, "EpisodeBatch", Counted)
+    monkeypatch.setattr(evaluation, "_labelled", lambda episodes: episodes.scene % 7 > episodes.scene // 7)
+    with pytest.warns(RuntimeWarning, match="have no label"):
+        found = evaluate(Fixed(), config=CONFIG, num_glimpses=1, batch_size=7)
+    assert found.scene.tolist() == [scene for scene in range(20) if scene % 7 > scene // 7]
+    assert most == 2 and not now_open
 
 
 @pytest.mark.parametrize("config", [CONFIG, CLASSIFICATION], ids=["segmentation", "classification"])

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import ENV_IDS, SMALL, small
+from datasets import tiny
 from fastapi.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from untrained import save_untrained
@@ -137,6 +139,36 @@ def test_a_scene_is_tried_when_its_episode_ends_though_the_policies_are_still_pl
     assert tally["scenes"] == 1 and tally["score"] == pytest.approx(first[-1], abs=1e-6)
     assert len(played) == 1 and np.allclose(played[0].viewpoints[1:], CORNERS, atol=0.1)
     assert game.settle() == tally
+
+
+def test_a_scene_that_cannot_be_read_is_passed_over(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(tiny("image-folder"), root)
+    min((root / "test").rglob("*.*")).write_bytes(b"rubbish")
+    game = new_game("CanViT/ImageFolder-v0", root=str(root), num_scenes=None)
+    assert game.next()["scene"] == 1
+    game.close()
+
+
+def test_the_last_view_is_shown_even_if_the_episode_cannot_be_recorded() -> None:
+    def full(played: Played) -> None:
+        raise OSError("no space left on device")
+
+    game = new_game(on_played=full)
+    assert game.problem is None
+    assert play(game)["ended"] and game.problem == "this episode was not recorded: no space left on device"
+    assert game.outcome()["curve"]
+    game.next()
+    assert game.problem is None
+
+
+def test_a_click_near_a_tile_that_was_taken_takes_the_next_one() -> None:
+    game = new_game("CanViT/FashionOrder-v0", revisit=False)
+    game.next()
+    for _ in range(3):
+        view = game.look((-0.75, -0.75, 0.25))
+    taken = np.array(view["viewpoints"])[1:]
+    assert len(np.unique(taken, axis=0)) == 3 and np.abs(taken - (-0.75, -0.75, 0.25)).max() <= 1
 
 
 def test_share_of_the_way_to_the_ceiling() -> None:

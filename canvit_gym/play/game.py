@@ -5,6 +5,7 @@ ends, players see only what an agent could see: the glimpses taken, the probe's 
 the goal, and the number of glimpses left. Messages are JSON values for the page.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,8 +31,11 @@ from canvit_gym.play.pictures import class_colours, numbers, picture_uri, seen_p
 from canvit_gym.play.recording import Played
 from canvit_gym.play.rivals import Rivals
 from canvit_gym.rendering import Frame
+from canvit_gym.scenes.decoding import UnreadableSceneError
 from canvit_gym.tasks import TASKS
 from canvit_gym.tasks.goals import choose_goals, goal_uniforms
+
+log = logging.getLogger(__name__)
 
 STAGE_PX = 384
 """Side of the picture of what has been seen."""
@@ -120,6 +124,8 @@ class Game:
         """Of scenes that are not in the tally yet, since the policies that are its ceiling have not played them."""
         self._tally = Tally()
         self._ended = True
+        self.problem: str | None = None
+        """Why the episode that ended could not be handed over to `on_played`; None if it was, or has not ended."""
 
     def close(self) -> None:
         self._env.close()
@@ -138,8 +144,20 @@ class Game:
         }
 
     def next(self) -> Message:
-        """Begin the next scene."""
-        return self._begin(next(self._scenes))
+        """Begin the next scene that can be read.
+
+        Raises:
+            UnreadableSceneError: as many as the split holds cannot.
+        """
+        for left in reversed(range(len(self._env.envs.scenes))):
+            scene = next(self._scenes)
+            try:
+                return self._begin(scene)
+            except UnreadableSceneError as error:
+                if not left:
+                    raise
+                log.warning("scene %d is left out: %s", scene, error)
+        raise AssertionError("a split without scenes is refused before")
 
     def restart(self) -> Message:
         """Begin the same scene again."""
@@ -149,11 +167,20 @@ class Game:
 
     def look(self, viewpoint: Sequence[float]) -> Message:
         """Take the glimpse nearest to (row, col, scale) that the environment allows."""
-        actions = self._env.actions.encode(np.array([viewpoint], dtype=np.float32))
-        return self._step(actions[0])
+        self._require_begun()
+        actions, wanted = self._env.actions, np.array([viewpoint], dtype=np.float32)
+        if not isinstance(actions, DiscreteActions):
+            return self._step(actions.encode(wanted)[0])
+        allowed = self._info["action_mask"][None, : len(actions.viewpoints)].astype(np.bool_)
+        return self._step(actions.encode(wanted, allowed=allowed)[0])
 
     def stop(self) -> Message:
+        self._require_begun()
         return self._step(stop_action(self._env))
+
+    def _require_begun(self) -> None:
+        if self._ended:
+            raise ValueError("the episode has ended: go on to the next scene, or play this one again")
 
     @property
     def ended(self) -> bool:
@@ -161,7 +188,7 @@ class Game:
 
     def _begin(self, scene: int) -> Message:
         observation, info = self._env.reset(options={"scene": int(scene), **self._goal(scene)})
-        self._scene, self._ended = int(scene), False
+        self._scene, self._ended, self.problem = int(scene), False, None
         self._viewpoints: list[NDArray[np.float32]] = []
         self._glimpses: list[Frame] = []
         self._seconds: list[float] = []
@@ -179,8 +206,6 @@ class Game:
         return {"goal": int(choose_goals(available, goal_uniforms(index))[0])}
 
     def _step(self, action: Any) -> Message:
-        if self._ended:
-            raise ValueError("the episode has ended: go on to the next scene, or play this one again")
         observation, _, terminated, _, info = self._env.step(action)
         self._ended = terminated
         return self._after(observation, info)
@@ -196,8 +221,7 @@ class Game:
             assert self._scene is not None
             self._tried.add(self._scene)
             self._first_curves[self._scene] = np.array(info["score_curve"])
-            if self._on_played is not None and self._viewpoints:
-                self._on_played(self._played())
+            self._hand_over()
         self._shown_at = time.monotonic()
         return {
             "kind": "view",
@@ -213,9 +237,14 @@ class Game:
             "allowed": allowed_actions(info),
         }
 
-    def _played(self) -> Played:
+    def _hand_over(self) -> None:
+        if self._on_played is None or not self._viewpoints:
+            return
         assert self._scene is not None
-        return Played(scene=self._scene, viewpoints=np.stack(self._viewpoints), seconds=tuple(self._seconds))
+        try:
+            self._on_played(Played(self._scene, np.stack(self._viewpoints), tuple(self._seconds)))
+        except (OSError, ValueError) as error:  # a full disk, or a scene without a label: the player goes on
+            self.problem = f"this episode was not recorded: {error}"
 
     def outcome(self) -> Message:
         """After the end: the scene, the truth, and the player's curve."""

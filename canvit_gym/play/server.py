@@ -153,6 +153,10 @@ class GameServer:
                     await self.run(game.close)
 
 
+_TOLD = (ValueError, FloatingPointError, OSError)
+"""Errors that the player is told, who can go on."""
+
+
 class _Tab:
     """One tab's conversation."""
 
@@ -165,7 +169,7 @@ class _Tab:
         """Run until the tab is closed."""
         try:
             await _send(self._websocket, await self._run(self._game.hello))
-            await self._show(await self._run(self._game.next))
+            await self._call(self._game.next)
             while True:
                 await self._answer(await self._websocket.receive_text())
         except WebSocketDisconnect:
@@ -175,15 +179,21 @@ class _Tab:
         game = self._game
         try:
             wish = WISHES.validate_json(text)
-            if isinstance(wish, Look):
-                message = await self._run(game.look, wish.viewpoint)
-            else:
-                if wish.do != "stop":
-                    self._comparison.cancel()  # policies that have not played the scene yet are skipped
-                message = await self._run({"next": game.next, "restart": game.restart, "stop": game.stop}[wish.do])
         except ValidationError:
             await _send(self._websocket, _error("the server does not understand this message"))
-        except (ValueError, FloatingPointError) as error:
+            return
+        if isinstance(wish, Look):
+            await self._call(game.look, wish.viewpoint)
+        else:
+            if wish.do != "stop":
+                self._comparison.cancel()  # policies that have not played the scene yet are skipped
+            await self._call({"next": game.next, "restart": game.restart, "stop": game.stop}[wish.do])
+
+    async def _call(self, method: Callable[..., dict[str, Any]], *arguments: Any) -> None:
+        """Call one of the game's methods, and show what the player now sees or what is wrong."""
+        try:
+            message = await self._run(method, *arguments)
+        except _TOLD as error:
             await _send(self._websocket, _error(str(error)))
         else:
             await self._show(message)
@@ -191,6 +201,8 @@ class _Tab:
     async def _show(self, message: dict[str, Any]) -> None:
         """Send what the player now sees; at the end of an episode also the truth and the policies' glimpses."""
         await _send(self._websocket, message)
+        if self._game.problem is not None:
+            await _send(self._websocket, _error(self._game.problem))
         if self._game.ended:
             await _send(self._websocket, await self._run(self._game.outcome))
             self._comparison = CancelScope()
@@ -202,7 +214,7 @@ class _Tab:
                 for name in self._game.rivals():
                     await _send(self._websocket, await self._run(self._game.rival, name))
                 await _send(self._websocket, await self._run(self._game.settle))
-            except (ValueError, FloatingPointError) as error:  # a policy that cannot play this scene
+            except _TOLD as error:  # a policy that cannot play this scene
                 await _send(self._websocket, _error(str(error)))
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from canvit_gym.actions import DiscreteActions
+from canvit_gym.actions import DiscreteActions, squared_distances
 from canvit_gym.assembly import build_actions
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies.protocol import GlimpsePolicy
@@ -50,10 +50,8 @@ def best_allowed(worth: Tensor, candidates: NDArray[np.float32], seen: Seen) -> 
 
 
 def nearest_rows(wanted: NDArray[np.float32], table: NDArray[np.float32], seen: Seen) -> NDArray[np.int64]:
-    """[N] allowed rows of the table [A, 3] nearest to the viewpoints `wanted` [N, 3], in (row, col, log scale)."""
-    places, targets = (np.concatenate([v[:, :2], np.log(v[:, 2:])], axis=1) for v in (table, wanted))
-    distance = ((targets[:, None] - places) ** 2).sum(axis=2)
-    return best_allowed(torch.from_numpy(-distance), table, seen)
+    """[N] allowed rows of the table [A, 3] nearest to the viewpoints `wanted` [N, 3]."""
+    return best_allowed(torch.from_numpy(-squared_distances(wanted, table)), table, seen)
 
 
 class OnTable:
