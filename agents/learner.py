@@ -5,7 +5,8 @@ learner calls the monitor (agents.monitor) after every step of its environments 
 evaluates the policy and writes policies and states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 from stable_baselines3.common.callbacks import BaseCallback
@@ -14,6 +15,20 @@ from torch import nn
 
 State = dict[str, Any]
 """Tensors, numbers, strings, and lists and dicts of them: see agents.training_state."""
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+@contextmanager
+def closed_on_error(envs: Closable) -> Iterator[None]:
+    """Close the environments if the rest of a learner cannot be made: agents.matrix goes on with other runs."""
+    try:
+        yield
+    except BaseException:
+        envs.close()
+        raise
 
 
 class Monitoring(Protocol):

@@ -6,14 +6,13 @@ probe and the code (as in canvit_gym.benchmark). Others are never read. Where th
 (Evaluation.record) but not in its name: runs may be trained and evaluated on several machines, and reported on one.
 """
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from canvit_gym.benchmark.records import code_sha256, digest
+from canvit_gym.benchmark.records import code_sha256, digest, policy_key, slug
 from canvit_gym.benchmark.runner import identity
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import Evaluation, evaluate
@@ -66,8 +65,7 @@ def of_hand_coded(spec: str, env: EnvConfig, *, directory: Path, stop: str | Non
             return evaluate(policy, config=env)
         return evaluate_with_stops(policy, stop=at_confidence(np.inf) if stop is None else stop, config=env)
 
-    slug = re.sub(r"[^\w.]+", "-", name).strip("-")
-    return _kept(directory, f"{slug}-{env.split}", env, {"policy": name}, measure)
+    return _kept(directory, f"{slug(name)}-{env.split}", env, policy_key(spec) | {"stop": stop}, measure)
 
 
 def key_of(policy: LearnedPolicy, env: EnvConfig) -> dict[str, Any]:

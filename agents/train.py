@@ -20,6 +20,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,11 @@ def train(config: TrainConfig, *, callbacks: Sequence[BaseCallback] = ()) -> Tra
             state.
         FloatingPointError: a NaN or an infinity; the last checkpoint is kept.
     """
-    run_dir = prepare(config).run_dir
+    run_dir = config.run_dir.expanduser()
+    if not (config.resume and (run_dir / CONFIG).exists()):
+        prepare(config)  # bad options are told before a directory is made
     with claimed(run_dir):
-        return _train(prepare(config), callbacks)  # again, now that the directory is locked
+        return _train(prepare(config), callbacks)
 
 
 def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
@@ -78,56 +81,52 @@ def _train(plan: Plan, callbacks: Sequence[BaseCallback]) -> TrainResult:
         begun = load_record(run_dir / "last").inputs
         require_same(begun, inputs, who=f"the run in {run_dir}", learning=True)
     learner = plan.algorithm.make(plan)
-    record = PolicyRecord(
-        env_id=settings.env,
-        env=plan.env,
-        inputs=inputs,
-        network=learner.network_options,
-        hyperparameters=settings.hyperparameters | {"total_timesteps": settings.total_timesteps},
-        provenance=provenance(),
-        training={},
-        algorithm=plan.algorithm.title,
-        network_class=learner.network_class,
-    )
-    warm_start: list[dict[str, float]] = []
-    try:
+    with ExitStack() as used:  # agents.matrix goes on with other runs after an error
+        used.callback(learner.close)
+        record = PolicyRecord(
+            env_id=settings.env,
+            env=plan.env,
+            inputs=inputs,
+            network=learner.network_options,
+            hyperparameters=settings.hyperparameters | {"total_timesteps": settings.total_timesteps},
+            provenance=provenance(),
+            training={},
+            algorithm=plan.algorithm.title,
+            network_class=learner.network_class,
+        )
+        warm_start: list[dict[str, float]] = []
         if state is None:
             warm_start = learner.begin(progress=plan.progress)
         else:
             learner.restore(state)
-    except BaseException:  # agents.matrix goes on with other runs
-        learner.close()
-        raise
-    # Only now, so that after a failed start or an interrupted warm start the same command can begin again.
-    _begin_run_dir(run_dir, settings, record.provenance)
-    logger = _logger(run_dir, purge_from=None if state is None else learner.num_timesteps + 1)
-    learner.set_logger(logger)
-    monitor = Monitor(plan, learner, record, logger, clock)
-    monitor.warm_start = warm_start
-    if state is not None:
-        monitor.resume_from(state)
-        del state  # the monitor's until the next one, and no longer: it may hold a replay buffer
+        # Only now, so that after a failed start or an interrupted warm start the same command can begin again.
+        _begin_run_dir(run_dir, settings, record.provenance)
+        logger = _logger(run_dir, purge_from=None if state is None else learner.num_timesteps + 1)
+        used.callback(logger.close)
+        learner.set_logger(logger)
+        monitor = Monitor(plan, learner, record, logger, clock)
+        used.callback(monitor.close_bar)
+        monitor.warm_start = warm_start
+        if state is not None:
+            monitor.resume_from(state)
+            del state  # the monitor's until the next one, and no longer: it may hold a replay buffer
 
-    interrupted = False
-    try:
-        monitor.open_bar()
-        if learner.learn(settings.total_timesteps, monitor, callbacks=callbacks):
-            monitor.finished()
-        else:  # by a callback
+        interrupted = False
+        try:
+            monitor.open_bar()
+            if learner.learn(settings.total_timesteps, monitor, callbacks=callbacks):
+                monitor.finished()
+            else:  # by a callback
+                interrupted = True
+        except KeyboardInterrupt:
             interrupted = True
-    except KeyboardInterrupt:
-        interrupted = True
-    except FloatingPointError as error:
-        kept = f"The last good checkpoint, of decision {monitor.saved_at:,}, is in {run_dir} ({STATE} and last/)."
-        raise FloatingPointError(
-            f"training stopped at decision {learner.num_timesteps:,}: {error}. "
-            f"{kept if monitor.saved_at >= 0 else 'Nothing was saved yet.'} A smaller learning_rate or max_grad_norm "
-            "may help: begin a new run with --hyper."
-        ) from error
-    finally:
-        monitor.close_bar()
-        logger.close()
-        learner.close()
+        except FloatingPointError as error:
+            kept = f"The last good checkpoint, of decision {monitor.saved_at:,}, is in {run_dir} ({STATE} and last/)."
+            raise FloatingPointError(
+                f"training stopped at decision {learner.num_timesteps:,}: {error}. "
+                f"{kept if monitor.saved_at >= 0 else 'Nothing was saved yet.'} A smaller learning_rate or "
+                "max_grad_norm may help: begin a new run with --hyper."
+            ) from error
     if interrupted:
         monitor.save()
     last, best = run_dir / "last", run_dir / "best"

@@ -46,6 +46,7 @@ def require_same_run(config: TrainConfig) -> None:
         "hyperparameters": json.loads(json.dumps(hyper.to_json())),
         "total_timesteps": config.total_timesteps or hyper.total_timesteps,
         "algo": algo,
+        "env": config.env or DEFAULT_ENV,
         "env_kwargs": json_object(config.env_kwargs, option="--env-kwargs"),
         "eval_every": DEFAULT_EVAL_EVERY if config.eval_every is None else config.eval_every,
         "eval_scenes": config.eval_scenes,
@@ -63,7 +64,7 @@ def require_same_run(config: TrainConfig) -> None:
         require_same(record.inputs, describe_inputs(record.env), who=f"the run in {config.run_dir}", learning=True)
 
 
-SETTINGS = ("algo", "env_kwargs", "total_timesteps", "eval_every", "eval_scenes")
+SETTINGS = ("algo", "env", "env_kwargs", "total_timesteps", "eval_every", "eval_scenes")
 """What runs that differ only in their seed have in common, besides their hyperparameters. How often they were validated
 is part of it: each run counts with the best policy that was validated."""
 

@@ -211,6 +211,8 @@ class DiscreteActions:
 
     def mask(self, viewpoints: NDArray[np.float32], taken: NDArray[np.int64]) -> NDArray[np.bool_]:
         """[N, space.n]: `allowed`, and the stop action, which is always allowed."""
+        if self.revisit:
+            return np.ones((len(viewpoints), int(self.space.n)), dtype=np.bool_)
         allowed = self.allowed(viewpoints, taken)
         return np.pad(allowed, ((0, 0), (0, int(self.allow_stop))), constant_values=True)
 

@@ -1,12 +1,16 @@
 """EnvConfig -> parts: scenes, backbone, task, actions, observation layout. Everything that needs them asks here."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 from canvit_gym.actions import ActionKind, Actions, make_actions
 from canvit_gym.backbone.load import Backbone, load_backbone, resolve_device
 from canvit_gym.config import PRESETS, EnvConfig
 from canvit_gym.observations import ObservationLayout
 from canvit_gym.rewards import REWARDS
 from canvit_gym.scenes.datasets import DATASETS, SceneRequest
-from canvit_gym.scenes.source import SceneSource
+from canvit_gym.scenes.source import SceneSource, closing_sources
 from canvit_gym.tasks import TASKS
 from canvit_gym.tasks.task import Task
 
@@ -39,6 +43,20 @@ def build_scenes(config: EnvConfig, *, batched: bool = True) -> SceneSource:
             mask_values=config.mask_values,
         )
     )
+
+
+@contextmanager
+def listed_scenes(config: EnvConfig) -> Iterator[SceneSource]:
+    """The scenes of the config's split, for their name, number and classes: none is cached for these."""
+    scenes = build_scenes(replace(config, cache=False), batched=False)
+    with closing_sources(scenes):
+        yield scenes
+
+
+def classes_of(config: EnvConfig) -> tuple[str, ...]:
+    """The classes of the config's data set."""
+    with listed_scenes(replace(config, num_scenes=1, shard=(0, 1))) as scenes:
+        return scenes.classes
 
 
 def require_scene_size(config: EnvConfig, backbone: Backbone, scenes: SceneSource) -> None:

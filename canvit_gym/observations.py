@@ -292,7 +292,7 @@ class LastViewpoint(HostKey):
 
 class Gaze(HostKey):
     shape, range = f"[3 * {GAZE_LENGTH}]", "[-1, 1]"
-    meaning = "the last eight viewpoints, newest first; zeros where there are fewer"
+    meaning = f"the last {GAZE_LENGTH} viewpoints, newest first; zeros where there are fewer"
 
     def space(self, layout: ObservationLayout) -> spaces.Box:
         return layout.box(-1, 1, 3 * GAZE_LENGTH)

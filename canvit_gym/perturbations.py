@@ -28,7 +28,7 @@ from torch import Tensor
 from canvit_gym.checks import integer, is_number, number
 from canvit_gym.episodes import EpisodeBatch, Rows
 from canvit_gym.observations import to_uint8
-from canvit_gym.scenes.source import Item, LocatedSource, SceneBatch, SceneSource, load_scenes
+from canvit_gym.scenes.source import Item, LocatedSource, SceneBatch, SceneSource, load_scenes, loads_in_threads
 from canvit_gym.states import index_of
 from canvit_gym.vector_env import GlimpseVectorEnv
 from canvit_gym.viewpoints import clip_to_scene
@@ -354,6 +354,10 @@ class PerturbedScenes:
     @property
     def scene_size_px(self) -> int:
         return self._source.scene_size_px
+
+    @property
+    def loads_in_threads(self) -> bool:
+        return loads_in_threads(self._source)  # a perturbation depends on nothing but its seed and the scene
 
     def __len__(self) -> int:
         return len(self._source)

@@ -441,7 +441,7 @@ class GlimpseVectorEnv(VectorEnv[Observation, NDArray[Any], NDArray[Any]]):
         return tuple(draw_frame(self.view(row), colours=colours) for row in range(self.num_envs))
 
     def _show(self) -> None:
-        if self._window is not None:
+        if self._window is not None and self._window.is_open:
             self._window.show(tile_frames(self._frames()))
 
     def view(self, row: int) -> EpisodeView:

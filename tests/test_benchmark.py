@@ -1,6 +1,7 @@
 """The benchmark end to end at a tiny size: what it evaluates, that it resumes exactly, and what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,13 @@ import pytest
 from datasets import classification_probe
 from datasets import tiny as tiny_files
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from untrained import save_untrained
 
+from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.benchmark import runner
-from canvit_gym.benchmark.records import MANIFEST, RECORDS, RESULTS, load_benchmark
+from canvit_gym.benchmark.records import MANIFEST, RECORDS, RESULTS, load_benchmark, policy_key
 from canvit_gym.benchmark.report import MARKDOWN, REPORT, SCENES
 from canvit_gym.benchmark.runner import BenchmarkConfig
 from canvit_gym.command_line import env_config
@@ -465,3 +468,14 @@ def test_people_of_another_canvas_are_refused(played: Path, tmp_path: Path, name
     )  # fmt: skip
     with pytest.raises(ValueError, match=f"than this benchmark is on: {name}: {value!r} there, .* here. Choose the"):
         runner.benchmark(config)
+
+
+def test_records_depend_on_the_probe_that_a_policy_reads(tmp_path: Path) -> None:
+    probe = tmp_path / "probe"
+    shutil.copytree(asset_dir("nano-segmentation-probe"), probe)
+    spec = f"item_probability(probe={str(probe)!r})"
+    before, shipped = policy_key(spec), policy_key("item_probability")
+    assert before["probe_sha256"] == shipped["probe_sha256"]
+    weights = load_file(probe / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, probe / "model.safetensors")
+    assert policy_key(spec) != before

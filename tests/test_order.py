@@ -1,15 +1,12 @@
 """FashionOrder: sixteen tiles, each once, and the area under the score's curve as return."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
 import pytest
 
 import canvit_gym
-from canvit_gym.command_line import env_config
-from canvit_gym.policies import make_policy
 from canvit_gym.statistics import area_under_curve
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -51,9 +48,3 @@ def test_a_tile_is_looked_at_once(envs: GlimpseVectorEnv) -> None:
 def test_an_order_longer_than_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="use a budget of at most 17"):
         gym.make(ORDER, **SMALL, budget=18)
-
-
-def test_orders_fit_the_environment() -> None:
-    config = replace(env_config(ORDER, {}), num_scenes=4, device="cpu")
-    for name in ("raster_order", "center_out", "random_order", "entropy_greedy", "window_locator"):
-        make_policy(name, config=config, num_glimpses=config.budget)

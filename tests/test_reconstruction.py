@@ -22,6 +22,7 @@ from canvit_gym.assembly import build_backbone, build_scenes, build_task
 from canvit_gym.backbone import teachers
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.teachers import TEACHERS, default_teacher, load_teacher
+from canvit_gym.benchmark.single import table
 from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.evaluation import evaluate
@@ -123,6 +124,7 @@ def test_the_error_locator_is_told_where_the_prediction_is_wrong() -> None:
     quarters = F.avg_pool2d(torch.cat(wrong).unsqueeze(1), 8).flatten(1)  # [N, 4]
     centers = np.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]])
     np.testing.assert_allclose(found.viewpoints[:, 1, :2], centers[quarters.argmax(dim=1)])
+    assert "| mean squared error | " in table(found) and "cross-entropy" not in table(found)
     with pytest.raises(ValueError, match=r"'error_locator.*' supports reconstruction, not segmentation"):
         config = EnvConfig(num_scenes=2, device="cpu")
         evaluate(make_policy("error_locator", config=config, num_glimpses=2), config=config, num_glimpses=2)

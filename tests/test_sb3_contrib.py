@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from conftest import SMALL
 
 pytest.importorskip("sb3_contrib")
@@ -53,7 +54,11 @@ def test_crossq_learns_with_our_extractor() -> None:
         "net_arch": [32],
     }
     options: dict[str, Any] = {"buffer_size": 64, "learning_starts": 4, "batch_size": 4, "device": "cpu"}
-    CrossQ("MlpPolicy", env, policy_kwargs=policy_kwargs, **options).learn(12)
+    model = CrossQ("MlpPolicy", env, policy_kwargs=policy_kwargs, **options)
+    before = {name: value.clone() for name, value in model.actor.features_extractor.state_dict().items()}
+    model.learn(12)
+    after = model.actor.features_extractor.state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items())
 
 
 @pytest.mark.parametrize("algo", ["maskable_ppo", "crossq"])

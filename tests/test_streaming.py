@@ -17,20 +17,29 @@ import numpy as np
 import pytest
 import torch
 from conftest import heed_interrupts, small
-from datasets import FOLDER_CLASSES, classification_probe, tiny, write_image_folder, write_segmentation_folder
+from datasets import (
+    FOLDER_CLASSES,
+    classification_probe,
+    segmentation_probe,
+    tiny,
+    write_image_folder,
+    write_segmentation_folder,
+)
 
 from canvit_gym import config_for, evaluation
 from canvit_gym.assembly import build_scenes
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
 from canvit_gym.evaluation import evaluate
+from canvit_gym.policies.fixed_sequence import searched_on
 from canvit_gym.policies.paper import PaperPolicy
+from canvit_gym.policies.policy_record import describe_inputs
 from canvit_gym.scenes.cache import CachedFileScenes
 from canvit_gym.scenes.decoding import CroppedImage, SqueezedMask
 from canvit_gym.scenes.files import FileScenes, SceneFiles
 from canvit_gym.scenes.folders import image_folder_files, segmentation_folder_files
 from canvit_gym.scenes.sampler import SceneSampler, batches_ahead, next_scenes
-from canvit_gym.scenes.source import SceneSource
+from canvit_gym.scenes.source import SceneSource, closing_sources
 from canvit_gym.scenes.workers import automatic_workers
 from canvit_gym.vector_env import GlimpseVectorEnv
 
@@ -541,6 +550,26 @@ class TestCache:
         one, other = self.cached(root), self.cached(root, size_px=16)
         assert one.path.exists() and other.path.exists() and one.path != other.path
         assert other.load(np.arange(2)).images.shape == (2, 3, 16, 16)
+
+    def test_values_of_masks_do_not_meet(self, root: Path) -> None:
+        """Two environments on the same files, in turn: each finds its own cache again."""
+        same = {"dataset": "segmentation-folder", "root": str(root), "cache": str(root.parent / "cache"), "workers": 0}
+        meanings: list[Any] = [None, {"0": "ground", "1": "square", "2": "disc", "255": None}]
+        paths = []
+        for values in (*meanings, *meanings):
+            with closing_sources(scenes := build_scenes(EnvConfig(**same, mask_values=values))):
+                assert isinstance(scenes, CachedFileScenes)
+                paths.append((scenes.path, scenes.path.stat().st_mtime_ns))
+        assert paths[:2] == paths[2:] and paths[0] != paths[1]
+
+    def test_what_only_asks_for_classes_caches_nothing(self, root: Path) -> None:
+        config = EnvConfig(
+            dataset="segmentation-folder", root=str(root), cache=str(root.parent / "cache"), workers=0, device="cpu",
+            probe=str(segmentation_probe(3)),
+        )  # fmt: skip
+        describe_inputs(config)
+        searched_on(config)
+        assert not (root.parent / "cache").exists()
 
     def test_a_build_that_is_killed_goes_on_where_it_stopped(
         self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

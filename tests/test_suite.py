@@ -126,6 +126,7 @@ def test_numbers_are_those_of_plain_evaluations(results: dict[str, Any]) -> None
 
 def test_perturbations_are_tried_on_some_of_the_same_scenes(config: SuiteConfig) -> None:
     lines = [line for part in make_plan(wanted_of(config)).parts for line in part.lines if line.perturbed]
+    assert lines
     for line in lines:
         job = line.perturbed["dropped"]
         assert job.max_scenes == FEW and job.config == line.jobs[0].config and line.jobs[0].max_scenes is None

@@ -33,6 +33,7 @@ from canvit_gym.policies.learned import load_policy, load_record
 from canvit_gym.provenance import provenance
 from canvit_gym.sb3 import GlimpseVecEnv, make_sb3_env
 from canvit_gym.stopping import stops
+from canvit_gym.vector_env import GlimpseVectorEnv
 from experiments.throughput.ppo import ppo_for_throughput, stock_ppo_for_throughput
 
 ENV_KWARGS: dict[str, Any] = {"num_scenes": 14, "device": "cpu", "budget": 3, "grid_centers": 4}
@@ -386,7 +387,10 @@ def test_ctrl_c_while_a_run_begins(
             main(replace(config, run_dir=tmp_path / "another"))
 
 
-def test_environments_are_closed_if_a_run_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["begin", "set_logger"])
+def test_environments_are_closed_if_a_run_does_not_begin(
+    tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed: list[PPOLearner] = []
     close = PPOLearner.close
 
@@ -397,10 +401,29 @@ def test_environments_are_closed_if_a_run_does_not_begin(tmp_path: Path, monkeyp
         closed.append(learner)
         close(learner)
 
-    monkeypatch.setattr(PPOLearner, "begin", fail)
+    monkeypatch.setattr(PPOLearner, where, fail)
     monkeypatch.setattr(PPOLearner, "close", note)
     with pytest.raises(FloatingPointError, match="detector"):
         train(tiny(tmp_path / "run"))
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize("algo", ["ppo", "q_regression", "oracle_cloning"])
+def test_environments_are_closed_if_a_learner_cannot_be_made(
+    tmp_path: Path, algo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[GlimpseVectorEnv] = []
+    close = GlimpseVectorEnv.close
+    monkeypatch.setattr(GlimpseVectorEnv, "close", lambda envs: [closed.append(envs), close(envs)])
+    hyper: dict[str, Any] = {"n_envs": 2, "batch_size": 2, "policy_kwargs": {"inhibition": 0.1}}
+    if algo != "oracle_cloning":
+        hyper |= {"policy_kwargs": {"inhibition": 0.1, "prior": None}, "detection": None}
+    env_kwargs = {"num_scenes": 8, "device": "cpu", "observations": ["canvas", "uncertainty", "time"]}
+    config = TrainConfig(
+        tmp_path / "run", algo=algo, env_kwargs=json.dumps(env_kwargs), hyper=json.dumps(hyper), progress=False
+    )
+    with pytest.raises(ValueError, match="inhibition of return needs `gaze`"):
+        train(config)
     assert len(closed) == 1
 
 

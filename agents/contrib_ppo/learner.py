@@ -16,6 +16,7 @@ from agents.algorithms import Algorithm
 from agents.checks import check_fields, encoder_options, mapping, widths
 from agents.extractors import SpatialExtractor
 from agents.finite import GradientWatch
+from agents.learner import closed_on_error
 from agents.ppo.algorithm import WholeSchedule, require_finite_rollout
 from agents.ppo.callbacks import ViewpointStatistics
 from agents.ppo.hyperparameters import Hyperparameters
@@ -100,24 +101,25 @@ class _EncodedPPOLearner(PPOLearner):
     def __init__(self, plan: Plan) -> None:
         self.plan, self.hyper = plan, plan.hyper
         self.env = make_training_env(plan.settings.env, plan.env, self.hyper, plan.env_kwargs)
-        options = self.hyper.policy_kwargs
-        self.model = self.model_class(  # type: ignore[assignment]
-            self._policy_name,
-            self.env,
-            **ppo_arguments(self.hyper),
-            policy_kwargs={
-                "features_extractor_class": SpatialExtractor,
-                "features_extractor_kwargs": options["encoder"],
-                "net_arch": options["net_arch"],
-                "activation_fn": nn.ReLU,
-                **self._policy_options,
-            },
-            seed=plan.settings.seed,
-            device=resolve_device(plan.env.device),
-        )
-        self._watch = GradientWatch(self.model.policy, self.model.policy.optimizer)
-        self._statistics = ViewpointStatistics(build_actions(plan.env))
-        self._network = self._shared(cast(spaces.Dict, self.env.observation_space), self.model.policy)
+        with closed_on_error(self.env):
+            options = self.hyper.policy_kwargs
+            self.model = self.model_class(  # type: ignore[assignment]
+                self._policy_name,
+                self.env,
+                **ppo_arguments(self.hyper),
+                policy_kwargs={
+                    "features_extractor_class": SpatialExtractor,
+                    "features_extractor_kwargs": options["encoder"],
+                    "net_arch": options["net_arch"],
+                    "activation_fn": nn.ReLU,
+                    **self._policy_options,
+                },
+                seed=plan.settings.seed,
+                device=resolve_device(plan.env.device),
+            )
+            self._watch = GradientWatch(self.model.policy, self.model.policy.optimizer)
+            self._statistics = ViewpointStatistics(build_actions(plan.env))
+            self._network = self._shared(cast(spaces.Dict, self.env.observation_space), self.model.policy)
 
     _policy_name = "MultiInputPolicy"
 

@@ -21,7 +21,7 @@ from agents.algorithms import Algorithm
 from agents.checks import schedule
 from agents.extractors import FlatSpatialExtractor, FlattenObservations, SpatialExtractor
 from agents.finite import GradientWatch
-from agents.learner import Monitoring, State
+from agents.learner import Monitoring, State, closed_on_error
 from agents.normalize import PerStepNormalize, normalized_rewards
 from agents.off_policy.hyperparameters import OfContinuous, OffPolicyHyperparameters, OfTables
 from agents.sb3_callback import MonitorCallback, mean_return
@@ -89,31 +89,32 @@ class OffPolicyLearner:
         normalized = normalized_rewards(envs, plan.env, how=hyper.normalize_reward, clip=hyper.clip_reward)
         self._normalizer = normalized if isinstance(normalized, PerStepNormalize) else None
         self.env = FlattenObservations(normalized) if flat else normalized
-        extractor = {"features_extractor_class": FlatSpatialExtractor if flat else SpatialExtractor}
-        self.model = model_class(
-            "MlpPolicy" if flat else "MultiInputPolicy",
-            self.env,
-            learning_rate=schedule("learning_rate", hyper.learning_rate),
-            buffer_size=hyper.buffer_size,
-            learning_starts=hyper.learning_starts,
-            batch_size=hyper.batch_size,
-            gamma=hyper.gamma,
-            train_freq=(hyper.train_freq, "step"),
-            gradient_steps=hyper.gradient_steps,
-            policy_kwargs={
-                **extractor,
-                "features_extractor_kwargs": hyper.encoder | ({"layout": layout} if flat else {}),
-                "net_arch": hyper.net_arch,
-            },
-            seed=plan.settings.seed,
-            device=resolve_device(plan.env.device),
-            **hyper.options,
-        )
-        parts, _ = self.model._get_torch_save_params()
-        optimizers = [recursive_getattr(self.model, name) for name in parts if name.endswith("optimizer")]
-        self._watch = GradientWatch(self.model.policy, *optimizers)
-        self._network = NETWORK_CLASSES[network_class](layout, self.model.action_space, **self.network_options)
-        share_layers(self._network, self.model.policy)
+        with closed_on_error(self.env):
+            extractor = {"features_extractor_class": FlatSpatialExtractor if flat else SpatialExtractor}
+            self.model = model_class(
+                "MlpPolicy" if flat else "MultiInputPolicy",
+                self.env,
+                learning_rate=schedule("learning_rate", hyper.learning_rate),
+                buffer_size=hyper.buffer_size,
+                learning_starts=hyper.learning_starts,
+                batch_size=hyper.batch_size,
+                gamma=hyper.gamma,
+                train_freq=(hyper.train_freq, "step"),
+                gradient_steps=hyper.gradient_steps,
+                policy_kwargs={
+                    **extractor,
+                    "features_extractor_kwargs": hyper.encoder | ({"layout": layout} if flat else {}),
+                    "net_arch": hyper.net_arch,
+                },
+                seed=plan.settings.seed,
+                device=resolve_device(plan.env.device),
+                **hyper.options,
+            )
+            parts, _ = self.model._get_torch_save_params()
+            optimizers = [recursive_getattr(self.model, name) for name in parts if name.endswith("optimizer")]
+            self._watch = GradientWatch(self.model.policy, *optimizers)
+            self._network = NETWORK_CLASSES[network_class](layout, self.model.action_space, **self.network_options)
+            share_layers(self._network, self.model.policy)
 
     @property
     def network(self) -> nn.Module:

@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import set_random_seed
 from agents.algorithms import Algorithm
 from agents.behaviours import look_anywhere, sample_network
 from agents.checks import check_fields, mapping, network_options
-from agents.learner import Monitoring, State
+from agents.learner import Monitoring, State, closed_on_error
 from agents.ppo.warm_start import WarmStart, explained_share, learn
 from agents.settings import Plan
 from agents.torch_learner import TorchLearner
@@ -91,12 +91,13 @@ class OracleCloning(TorchLearner[ViewpointNetwork]):
         self.envs = GlimpseVectorEnv(hyper.n_envs, autoreset_mode="disabled", **vars(plan.env))
         actions = self.envs.actions
         assert isinstance(actions, DiscreteActions)  # check_fit
-        self._network = ViewpointNetwork(
-            self.envs.single_observation_space,  # type: ignore[arg-type]
-            self.envs.single_action_space,
-            **action_options(actions),
-            **hyper.policy_kwargs,
-        ).to(resolve_device(plan.env.device))
+        with closed_on_error(self.envs):
+            self._network = ViewpointNetwork(
+                self.envs.single_observation_space,  # type: ignore[arg-type]
+                self.envs.single_action_space,
+                **action_options(actions),
+                **hyper.policy_kwargs,
+            ).to(resolve_device(plan.env.device))
         self.optimizer = torch.optim.Adam(self._network.parameters(), lr=hyper.learning_rate)
         self._options = WarmStart(
             states=hyper.total_timesteps,

@@ -11,7 +11,7 @@ from torch import nn
 
 from agents.algorithms import Algorithm
 from agents.detection import detection_of, learn_to_detect
-from agents.learner import Monitoring, State
+from agents.learner import Monitoring, State, closed_on_error
 from agents.normalize import PerStepNormalize
 from agents.ppo.callbacks import EntropyFloor, ViewpointStatistics
 from agents.ppo.hyperparameters import Hyperparameters
@@ -42,8 +42,9 @@ class PPOLearner:
         self.plan = plan
         self.hyper: Hyperparameters = plan.hyper
         self.env = make_training_env(plan.settings.env, plan.env, self.hyper, plan.env_kwargs)
-        self.model = make_model(self.env, plan.env, self.hyper, seed=plan.settings.seed)
-        self._statistics = ViewpointStatistics(build_actions(plan.env))
+        with closed_on_error(self.env):
+            self.model = make_model(self.env, plan.env, self.hyper, seed=plan.settings.seed)
+            self._statistics = ViewpointStatistics(build_actions(plan.env))
 
     @property
     def policy(self) -> ViewpointPolicy:

@@ -29,7 +29,7 @@ from agents.algorithms import Algorithm
 from agents.checks import schedule
 from agents.detection import detection_of, learn_to_detect
 from agents.finite import require_finite
-from agents.learner import Monitoring, State
+from agents.learner import Monitoring, State, closed_on_error
 from agents.pool import load_pool, split
 from agents.q_regression.hyperparameters import QHyperparameters
 from agents.q_regression.replay import Replay
@@ -72,12 +72,13 @@ class QRegression(TorchLearner[nn.Module]):
         self.env.seed(plan.settings.seed)
         self.device = device
         self._num_classes = len(envs.glimpse_envs.task.classes)
-        self._network = NETWORK_CLASSES[self.network_class](
-            envs.glimpse_envs.single_observation_space,
-            envs.glimpse_envs.single_action_space,
-            **action_options(envs.glimpse_envs.actions),
-            **self.network_options,
-        ).to(device)
+        with closed_on_error(self.env):
+            self._network = NETWORK_CLASSES[self.network_class](
+                envs.glimpse_envs.single_observation_space,
+                envs.glimpse_envs.single_action_space,
+                **action_options(envs.glimpse_envs.actions),
+                **self.network_options,
+            ).to(device)
         self._rate = schedule("learning_rate", hyper.learning_rate)
         self.optimizer = torch.optim.Adam(self._network.parameters(), lr=self._rate(1.0), eps=1e-5)
         self.moments = RunningMoments(plan.env.num_decisions)

@@ -13,6 +13,7 @@ from canvit_gym.benchmark.plots import (
 )
 from canvit_gym.benchmark.records import FEW_SCALES, Benchmark
 from canvit_gym.benchmark.words import Estimate, at, by_score, interval_text, oracle_scope
+from canvit_gym.tasks import metric_named
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def _text_alternative(numbers: dict[str, Any], what: str) -> str:
 def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]:
     """By name."""
     metric, budget, policies, reference = (numbers[k] for k in ("metric", "budget", "policies", "reference"))
+    loss = metric_named(metric).loss
     drawn = marks(benchmark.entries, reference=reference)
     whole = by_score(numbers)
     label_y = f"{metric}, %"
@@ -83,7 +85,7 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
         panels = [
             (f"{metric}, points", {label: _scaled(policies[label]["minus_reference"]["score"]) for label in others}, 0),
             (
-                "cross-entropy, nats\n(less is better)",
+                f"{loss.label}\n(less is better)",
                 {label: _scaled(policies[label]["minus_reference"]["cross_entropy"], 1) for label in others},
                 0,
             ),
@@ -120,7 +122,7 @@ def figures(benchmark: Benchmark, numbers: dict[str, Any]) -> dict[str, Picture]
                 )
                 for title, name in (
                     (f"share of the {metric} headroom, %", "share_score"),
-                    ("share of the cross-entropy headroom, %", "share_cross_entropy"),
+                    (f"share of the {loss.name} headroom, %", "share_cross_entropy"),
                 )
             ]  # fmt: skip
             made.append(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from canvit_gym.backbone.load import Backbone
-from canvit_gym.benchmark.records import RECORDS
+from canvit_gym.benchmark.records import RECORDS, slug
 from canvit_gym.evaluation import Evaluation, name_of_split
 from canvit_gym.play.recording import read_played
 from canvit_gym.scenes.files import ScenesOnDisk
@@ -75,7 +75,6 @@ def read_people(
 def keep_people(label: str, record: Evaluation, directory: Path) -> dict[str, str]:
     """Write the record to the benchmark's directory. Returns its entry in the manifest."""
     contents = record.scene.tobytes() + record.viewpoints.tobytes()
-    name = re.sub(r"[^a-z0-9.]+", "_", label.lower()).strip("_")
-    file = f"people-{name}-{hashlib.sha256(contents).hexdigest()[:12]}.npz"
+    file = f"people-{slug(label)}-{hashlib.sha256(contents).hexdigest()[:12]}.npz"
     record.save(directory / RECORDS / file)
     return {"label": label, "file": file}

@@ -13,6 +13,7 @@ seed. Records with the right key are not computed again, and records with anothe
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,8 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import canvit_gym
+from canvit_gym.backbone.hub import CONFIG, WEIGHTS, locate
 from canvit_gym.evaluation import Evaluation
-from canvit_gym.policies import parse_spec
+from canvit_gym.policies import POLICY_SPECS, parse_spec
 
 MANIFEST, RECORDS, RESULTS = "benchmark.json", "records", "results.json"
 NOT_EVALUATING = ("benchmark/", "cli.py", "command_line.py", "listing.py", "play/", "probes/", "sb3.py", "suite/")
@@ -34,6 +36,15 @@ FEW_SCALES, SCALE_DIGITS = 4, 4
 def digest(value: Any) -> str:
     """sha256 of plain JSON values."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def slug(text: str) -> str:
+    """A part of a file's name.
+
+    >>> slug("item_probability(scale=(0.4, 0.24))")
+    'item_probability_scale_0.4_0.24'
+    """
+    return re.sub(r"[^a-z0-9.]+", "_", text.lower())[:100].strip("_")
 
 
 @cache
@@ -49,11 +60,12 @@ def code_sha256() -> str:
 
 
 def policy_key(spec: str) -> dict[str, Any]:
-    """What the numbers of a hand-coded policy depend on: its name, its arguments, and the file that `path` names.
+    """What the numbers of a hand-coded policy depend on: its name, its arguments, and the contents of the file that
+    `path` names and of the probe that `probe` names.
 
     Raises:
         ValueError: as in parse_spec.
-        FileNotFoundError: no such file.
+        FileNotFoundError: no such file, or no such probe.
     """
     name, arguments = parse_spec(spec)
     key: dict[str, Any] = {"policy": name, "arguments": repr(sorted(arguments.items()))}
@@ -61,6 +73,8 @@ def policy_key(spec: str) -> dict[str, Any]:
         if not Path(path).is_file():
             raise FileNotFoundError(f"policy {spec!r}: there is no file {path}")
         key["file_sha256"] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    if probe := (POLICY_SPECS[name].arguments | arguments).get("probe"):
+        key["probe_sha256"] = locate("probe", probe, files=(CONFIG, WEIGHTS)).sha256
     return key
 
 

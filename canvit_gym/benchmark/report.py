@@ -3,7 +3,7 @@
     canvit-gym report --results experiments/results/benchmark/fashion_segmentation_b5
 
 Writes into the directory: report.html (a single file that needs no network), results.md (its tables), results.json
-(every number, with provenance), scenes.csv (a row per scene: score and cross-entropy of each policy after the last
+(every number, with provenance), scenes.csv (a row per scene: score and loss of each policy after the last
 glimpse) and figures/. The gallery's pictures are those that the benchmark drew.
 
 Without the records, as in a fresh clone, the report is made from benchmark.json and results.json: without scenes.csv
@@ -282,14 +282,15 @@ def markdown_page(benchmark: Benchmark, numbers: dict[str, Any], made: list[Sect
 
 
 def scenes_csv(benchmark: Benchmark) -> str:
-    """A row per scene: score and cross-entropy of every policy after the last glimpse, averaged over runs; empty where
+    """A row per scene: score and loss of every policy after the last glimpse, averaged over runs; empty where
     it was not evaluated."""
     scenes = benchmark.reference.first.scene.tolist()
+    loss = metric_named(benchmark.reference.first.metric).loss.name
     columns: dict[str, list[Any]] = {"scene": scenes}
     for entry in benchmark.entries:
         for name, values in (
             ("score", lambda e: e.scene_score()[:, -1]),
-            ("cross-entropy", lambda e: e.loss[:, -1]),
+            (loss, lambda e: e.loss[:, -1]),
         ):
             mean = np.mean([np.mean([values(e) for e in run.evaluations], axis=0) for run in entry.runs], axis=0)
             of_scene = {scene: f"{v:.3f}" for scene, v in zip(entry.first.scene.tolist(), mean, strict=True)}

@@ -21,7 +21,6 @@ forward per candidate. They only see `oracle_scenes` of the scenes, and are comp
 
 import glob
 import logging
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from canvit_gym.assembly import build_backbone, build_scenes, build_task
+from canvit_gym.assembly import build_backbone, build_task, classes_of, listed_scenes
 from canvit_gym.atomic import write_json
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.benchmark.comparison import run_warnings
@@ -46,6 +45,7 @@ from canvit_gym.benchmark.records import (
     digest,
     load_benchmark,
     policy_key,
+    slug,
 )
 from canvit_gym.benchmark.report import write_report
 from canvit_gym.checks import integer
@@ -75,6 +75,8 @@ from canvit_gym.policies.policy_record import TRAINED_WITH
 from canvit_gym.policies.released import is_released
 from canvit_gym.provenance import provenance
 from canvit_gym.scenes.datasets import DATASETS
+from canvit_gym.tasks import metric_named
+from canvit_gym.versions import package_version
 
 DEFAULT_POLICIES = (
     *(name for name, spec in POLICY_SPECS.items() if spec.by_default),
@@ -126,7 +128,8 @@ class Evaluable:
     @property
     def num_glimpses(self) -> int:
         """In all scenes together."""
-        num_scenes = len(build_scenes(self.config))
+        with listed_scenes(self.config) as scenes:
+            num_scenes = len(scenes)
         return min(num_scenes, self.max_scenes or num_scenes) * self.config.budget
 
 
@@ -159,21 +162,22 @@ class Plan:
 
 def identity(config: EnvConfig, env_id: str) -> dict[str, Any]:
     """What all records of a directory share, as JSON values without this machine's directories."""
-    scenes, backbone = build_scenes(config), build_backbone(config)  # a wrong root is told before any download
-    task = build_task(config, backbone, scenes.classes)
+    with listed_scenes(config) as scenes:  # a wrong root is told before any download
+        name, num_scenes, classes = scenes.name, len(scenes), scenes.classes
+    backbone = build_backbone(config)
+    task = build_task(config, backbone, classes)
     values = {name: value for name, value in config.to_json().items() if name not in NOT_IDENTIFYING}
     values["root"] = Path(config.root).name if config.root else None
-    versions = provenance()["versions"]
     return {
         "environment": env_id,
         "config": values,
-        "scenes": scenes.name,
-        "num_scenes": len(scenes),
+        "scenes": name,
+        "num_scenes": num_scenes,
         "task": task.name,
         "backbone_sha256": backbone.sha256,
         "probe_sha256": task.probe_sha256,
         "device": backbone.device.type,
-        "versions": {name: versions[name] for name in ("canvit-gym", "canvit-pytorch", "torch", "numpy")},
+        "versions": {name: package_version(name) for name in ("canvit-gym", "canvit-pytorch", "torch", "numpy")},
     }
 
 
@@ -184,7 +188,7 @@ def plan(config: BenchmarkConfig, env: EnvConfig) -> Plan:
         ValueError: an unknown policy, one that does not support the environment, or no policies.
     """
     backbone = build_backbone(env)
-    task_name = build_task(env, backbone, build_scenes(env).classes).name
+    task_name = build_task(env, backbone, classes_of(env)).name
     entries: list[Planned] = []
     left_out: list[str] = []
     specs = config.policies
@@ -259,7 +263,7 @@ def evaluable(spec: str, env: EnvConfig, *, deterministic: bool = True, progress
     if is_trained(spec):
         return _trained(spec, env, deterministic=deterministic)
     policy = make_policy(spec, config=env, num_glimpses=env.budget, progress=progress)
-    return Evaluable(policy=policy, config=env, key={"policy": spec})
+    return Evaluable(policy=policy, config=env, key=policy_key(spec))
 
 
 def _hand_coded(spec: str, config: BenchmarkConfig, env: EnvConfig) -> Planned:
@@ -267,7 +271,8 @@ def _hand_coded(spec: str, config: BenchmarkConfig, env: EnvConfig) -> Planned:
     max_scenes = None
     key = policy_key(spec)
     if policy.info.uses_labels:
-        max_scenes = min(config.oracle_scenes, len(build_scenes(env)))
+        with listed_scenes(env) as scenes:
+            max_scenes = min(config.oracle_scenes, len(scenes))
         key["num_scenes"] = max_scenes
     return Planned(
         label=policy.info.paper_name,
@@ -349,10 +354,6 @@ def _require_gallery_policy(name: str | None, entries: tuple[Planned, ...], refe
         raise ValueError(f"gallery policy {name!r} is not in this benchmark; there are: {there}")
 
 
-def slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "_", text.lower())[:100].strip("_")
-
-
 def _records(entry: Planned, shared: dict[str, Any], directory: Path) -> list[list[PendingEvaluation]]:
     """The evaluations of an entry: [runs][seeds]."""
     runs = []
@@ -410,9 +411,10 @@ def evaluate_missing(records: list[PendingEvaluation], *, batch_size: int, progr
             )
             evaluation.save(record.path)
             _remove_outdated(record.path, planned=planned)
+            loss = metric_named(evaluation.metric).loss
             bar.write(
                 f"{label}: {evaluation.metric} {100 * evaluation.score()[-1]:.2f} %, "
-                f"cross-entropy {evaluation.mean_loss()[-1]:.4f} on {len(evaluation.scene)} scenes "
+                f"{loss.name} {evaluation.mean_loss()[-1]:.4f} on {len(evaluation.scene)} scenes "
                 f"({time.monotonic() - began:.1f} s)"
             )
 
@@ -440,8 +442,9 @@ def benchmark(config: BenchmarkConfig) -> Path:
     config = replace(config, output=output_directory(config.output, option="--output"))
     shared = identity(env, config.env)
     check_identity(config.output, shared)
-    scenes, backbone = build_scenes(env), build_backbone(env)
-    people = [read_people(spec, shared, scenes=scenes, backbone=backbone) for spec in config.also if is_people(spec)]
+    groups = [spec for spec in config.also if is_people(spec)]
+    with listed_scenes(env) as scenes:
+        people = [read_people(spec, shared, scenes=scenes, backbone=build_backbone(env)) for spec in groups]
     planned = plan(config, env)
     reference = _find_reference(config.reference, planned.entries)
     _require_gallery_policy(config.gallery_policy, planned.entries, reference)

@@ -21,6 +21,7 @@ from canvit_gym.evaluation import Evaluation, evaluate, loss_statistic, score_st
 from canvit_gym.scenes.datasets import DATASETS
 from canvit_gym.scenes.on_disk import dataset_root
 from canvit_gym.statistics import Statistic, bootstrap_interval
+from canvit_gym.tasks import metric_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ def _row(name: str, statistic: Statistic, *, factor: float, digits: int) -> str:
 
 
 def table(evaluation: Evaluation) -> str:
-    """Score and cross-entropy after every glimpse, in Markdown."""
+    """Score and loss after every glimpse, in Markdown."""
     num_glimpses = evaluation.loss.shape[1]
     header = " | ".join(str(t + 1) for t in range(num_glimpses))
     return "\n".join(
@@ -53,7 +54,7 @@ def table(evaluation: Evaluation) -> str:
             f"| after glimpse | {header} |",
             "| --- " * (num_glimpses + 1) + "|",
             _row(f"{evaluation.metric} %", score_statistic([evaluation]), factor=100, digits=1),
-            _row("cross-entropy, nats", loss_statistic([evaluation]), factor=1, digits=3),
+            _row(metric_named(evaluation.metric).loss.label, loss_statistic([evaluation]), factor=1, digits=3),
         ]
     )
 

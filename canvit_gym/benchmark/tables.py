@@ -59,7 +59,7 @@ def _columns(budget: int) -> list[int]:
 
 def scores_table(numbers: dict[str, Any]) -> Table:
     metric, shown, policies = numbers["metric"], _columns(numbers["budget"]), numbers["policies"]
-    shares, measure = metric_named(metric).shares, metric_named(metric).scene_measure
+    loss, shares, measure = metric_named(metric).loss, metric_named(metric).shares, metric_named(metric).scene_measure
     rows = []
     for label in by_score(numbers):
         p = policies[label]
@@ -72,7 +72,7 @@ def scores_table(numbers: dict[str, Any]) -> Table:
         rows.append(tuple(row))
     header = ["policy", *(f"after {t}" for t in shown[:-1]), f"{metric}, % after {shown[-1]}", "area, %"]
     header += [f"{name} %" for name in shares]
-    header += ["cross-entropy, nats", f"IQM of scenes, {measure.display.unit}"]
+    header += [loss.label, f"IQM of scenes, {measure.display.unit}"]
     return Table(
         header=tuple(header),
         rows=rows,
@@ -93,6 +93,7 @@ def _per_scene(estimate: Estimate, measure: SceneMeasure) -> str:
 
 def differences_table(numbers: dict[str, Any]) -> Table:
     metric, reference = numbers["metric"], numbers["reference"]
+    loss = metric_named(metric).loss
     rows = []
     for label in by_score(numbers):
         if (d := numbers["policies"][label].get("minus_reference")) is not None:
@@ -111,12 +112,12 @@ def differences_table(numbers: dict[str, Any]) -> Table:
             f"policy minus {reference}",
             f"{metric}, points",
             "area, points",
-            "cross-entropy, nats",
+            loss.label,
             "P(improvement)",
             f"by {metric}",
         ),
         rows=rows,
-        note="After the last glimpse, on the same scenes, with 95% intervals. Less cross-entropy is better. "
+        note=f"After the last glimpse, on the same scenes, with 95% intervals. Less {loss.name} is better. "
         "P(improvement): the probability that the policy reads a random scene better than the reference, ties "
         "one half. 'Within noise': the interval includes zero. Intervals are of single comparisons, not corrected for "
         "their number.",
@@ -125,6 +126,7 @@ def differences_table(numbers: dict[str, Any]) -> Table:
 
 def headroom_table(numbers: dict[str, Any]) -> Table:
     oracle, metric = numbers["oracle"], numbers["metric"]
+    loss = metric_named(metric).loss
     order = sorted(oracle["policies"], key=lambda label: -oracle["policies"][label]["score"]["value"][-1])
     rows = []
     for label in order:
@@ -152,8 +154,8 @@ def headroom_table(numbers: dict[str, Any]) -> Table:
             "policy",
             f"{metric} %",
             f"share of {metric} headroom, %",
-            "cross-entropy, nats",
-            "share of cross-entropy headroom, %",
+            loss.label,
+            f"share of {loss.name} headroom, %",
         ),
         rows=rows,
         note=f"On {oracle_scope(numbers)}, which {oracle['label']} was evaluated on, for every policy. "
@@ -176,7 +178,7 @@ def people_table(people: dict[str, Any], *, metric: str) -> Table:
         header=(
             "on these scenes",
             f"{metric} %",
-            "cross-entropy, nats",
+            metric_named(metric).loss.label,
             f"{people['label']} minus it, {metric} points",
         ),
         rows=[

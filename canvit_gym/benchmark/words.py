@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from canvit_gym.tasks import metric_named
+
 Estimate = dict[str, Any]
 """{"value", "interval"}: a number and (low, high), or curves over glimpses."""
 
@@ -111,8 +113,9 @@ def summary(numbers: dict[str, Any]) -> list[str]:
         lines.append(f"Against {reference} by {metric} after {budget} glimpses: {'; '.join(parts)}.")
     lowest = min(ranked, key=lambda label: policies[label]["cross_entropy"]["value"][-1])
     if lowest != best:
-        loss = interval_text(policies[lowest]["cross_entropy"], -1, scale=1, digits=3)
-        text = f"By cross-entropy {lowest} is the best: {loss} nats"
+        loss = metric_named(metric).loss
+        least = interval_text(policies[lowest]["cross_entropy"], -1, scale=1, digits=3)
+        text = f"By {loss.name} {lowest} is the best: {least} {loss.unit}".rstrip()
         if lowest != reference:
             change = interval_text(
                 policies[lowest]["minus_reference"]["cross_entropy"], -1, scale=1, digits=4, signed=True

@@ -150,12 +150,13 @@ def explorer_data(found: Sequence[Explored], *, num_scenes: int, root: Path | No
     most = max(found, key=lambda explored: len(explored.evaluation.scene))
     config = replace(recorded_config(most.evaluation), shard=(0, 1), **({"root": str(root)} if root else {}))
     scenes = most.evaluation.scene[:num_scenes]
+    wanted = set(scenes.tolist())
     colours = canvas_colours(build_backbone(config), build_scenes(config))
     perturbations = recorded_perturbations(most.evaluation)
     rows: list[dict[int, int]] = []  # for each policy: scene -> its row in the record
     moments: list[dict[int, list[Moment]]] = []  # for each policy: scene -> a Moment after every glimpse
     for explored in found:
-        row = {scene: i for i, scene in enumerate(explored.evaluation.scene.tolist()) if scene in set(scenes.tolist())}
+        row = {scene: i for i, scene in enumerate(explored.evaluation.scene.tolist()) if scene in wanted}
         rows.append(row)
         chosen = np.array(list(row), dtype=np.int64)
         shown = explored.evaluation.choose(np.array(list(row.values()), dtype=np.int64))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task, require_scene_size
+from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task, classes_of, require_scene_size
 from canvit_gym.atomic import write_text
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.checks import integer
@@ -334,7 +334,7 @@ def search_config(config: EnvConfig, num_scenes: int) -> EnvConfig:
 def searched_on(config: EnvConfig) -> SearchedOn:
     """What a search for this environment would run on, with the checkpoints as they are now."""
     backbone = build_backbone(config)
-    task = build_task(config, backbone, build_scenes(config).classes)
+    task = build_task(config, backbone, classes_of(config))
     return _searched_on(config.dataset, backbone, task)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from canvit_gym.actions import Actions, ContinuousActions, DiscreteActions
-from canvit_gym.assembly import build_actions, build_backbone, build_layout, build_scenes, build_task
+from canvit_gym.assembly import build_actions, build_backbone, build_layout, build_task, classes_of
 from canvit_gym.config import EnvConfig, config_from_kwargs
 from canvit_gym.observations import ObservationLayout
 
@@ -87,8 +87,7 @@ def describe_actions(actions: Actions) -> dict[str, Any]:
 def describe_inputs(config: EnvConfig) -> Inputs:
     """The inputs that an environment of this configuration has, with the checkpoints as they are now."""
     backbone = build_backbone(config)
-    # One scene: all that is asked of the data set here is its classes.
-    task = build_task(config, backbone, build_scenes(replace(config, num_scenes=1, shard=(0, 1))).classes)
+    task = build_task(config, backbone, classes_of(config))
     return Inputs(
         backbone_sha256=backbone.sha256,
         probe_sha256=task.probe_sha256,

@@ -119,7 +119,8 @@ def policies_table() -> str:
     lines = ["| policy | what it does | tasks | arguments |", "| --- | --- | --- | --- |"]
     for name, spec in sorted(POLICY_SPECS.items(), key=lambda item: item[1].info.uses_labels):
         arguments = ", ".join(f"`{key}={value!r}`" for key, value in spec.arguments.items())
-        what = f"{'Ceiling. ' if spec.info.uses_labels else ''}{spec.info.description}"
+        only = "Only with `revisit=False`. " if spec.info.needs_table else ""
+        what = f"{'Ceiling. ' if spec.info.uses_labels else ''}{only}{spec.info.description}"
         lines.append(f"| `{name}` | {what} | {', '.join(supported_tasks(spec.info))} | {arguments} |")
     return "\n".join(lines)
 

@@ -7,8 +7,8 @@ hash of its files' paths, sizes and modification times, and then a checksum per 
   one, for which only the changed scenes are decoded again. A process that has the old file open continues to use it.
 - An interrupted build can be continued: records are on disk before their stamps are written.
 - A record is compared with its checksum when it is first used (canvit_gym.scenes.stored).
-- An added or removed file, another size or another geometry makes a new file. Files for older lists or stamps are
-  deleted.
+- An added or removed file, another size, another geometry or other values of masks make a new file. Files for older
+  lists, stamps or geometries are deleted; those of other sizes and other values of masks are kept beside it.
 """
 
 import logging
@@ -142,7 +142,7 @@ class CachedFileScenes(ScenesOnDisk):
         """The complete file, open for reading; it is built if necessary."""
         files, size = self.files, self.decoder.size_px
         slug = re.sub(r"\W+", "-", files.name.lower())
-        which = digest(str(files.root.resolve()), files.name, str(size)).hex()[:8]
+        which = digest(str(files.root.resolve()), files.name, repr(self.decoder)).hex()[:8]
         content = digest(_FORMAT, repr(self.decoder), self.decoder.geometry, *files.relative(files.images)).hex()[:12]
         family = f"{slug}-{size}px-{which}"
         wanted = files.stamps()

@@ -11,8 +11,8 @@ from typing import Any
 
 from canvit_gym import ENVIRONMENTS
 from canvit_gym.assembly import build_backbone
-from canvit_gym.benchmark.records import RECORDS, code_sha256, digest, policy_key
-from canvit_gym.benchmark.runner import identity, run_name, slug
+from canvit_gym.benchmark.records import RECORDS, code_sha256, digest, policy_key, slug
+from canvit_gym.benchmark.runner import identity, run_name
 from canvit_gym.command_line import env_config
 from canvit_gym.config import EnvConfig
 from canvit_gym.perturbations import PERTURBATIONS, perturbation_named
@@ -263,17 +263,15 @@ def _line(wanted: Wanted, env_id: str, config: EnvConfig, source: Source, role: 
         deterministic = make_policy(source.text, config=config, num_glimpses=config.budget).info.deterministic
     seeds = range(1 if deterministic and stop != AT_RANDOM else wanted.seeds)
     fewer = min(wanted.perturbed_scenes, wanted.num_scenes)
+    used = config if source.record is None else as_trained(config, source.record)
+    of_line = {"identity": identity(config, env_id), "code": code_sha256(), "policy": source.key, "stop": stop}
 
     def job(seed: int, max_scenes: int | None, perturbation: str | None) -> Job:
-        used = config if source.record is None else as_trained(config, source.record)
         key = digest(
             {
-                "identity": identity(config, env_id),
+                **of_line,
                 "max_scenes": max_scenes,
-                "code": code_sha256(),
-                "policy": source.key,
                 "seed": seed,
-                "stop": stop,
                 "perturbation": None if perturbation is None else PERTURBATIONS[perturbation].record(),
             }
         )

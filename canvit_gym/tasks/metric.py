@@ -52,6 +52,22 @@ class SceneMeasure:
     display: Display
 
 
+@dataclass(frozen=True)
+class LossName:
+    """What the loss is called that evaluations keep beside the score; less is better."""
+
+    name: str = "cross-entropy"
+    unit: str = "nats"
+
+    @property
+    def label(self) -> str:
+        """
+        >>> LossName().label, LossName("mean squared error", unit="").label
+        ('cross-entropy, nats', 'mean squared error')
+        """
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+
 class Metric(Protocol):
     """A number for a data set, computed from counts per scene."""
 
@@ -70,6 +86,9 @@ class Metric(Protocol):
 
     @property
     def scene_measure(self) -> SceneMeasure: ...
+
+    @property
+    def loss(self) -> LossName: ...
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -118,6 +137,7 @@ class IoUMetric(_NoShares):
     )
     display: Display = PERCENT
     scene_measure: SceneMeasure = SceneMeasure("mIoU of the scene", "score", PERCENT)
+    loss: LossName = LossName()
     counts: Mapping[str, int] = field(default_factory=lambda: {"intersection": 1, "union": 1})
 
     def scene_score(self, counts: Counts) -> NDArray[np.float64]:
@@ -141,6 +161,7 @@ class AccuracyMetric:
     )
     display: Display = PERCENT
     scene_measure: SceneMeasure = SceneMeasure("cross-entropy of the scene", "loss", NATS)
+    loss: LossName = LossName()
     counts: Mapping[str, int] = field(default_factory=lambda: {"rank": 0})
     shares: tuple[str, ...] = ("top5",)
 
@@ -171,6 +192,7 @@ class MeanMetric(_NoShares):
     doc: str
     display: Display = PERCENT
     scene_measure: SceneMeasure = SceneMeasure("score of the scene", "score", PERCENT)
+    loss: LossName = LossName()
     counts: Mapping[str, int] = field(default_factory=lambda: {"value": 0})
 
     def scene_score(self, counts: Counts) -> NDArray[np.float64]:

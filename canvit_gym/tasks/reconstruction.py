@@ -20,7 +20,7 @@ from canvit_gym.backbone.load import Backbone
 from canvit_gym.backbone.teachers import Teacher, default_teacher, load_teacher
 from canvit_gym.config import EnvConfig
 from canvit_gym.scenes.source import SceneBatch
-from canvit_gym.tasks.metric import MeanMetric, Metric
+from canvit_gym.tasks.metric import LossName, MeanMetric, Metric
 from canvit_gym.tasks.pictures import FeaturePicture, TaskPicture
 from canvit_gym.tasks.task import Task, Truth, potential
 
@@ -33,6 +33,7 @@ class ReconstructionTask(Task):
         "cosine",
         doc="The mean over scenes and cells of the cosine between predicted and true features of the teacher, "
         "standardized as in pretraining: scene_cos_norm of canvit_pytorch.evaluate's reconstruction.",
+        loss=LossName("mean squared error", unit=""),
     )
     picture: ClassVar[TaskPicture] = FeaturePicture()
     in_every_info = ("loss", "score")

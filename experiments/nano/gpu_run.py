@@ -251,7 +251,10 @@ def run_phases(config: GpuRunConfig, run: Path, clock: _Clock, metrics: dict[str
         if teacher.train(teacher_config(config, run, clock.left)) is None:
             return "the teacher is in training"
         (run / "teacher" / "state.pt").unlink()
-    finished = pretrain.train(nano_config(config, run, clock.left - config.wrap_up_minutes))
+    left = clock.left - config.wrap_up_minutes
+    if left <= 0:
+        return "nano has not begun"
+    finished = pretrain.train(nano_config(config, run, left))
     metrics["readouts"] = measure_readouts(config, run)
     if not finished:
         return "nano is in training"

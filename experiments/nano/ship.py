@@ -25,6 +25,7 @@ import numpy as np
 from canvit_pytorch.policies import POLICIES
 from numpy.typing import NDArray
 
+from canvit_gym.atomic import replacing, replacing_files
 from canvit_gym.backbone.hub import asset_dir
 from canvit_gym.backbone.load import load_backbone
 from canvit_gym.backbone.nano_teacher import TEACHER_WEIGHTS
@@ -92,11 +93,26 @@ class ShippingConfig:
 
 
 def install(source: Path, destination: Path) -> None:
-    destination.mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", "model.safetensors", "training.json"):
-        if (source / name).exists():
-            shutil.copyfile(source / name, destination / name)
+    with replacing_files(destination) as staged:
+        for name in ("config.json", "model.safetensors", "training.json"):
+            if (source / name).exists():
+                shutil.copyfile(source / name, staged / name)
     (destination / "README.md").unlink(missing_ok=True)  # the card of an earlier model
+
+
+def probes_of(config: ShippingConfig) -> dict[str, Path]:
+    """Kind -> the directory of the probe that was fitted on the model.
+
+    Raises:
+        FileNotFoundError: one is missing. With the shipped one the new model's features would be misread.
+    """
+    found = {kind: config.probes_dir / f"{kind}-probe" for kind in ("segmentation", "classification", "odd")}
+    if missing := [str(path) for path in found.values() if not path.is_dir()]:
+        raise FileNotFoundError(
+            f"there is no {', '.join(missing)}: fit the probes on this model first (canvit-gym fit-probe --checkpoint "
+            f"{config.model_dir}; for FashionOdd also --env CanViT/FashionOdd-v0 --reads recurrent_cls)"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -383,17 +399,19 @@ def main(config: ShippingConfig) -> None:
 
     Raises:
         ValueError: the model is not better than the shipped one.
+        FileNotFoundError: a probe is missing.
     """
     began = time.monotonic()
+    probes = probes_of(config)
     comparison = compare(config)
     if reasons := [reason for entry in comparison for reason in entry.reasons()]:
         raise ValueError("not shipped, and nothing was changed:\n" + "\n".join(reasons))
     install(config.model_dir, asset_dir("nano"))
-    for kind in ("segmentation", "classification", "odd"):
-        if kind != "odd" or (config.probes_dir / "odd-probe").exists():
-            install(config.probes_dir / f"{kind}-probe", asset_dir(f"nano-{kind}-probe"))
+    for kind, probe in probes.items():
+        install(probe, asset_dir(f"nano-{kind}-probe"))
     if config.teacher_dir is not None:
-        shutil.copyfile(config.teacher_dir / TEACHER_WEIGHTS, asset_dir("nano-teacher") / TEACHER_WEIGHTS)
+        with replacing(asset_dir("nano-teacher") / TEACHER_WEIGHTS) as partial:
+            shutil.copyfile(config.teacher_dir / TEACHER_WEIGHTS, partial)
     training = plain(json.loads((config.model_dir / "training.json").read_text(encoding="utf-8")))
     (asset_dir("nano") / "training.json").write_text(json.dumps(training, indent=2) + "\n", encoding="utf-8")
     backbone = load_backbone("nano", device="cpu")

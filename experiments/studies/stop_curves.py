@@ -35,6 +35,7 @@ from agents.outcomes import evaluation_key, key_of
 from agents.run_directory import provenance_of_runs
 from agents.when_to_stop import Episodes, Stopping, train_when_to_stop, worth_of_stopping
 from canvit_gym.atomic import write_json, write_text
+from canvit_gym.benchmark.records import policy_key
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.episodes import EpisodeBatch
@@ -160,7 +161,7 @@ def looks(config: StopCurvesConfig, split: str) -> dict[str, list[Looked]]:
     chosen = json.loads((config.headroom_dir / f"{name}.json").read_text(encoding="utf-8"))
     spec = chosen["opponent"].split(", stops at")[0]
     policy = make_policy(spec, config=env, num_glimpses=env.budget)
-    path = kept / f"hand-coded-{split}-{evaluation_key(env, {'policy': spec})}.npz"
+    path = kept / f"hand-coded-{split}-{evaluation_key(env, policy_key(spec))}.npz"
     found[spec] = [measured(policy, env, {}, path=path)]
     return found
 

@@ -21,7 +21,6 @@ file per environment, and a table of all of them.
 """
 
 import json
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 from agents.intervals import with_interval
 from agents.outcomes import evaluation_key
 from canvit_gym.atomic import write_json, write_text
+from canvit_gym.benchmark.records import policy_key, slug
 from canvit_gym.command_line import GOES_ON, env_config, run_command
 from canvit_gym.config import EnvConfig
 from canvit_gym.policies import make_policy
@@ -132,11 +132,10 @@ def look_of(spec: str, env: EnvConfig, directory: Path, *, confidence: bool) -> 
 
     confidence: also measure that of every reading: the probability of the most likely class, [N, T].
     """
-    slug = re.sub(r"[^\w.]+", "-", spec).strip("-")
     return look(
         lambda: make_policy(spec, config=env, num_glimpses=env.budget),
         env,
-        path=directory / f"{slug}-{env.split}-{evaluation_key(env, {'policy': spec})}.npz",
+        path=directory / f"{slug(spec)}-{env.split}-{evaluation_key(env, policy_key(spec))}.npz",
         signals={CONFIDENCE: confidence_now} if confidence else {},
     )
 
