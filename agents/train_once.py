@@ -40,20 +40,18 @@ def require_same_run(config: TrainConfig) -> None:
     The algorithm's hyperparameters may have changed since, and so may the checkpoint behind a name.
     """
     found = json.loads((config.run_dir / CONFIG).read_text(encoding="utf-8"))
-    algo = config.algo or DEFAULT
-    hyper = load_hyperparameters(config.env or DEFAULT_ENV, json_object(config.hyper, option="--hyper"), algo=algo)
+    algo, env = config.algo or DEFAULT, config.env or DEFAULT_ENV
+    hyper = load_hyperparameters(env, json_object(config.hyper, option="--hyper"), algo=algo)
     asked = {
         "hyperparameters": json.loads(json.dumps(hyper.to_json())),
         "total_timesteps": config.total_timesteps or hyper.total_timesteps,
         "algo": algo,
-        "env": config.env or DEFAULT_ENV,
         "env_kwargs": json_object(config.env_kwargs, option="--env-kwargs"),
         "eval_every": DEFAULT_EVAL_EVERY if config.eval_every is None else config.eval_every,
         "eval_scenes": config.eval_scenes,
     }
     differing = _differing(found, asked) if found["algo"] == algo else {"algo"}
-    if found["seed"] != (config.seed or 0):
-        differing.add("seed")
+    differing |= {name for name, own in (("seed", config.seed or 0), ("env", env)) if found[name] != own}
     if differing:
         raise ValueError(
             f"{config.run_dir} holds a run with other settings ({', '.join(sorted(differing))}): delete it, or choose "
@@ -64,7 +62,7 @@ def require_same_run(config: TrainConfig) -> None:
         require_same(record.inputs, describe_inputs(record.env), who=f"the run in {config.run_dir}", learning=True)
 
 
-SETTINGS = ("algo", "env", "env_kwargs", "total_timesteps", "eval_every", "eval_scenes")
+SETTINGS = ("algo", "env_kwargs", "total_timesteps", "eval_every", "eval_scenes")
 """What runs that differ only in their seed have in common, besides their hyperparameters. How often they were validated
 is part of it: each run counts with the best policy that was validated."""
 

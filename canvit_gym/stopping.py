@@ -143,7 +143,9 @@ class StopRecorder:
         if t == 0:
             self._glimpses.append(np.full(episodes.num, episodes.budget))
         taken = self._glimpses[-1]
-        taken[:] = np.where((taken == episodes.budget) & self._rule(t, episodes), t + 1, taken)
+        going_on = taken == episodes.budget
+        if t + 1 < episodes.budget and going_on.any():  # a rule may run a network
+            taken[going_on & self._rule(t, episodes)] = t + 1
 
     def glimpses(self) -> NDArray[np.int64]:
         """[N] taken at the stop, scenes in the order of the evaluation."""
