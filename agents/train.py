@@ -6,9 +6,9 @@
 A run directory contains best/, last/ and, after a warm start, warm_start/ (policies, for
 canvit_gym.policies.load_policy), config.json, provenance.json (an entry per start), training_state.pt (for --resume),
 clock.json (how long it took), tensorboard/, headroom.json with --headroom-scenes and, when finished, result.json. The
-best policy is the one with the lowest validation loss after the last glimpse. If it pays to know more
-early (canvit_gym.suite.payoff), the loss is averaged over glimpses. If the agent may stop, the best policy is the one
-whose stops are worth most, minus the cost of glimpses.
+best policy is the one with the lowest validation loss after the last glimpse. If it pays to know more early
+(canvit_gym.suite.payoff), the loss is averaged over glimpses. If the agent may stop, the best policy is the one whose
+stops are worth most, minus the cost of glimpses.
 
 Ctrl-C saves the state after the last complete update. A resumed run is bitwise identical to an uninterrupted one on the
 CPU with the same number of threads. Decisions are counted per environment and step: a rollout of 64 environments and 8
