@@ -427,7 +427,7 @@ def test_the_shipped_model_is_no_better_than_itself_and_nothing_is_changed(tmp_p
         shutil.copytree(asset_dir(f"nano-{kind}-probe"), tmp_path / f"{kind}-probe")
     before = {path: path.stat().st_mtime_ns for path in asset_dir("nano").iterdir()}
     config = ship.ShippingConfig(model_dir=asset_dir("nano"), probes_dir=tmp_path, compare_scenes=8)
-    with pytest.raises(FileNotFoundError, match="there is no .*odd-probe: fit the probes on this model first"):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*odd-probe: fit the probes on this model first"):
         ship.main(config)
     shutil.copytree(asset_dir("nano-odd-probe"), tmp_path / "odd-probe")
     with pytest.raises(ValueError, match=r"not shipped, and nothing was changed:\nmIoU after 21 .* not clearly higher"):
