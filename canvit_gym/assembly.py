@@ -47,7 +47,7 @@ def build_scenes(config: EnvConfig, *, batched: bool = True) -> SceneSource:
 
 @contextmanager
 def listed_scenes(config: EnvConfig) -> Iterator[SceneSource]:
-    """The scenes of the config's split, for their name, number and classes: none is cached for these."""
+    """The scenes of the config's split, for their name, fingerprint, number and classes: none is cached for these."""
     scenes = build_scenes(replace(config, cache=False), batched=False)
     with closing_sources(scenes):
         yield scenes

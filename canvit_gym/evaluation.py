@@ -35,6 +35,7 @@ from canvit_gym.assembly import (
     build_layout,
     build_scenes,
     build_task,
+    listed_scenes,
     require_scene_size,
 )
 from canvit_gym.checks import integer
@@ -334,8 +335,7 @@ def evaluated_scenes(config: EnvConfig, *, max_scenes: int | None = None) -> NDA
     >>> evaluated_scenes(EnvConfig(split="test", num_scenes=8, shard=(1, 2), device="cpu"), max_scenes=3).tolist()
     [1, 3, 5]
     """
-    scenes = build_scenes(config)
-    with closing_sources(scenes):
+    with listed_scenes(config) as scenes:
         return _order(scenes, config, max_scenes)
 
 

@@ -149,15 +149,13 @@ class Game:
         Raises:
             UnreadableSceneError: as many as the split holds cannot.
         """
-        for left in reversed(range(len(self._env.envs.scenes))):
+        for _ in range(len(self._env.envs.scenes) - 1):
             scene = next(self._scenes)
             try:
                 return self._begin(scene)
             except UnreadableSceneError as error:
-                if not left:
-                    raise
                 log.warning("scene %d is left out: %s", scene, error)
-        raise AssertionError("a split without scenes is refused before")
+        return self._begin(next(self._scenes))
 
     def restart(self) -> Message:
         """Begin the same scene again."""

@@ -20,7 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from canvit_gym.assembly import build_backbone, build_layout, build_scenes, build_task, classes_of, require_scene_size
+from canvit_gym.assembly import (
+    build_backbone,
+    build_layout,
+    build_scenes,
+    build_task,
+    classes_of,
+    listed_scenes,
+    require_scene_size,
+)
 from canvit_gym.atomic import write_text
 from canvit_gym.backbone.load import Backbone
 from canvit_gym.checks import integer
@@ -191,9 +199,9 @@ def cached_sequence(
 
     settings: the method and whatever else the sequence depends on, its constants included, as JSON values.
     """
-    training = replace(search_config(config, num_scenes), cache=False)  # the fingerprint needs no decoded scenes
-    scenes = build_scenes(training, batched=False).fingerprint
-    key = [asdict(searched_on(config)), scenes, candidates_sha256(candidates), settings]
+    with listed_scenes(search_config(config, num_scenes)) as scenes:
+        fingerprint = scenes.fingerprint
+    key = [asdict(searched_on(config)), fingerprint, candidates_sha256(candidates), settings]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_dir() / "fixed_sequences" / f"{config.dataset}-{digest}.json"
 

@@ -97,7 +97,7 @@ class Seen:
         if not isinstance(actions, DiscreteActions) or actions.revisit:
             return np.ones((self.num, len(candidates)), dtype=np.bool_)
         allowed = actions.allowed(self._episodes.targets, self._episodes.glimpses)
-        if candidates is actions.viewpoints or np.array_equal(candidates, actions.viewpoints):
+        if np.array_equal(candidates, actions.viewpoints):
             return allowed
         same = (candidates[:, None] == actions.viewpoints).all(axis=2)  # [A, table]
         return (allowed[:, None] & same).any(axis=2)

@@ -143,7 +143,7 @@ class CachedFileScenes(ScenesOnDisk):
         files, size = self.files, self.decoder.size_px
         slug = re.sub(r"\W+", "-", files.name.lower())
         which = digest(str(files.root.resolve()), files.name, repr(self.decoder)).hex()[:8]
-        content = digest(_FORMAT, repr(self.decoder), self.decoder.geometry, *files.relative(files.images)).hex()[:12]
+        content = digest(_FORMAT, self.decoder.geometry, *files.relative(files.images)).hex()[:12]
         family = f"{slug}-{size}px-{which}"
         wanted = files.stamps()
         path = directory / f"{family}-{content}-{digest(wanted.tobytes().hex()).hex()[:8]}.bin"
